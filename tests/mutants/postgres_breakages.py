@@ -321,10 +321,10 @@ POSTGRES_MUTANTS = (
     ),
     # Turns of tenants
     Mutant(
-        "PostgreSQL: the floor of the turns does not rise",
+        "PostgreSQL: the minimum of the turns does not rise",
         f"{SQL}tenants.sql",
-        "UPDATE {schema}.tenant_floor f SET floor = u.floor FROM",
-        "UPDATE {schema}.tenant_floor f SET floor = f.floor FROM",
+        "UPDATE {schema}.share_class f SET min_virtual_time = u.min_virtual_time\n",
+        "UPDATE {schema}.share_class f SET min_virtual_time = f.min_virtual_time\n",
         (f"{POSTGRES}test_a_tenant_that_was_away_has_no_credit",),
     ),
     Mutant(
@@ -363,7 +363,7 @@ POSTGRES_MUTANTS = (
         (f"{POSTGRES}test_a_tenant_far_behind_gets_several_turns_before_many_others",),
     ),
     Mutant(
-        "PostgreSQL: a tenant joins at the floor",
+        "PostgreSQL: a tenant joins at the minimum",
         f"{SQL}tenants.sql",
         "            $least := $least + {schema}.compute_next_charge_1(",
         "            $least := $least + 0 * {schema}.compute_next_charge_1(",

@@ -39,7 +39,7 @@ def make_candidates(draw: st.DrawFn) -> tuple[Candidates, int]:
     means = draw(st.lists(st.integers(0, 5_000_000), min_size=number, max_size=number))
     unmeasured = draw(st.lists(st.integers(0, 3), min_size=number, max_size=number))
     units = draw(st.lists(st.sampled_from([50, 100, 400]), min_size=number, max_size=number))
-    floor = draw(st.integers(0, times[0]))
+    minimum = draw(st.integers(0, times[0]))
     return (
         Candidates(
             open=[1],
@@ -48,7 +48,7 @@ def make_candidates(draw: st.DrawFn) -> tuple[Candidates, int]:
             groups=[lanes, dues, seqs],
             group_size=1,
             shares=[shares, stored, means, unmeasured, units],
-            floors=[("default", 4, floor)],
+            classes=[("default", 4, minimum)],
         ),
         total,
     )

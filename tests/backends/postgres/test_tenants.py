@@ -161,11 +161,11 @@ async def test_an_exchange_does_not_wait_for_the_tenants_of_other_queues(
     await backend.producing.enqueue([make(job_id, "b") for job_id in jobs])
     assert sorted(await other.run(5)) == jobs
     await connection.execute("BEGIN")
-    await connection.execute("SELECT nimburion.lock_floors_1(ARRAY['b'], 0, '{}')")
+    await connection.execute("SELECT nimburion.lock_share_classes_1(ARRAY['b'], 0, '{}')")
     await connection.execute("UPDATE nimburion.tenant_share SET unmeasured = 1 WHERE queue = 'b'")
     await backend.producing.enqueue(
         [make("x2", "b"), make("x1 of a")]
-    )  # below the floor of its queue
+    )  # below the minimum of its queue
     async with asyncio.timeout(DEADLINE / 3):
         assert await first.run(1) == ["x1 of a"]
     await connection.execute("ROLLBACK")
@@ -216,7 +216,7 @@ async def test_tenants_are_forgotten_in_steps(
     assert await taker.run(1) == ["w2"]
     await prune_all(backend, Retention())
     assert await connection.fetchval("SELECT count(*) FROM nimburion.tenant_share") == 0
-    assert await connection.fetchval("SELECT count(*) FROM nimburion.tenant_floor") == 0
+    assert await connection.fetchval("SELECT count(*) FROM nimburion.share_class") == 0
 
 
 async def test_one_process_at_a_time_reads_the_tenants(

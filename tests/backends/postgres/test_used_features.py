@@ -26,7 +26,7 @@ TABLES = (
     "changed_key",
     "paused_queue",
     "tenant_turn",
-    "tenant_floor",
+    "share_class",
 )
 
 

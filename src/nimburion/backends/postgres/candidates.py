@@ -88,7 +88,7 @@ class Candidates(msgspec.Struct):
     groups: Columns | None = None
     group_size: int | None = None
     shares: Columns | None = None
-    floors: list[tuple[str, int, int]] | None = None
+    classes: list[tuple[str, int, int]] | None = None
     parked: list[tuple[str, str, int, int, int, int, int, int | None]] | None = None
     keys: Columns | None = None
     version: int | None = None
@@ -139,7 +139,7 @@ class PostgresSource:
         }
         """By share; None: it has no row."""
         self.min_virtual_times: dict[ShareClass, int] = {
-            (queue, rank): floor for queue, rank, floor in candidates.floors or ()
+            (queue, rank): minimum for queue, rank, minimum in candidates.classes or ()
         }
         self._read_jobs(excluded)
         self._read_tenants(excluded)

@@ -46,7 +46,7 @@ def plan_first_turns(candidates: Candidates, request: ReserveRequest) -> FirstTu
     if ranks[0] != ranks[total]:
         return None
     stored = {share: values for share, *values in iterate_rows(candidates.shares)}
-    minimums = {rank: minimum for _, rank, minimum in candidates.floors or ()}
+    minimums = {rank: minimum for _, rank, minimum in candidates.classes or ()}
     minimum = first_minimum = minimums.get(ranks[0], 0)
     next_time = times[total]
     charges, after = [], {}

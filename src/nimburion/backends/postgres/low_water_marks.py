@@ -74,9 +74,9 @@ class LowWaterMarks:
         }
         heads[None] = lowest_due
         if self._valid_after is not None and status["oldest_xid"] >= self._valid_after:
-            for lane, floor in self._candidates.items():
+            for lane, mark in self._candidates.items():
                 if lane in heads:
-                    self._marks[lane] = min(floor, heads[lane])
+                    self._marks[lane] = min(mark, heads[lane])
             self._valid_after = None
         if self._valid_after is None:
             self._candidates, self._valid_after = heads, status["next_xid"]

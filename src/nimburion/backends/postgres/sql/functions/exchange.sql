@@ -340,7 +340,7 @@ BEGIN
     PERFORM {schema}.lock_affected_limits_1(p_now, p_session, ARRAY(
         SELECT l.seq FROM {schema}.lease l WHERE l.session = p_session AND l.exchange_number = p_number
     ), p_queues, p_names, false);
-    PERFORM {schema}.lock_floors_1(p_queues, p_session, NULL);
+    PERFORM {schema}.lock_share_classes_1(p_queues, p_session, NULL);
     status.to_notify := {schema}.get_queues_of_lanes_1({schema}.release_excess_1(p_now, p_session, p_number, p_max_bytes));
     RETURN QUERY SELECT * FROM {schema}.repeat_exchange_1(p_session, p_number);
     SELECT * INTO status.lanes, status.ranks, status.queues, status.names

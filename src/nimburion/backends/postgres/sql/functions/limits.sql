@@ -152,7 +152,7 @@ BEGIN
     PERFORM FROM {schema}.concurrency_limit ORDER BY name FOR NO KEY UPDATE;
     PERFORM FROM {schema}.rate_limit ORDER BY name FOR NO KEY UPDATE;
     PERFORM FROM {schema}.keyed_limit ORDER BY limit_name, job_name FOR NO KEY UPDATE;
-    PERFORM FROM {schema}.tenant_floor f ORDER BY f.queue, f.rank FOR NO KEY UPDATE;
+    PERFORM FROM {schema}.share_class f ORDER BY f.queue, f.rank FOR NO KEY UPDATE;
     PERFORM {schema}.admit_turns_1(NULL);
     RETURN EXISTS (SELECT FROM {schema}.concurrency_limit);
 END $$;

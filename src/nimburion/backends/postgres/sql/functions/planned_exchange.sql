@@ -3,14 +3,14 @@
 -- 1. `begin_planned_exchange_1` settles and promotes. If one lane has jobs, and all their keys have room for all of them, it leases
 --    them: nothing has to be decided. Else it reads candidates. It commits, so no lock is held while the plan is made.
 -- 2. `nimburion.backends.planning` decides which jobs are leased and parked. It runs in the worker.
--- 3. `apply_plan_1` leases and parks what was planned. It first locks limits and floors, and compares their state with what the
---    plan has read. If anything differs, or a planned job is gone, it changes nothing and returns `conflict`.
+-- 3. `apply_plan_1` leases and parks what was planned. It first locks limits and share classes, and compares their state with
+--    what the plan has read. If anything differs, or a planned job is gone, it changes nothing and returns `conflict`.
 --
 -- After a conflict, the worker runs both calls in one transaction that takes the locks first (`read_candidates_again_1`, or
 -- `begin_planned_exchange_1` with `p_lock`). The server ends its connection if it is idle for 5 s.
 -- The exchange is open (`exchange_log.is_open`) from the first call on. A repeat of its number closes it, so a second call that
 -- arrives late leases nothing.
--- Locks: as `exchange_1`; then limits as in `limits.sql`, floors as in `tenants.sql`, and the rows of the planned jobs.
+-- Locks: as `exchange_1`; then limits as in `limits.sql`, share classes as in `tenants.sql`, and the rows of the planned jobs.
 
 -- name: begin_planned_exchange
 -- Settle finished jobs, promote due jobs, and lease jobs that nothing restricts. If there are others, read what a plan needs.
@@ -18,7 +18,7 @@
 --   p_is_capped     whether the number of jobs of a queue is limited
 --   p_sizes         how much to read at most: jobs of each lane, turns of each lane, jobs of each turn (a factor), jobs that are
 --                   parked for each key
---   p_lock          whether to lock the floors of tenants that the plan may change, too
+--   p_lock          whether to lock the share classes of tenants that the plan may change, too
 -- Result: as of `exchange_1`. Further outcomes:
 --   repeated        this was the last exchange; call `exchange_1`, which repeats it
 --   plain           nothing restricts this exchange; call `exchange_1`. Nothing was changed.
@@ -64,7 +64,7 @@ BEGIN
     locked_names := {schema}.lock_affected_limits_1(
         reply.now, session.number, p_seqs, p_queues, p_names, p_lock OR NOT has_tenants);
     IF has_tenants THEN
-        PERFORM {schema}.lock_floors_1(p_queues, session.number, p_seqs);
+        PERFORM {schema}.lock_share_classes_1(p_queues, session.number, p_seqs);
     END IF;
 
     -- Step 2: settle, return parked jobs, and promote.
@@ -295,7 +295,7 @@ END $$;
 --     groups      the jobs of these lanes: lane, due, seq
 --     group_size  how many of them were read at most of each lane
 --     shares      share, virtual time (NULL: no row), mean run time, unmeasured, weight
---     floors      queue, rank, floor
+--     classes     share classes: queue, rank, minimum virtual time
 --     parked      limit, key, requested lane, rank, due, seq, main lane, share (NULL: no tenant)
 --     keys        of the jobs above: seq, requested lane, limit, key, cost (NULL: none of its own), in_use, spent_until (NULL: not in
 --                 use), opens_at, has_parked
@@ -384,8 +384,9 @@ BEGIN
         'groups', json_build_array(groups.lanes, groups.dues, groups.seqs),
         'group_size', group_size,
         'shares', CASE WHEN shares IS NOT NULL THEN {schema}.list_shares_1(shares) END,
-        'floors', CASE WHEN shares IS NOT NULL THEN (
-            SELECT json_agg(json_build_array(f.queue, f.rank, f.floor)) FROM {schema}.tenant_floor f WHERE f.queue = ANY (p_queues)
+        'classes', CASE WHEN shares IS NOT NULL THEN (
+            SELECT json_agg(json_build_array(f.queue, f.rank, f.min_virtual_time))
+            FROM {schema}.share_class f WHERE f.queue = ANY (p_queues)
         ) END,
         'parked', parked_list,
         'keys', CASE WHEN true = ANY (keyed) THEN {schema}.list_candidate_keys_1(p_queues, p_names, keyed, seqs, places) END,
@@ -539,7 +540,7 @@ BEGIN
         PERFORM {schema}.begin_exchange_1(p_session);
         PERFORM set_config('idle_in_transaction_session_timeout', '5s', true);
         PERFORM {schema}.lock_affected_limits_1(now, NULL, NULL, p_queues, p_names, true);
-        PERFORM {schema}.lock_floors_1(p_queues, NULL, NULL);
+        PERFORM {schema}.lock_share_classes_1(p_queues, NULL, NULL);
     END IF;
     candidates := {schema}.read_candidates_1(
         now, p_total, p_queues, p_names, p_max_bytes, p_sizes, p_low_water_lanes, p_low_water_marks);
@@ -568,8 +569,8 @@ END $$;
 --   p_charged, p_times_before, p_times, p_unmeasured
 --                           the shares that were charged: their virtual times before (NULL: no row) and after; jobs that were
 --                           reserved before the first run time
---   p_floor_queues, p_floor_ranks, p_floors_before, p_floors
---                           the floors of their queues and ranks, before and after
+--   p_class_queues, p_class_ranks, p_minimums_before, p_minimums
+--                           the share classes of their queues and ranks, before and after
 --   p_waiting               the requested lanes that still have jobs; NULL: the plan does not know
 --   p_queues, p_names, p_low_water_lanes, p_low_water_marks
 --                           as for `exchange_1`
@@ -577,7 +578,7 @@ END $$;
 --   closed        the exchange is not open any more
 --   conflict      the plan does not apply any more; `results` has the seqs of planned jobs that are gone or locked
 -- If no limit by key and no tenant is concerned, such jobs are left out, unless all are gone or locked.
--- Locks: the limits of the planned jobs; their floors; the rows of the jobs
+-- Locks: the limits of the planned jobs; their share classes; the rows of the jobs
 CREATE OR REPLACE FUNCTION {schema}.apply_plan_1(
     p_now int8, p_session text, p_number int8, p_nonce bytea,
     p_seqs int8[], p_dues int8[], p_lanes int4[], p_main_lanes int4[], p_leased int4, p_key_ends int4[], p_keys int4[],
@@ -585,7 +586,7 @@ CREATE OR REPLACE FUNCTION {schema}.apply_plan_1(
     p_limits text[], p_key_names text[], p_in_use_before int4[], p_spent_before int8[], p_opens_before int8[],
     p_in_use int4[], p_spent int8[], p_opens int8[], p_version int8,
     p_charged int4[], p_times_before int8[], p_times int8[], p_unmeasured int4[],
-    p_floor_queues text[], p_floor_ranks int2[], p_floors_before int8[], p_floors int8[], p_waiting int4[],
+    p_class_queues text[], p_class_ranks int2[], p_minimums_before int8[], p_minimums int8[], p_waiting int4[],
     p_queues text[], p_names text[], p_low_water_lanes int4[], p_low_water_marks int8[]
 ) RETURNS SETOF {schema}.exchange_reply
 LANGUAGE plpgsql
@@ -611,7 +612,7 @@ BEGIN
         RETURN NEXT reply;
         RETURN;
     END IF;
-    has_own_limits := {schema}.lock_planned_limits_1(p_main_lanes[:p_leased], p_limits, p_floor_queues, p_floor_ranks);
+    has_own_limits := {schema}.lock_planned_limits_1(p_main_lanes[:p_leased], p_limits, p_class_queues, p_class_ranks);
 
     -- Step 2: compare, and lock the jobs.
     IF p_limits IS NOT NULL THEN
@@ -621,7 +622,7 @@ BEGIN
         END IF;
     END IF;
     IF NOT {schema}.may_lease_1(p_now, p_main_lanes[:p_leased], has_own_limits)
-        OR NOT {schema}.match_shares_1(p_charged, p_times_before, p_floor_queues, p_floor_ranks, p_floors_before)
+        OR NOT {schema}.match_shares_1(p_charged, p_times_before, p_class_queues, p_class_ranks, p_minimums_before)
     THEN
         reply.outcome := 'conflict';
     END IF;
@@ -683,7 +684,7 @@ BEGIN
     IF has_own_limits THEN
         PERFORM {schema}.take_limits_1(p_now, session.number, p_number);
     END IF;
-    PERFORM {schema}.charge_shares_1(p_charged, p_times, p_unmeasured, p_floor_queues, p_floor_ranks, p_floors);
+    PERFORM {schema}.charge_shares_1(p_charged, p_times, p_unmeasured, p_class_queues, p_class_ranks, p_minimums);
     PERFORM {schema}.move_turns_1(p_main_lanes);
     IF p_returned IS NOT NULL THEN
         PERFORM {schema}.unpark_seqs_1(p_now, p_returned);
@@ -710,11 +711,11 @@ BEGIN
 END $$;
 
 -- name: lock_planned_limits
--- Lock the limits and floors of a plan, in the order of all locks.
--- Inputs: the lanes of the jobs to lease; the limits by key; queues and ranks of the floors
+-- Lock the limits and share classes of a plan, in the order of all locks.
+-- Inputs: the lanes of the jobs to lease; the limits by key; queues and ranks of the share classes
 -- Result: whether the names of the lanes have limits of their own
 CREATE OR REPLACE FUNCTION {schema}.lock_planned_limits_1(
-    p_lanes int4[], p_limits text[], p_floor_queues text[], p_floor_ranks int2[]
+    p_lanes int4[], p_limits text[], p_class_queues text[], p_class_ranks int2[]
 ) RETURNS bool
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -729,12 +730,12 @@ BEGIN
         PERFORM FROM {schema}.keyed_limit WHERE limit_name = ANY (ARRAY(SELECT DISTINCT unnest(p_limits)))
         ORDER BY limit_name, job_name FOR NO KEY UPDATE;
     END IF;
-    IF p_floor_queues IS NOT NULL THEN
-        INSERT INTO {schema}.tenant_floor (queue, rank, floor)
-        SELECT u.queue, u.rank, 0 FROM unnest(p_floor_queues, p_floor_ranks) AS u (queue, rank)
-        WHERE NOT EXISTS (SELECT FROM {schema}.tenant_floor f WHERE f.queue = u.queue AND f.rank = u.rank OFFSET 0)
+    IF p_class_queues IS NOT NULL THEN
+        INSERT INTO {schema}.share_class (queue, rank, min_virtual_time)
+        SELECT u.queue, u.rank, 0 FROM unnest(p_class_queues, p_class_ranks) AS u (queue, rank)
+        WHERE NOT EXISTS (SELECT FROM {schema}.share_class f WHERE f.queue = u.queue AND f.rank = u.rank OFFSET 0)
         ORDER BY 1, 2 ON CONFLICT DO NOTHING;
-        PERFORM FROM {schema}.tenant_floor f WHERE f.queue = ANY (p_floor_queues) ORDER BY f.queue, f.rank FOR NO KEY UPDATE;
+        PERFORM FROM {schema}.share_class f WHERE f.queue = ANY (p_class_queues) ORDER BY f.queue, f.rank FOR NO KEY UPDATE;
     END IF;
     RETURN has_own;
 END $$;
@@ -832,17 +833,17 @@ BEGIN
 END $$;
 
 -- name: match_shares
--- Compare the virtual times of shares and floors with what a plan has read.
--- Inputs: shares, and the virtual time of each; queues and ranks, and the floor of each
+-- Compare the virtual times of shares and share classes with what a plan has read.
+-- Inputs: shares, and the virtual time of each; queues and ranks, and the minimum of each
 -- Result: whether they are the same
 CREATE OR REPLACE FUNCTION {schema}.match_shares_1(
-    p_shares int4[], p_times int8[], p_floor_queues text[], p_floor_ranks int2[], p_floors int8[]
+    p_shares int4[], p_times int8[], p_class_queues text[], p_class_ranks int2[], p_minimums int8[]
 ) RETURNS bool
 LANGUAGE plpgsql AS $$
 BEGIN
     RETURN p_shares IS NULL OR NOT EXISTS (
-        SELECT FROM unnest(p_floor_queues, p_floor_ranks, p_floors) AS u (queue, rank, floor)
-        JOIN {schema}.tenant_floor f ON f.queue = u.queue AND f.rank = u.rank WHERE f.floor <> u.floor
+        SELECT FROM unnest(p_class_queues, p_class_ranks, p_minimums) AS u (queue, rank, min_virtual_time)
+        JOIN {schema}.share_class f ON f.queue = u.queue AND f.rank = u.rank WHERE f.min_virtual_time <> u.min_virtual_time
     ) AND NOT EXISTS (
         SELECT FROM unnest(p_shares, p_times) AS u (share, virtual_time)
         LEFT JOIN {schema}.tenant_share s ON s.share = u.share WHERE s.virtual_time IS DISTINCT FROM u.virtual_time

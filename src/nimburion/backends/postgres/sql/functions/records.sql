@@ -51,14 +51,14 @@ END $$;
 --   that the action can change
 -- Result: the ids of the jobs that were changed; of those whose unique key another job holds; what to notify, as in
 --   `cancel_job_1`
--- Locks: except for a deletion the floors of the tenants' queues, so that an exchange, which changes the same turns in
+-- Locks: except for a deletion the share classes of the tenants' queues, so that an exchange, which changes the same turns in
 --   another order, does not wait for it; then as `replay_jobs_1`, `make_due_1`, `delete_jobs_1` or `cancel_job_1` for each job, by lane
 CREATE OR REPLACE FUNCTION {schema}.change_jobs_1(
     p_now int8, p_action text, p_ids bytea[], p_states text[], OUT changed bytea[], OUT held bytea[], OUT to_notify text[]
 ) LANGUAGE plpgsql AS $$
 BEGIN
-    IF p_action <> 'delete' AND EXISTS (SELECT FROM {schema}.tenant_floor) THEN
-        PERFORM FROM {schema}.tenant_floor f WHERE f.queue IN (
+    IF p_action <> 'delete' AND EXISTS (SELECT FROM {schema}.share_class) THEN
+        PERFORM FROM {schema}.share_class f WHERE f.queue IN (
             SELECT a.queue FROM {schema}.job j JOIN {schema}.lane a ON a.id = j.lane WHERE j.id = ANY (p_ids)
         ) ORDER BY f.queue, f.rank FOR NO KEY UPDATE;
     END IF;

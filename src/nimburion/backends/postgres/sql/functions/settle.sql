@@ -487,7 +487,7 @@ BEGIN
         SELECT u.limit_name FROM {schema}.lease l JOIN {schema}.limit_key u ON u.number = ANY (l.key_numbers)
         WHERE l.session = session_number AND l.seq = p_seq
     )) ORDER BY limit_name, job_name FOR NO KEY UPDATE;
-    PERFORM {schema}.lock_floors_1('{}', session_number, ARRAY[p_seq]);
+    PERFORM {schema}.lock_share_classes_1('{}', session_number, ARRAY[p_seq]);
     PERFORM {schema}.settle_charges_1(now, session_number, ARRAY[p_seq], NULL, ARRAY[p_fence], ARRAY[p_nonce]);
     SELECT * INTO outcome FROM {schema}.settle_one_1(
         now, session_number, 'c', p_seq, p_id, p_fence, p_nonce, NULL,

@@ -4,7 +4,7 @@
 -- The lanes of one queue, rank and tenant have one share (`lane.share`), which is charged for all of them.
 -- A lane with a tenant has a number below 0. Its jobs wait in `ready` like others; triggers keep its row of `tenant_turn`,
 -- the first job of the lane. These lanes have no late lanes and no low-water marks.
--- Locks: the rows of `tenant_floor`, by queue and rank, after the limits. Who reserves or settles jobs of tenants holds them.
+-- Locks: the rows of `share_class`, by queue and rank, after the limits. Who reserves or settles jobs of tenants holds them.
 -- An enqueue holds a row of `tenant_turn` of its lane FOR KEY SHARE, so the row of a lane that is about to get a job is not
 -- deleted. If it finds none, it adds one of its own (`arrival`). It locks no row that an exchange changes, because a caller's
 -- transaction may stay open for long. Exchanges merge the added rows into the row of the lane.
@@ -12,9 +12,9 @@
 -- A function that reads it therefore also reads `ready`.
 
 -- name: add_turn
--- Keep `tenant_turn` when a job of a tenant begins to wait. If its lane was empty and its tenant is new or below the floor, the
--- tenant joins behind those that wait: at the floor plus the charge of its next job. For a job that was parked it only catches up
--- with the floor.
+-- Keep `tenant_turn` when a job of a tenant begins to wait. If its lane was empty and its tenant is new or below the minimum, the
+-- tenant joins behind those that wait: at the minimum plus the charge of its next job. For a job that was parked it only catches up
+-- with the minimum.
 CREATE OR REPLACE FUNCTION {schema}.add_turn_1() RETURNS trigger
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -28,9 +28,9 @@ BEGIN
     SELECT t.due, t.seq, t.virtual_time INTO turn FROM {schema}.tenant_turn t WHERE t.share = place.share AND t.lane = NEW.lane
     ORDER BY t.arrival LIMIT 1 FOR KEY SHARE;
     IF NOT FOUND THEN
-        -- Shares and floors are only read: exchanges change these rows.
+        -- Shares and share classes are only read: exchanges change these rows.
         least := coalesce((
-            SELECT f.floor FROM {schema}.tenant_floor f WHERE f.queue = place.queue AND f.rank = place.rank
+            SELECT f.min_virtual_time FROM {schema}.share_class f WHERE f.queue = place.queue AND f.rank = place.rank
         ), 0);
         SELECT s.* INTO own FROM {schema}.tenant_share s WHERE s.share = place.share;
         used := coalesce(own.virtual_time, (
@@ -114,8 +114,8 @@ END $$;
 -- name: admit_turns
 -- Merge the rows of `tenant_turn` that enqueues added into the rows of their lanes. Raise the shares of tenants whose lane was
 -- empty when a job came, to the virtual time at which they joined (`add_turn_1`).
--- Inputs: the queues whose floors the caller has locked; NULL: all. The rows of other queues are left alone: a transaction that
---   holds their floors changes them, and may wait for a row of this caller.
+-- Inputs: the queues whose share classes the caller has locked; NULL: all. The rows of other queues are left alone: a transaction that
+--   holds their share classes changes them, and may wait for a row of this caller.
 -- Locks: the rows of the lanes, by share and lane, then the added rows. An added row that an enqueue has locked stays, and is merged
 --   again later.
 -- Atomic: a row that was added is deleted only while the row of its lane is locked. So a lane with jobs always keeps a row.
@@ -171,29 +171,29 @@ BEGIN
     PERFORM {schema}.remove_empty_turns_1(shares);
 END $$;
 
--- name: lock_floors
+-- name: lock_share_classes
 -- Lock the turns of queues, and those of the jobs that a session settles.
 -- Inputs: the queues; the session; the seqs
--- Locks: the rows of `tenant_floor`, by queue and rank
-CREATE OR REPLACE FUNCTION {schema}.lock_floors_1(p_queues text[], p_session int4, p_seqs int8[]) RETURNS void
+-- Locks: the rows of `share_class`, by queue and rank
+CREATE OR REPLACE FUNCTION {schema}.lock_share_classes_1(p_queues text[], p_session int4, p_seqs int8[]) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
     settled text[] := '{}';
 BEGIN
-    IF EXISTS (SELECT FROM {schema}.tenant_floor f WHERE f.queue <> ALL (p_queues)) THEN
+    IF EXISTS (SELECT FROM {schema}.share_class f WHERE f.queue <> ALL (p_queues)) THEN
         settled := ARRAY(
             SELECT DISTINCT s.queue FROM unnest(p_seqs) AS u (seq)
             CROSS JOIN LATERAL (SELECT * FROM {schema}.lease l WHERE l.session = p_session AND l.seq = u.seq OFFSET 0) l
             CROSS JOIN LATERAL (SELECT * FROM {schema}.tenant_share s WHERE s.share = l.share OFFSET 0) s
         );
     END IF;
-    INSERT INTO {schema}.tenant_floor (queue, rank, floor)
+    INSERT INTO {schema}.share_class (queue, rank, min_virtual_time)
     SELECT q.queue, r.rank, 0 FROM (SELECT DISTINCT u.queue FROM unnest(p_queues) AS u (queue)) q, generate_series(0, 9) AS r (rank)
-    WHERE NOT EXISTS (SELECT FROM {schema}.tenant_floor f WHERE f.queue = q.queue AND f.rank = r.rank OFFSET 0)
+    WHERE NOT EXISTS (SELECT FROM {schema}.share_class f WHERE f.queue = q.queue AND f.rank = r.rank OFFSET 0)
         -- OFFSET 0: else the planner may read the turns of all tenants to join them
         AND EXISTS (SELECT FROM {schema}.tenant_turn t WHERE t.queue = q.queue AND t.rank = r.rank OFFSET 0)
     ORDER BY 1, 2 ON CONFLICT DO NOTHING;
-    PERFORM FROM {schema}.tenant_floor f WHERE f.queue = ANY (p_queues || settled) ORDER BY f.queue, f.rank FOR NO KEY UPDATE;
+    PERFORM FROM {schema}.share_class f WHERE f.queue = ANY (p_queues || settled) ORDER BY f.queue, f.rank FOR NO KEY UPDATE;
     PERFORM {schema}.admit_turns_1(p_queues || settled);
 END $$;
 
@@ -323,11 +323,11 @@ BEGIN
 END $$;
 
 -- name: charge_shares
--- Store the shares that a plan has charged, and the floors of their queues and ranks.
+-- Store the shares that a plan has charged, and the share classes of their queues and ranks.
 -- Inputs: shares (NULL: none), and for each its virtual time and the jobs that were reserved before the first run time; queues and
---   ranks, and for each the floor. `width_bucket` finds the place of a share, so the shares are in ascending order.
+--   ranks, and for each the minimum. `width_bucket` finds the place of a share, so the shares are in ascending order.
 CREATE OR REPLACE FUNCTION {schema}.charge_shares_1(
-    p_shares int4[], p_times int8[], p_unmeasured int4[], p_queues text[], p_ranks int2[], p_floors int8[]
+    p_shares int4[], p_times int8[], p_unmeasured int4[], p_queues text[], p_ranks int2[], p_minimums int8[]
 ) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -347,7 +347,8 @@ BEGIN
         CROSS JOIN LATERAL (SELECT * FROM {schema}.lane a WHERE a.id = u.share OFFSET 0) a
         WHERE NOT EXISTS (SELECT FROM {schema}.tenant_share s WHERE s.share = u.share OFFSET 0);
     END IF;
-    UPDATE {schema}.tenant_floor f SET floor = u.floor FROM unnest(p_queues, p_ranks, p_floors) AS u (queue, rank, floor)
+    UPDATE {schema}.share_class f SET min_virtual_time = u.min_virtual_time
+    FROM unnest(p_queues, p_ranks, p_minimums) AS u (queue, rank, min_virtual_time)
     WHERE f.queue = u.queue AND f.rank = u.rank;
 END $$;
 
@@ -403,7 +404,7 @@ END $$;
 -- name: list_tenants
 -- List the tenants with waiting or leased jobs, in the order of their turns.
 -- Inputs: the most waiting jobs that are counted for each; the maximum number of tenants
--- Result: one row for each tenant, queue and rank; `ahead` is its virtual time beyond the floor
+-- Result: one row for each tenant, queue and rank; `ahead` is its virtual time beyond the minimum
 CREATE OR REPLACE FUNCTION {schema}.list_tenants_1(p_most int4, p_limit int4) RETURNS TABLE (
     queue text, rank int2, tenant text, units int8, waiting int8, running int8, ahead int8
 )
@@ -417,7 +418,7 @@ LANGUAGE sql STABLE ROWS 10 SET jit TO off AS $$
             ) w
         ) AS waiting, (
             SELECT count(*) FROM {schema}.lease l WHERE l.share = s.share
-        ) AS running, s.virtual_time - coalesce(f.floor, 0)
+        ) AS running, s.virtual_time - coalesce(f.min_virtual_time, 0)
         FROM (
             SELECT s.share, s.queue, s.rank, s.tenant, GREATEST(s.virtual_time, (
                 SELECT max(t.virtual_time) FROM {schema}.tenant_turn t WHERE t.share = s.share AND t.is_raised
@@ -428,7 +429,7 @@ LANGUAGE sql STABLE ROWS 10 SET jit TO off AS $$
                 SELECT t.share, max(t.virtual_time) AS virtual_time FROM {schema}.tenant_turn t
                 WHERE NOT EXISTS (SELECT FROM {schema}.tenant_share s WHERE s.share = t.share) GROUP BY 1
             ) t JOIN {schema}.lane a ON a.id = t.share
-        ) s LEFT JOIN {schema}.tenant_floor f ON f.queue = s.queue AND f.rank = s.rank
+        ) s LEFT JOIN {schema}.share_class f ON f.queue = s.queue AND f.rank = s.rank
         ORDER BY s.queue, s.rank, s.virtual_time, s.tenant
     ) uses WHERE uses.waiting > 0 OR uses.running > 0 LIMIT p_limit
 $$;
@@ -436,13 +437,13 @@ $$;
 -- name: find_turn
 -- Find where a waiting job stands in the turns of its queue.
 -- Inputs: the id of the job; the maximum number of jobs before it to count
--- Result: tenant, its virtual time beyond the floor, how many other tenants are before it, how many jobs of its lane are; no
+-- Result: tenant, its virtual time beyond the minimum, how many other tenants are before it, how many jobs of its lane are; no
 --   row if the job does not wait for a turn
 CREATE OR REPLACE FUNCTION {schema}.find_turn_1(p_id bytea, p_most int4) RETURNS TABLE (
     tenant text, ahead int8, tenants_before int8, jobs_before int8
 )
 LANGUAGE sql STABLE ROWS 1 SET jit TO off AS $$
-    SELECT a.tenant, t.virtual_time - coalesce(f.floor, 0), (
+    SELECT a.tenant, t.virtual_time - coalesce(f.min_virtual_time, 0), (
         SELECT count(DISTINCT o.share) FROM {schema}.tenant_turn o
         WHERE o.queue = t.queue AND o.rank = t.rank AND o.virtual_time < t.virtual_time
     ), (
@@ -453,7 +454,7 @@ LANGUAGE sql STABLE ROWS 1 SET jit TO off AS $$
     FROM {schema}.job j JOIN {schema}.lane a ON a.id = j.lane CROSS JOIN LATERAL (
         SELECT * FROM {schema}.tenant_turn t WHERE t.share = a.share AND t.lane = j.lane ORDER BY t.arrival LIMIT 1
     ) t JOIN {schema}.ready r ON r.lane = j.lane AND r.seq = j.seq
-    LEFT JOIN {schema}.tenant_floor f ON f.queue = t.queue AND f.rank = t.rank
+    LEFT JOIN {schema}.share_class f ON f.queue = t.queue AND f.rank = t.rank
     WHERE j.id = p_id
 $$;
 
@@ -461,22 +462,22 @@ $$;
 -- Forget tenants without waiting and leased jobs that are not ahead of the others, and queues and ranks without such jobs.
 -- A call begins after the last share that the call before it read, or with the first.
 -- Inputs: the maximum number of shares to read
--- Locks: advisory lock 7048; if it is not free, nothing is done. All floors, by queue and rank
+-- Locks: advisory lock 7048; if it is not free, nothing is done. All share classes, by queue and rank
 CREATE OR REPLACE FUNCTION {schema}.forget_tenants_1(p_limit int4) RETURNS void
 LANGUAGE plpgsql
 SET enable_seqscan TO off SET enable_hashjoin TO off SET enable_mergejoin TO off SET jit TO off AS $$
 DECLARE
     last_read int4;
     shares int4[];
-    idle {schema}.tenant_floor[];  -- of queues and ranks without waiting and leased jobs
+    idle {schema}.share_class[];  -- of queues and ranks without waiting and leased jobs
 BEGIN
-    IF NOT EXISTS (SELECT FROM {schema}.tenant_floor) AND NOT EXISTS (SELECT FROM {schema}.tenant_turn)
+    IF NOT EXISTS (SELECT FROM {schema}.share_class) AND NOT EXISTS (SELECT FROM {schema}.tenant_turn)
         OR NOT pg_try_advisory_xact_lock(hashtextextended('{schema}.forget_tenants_1', 7048))
     THEN
         RETURN;
     END IF;
     last_read := coalesce((SELECT c.last_read FROM {schema}.tenant_cursor c WHERE c.what = 'share'), -2147483648);
-    PERFORM FROM {schema}.tenant_floor f ORDER BY f.queue, f.rank FOR UPDATE;
+    PERFORM FROM {schema}.share_class f ORDER BY f.queue, f.rank FOR UPDATE;
     shares := ARRAY(
         (SELECT s.share FROM {schema}.tenant_share s WHERE s.share > last_read ORDER BY s.share LIMIT p_limit)
         UNION
@@ -485,7 +486,7 @@ BEGIN
     );
     PERFORM {schema}.remove_empty_turns_1(shares);
     idle := ARRAY(
-        SELECT f FROM {schema}.tenant_floor f
+        SELECT f FROM {schema}.share_class f
         WHERE NOT EXISTS (SELECT FROM {schema}.tenant_turn t WHERE t.queue = f.queue AND t.rank = f.rank OFFSET 0)
             AND NOT EXISTS (
                 SELECT FROM {schema}.lease l JOIN {schema}.lane a ON a.id = l.share
@@ -496,11 +497,11 @@ BEGIN
         AND NOT EXISTS (SELECT FROM {schema}.tenant_turn t WHERE t.share = s.share OFFSET 0)
         AND NOT EXISTS (SELECT FROM {schema}.lease l WHERE l.share = s.share OFFSET 0)
         AND (s.virtual_time <= coalesce(
-            (SELECT f.floor FROM {schema}.tenant_floor f WHERE f.queue = s.queue AND f.rank = s.rank), 0
+            (SELECT f.min_virtual_time FROM {schema}.share_class f WHERE f.queue = s.queue AND f.rank = s.rank), 0
         ) OR EXISTS (SELECT FROM unnest(idle) i WHERE i.queue = s.queue AND i.rank = s.rank));
     PERFORM {schema}.move_tenant_cursor_1('share', shares[p_limit]);
     IF shares[p_limit] IS NULL THEN
-        DELETE FROM {schema}.tenant_floor f USING unnest(idle) i WHERE f.queue = i.queue AND f.rank = i.rank
+        DELETE FROM {schema}.share_class f USING unnest(idle) i WHERE f.queue = i.queue AND f.rank = i.rank
             AND NOT EXISTS (SELECT FROM {schema}.tenant_share s WHERE s.queue = f.queue AND s.rank = f.rank OFFSET 0);
     END IF;
 END $$;

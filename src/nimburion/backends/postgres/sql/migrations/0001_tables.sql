@@ -396,10 +396,10 @@ CREATE TABLE {schema}.tenant_share (
     unmeasured int4 NOT NULL            -- jobs that were reserved before
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
 -- The virtual time at which the latest job was reserved. The rows are locked by who reserves and settles jobs of tenants.
-CREATE TABLE {schema}.tenant_floor (
+CREATE TABLE {schema}.share_class (
     queue text COLLATE "C" NOT NULL,
     rank int2 NOT NULL,
-    floor int8 NOT NULL,
+    min_virtual_time int8 NOT NULL,
     PRIMARY KEY (queue, rank)
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
 -- The weights of tenants, in hundredths. Others have 100.
