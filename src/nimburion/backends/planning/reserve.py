@@ -181,6 +181,8 @@ class _Planner:
             else:
                 heapreplace(heap, (head, n))
             self._list_stale()
+            if full is None and lane.limits and self._turn_queues:
+                self._close_full_turns()
 
     def finish(self) -> ReservePlan:
         """Return the plan."""
@@ -255,6 +257,21 @@ class _Planner:
             self._admission.take(limits)
         if lane.limits:
             self._admission.take(lane.limits)
+
+    def _close_full_turns(self) -> None:
+        """Close the lanes whose turn is next and that are full.
+
+        Other full lanes are closed when their first job is the best one: a closed lane only leaves.
+        The next turn of a queue may have a better rank than the one before it: turns do not go by
+        the level of the job.
+        """
+        for n in self._turn_queues.values():
+            while (
+                self._listed[n] is not None
+                and self._admission.find_full((lane := self._queues[n].lane).limits) is not None
+            ):
+                self._close(lane)
+                self._list_stale()
 
     def _close(self, lane: PlanLane) -> None:
         lane.is_closed = True

@@ -461,6 +461,24 @@ class TurnsAndLimits:
         worker = await harness.worker(limits={"mail": 3})
         assert ids(await worker.take(9)) == ["a1", "b1", "x1"]
 
+    async def test_a_lane_that_is_full_lets_the_next_turn_of_its_queue_age(
+        self, harness: Harness
+    ) -> None:
+        """`a1` has the first turn and the lowest level. When its lane is full, the turn is that of
+        `b1`, whose level is higher than that of `new`."""
+
+        def make_job(job_id: str, name: str, priority: int, tenant: str | None) -> NewJob:
+            options = JobOptions(tenant=tenant)
+            return harness.job(job_id, name=name, priority=priority, options=options)
+
+        await harness.put(make_job("old", "mail", 5, None))
+        await harness.put(make_job("b1", "report", 5, "b"))
+        harness.clock.advance(20.0)
+        await harness.put(make_job("new", "scan", 6, None))
+        await harness.put(make_job("a1", "mail", 6, "a"))
+        worker = await harness.worker(names=("mail", "report", "scan"), limits={"mail": 1})
+        assert ids(await worker.take(2, ageing=10.0)) == ["old", "b1"]
+
     async def test_a_rate_tells_the_next_time(self, harness: Harness) -> None:
         await add(harness, "a1", "a2", "b1")
         rate = RateLimit("1/s", interval=1_000_000, burst=1)

@@ -391,3 +391,14 @@ class DeclaringRates:
         await harness.worker(names=("mail",))
         assert ids(await first.take(9)) == ["b", "c"]
         assert await harness.backend.reads.list_limits() == []
+
+    @pytest.mark.parametrize("limits", [{}, {"mail": 5}], ids=["no limit", "a maximum"])
+    async def test_a_rate_that_was_removed_begins_anew(
+        self, harness: Harness, limits: dict[str, int]
+    ) -> None:
+        await harness.add(*"abc")
+        first = await harness.worker(rates={"mail": ONE})
+        await first.take(9)
+        await harness.worker(limits=limits)
+        await harness.worker(rates={"mail": ONE})
+        assert ids(await first.take(9)) == ["b"]

@@ -9,6 +9,12 @@
 local MAX_PARKED = 1000
 local parked_count = 0
 
+local function close_full_lanes(lanes)
+  for _, lane in ipairs(lanes) do
+    lane.is_closed = lane.is_closed or #lane.limits > 0 and find_full(lane.limits) ~= nil
+  end
+end
+
 -- Return one more lane for each queue whose tenants may have waiting jobs.
 local function open_turn_queues(lanes)
   local found, by_queue = {}, {}
@@ -189,8 +195,9 @@ local function lease_head(lane, missing)
   return (not lane.is_keyed or admit(member, lane, missing)) and member or nil
 end
 
--- Reserve or park the first job of a lane whose limits have room, and add it to `chosen` if it is reserved.
-local function take_head(lane, chosen, total, caps)
+-- Reserve or park the first job of a lane whose limits have room, and add it to `chosen` if it is reserved. If the lane is full then, the
+-- next turn of a queue may have a better rank than the one before it, because turns do not go by the level of the job: the heap is stale.
+local function take_head(lane, chosen, total, caps, has_turns)
   local source = lane.lanes and lane.source or lane
   local member = lease_head(lane, total - #chosen)
   if not member then
@@ -202,12 +209,13 @@ local function take_head(lane, chosen, total, caps)
   end
   if #source.limits > 0 then
     take_in_lane(source, 1)
+    choice.is_stale = choice.is_stale or has_turns and find_full(source.limits) ~= nil
   end
 end
 
 -- Add the best heads to `chosen`, until there are `total` of them, no head, or the heap is stale: a job of another kind returned (see
--- return_job), or a lane was left.
-local function merge_heads(heap, count, chosen, total, ageing, caps)
+-- return_job), or a lane was left, or became full while tenants wait for turns.
+local function merge_heads(heap, count, chosen, total, ageing, caps, has_turns)
   while count > 0 and #chosen < total and not choice.is_stale do
     local lane, more = heap[1], false
     local cap, source = caps[lane.queue], lane.lanes and lane.source or lane
@@ -215,7 +223,7 @@ local function merge_heads(heap, count, chosen, total, ageing, caps)
       if #source.limits > 0 and find_full(source.limits) then
         source.is_closed = true
       else
-        take_head(lane, chosen, total, caps)
+        take_head(lane, chosen, total, caps, has_turns)
       end
       if lane.lanes then
         more = #chosen < total and find_turn_head(lane, ageing, total - #chosen)
@@ -239,9 +247,12 @@ local function plan_reserve(lanes, has_turns, total, ageing, caps)
   local chosen = {}
   repeat
     has_turns, choice.is_stale = has_turns or any_shares(), false
+    if has_turns then
+      close_full_lanes(lanes)
+    end
     local turn_lanes = has_turns and open_turn_queues(lanes) or {}
     local heap, count = open_queues(lanes, turn_lanes, total, total - #chosen, ageing)
-    merge_heads(heap, count, chosen, total, ageing, caps)
+    merge_heads(heap, count, chosen, total, ageing, caps, has_turns)
   until not choice.is_stale
   write_parked()
   return chosen

@@ -70,6 +70,15 @@ local function count_running()
   end
 end
 
+-- Forget the units that jobs have taken from the rate of a job name that has no rate any more.
+local function forget_units(old, new)
+  for limit in pairs(old) do
+    if get_limited_job(limit) and not (new[limit] and new[limit][3]) then
+      set_spent(get_use(limit .. '\0'), 0)
+    end
+  end
+end
+
 -- Return rules by name, and those for which jobs may be parked as one text.
 local function sort_out(rules)
   local by_name, parking = {}, {}
@@ -102,6 +111,7 @@ local function set_rules(name, rules)
       carry_keys_over(was, rule)
     end
   end
+  forget_units(old, new)
   for _, both in ipairs({ { old, new }, { new, old } }) do
     for limit in pairs(both[1]) do
       if closes_lane(limit) and not both[2][limit] then
