@@ -515,7 +515,8 @@ class Inspecting(Protocol):
 
         The call examines at most `budget` records. If it stops there, the page has fewer jobs
         than `limit` and a `next` that continues at the record after the last one examined. Where
-        only failed jobs or only processing ones can match, no others are examined.
+        only failed jobs, only processing ones or only those of `which.ids` can match, no others are
+        examined.
         """
         ...
 

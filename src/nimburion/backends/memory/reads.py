@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from nimburion.backends.memory.data import MemoryData
 from nimburion.backends.memory.limits import list_limits, make_key_use
@@ -64,7 +64,7 @@ class MemoryInspecting(Inspecting):
         examined = 0
         seq_examined: int | None = None
         with AtomicStep(self._data) as step:
-            for seq, entry in reversed(step.state.jobs_by_seq.items()):
+            for seq, entry in iter_candidates(step.state, which.ids):
                 if (last is not None and seq >= last) or not may_match(entry, which.states):
                     continue
                 is_match = matches(entry, which, step.now)
@@ -279,6 +279,17 @@ def matches(entry: JobEntry, which: JobFilter, now: int) -> bool:
         and which.reason in (None, entry.reason)
         and (not which.needs_search or which.matches_search(entry.make_record(now, payloads=False)))
     )
+
+
+def iter_candidates(
+    state: MemoryState, ids: Collection[str] | None
+) -> Iterator[tuple[int, JobEntry]]:
+    """Return the jobs with these ids, or all for None: most recently enqueued first."""
+    if ids is None:
+        return reversed(state.jobs_by_seq.items())
+    found = [state.jobs[job_id] for job_id in {*ids} if job_id in state.jobs]
+    found.sort(key=lambda entry: entry.seq, reverse=True)
+    return iter([(entry.seq, entry) for entry in found])
 
 
 def may_match(entry: JobEntry, states: frozenset[State] | None) -> bool:

@@ -133,6 +133,16 @@ class Searching:
             assert ([job.id for job in page.jobs], page.examined) == ([job_id], 1)
             assert page.next is None
 
+    async def test_jobs_are_found_by_id_however_many_others_are_newer(
+        self, harness: Harness
+    ) -> None:
+        """The call does not examine the others, so their number costs nothing."""
+        await harness.add("first", "second", *(f"{n}" for n in range(9)))
+        which = JobFilter(ids=("first", "unknown", "second"))
+        page = await harness.backend.reads.list_jobs(which, limit=3, budget=2)
+        assert [job.id for job in page.jobs] == ["second", "first"]
+        assert (page.examined, page.next) == (2, None)
+
 
 class FailureGroupCases:
     """`group_failures`."""
