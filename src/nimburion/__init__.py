@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         Context,
         Health,
         Job,
+        JobId,
         Limit,
         Priority,
         Processor,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Job",
     "job",
+    "JobId",
     "Processor",
     "Context",
     "BatchContext",
@@ -104,6 +106,7 @@ _HOMES = MappingProxyType(
                 "Context",
                 "Health",
                 "Job",
+                "JobId",
                 "Limit",
                 "Priority",
                 "Processor",

@@ -162,7 +162,7 @@ async def test_a_wrong_limit_says_what_is_allowed(options: dict[str, object], te
 
     async def declare_and_run() -> None:
         processor = Processor(MemoryBackend())
-        job: RegisteredJob[..., ..., None] = processor.job(**options)(work)  # type: ignore[call-overload]
+        job: RegisteredJob[..., ..., None, None] = processor.job(**options)(work)  # type: ignore[call-overload]
         async with processor:
             await job.enqueue(1)
             await processor.drain()

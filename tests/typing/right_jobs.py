@@ -4,23 +4,25 @@ import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
+from uuid import UUID
 
-from nimburion.backends.memory import MemoryBackend
-from nimburion.integrations.flask import FlaskJobs
-from nimburion.jobs import (
+from nimburion import (
     Backoff,
     Batch,
     BatchContext,
     ChildProcess,
     Context,
     Job,
+    JobId,
     Limit,
     Priority,
     Processor,
+    Status,
     Unique,
     job,
 )
-from nimburion.jobs.client.status import Status
+from nimburion.backends.memory import MemoryBackend
+from nimburion.integrations.flask import FlaskJobs
 from nimburion.jobs.declaration.job import JobCall
 
 
@@ -59,8 +61,8 @@ async def count(ctx: Context, first: int, second: int = 2) -> int:
 
 
 assert_type(generate_report(2026, draft=True), str)
-assert_type(generate_report.job(2026, draft=True), JobCall)
-assert_type(count.job(1, second=3), JobCall)
+assert_type(generate_report.job(2026, draft=True), JobCall[str])
+assert_type(count.job(1, second=3), JobCall[int])
 
 
 processor = Processor(MemoryBackend())
@@ -94,7 +96,7 @@ def convert(customer: str, path: str) -> bytes:
     return b""
 
 
-assert_type(convert.job("acme", path="cat.png"), JobCall)
+assert_type(convert.job("acme", path="cat.png"), JobCall[bytes])
 
 
 @job(batch=10, queue="images")
@@ -103,11 +105,12 @@ def rotate(ctx: BatchContext, angles: list[float]) -> None:
 
 
 async def enqueue_for_a_batch() -> None:
-    assert_type(await index.enqueue("cat.png"), str)
+    assert_type(await index.enqueue("cat.png"), JobId[Any])
     assert_type(await index(["cat.png"]), list[int | Exception])
-    assert_type(rotate.job(1.5), JobCall)
+    assert_type(rotate.job(1.5), JobCall[Any])
     assert_type(
-        await index.options(unique_key="k", unique=Unique(debounce=5)).enqueue("cat.png"), str
+        await index.options(unique_key="k", unique=Unique(debounce=5)).enqueue("cat.png"),
+        JobId[Any],
     )
     found = await processor.enqueue_or_get(
         rotate.job(2.0), unique_key="k", unique=Unique(throttle=60)
@@ -116,12 +119,14 @@ async def enqueue_for_a_batch() -> None:
 
 
 async def enqueue_registered() -> None:
-    assert_type(await thumbnail.enqueue("cat.png", width=100), str)
-    assert_type(thumbnail.enqueue_sync("cat.png"), str)
-    assert_type(await shrink.options(priority=7, after=30).enqueue("cat.png", factor=0.1), str)
-    assert_type(shrink.options(queue="slow").enqueue_sync("cat.png"), str)
+    assert_type(await thumbnail.enqueue("cat.png", width=100), JobId[str])
+    assert_type(thumbnail.enqueue_sync("cat.png"), JobId[str])
+    assert_type(
+        await shrink.options(priority=7, after=30).enqueue("cat.png", factor=0.1), JobId[int]
+    )
+    assert_type(shrink.options(queue="slow").enqueue_sync("cat.png"), JobId[int])
     assert_type(shrink("cat.png"), int)
-    assert_type(shrink.job("cat.png"), JobCall)
+    assert_type(shrink.job("cat.png"), JobCall[int])
 
 
 async def timing(ctx: Context, call_next: Callable[[Context], Awaitable[Any]]) -> Any:
@@ -134,7 +139,9 @@ processor.use(timing)
 
 async def main() -> None:
     async with processor:
-        assert_type(await processor.enqueue(SendEmail(to="a@example.com", subject="Hi")), str)
+        assert_type(
+            await processor.enqueue(SendEmail(to="a@example.com", subject="Hi")), JobId[str]
+        )
         await processor.enqueue(
             generate_report.job(2026, draft=True),
             id="report-2026",
@@ -150,7 +157,8 @@ async def main() -> None:
             timeout=30,
         )
         assert_type(
-            await processor.enqueue_many([count.job(1), Resize(width=1)], priority=7), list[str]
+            await processor.enqueue_many([count.job(1), Resize(width=1)], priority=7),
+            list[JobId[Any]],
         )
         await processor.enqueue_with_id(count.job(1), "own-id")
         await processor.enqueue_with_priority(count.job(1), Priority.HIGH)
@@ -161,7 +169,7 @@ async def main() -> None:
 
 
 def script() -> None:
-    assert_type(processor.sync.enqueue(SendEmail(to="a", subject="b"), priority=7), str)
+    assert_type(processor.sync.enqueue(SendEmail(to="a", subject="b"), priority=7), JobId[str])
     assert_type(processor.sync.get_status("x"), Status)
     processor.sync.wait("x", timeout=5)
     assert_type(processor.sync.drain(), int)
@@ -180,8 +188,8 @@ def welcome(ctx: Context, address: str) -> str:
 
 
 def view() -> None:
-    assert_type(welcome.enqueue_sync("ann@example.com"), str)
-    assert_type(welcome.options(priority=7).enqueue_sync(address="ann@example.com"), str)
+    assert_type(welcome.enqueue_sync("ann@example.com"), JobId[str])
+    assert_type(welcome.options(priority=7).enqueue_sync(address="ann@example.com"), JobId[str])
     assert_type(flask_jobs.processor, Processor)
 
 
@@ -211,7 +219,7 @@ def greet(ctx: Context[Resources], who: str) -> str:
     return ctx.state.prefix + who
 
 
-assert_type(greet.job("Ann"), JobCall)
+assert_type(greet.job("Ann"), JobCall[str])
 
 
 @processor.around_handler
@@ -232,3 +240,111 @@ async def with_state(
 
 
 processor.use(with_state)
+
+
+# The type of a result, from the handler to `wait`
+
+
+class Nothing(Job):
+    async def process(self, ctx: Context) -> None: ...
+
+
+@dataclasses.dataclass
+class Report:
+    words: int
+
+
+@processor.job
+async def make_report(ctx: Context, title: str, parts: list[JobId[int]]) -> Report:
+    return Report(len(title))
+
+
+@processor.job
+def import_file(path: str) -> dict[str, int] | None:
+    return None
+
+
+def take_number(number: int) -> None: ...
+
+
+async def results() -> None:
+    words = await processor.enqueue(count.job(1))
+    assert_type(words, JobId[int])
+    assert_type(await processor.wait(words), int)
+    assert_type(await processor.wait(words, 5, missing_ok=True), int)
+    number: int = await processor.wait(words)
+    perhaps: int | None = await processor.wait(words)
+    take_number(number + (perhaps or 0))
+    take_number(await processor.wait(words))
+    take_number(await processor.wait(await processor.enqueue(count.job(1))))
+    text: str = words
+    assert_type(await processor.get_status(text), Status)
+    assert_type(await processor.cancel(words) == "cancelled", bool)
+
+    assert_type(await processor.wait(await processor.enqueue(SendEmail(to="a", subject="b"))), str)
+    assert_type(await processor.enqueue(Resize(width=1)), JobId[None])
+    assert_type(await processor.enqueue(Nothing()), JobId[None])
+    assert_type(await processor.wait(await make_report.enqueue("Sales", [words])), Report)
+    assert_type(await processor.wait(await import_file.enqueue("a.csv")), dict[str, int] | None)
+    assert_type(await processor.enqueue_with_id(count.job(1), "own"), JobId[int])
+    assert_type(await processor.enqueue_with_priority(count.job(1), 7), JobId[int])
+    assert_type(await processor.enqueue_at(count.job(1), datetime.now(UTC)), JobId[int])
+    assert_type(await processor.enqueue_after(count.job(1), "5m"), JobId[int])
+    assert_type((await processor.enqueue_or_get(count.job(1))).id, JobId[int])
+    job_id, _ = await processor.enqueue_or_get(make_report.job("Sales", []))
+    assert_type(await processor.wait(job_id), Report)
+
+    # An id from elsewhere: a request, a table, another program
+    assert_type(await processor.wait("own"), Any)
+    assert_type(await processor.wait(UUID(int=1)), Any)
+    assert_type(await processor.wait(JobId[int]("own")), int)
+    assert_type(await processor.wait(JobId[Report](UUID(int=1))), Report)
+    assert_type(await processor.enqueue_raw("hook", b"{}"), JobId[Any])
+    take_number(await processor.wait("own"))
+
+
+async def several() -> None:
+    ids = await processor.enqueue_many([count.job(1), count.job(2)])
+    assert_type(ids, list[JobId[int]])
+    assert_type(await processor.enqueue_many(shrink.job(p) for p in "ab"), list[JobId[int]])
+    assert_type(
+        await processor.enqueue_many([count.job(1), (count.job(2), {"priority": 7, "id": "b"})]),
+        list[JobId[Any]],
+    )
+    assert_type(await processor.wait_all(ids), list[int])
+    assert_type(await processor.wait_all(ids, 60, missing_ok=True), list[int])
+    assert_type(await processor.wait_all(ids, return_exceptions=True), list[int | Exception])
+    assert_type(await processor.wait_all(["a", "b"]), list[Any])
+    numbers: list[int] = await processor.wait_all(ids)
+    first, second = await processor.wait_all(ids)
+    take_number(first + second + sum(numbers))
+    assert_type(await processor.get_statuses(ids), dict[str, Status | None])
+
+
+class Parent(Job):
+    async def process(self, ctx: Context) -> JobId[int]:
+        child = await ctx.enqueue(count.job(1), priority=7)
+        assert_type(child, JobId[int])
+        return child
+
+
+async def follow() -> None:
+    child = await processor.wait(await processor.enqueue(Parent()))
+    assert_type(await processor.wait(child), int)
+
+
+def blocking() -> None:
+    sync = processor.sync
+    words = sync.enqueue(count.job(1), after="1h")
+    assert_type(words, JobId[int])
+    assert_type(sync.wait(words, timeout=5), int)
+    assert_type(sync.wait("own"), Any)
+    number: int = sync.wait(words)
+    take_number(number)
+    assert_type(sync.enqueue_many([count.job(1)]), list[JobId[int]])
+    assert_type(sync.enqueue_with_id(shrink.job("a"), "own"), JobId[int])
+    assert_type(sync.wait_all([words, words], return_exceptions=True), list[int | Exception])
+    assert_type(sync.wait_all([words, words]), list[int])
+    assert_type(sync.get_statuses([words]), dict[str, Status | None])
+    assert_type(sync.enqueue_or_get(count.job(1)).id, JobId[int])
+    assert_type(sync.wait(thumbnail.enqueue_sync("cat.png")), str)

@@ -21,7 +21,7 @@ each in an application context. `make_dashboard` adds the pages for operators.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, cast, overload
 from urllib.parse import urlencode
 
@@ -61,7 +61,7 @@ _FILE_KEY = "config"
 """The key without prefix that names a configuration file; all others are settings of jobs."""
 
 P = ParamSpec("P")
-R = TypeVar("R")
+T = TypeVar("T")
 
 
 class FlaskJobs:
@@ -75,7 +75,7 @@ class FlaskJobs:
     """
 
     def __init__(self, app: Flask | None = None) -> None:
-        self._declared: list[type[Job] | JobFunction[..., ..., Any]] = []
+        self._declared: list[type[Job] | JobFunction[..., ..., Any, Any]] = []
         if app is not None:
             self.init_app(app)
 
@@ -97,16 +97,24 @@ class FlaskJobs:
         """The processor of the current application."""
         return find_processor()
 
-    def register(self, *jobs: type[Job] | JobFunction[..., ..., Any]) -> None:
+    def register(self, *jobs: type[Job] | JobFunction[..., ..., Any, Any]) -> None:
         """Register `Job` classes and `@job` functions with each application."""
         self._declared += jobs
 
     @overload
     def job(
-        self, function: Callable[Concatenate[Context[Any], P], R], /
-    ) -> RegisteredJob[Concatenate[Context[Any], P], P, R]: ...
+        self, function: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, T]], /
+    ) -> RegisteredJob[Concatenate[Context[Any], P], P, Coroutine[Any, Any, T], T]: ...
     @overload
-    def job(self, function: Callable[P, R], /) -> RegisteredJob[P, P, R]: ...
+    def job(
+        self, function: Callable[Concatenate[Context[Any], P], T], /
+    ) -> RegisteredJob[Concatenate[Context[Any], P], P, T, T]: ...
+    @overload
+    def job(
+        self, function: Callable[P, Coroutine[Any, Any, T]], /
+    ) -> RegisteredJob[P, P, Coroutine[Any, Any, T], T]: ...
+    @overload
+    def job(self, function: Callable[P, T], /) -> RegisteredJob[P, P, T, T]: ...
     @overload
     def job(
         self,
@@ -156,7 +164,7 @@ class _AppJobs:
     def __init__(self, processor: Processor) -> None:
         self._processor = processor
         self._registered = 0
-        self.sources: list[list[type[Job] | JobFunction[..., ..., Any]]] = []
+        self.sources: list[list[type[Job] | JobFunction[..., ..., Any, Any]]] = []
 
     def get_processor(self) -> Processor:
         """Return the processor, with all jobs that are declared by now."""

@@ -8,7 +8,7 @@ from nimburion.jobs.client.status import Status
 from nimburion.jobs.declaration.backoff import Backoff
 from nimburion.jobs.declaration.batches import Batch, BatchContext
 from nimburion.jobs.declaration.context import Context, get_current_context
-from nimburion.jobs.declaration.job import Job, job
+from nimburion.jobs.declaration.job import Job, JobId, job
 from nimburion.jobs.declaration.limits import Limit
 from nimburion.jobs.declaration.policy import ChildProcess
 from nimburion.jobs.declaration.uniqueness import Unique
@@ -23,6 +23,7 @@ __all__ = [
     "Context",
     "Health",
     "Job",
+    "JobId",
     "Limit",
     "Priority",
     "Processor",

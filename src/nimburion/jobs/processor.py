@@ -120,7 +120,7 @@ HookT = TypeVar("HookT", bound=HandlerHook | AsyncHandlerHook)
 FailureHookT = TypeVar("FailureHookT", bound=FailureHook)
 LifespanT = TypeVar("LifespanT", bound=LifespanFunction)
 
-DeclaredJob = type[Job] | JobFunction[..., ..., Any]
+DeclaredJob = type[Job] | JobFunction[..., ..., Any, Any]
 
 
 class Processor(Client):
@@ -244,10 +244,18 @@ class Processor(Client):
 
     @overload
     def job(
-        self, function: Callable[Concatenate[Context[Any], P], R], /
-    ) -> RegisteredJob[Concatenate[Context[Any], P], P, R]: ...
+        self, function: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, T]], /
+    ) -> RegisteredJob[Concatenate[Context[Any], P], P, Coroutine[Any, Any, T], T]: ...
     @overload
-    def job(self, function: Callable[P, R], /) -> RegisteredJob[P, P, R]: ...
+    def job(
+        self, function: Callable[Concatenate[Context[Any], P], T], /
+    ) -> RegisteredJob[Concatenate[Context[Any], P], P, T, T]: ...
+    @overload
+    def job(
+        self, function: Callable[P, Coroutine[Any, Any, T]], /
+    ) -> RegisteredJob[P, P, Coroutine[Any, Any, T], T]: ...
+    @overload
+    def job(self, function: Callable[P, T], /) -> RegisteredJob[P, P, T, T]: ...
     @overload
     def job(
         self,

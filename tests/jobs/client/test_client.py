@@ -187,7 +187,7 @@ async def test_an_unknown_option_is_refused_and_the_nearest_is_named(
             await call(**{option: 7})
         assert str(refused.value).startswith(message)
     with pytest.raises(InvalidJob, match="no option 'id'"):
-        await processor.enqueue_many([double.job(1)], id="x")  # type: ignore[call-arg]
+        await processor.enqueue_many([double.job(1)], id="x")  # type: ignore[call-overload]
     assert await processor.pending_count() == 0
 
 
@@ -462,7 +462,7 @@ async def test_wait_tells_a_result_that_could_not_be_stored_from_none(
         def with_set_result(ctx: Context, size: int) -> None:
             ctx.set_result("x" * size or None)
 
-        made: dict[str, RegisteredJob[..., ..., Any]]
+        made: dict[str, RegisteredJob[..., ..., Any, Any]]
         made = {"async": on_loop, "thread": in_thread, "set_result": with_set_result}
         export = made[execution]
         nothing, large = await export.enqueue(0), await export.enqueue(300_000)

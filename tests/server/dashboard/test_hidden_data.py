@@ -26,7 +26,7 @@ async def fill_with_secrets(api: Api) -> list[str]:
     """Store jobs, errors and audit records that have the secret; return the ids of the jobs."""
     processor = api.processor
     processor.register(charge, charge_again)
-    ids = [
+    ids: list[str] = [
         await processor.enqueue(charge.job(SECRET), after=3600),
         await processor.enqueue(charge_again.job()),
     ]

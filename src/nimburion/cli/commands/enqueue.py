@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from datetime import datetime
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import click
 
@@ -150,7 +150,7 @@ def parse_payload(text: str | bytes) -> bytes:
 
 async def enqueue_job(
     backend: Backend, name: str, payload: bytes, options: EnqueueOptions
-) -> EnqueueResult:
+) -> EnqueueResult[Any]:
     """Enqueue through a client, which validates names, size and options, and record it."""
     from nimburion.actions.operator import make_process_operator
     from nimburion.jobs.client.client import Client, enqueue_raw_or_get

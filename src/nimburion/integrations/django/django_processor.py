@@ -9,15 +9,12 @@ from collections.abc import (
     AsyncIterator,
     Callable,
     Coroutine,
-    Iterable,
     Iterator,
-    Mapping,
     Sequence,
 )
 from contextlib import contextmanager
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar, Unpack
-from uuid import UUID
+from functools import cached_property, partial, wraps
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
 from asgiref.sync import sync_to_async
@@ -33,10 +30,9 @@ from nimburion.core.errors import (
     NotSupported,
 )
 from nimburion.core.settings import QueueSettings, Settings
-from nimburion.core.timing.durations import Duration
 from nimburion.integrations.django.databases import find_shared_database
 from nimburion.integrations.django.project_settings import ProjectSettings, read_project_settings
-from nimburion.jobs.client.client import Client, EnqueueResult
+from nimburion.jobs.client.client import Client
 from nimburion.jobs.client.collector import JobCollector, enqueue_collected
 from nimburion.jobs.processor import Processor, SyncProcessor
 from nimburion.jobs.worker.inline import InlineRunner
@@ -45,12 +41,8 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
     from nimburion.core.job import AttemptError, NewJob
-    from nimburion.core.maintenance import Cancellation
-    from nimburion.jobs.client.status import Status
     from nimburion.jobs.declaration.context import Context
-    from nimburion.jobs.declaration.job import AnyJob
     from nimburion.jobs.declaration.middleware import Next
-    from nimburion.jobs.declaration.options import EnqueueManyOptions, EnqueueOptions
 
 _log = logging.getLogger("nimburion.jobs")
 
@@ -58,6 +50,7 @@ IMPORT_PATH = "nimburion.integrations.django:load_processor"
 """Where workers and child processes find the processor of the project."""
 
 P = ParamSpec("P")
+AsyncMethod = Callable[..., Coroutine[Any, Any, Any]]
 R = TypeVar("R")
 
 MakeJobs = Callable[[Client], Coroutine[Any, Any, "list[NewJob]"]]
@@ -77,6 +70,16 @@ class FailedAttempt(NamedTuple):
 
     def __str__(self) -> str:
         return f"job {self.name!r} ({self.job_id}) failed in attempt {self.attempt}"
+
+
+def _on_any_loop(method: AsyncMethod) -> AsyncMethod:
+    """Return the async method of a client, for any event loop."""
+
+    @wraps(method)
+    async def call(processor: DjangoProcessor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        return await processor._call(method, *args, **kwargs)  # noqa: SLF001 (of this class)
+
+    return call
 
 
 class DjangoProcessor(Processor):
@@ -109,63 +112,25 @@ class DjangoProcessor(Processor):
         self.around_handler(_close_old_connections)
         self.around_handler(_close_old_connections_async)
 
-    # Async methods on any event loop
+    # Async methods on any event loop. Async code has no transactions in Django, so a job is stored
+    # at once.
 
-    async def enqueue(self, job: AnyJob, **options: Unpack[EnqueueOptions]) -> str:
-        """Store one job, as `Processor.enqueue` does.
-
-        Async code has no transactions in Django, so the job is stored at once.
-        """
-        return await self._call(Client.enqueue, job, **options)
-
-    async def enqueue_or_get(self, job: AnyJob, **options: Unpack[EnqueueOptions]) -> EnqueueResult:
-        """Store one job, as `Processor.enqueue_or_get` does."""
-        return await self._call(Client.enqueue_or_get, job, **options)
-
-    async def enqueue_many(
-        self, jobs: Iterable[AnyJob], **options: Unpack[EnqueueManyOptions]
-    ) -> list[str]:
-        """Store several jobs, as `Processor.enqueue_many` does."""
-        return await self._call(Client.enqueue_many, jobs, **options)
-
-    async def enqueue_raw(
-        self,
-        name: str,
-        payload: bytes | Mapping[str, object],
-        **options: Unpack[EnqueueOptions],
-    ) -> str:
-        """Store a job by name, as `Processor.enqueue_raw` does."""
-        return await self._call(Client.enqueue_raw, name, payload, **options)
-
-    async def get_status(self, job_id: str | UUID) -> Status:
-        """Return the status of a job, as `Processor.get_status` does."""
-        return await self._call(Client.get_status, job_id)
-
-    async def wait(self, job_id: str | UUID, timeout: Duration | None = None) -> Any:  # noqa: ANN401
-        """Wait until the job is completed, as `Processor.wait` does."""
-        return await self._call(Client.wait, job_id, timeout)
-
-    async def cancel(self, job_id: str | UUID) -> Cancellation:
-        """Cancel a job, as `Processor.cancel` does."""
-        return await self._call(Client.cancel, job_id)
-
-    async def run_now(self, job_id: str | UUID) -> bool:
-        """Make a waiting job due now, as `Processor.run_now` does."""
-        return await self._call(Client.run_now, job_id)
-
-    async def queue_size(self, queue: str | None = None) -> int:
-        """Return the number of jobs that are due, as `Processor.queue_size` does."""
-        return await self._call(Client.queue_size, queue)
-
-    async def pending_count(self) -> int:
-        """Return the number of jobs that wait, as `Processor.pending_count` does."""
-        return await self._call(Client.pending_count)
+    if not TYPE_CHECKING:  # type checkers see the methods of `Client`, with their signatures
+        enqueue = _on_any_loop(Client.enqueue)
+        enqueue_or_get = _on_any_loop(Client.enqueue_or_get)
+        enqueue_many = _on_any_loop(Client.enqueue_many)
+        enqueue_raw = _on_any_loop(Client.enqueue_raw)
+        get_status = _on_any_loop(Client.get_status)
+        get_statuses = _on_any_loop(Client.get_statuses)
+        wait = _on_any_loop(Client.wait)
+        wait_all = _on_any_loop(Client.wait_all)
+        cancel = _on_any_loop(Client.cancel)
+        run_now = _on_any_loop(Client.run_now)
+        queue_size = _on_any_loop(Client.queue_size)
+        pending_count = _on_any_loop(Client.pending_count)
 
     async def _call(
-        self,
-        method: Callable[Concatenate[Client, P], Coroutine[Any, Any, R]],
-        *args: P.args,
-        **kwargs: P.kwargs,
+        self, method: Callable[..., Coroutine[Any, Any, R]], *args: Any, **kwargs: Any
     ) -> R:
         if self._loop is asyncio.get_running_loop():
             return await method(self, *args, **kwargs)

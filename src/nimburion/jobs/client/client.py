@@ -15,12 +15,23 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from functools import partial
 from random import Random
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, Unpack, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    Literal,
+    NamedTuple,
+    Self,
+    TypeVar,
+    Unpack,
+    cast,
+    overload,
+)
 from uuid import UUID
 
 import msgspec
@@ -31,6 +42,7 @@ from nimburion.core.errors import (
     DefinitionError,
     InvalidJob,
     JobNotCompleted,
+    JobNotFound,
     NotOpen,
     NotSupported,
     ResultNotKept,
@@ -41,10 +53,12 @@ from nimburion.core.ids import Entropy, JobIds
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State, require_stored
 from nimburion.core.maintenance import Cancellation
 from nimburion.core.outage_log import OutageLog
+from nimburion.core.queries import JobFilter, Page
 from nimburion.core.result_errors import decode_result_error
 from nimburion.core.service import Service
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import check_name
+from nimburion.core.text.shortening import shorten
 from nimburion.core.timing.clock import Clock, SystemClock
 from nimburion.core.timing.durations import Duration, to_seconds
 from nimburion.core.timing.pauses import iterate_pauses
@@ -58,7 +72,7 @@ from nimburion.jobs.client.status import Status, make_status
 from nimburion.jobs.declaration.codec import UnreadablePayload, check_size, encode_object
 from nimburion.jobs.declaration.context import CURRENT
 from nimburion.jobs.declaration.fairness import QueueFairness
-from nimburion.jobs.declaration.job import AnyJob, require_declaration
+from nimburion.jobs.declaration.job import AnyJob, JobId, JobReturning, require_declaration
 from nimburion.jobs.declaration.limits import JobLimits
 from nimburion.jobs.declaration.middleware import Enqueueing, EnqueueMiddleware
 from nimburion.jobs.declaration.options import (
@@ -86,18 +100,22 @@ if TYPE_CHECKING:
 
 __all__ = ["Client", "Priority"]
 
+R = TypeVar("R")
+
 _FIRST_POLL_PAUSE = 0.01
 """Seconds between the first two queries of `wait`."""
 _MAX_POLL_PAUSE = 1.0
 """The longest time in seconds between two queries of `wait`."""
+_MAX_READ = 1_000
+"""The most jobs that one query of the backend reads by id."""
 _MIN_QUERY_TIMEOUT = 0.25
 """Seconds that the backend has to answer, even when the timeout is almost over."""
 
 
-class EnqueueResult(NamedTuple):
+class EnqueueResult(NamedTuple, Generic[R]):
     """What `enqueue_or_get` did: the id of the job, and how the call found it."""
 
-    id: str
+    id: JobId[R]
     outcome: Literal["created", "existing", "replaced"]
     """- `created`: the call stored this job.
     - `existing`: a job with the id is stored already, or this job holds the unique key.
@@ -309,7 +327,7 @@ class Client:
             raise DefinitionError(f"a middleware is an async function, not {middleware!r}")
         self._enqueue_middlewares.append(middleware)
 
-    async def enqueue(self, job: AnyJob, **options: Unpack[EnqueueOptions]) -> str:
+    async def enqueue(self, job: JobReturning[R], **options: Unpack[EnqueueOptions]) -> JobId[R]:
         """Store one job and return its id.
 
         When the call returns, the job is as durable as the other data of the backend.
@@ -348,11 +366,14 @@ class Client:
         - `BackendUnavailable`: the backend did not answer for `enqueue_timeout` seconds. The
           error's `outcome` says whether the job may be stored; repeat the call with its `job_id`.
         """
+        # An id is a plain text: `JobId` exists for type checkers only.
         if options or self._enqueue_middlewares or CURRENT.get() is not None:
-            return await self._enqueue_one(job, *self._prepare(job, options))
-        return await self._enqueue_plain(self._make_job(job, NOTHING_PARSED))
+            return await self._enqueue_one(job, *self._prepare(job, options))  # type: ignore[return-value]
+        return await self._enqueue_plain(self._make_job(job, NOTHING_PARSED))  # type: ignore[return-value]
 
-    async def enqueue_or_get(self, job: AnyJob, **options: Unpack[EnqueueOptions]) -> EnqueueResult:
+    async def enqueue_or_get(
+        self, job: JobReturning[R], **options: Unpack[EnqueueOptions]
+    ) -> EnqueueResult[R]:
         """Store one job as `enqueue` does, and also return what the call did.
 
         `outcome` is `existing` if a job with the `id` is stored already, or if another job holds
@@ -376,32 +397,72 @@ class Client:
 
     async def _enqueue_and_tell(
         self, job: object, new: NewJob, parsed: ParsedOptions
-    ) -> EnqueueResult:
+    ) -> EnqueueResult[Any]:
         results: list[Enqueued] = []
-        job_id = await self._enqueue_one(job, new, parsed, results=results)
+        job_id: JobId[Any] = JobId(await self._enqueue_one(job, new, parsed, results=results))
         outcomes = {result.outcome for result in results}
         if "created" in outcomes:
             return EnqueueResult(job_id, "created")
         return EnqueueResult(job_id, "replaced" if "replaced" in outcomes else "existing")
 
+    @overload
     async def enqueue_many(
-        self, jobs: Iterable[AnyJob], **options: Unpack[EnqueueManyOptions]
-    ) -> list[str]:
+        self, jobs: Iterable[JobReturning[R]], **options: Unpack[EnqueueManyOptions]
+    ) -> list[JobId[R]]: ...
+    @overload
+    async def enqueue_many(
+        self,
+        jobs: Iterable[AnyJob | tuple[AnyJob, EnqueueOptions]],
+        **options: Unpack[EnqueueManyOptions],
+    ) -> list[JobId[Any]]: ...
+    async def enqueue_many(
+        self, jobs: Iterable[Any], **options: Unpack[EnqueueManyOptions]
+    ) -> list[Any]:
         """Store several jobs in one step and return their ids, in the order of `jobs`.
 
-        The options are those of `enqueue` without `id`, and apply to each job. The call is atomic:
-        all jobs are stored, or none (Redis: per slice of 500 jobs). `InvalidJob` names the job at
-        fault, or reports more than `sizes.batch` jobs (10,000). The other errors are those of
-        `enqueue`.
+        The options are those of `enqueue` without `id`, and apply to each job. A job with options
+        of its own is a pair. They take precedence, and may include an `id`, but no `connection`.
+
+        ```python
+        await processor.enqueue_many(
+            [count.job("a.html"), (count.job("b.html"), {"priority": 7, "id": "b"})], queue="slow"
+        )
+        ```
+
+        The call is atomic: all jobs are stored, or none (Redis: per slice of 500 jobs).
+        `InvalidJob` names the job at fault, or reports more than `sizes.batch` jobs (10,000). The
+        other errors are those of `enqueue`.
         """
-        parsed = self._parse_options(options)
         batch = list(jobs)
         self._check_batch(len(batch))
+        if tuple in {*map(type, batch)}:
+            return await self._enqueue_pairs(batch, options)
+        parsed = self._parse_options(options)
         if not batch:
             return []
         if not self._enqueue_middlewares:
             return await self._store(self._make_jobs_lazily(batch, parsed), parsed)
-        new = self._make_jobs(batch, parsed)
+        return await self._enqueue_together(batch, self._make_jobs(batch, parsed), parsed)
+
+    async def _enqueue_pairs(self, batch: Sequence[Any], options: EnqueueManyOptions) -> list[str]:
+        """Store several jobs, of which some are pairs of a job and its options."""
+        parsed = self._parse_options(options)
+        jobs, new = [], []
+        try:
+            for each in batch:
+                job, own = _split_pair(each)
+                jobs.append(job)
+                new.append(self._prepare(job, {**options, **own})[0])
+        except InvalidJob as error:
+            raise InvalidJob(f"jobs[{len(new)}]: {error}") from error
+        return await self._enqueue_together(jobs, new, parsed)
+
+    async def _enqueue_together(
+        self, batch: Sequence[object], new: list[NewJob], parsed: ParsedOptions
+    ) -> list[str]:
+        """Store jobs in one step, with the enqueue middleware, and return their ids."""
+        if not self._enqueue_middlewares:
+            return await self._store(new, parsed)
         pipeline = EnqueuePipeline(
             self._enqueue_middlewares,
             lambda some: self._store(some, parsed),
@@ -414,11 +475,11 @@ class Client:
 
     async def enqueue_with_id(
         self,
-        job: AnyJob,
+        job: JobReturning[R],
         job_id: str | UUID | None = None,
         /,
         **options: Unpack[EnqueueOptions],
-    ) -> str:
+    ) -> JobId[R]:
         """Store one job under your own id, as `enqueue` does and with its options; None makes a
         new id.
 
@@ -429,8 +490,8 @@ class Client:
         return await self.enqueue(job, **options)
 
     async def enqueue_with_priority(
-        self, job: AnyJob, priority: int, /, **options: Unpack[EnqueueOptions]
-    ) -> str:
+        self, job: JobReturning[R], priority: int, /, **options: Unpack[EnqueueOptions]
+    ) -> JobId[R]:
         """Store one job with a priority, as `enqueue` does and with its other options.
 
         The priority is `Priority.HIGH` or another name, or a number from 0 to 9. Higher runs first.
@@ -439,8 +500,8 @@ class Client:
         return await self.enqueue(job, **options)
 
     async def enqueue_at(
-        self, job: AnyJob, at: datetime, /, **options: Unpack[EnqueueOptions]
-    ) -> str:
+        self, job: JobReturning[R], at: datetime, /, **options: Unpack[EnqueueOptions]
+    ) -> JobId[R]:
         """Store one job for a time, as `enqueue` does and with its other options.
 
         `at` must have a time zone; otherwise `InvalidJob` is raised. The job never runs before that
@@ -452,8 +513,8 @@ class Client:
         return await self.enqueue(job, **options)
 
     async def enqueue_after(
-        self, job: AnyJob, after: Duration, /, **options: Unpack[EnqueueOptions]
-    ) -> str:
+        self, job: JobReturning[R], after: Duration, /, **options: Unpack[EnqueueOptions]
+    ) -> JobId[R]:
         """Store one job that becomes due after a delay, as `enqueue` does and with its other
         options.
 
@@ -469,7 +530,7 @@ class Client:
         name: str,
         payload: bytes | Mapping[str, object],
         **options: Unpack[EnqueueOptions],
-    ) -> str:
+    ) -> JobId[Any]:
         """Store a job by name, for code that does not have its class or function.
 
         The options are those of `enqueue`.
@@ -477,7 +538,7 @@ class Client:
         payload that does not fit the handler's types fails in the worker. The queue is `default`
         unless you name another one.
         """
-        return await self._enqueue_one(None, *self._prepare_raw(name, payload, options))
+        return JobId(await self._enqueue_one(None, *self._prepare_raw(name, payload, options)))
 
     def _prepare_raw(
         self, name: str, payload: bytes | Mapping[str, object], options: EnqueueOptions
@@ -508,44 +569,142 @@ class Client:
             record = await self._get_record(job_id)
         return make_status(record, self._find_result_decoder(record.name))
 
-    async def wait(self, job_id: str | UUID, timeout: Duration | None = None) -> Any:  # noqa: ANN401
+    async def get_statuses(self, job_ids: Iterable[str | UUID]) -> dict[str, Status | None]:
+        """Return what the backend knows about several jobs: by id, in the order of `job_ids`.
+
+        The value of an unknown id is None. The backend is read once for each 1,000 ids. The errors
+        are those of `get_status`.
+
+        ```python
+        statuses = await processor.get_statuses([first, second])
+        ```
+        """
+        ids = [read_job_id(job_id) for job_id in job_ids]
+        async with self._limit_reading():
+            records = await self._find_records(ids, payloads=True)
+        return {
+            job_id: make_status(found, self._find_result_decoder(found.name))
+            if (found := records.get(job_id))
+            else None
+            for job_id in ids
+        }
+
+    @overload
+    async def wait(
+        self, job_id: JobId[R], timeout: Duration | None = None, *, missing_ok: bool = False
+    ) -> R: ...
+    @overload
+    async def wait(  # for type checkers: a value of another type than R is expected
+        self, job_id: JobId[Any], timeout: Duration | None = None, *, missing_ok: bool = False
+    ) -> object: ...
+    @overload
+    async def wait(
+        self, job_id: str | UUID, timeout: Duration | None = None, *, missing_ok: bool = False
+    ) -> Any: ...  # noqa: ANN401
+    async def wait(
+        self, job_id: str | UUID, timeout: Duration | None = None, *, missing_ok: bool = False
+    ) -> Any:
         """Wait until the job is completed, and return the handler's result.
 
         `timeout` is a number of seconds or a timedelta; None waits without a limit. The method
-        queries the backend at growing intervals, up to one second.
+        queries the backend at growing intervals, up to one second. With `missing_ok`, it also waits
+        for a job that is not stored yet, such as a job that another job enqueues.
+
+        A type checker knows the type of the result from the `JobId`. For an id from elsewhere,
+        write `JobId[int](text)`.
 
         Errors:
 
         - `JobNotCompleted`: the job failed or was cancelled.
-        - `ResultNotKept`: the job is completed, but what its handler returned could not be stored.
-          None means that the handler returned nothing, or that the job has `result=False`.
+        - `ResultNotKept`: the job is completed, but what its handler returned could not be stored,
+          or was returned after `ctx.transaction()` had completed the job. None means that the
+          handler returned nothing, or that the job has `result=False`.
         - `WaitTimeout`: the job did not end within `timeout`, or the backend did not answer. The
           job continues.
-        - `JobNotFound`: no job has the id.
+        - `JobNotFound`: no job has the id, and `missing_ok` is not set.
         """
-        job_id = read_job_id(job_id)
+        (result,) = await Client.wait_all(self, [job_id], timeout, missing_ok=missing_ok)
+        return result
+
+    @overload
+    async def wait_all(
+        self,
+        job_ids: Iterable[JobId[R]],
+        timeout: Duration | None = None,
+        *,
+        return_exceptions: Literal[False] = False,
+        missing_ok: bool = False,
+    ) -> list[R]: ...
+    @overload
+    async def wait_all(
+        self,
+        job_ids: Iterable[JobId[R]],
+        timeout: Duration | None = None,
+        *,
+        return_exceptions: Literal[True],
+        missing_ok: bool = False,
+    ) -> list[R | Exception]: ...
+    @overload
+    async def wait_all(  # for type checkers: values of another type than R are expected
+        self,
+        job_ids: Iterable[JobId[Any]],
+        timeout: Duration | None = None,
+        *,
+        return_exceptions: bool = False,
+        missing_ok: bool = False,
+    ) -> list[object]: ...
+    @overload
+    async def wait_all(
+        self,
+        job_ids: Iterable[str | UUID],
+        timeout: Duration | None = None,
+        *,
+        return_exceptions: bool = False,
+        missing_ok: bool = False,
+    ) -> list[Any]: ...
+    async def wait_all(
+        self,
+        job_ids: Iterable[str | UUID],
+        timeout: Duration | None = None,
+        *,
+        return_exceptions: bool = False,
+        missing_ok: bool = False,
+    ) -> list[Any]:
+        """Wait until several jobs are completed, and return their results in the order of
+        `job_ids`.
+
+        One query reads all jobs that are not finished yet. The first error is raised at once, and
+        the other jobs continue. With `return_exceptions`, the call waits for all jobs, and the
+        error of each is in the place of its result. The errors, `timeout` and `missing_ok` are
+        those of `wait`; `timeout` is for all jobs together.
+
+        ```python
+        first, second = await processor.wait_all([first_id, second_id], timeout=60)
+        ```
+        """
+        ids = [read_job_id(job_id) for job_id in job_ids]
         seconds = None if timeout is None else to_seconds(timeout)
         deadline = None if seconds is None else _get_call_start(self.clock) + seconds
         pauses = iterate_pauses(_FIRST_POLL_PAUSE, _MAX_POLL_PAUSE, factor=1.5)
-        while True:
-            record = await self._get_record_before(deadline, job_id, seconds)
-            if record.state.finished:
-                break
-            left = math.inf if deadline is None else deadline - self.clock.monotonic()
-            if left <= 0:
-                raise WaitTimeout(
-                    f"job {job_id} is {record.state} after {seconds:g} s of waiting; "
-                    f"`nimburion why {job_id}` says what it waits for"
-                )
-            await self.clock.sleep(min(next(pauses), left))
-        if record.state is not State.COMPLETED:
-            raise JobNotCompleted(job_id, record.state, _describe_end(record))
-        reason = decode_result_error(record.result)
-        if reason is not None:
-            raise ResultNotKept(job_id, reason)
-        return (
-            None if record.result is None else self._find_result_decoder(record.name)(record.result)
-        )
+        outcomes: dict[str, object] = {}
+        waiting = list(dict.fromkeys(ids))
+        while waiting:
+            try:
+                records = await self._find_records_before(deadline, waiting, seconds)
+            except WaitTimeout as late:
+                new: dict[str, object] = dict.fromkeys(waiting, late)
+            else:
+                new = self._read_outcomes(waiting, records, missing_ok=missing_ok)
+                if deadline is not None and self.clock.monotonic() >= deadline:
+                    new = _make_wait_timeouts(waiting, records, seconds) | new
+            if not return_exceptions:
+                _raise_first(new.values())
+            outcomes |= new
+            waiting = [job_id for job_id in waiting if job_id not in new]
+            if waiting:
+                left = math.inf if deadline is None else deadline - self.clock.monotonic()
+                await self.clock.sleep(min(next(pauses), left))
+        return [outcomes[job_id] for job_id in ids]
 
     async def cancel(self, job_id: str | UUID) -> Cancellation:
         """Cancel a job and return what happened to it.
@@ -631,26 +790,74 @@ class Client:
         self._check_open()
         return await self.backend.reads.get_job(read_job_id(job_id))
 
-    async def _get_record_before(
-        self, deadline: float | None, job_id: str, seconds: float | None
-    ) -> JobRecord:
-        """Return the record as `_get_record` does.
+    async def _find_records(
+        self, job_ids: Sequence[str], *, payloads: bool = False
+    ) -> dict[str, JobRecord]:
+        """Return the records of those jobs that exist, by id."""
+        self._check_open()
+        reads = self.backend.reads
+        if len(job_ids) == 1:
+            with suppress(JobNotFound):
+                return {job_ids[0]: await reads.get_job(job_ids[0])}
+            return {}
+        found: dict[str, JobRecord] = {}
+        for start in range(0, len(job_ids), _MAX_READ):
+            some = tuple(job_ids[start : start + _MAX_READ])
+            page: Page | None = None
+            while page is None or page.next is not None:
+                page = await reads.list_jobs(
+                    JobFilter(ids=some),
+                    limit=len(some),
+                    after=None if page is None else page.next,
+                    payloads=payloads,
+                )
+                found |= {record.id: record for record in page.jobs}
+        return found
+
+    async def _find_records_before(
+        self, deadline: float | None, job_ids: Sequence[str], seconds: float | None
+    ) -> dict[str, JobRecord]:
+        """Return the records as `_find_records` does.
 
         `WaitTimeout` is raised when the backend does not answer before `deadline`.
         """
         if deadline is None:
-            return await self._get_record(job_id)
+            return await self._find_records(job_ids)
         time = asyncio.timeout(max(_MIN_QUERY_TIMEOUT, deadline - self.clock.monotonic()))
         try:
             async with time:
-                return await self._get_record(job_id)
+                return await self._find_records(job_ids)
         except TimeoutError as error:
             if not time.expired():
                 raise
             raise WaitTimeout(
-                f"job {job_id}: {self.backend.describe()} did not answer within the {seconds:g} s "
-                "of waiting"
+                f"job {job_ids[0]}: {self.backend.describe()} did not answer within the "
+                f"{seconds:g} s of waiting"
             ) from error
+
+    def _read_outcomes(
+        self, job_ids: Iterable[str], records: Mapping[str, JobRecord], *, missing_ok: bool
+    ) -> dict[str, object]:
+        """Return the result of each job that has ended, or the error that `wait` raises for it."""
+        outcomes: dict[str, object] = {}
+        for job_id in job_ids:
+            record = records.get(job_id)
+            if record is not None and record.state.finished:
+                outcomes[job_id] = self._read_outcome(record)
+            elif record is None and not missing_ok:
+                outcomes[job_id] = JobNotFound(job_id)
+        return outcomes
+
+    def _read_outcome(self, record: JobRecord) -> object:
+        """Return the result of a job that has ended, or the error that `wait` raises for it."""
+        if record.state is not State.COMPLETED:
+            return JobNotCompleted(record.id, record.state, _describe_end(record))
+        reason = decode_result_error(record.result)
+        if reason is not None:
+            return ResultNotKept(record.id, reason)
+        if record.result is None:
+            return None
+        return self._find_result_decoder(record.name)(record.result)
 
     def _find_result_decoder(self, name: str) -> Callable[[bytes], Any]:
         handler = self.registry.get(name)
@@ -683,7 +890,9 @@ class Client:
                     cast("dict[str, object]", options)[key] = inherited
         return parse_options(self._sizes, **options) if options else NOTHING_PARSED
 
-    def _make_job(self, job: AnyJob, parsed: ParsedOptions, job_id: str | None = None) -> NewJob:
+    def _make_job(
+        self, job: JobReturning[Any], parsed: ParsedOptions, job_id: str | None = None
+    ) -> NewJob:
         """Return a job in the backend's form; without `job_id`, with a new id.
 
         Hot path: runs for each job of a bulk enqueue.
@@ -709,7 +918,7 @@ class Client:
         )
 
     def _make_jobs(
-        self, jobs: Sequence[AnyJob], parsed: ParsedOptions, start: int = 0
+        self, jobs: Sequence[JobReturning[Any]], parsed: ParsedOptions, start: int = 0
     ) -> list[NewJob]:
         """Return jobs in the backend's form; the first one has the index `start` in its call."""
         new: list[NewJob] = []
@@ -720,7 +929,9 @@ class Client:
             raise InvalidJob(f"jobs[{start + len(new)}]: {error}") from error
         return new
 
-    def _make_jobs_lazily(self, jobs: Sequence[AnyJob], parsed: ParsedOptions) -> Sequence[NewJob]:
+    def _make_jobs_lazily(
+        self, jobs: Sequence[JobReturning[Any]], parsed: ParsedOptions
+    ) -> Sequence[NewJob]:
         """Return jobs in the backend's form, encoded while the backend stores them if it supports
         that."""
         if parsed.connection is not None or not self.backend.capabilities.lazy_batches:
@@ -744,7 +955,9 @@ class Client:
         check_size(name, raw := bytes(payload), self._sizes)
         return raw
 
-    def _prepare(self, job: AnyJob, options: EnqueueOptions) -> tuple[NewJob, ParsedOptions]:
+    def _prepare(
+        self, job: JobReturning[Any], options: EnqueueOptions
+    ) -> tuple[NewJob, ParsedOptions]:
         job_id = options.pop("id", None)
         try:
             parsed = self._parse_options(options)
@@ -803,7 +1016,7 @@ class Client:
         )
 
     def _enqueue_blocking(
-        self, run_on_loop: RunOnLoop, job: AnyJob, **options: Unpack[EnqueueOptions]
+        self, run_on_loop: RunOnLoop, job: JobReturning[Any], **options: Unpack[EnqueueOptions]
     ) -> str:
         """Do what `enqueue` does, on a thread that waits for the backend without the event loop.
 
@@ -932,7 +1145,7 @@ async def enqueue_raw_or_get(
     name: str,
     payload: bytes | Mapping[str, object],
     **options: Unpack[EnqueueOptions],
-) -> EnqueueResult:
+) -> EnqueueResult[Any]:
     """Store a job by name, as `Client.enqueue_raw` does, and also return what the call did.
 
     Raises `DuplicateJob` unless the options accept the job that holds the unique key.
@@ -1023,6 +1236,44 @@ def _get_call_start(clock: Clock) -> float:
     """Return the monotonic time at which the current call started."""
     started = CALL_STARTED.get()
     return clock.monotonic() if started is None else started
+
+
+def _split_pair(entry: object) -> tuple[Any, EnqueueOptions]:
+    """Return a job of `enqueue_many` and its own options."""
+    if not isinstance(entry, tuple):
+        return entry, {}
+    if len(entry) != 2 or not isinstance(entry[1], Mapping):
+        raise InvalidJob(
+            "a job with its own options is a pair like (job, {'priority': 7}), not "
+            f"{shorten(repr(entry), 80)}"
+        )
+    job, own = entry
+    if own.get("connection") is not None:
+        raise InvalidJob("all jobs of a call are stored in one transaction: pass `connection` once")
+    return job, own
+
+
+def _raise_first(outcomes: Iterable[object]) -> None:
+    """Raise the first error among the outcomes of jobs."""
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
+
+
+def _make_wait_timeouts(
+    job_ids: Iterable[str], records: Mapping[str, JobRecord], seconds: float | None
+) -> dict[str, object]:
+    """Return the error of each job for the case that it does not end in time."""
+    errors: dict[str, object] = {}
+    for job_id in job_ids:
+        record = records.get(job_id)
+        errors[job_id] = WaitTimeout(
+            f"job {job_id} does not exist after {seconds:g} s of waiting"
+            if record is None
+            else f"job {job_id} is {record.state} after {seconds:g} s of waiting; "
+            f"`nimburion why {job_id}` says what it waits for"
+        )
+    return errors
 
 
 def _describe_end(record: JobRecord) -> str | None:

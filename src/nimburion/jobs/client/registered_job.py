@@ -12,7 +12,7 @@ await thumbnail.options(priority=7, after=30).enqueue("cat.png")
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -32,6 +32,7 @@ from nimburion.jobs.declaration.job import JobFunction
 
 if TYPE_CHECKING:
     from nimburion.jobs.client.sync import SyncClient
+    from nimburion.jobs.declaration.job import JobId, JobReturning
     from nimburion.jobs.declaration.options import EnqueueOptions
     from nimburion.jobs.declaration.policy import PolicyOptions
 
@@ -44,9 +45,8 @@ T = TypeVar("T")
 class Enqueuer(Protocol):
     """What a registered job needs of its processor."""
 
-    @property
-    def enqueue(self) -> Callable[..., Awaitable[str]]:
-        """Stores a job and returns its id."""
+    async def enqueue(self, job: JobReturning[T], **options: Unpack[EnqueueOptions]) -> JobId[T]:
+        """Store a job and return its id."""
         ...
 
     @property
@@ -55,7 +55,7 @@ class Enqueuer(Protocol):
         ...
 
 
-class RegisteredJob(JobFunction[CallP, P, R]):
+class RegisteredJob(JobFunction[CallP, P, R, T]):
     """A function that is a job of one processor. Call it as before, or enqueue it.
 
     `find_processor` returns the processor when a job is enqueued.
@@ -72,7 +72,7 @@ class RegisteredJob(JobFunction[CallP, P, R]):
         super().__init__(function, name, queue, policy)
         self._find_processor = find_processor
 
-    async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> str:
+    async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> JobId[T]:
         """Store a job with these arguments and return its id.
 
         The arguments are those of the function, without the context. To set a queue, a priority or
@@ -80,11 +80,11 @@ class RegisteredJob(JobFunction[CallP, P, R]):
         """
         return await self._find_processor().enqueue(self.job(*args, **kwargs))
 
-    def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> str:
+    def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> JobId[T]:
         """Store a job as `enqueue` does, for code that is not async: blocks until it is stored."""
         return self._find_processor().sync.enqueue(self.job(*args, **kwargs))
 
-    def options(self, **options: Unpack[EnqueueOptions]) -> JobWithOptions[P]:
+    def options(self, **options: Unpack[EnqueueOptions]) -> JobWithOptions[P, T]:
         """Return the job with options of `Processor.enqueue`, such as `priority=7` or `after=30`.
 
         They are `id`, `queue`, `priority`, `at`, `after`, `unique_key`, `unique`, `headers`,
@@ -94,14 +94,14 @@ class RegisteredJob(JobFunction[CallP, P, R]):
         return JobWithOptions(self, self._find_processor, options)
 
 
-class JobWithOptions(Generic[P]):
+class JobWithOptions(Generic[P, T]):
     """A registered job and the options to enqueue it with. Returned by `RegisteredJob.options`."""
 
     __slots__ = ("_find_processor", "_function", "_options")
 
     def __init__(
         self,
-        function: JobFunction[..., P, Any],
+        function: JobFunction[..., P, Any, T],
         find_processor: Callable[[], Enqueuer],
         options: EnqueueOptions,
     ) -> None:
@@ -109,12 +109,12 @@ class JobWithOptions(Generic[P]):
         self._find_processor = find_processor
         self._options = options
 
-    async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> str:
+    async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> JobId[T]:
         """Store a job with these arguments and the options, and return its id."""
         job = self._function.job(*args, **kwargs)
         return await self._find_processor().enqueue(job, **self._copy())
 
-    def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> str:
+    def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> JobId[T]:
         """Store a job as `enqueue` does, for code that is not async: blocks until it is stored."""
         job = self._function.job(*args, **kwargs)
         return self._find_processor().sync.enqueue(job, **self._copy())
@@ -133,7 +133,7 @@ class RegisterDecorator:
     def __init__(
         self,
         find_processor: Callable[[], Enqueuer],
-        register: Callable[[RegisteredJob[..., ..., Any]], object],
+        register: Callable[[RegisteredJob[..., ..., Any, Any]], object],
         name: str | None,
         queue: str,
         policy: PolicyOptions,
@@ -144,13 +144,21 @@ class RegisterDecorator:
 
     @overload
     def __call__(
-        self, function: Callable[Concatenate[Context[Any], P], R], /
-    ) -> RegisteredJob[Concatenate[Context[Any], P], P, R]: ...
+        self, function: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, T]], /
+    ) -> RegisteredJob[Concatenate[Context[Any], P], P, Coroutine[Any, Any, T], T]: ...
     @overload
-    def __call__(self, function: Callable[P, R], /) -> RegisteredJob[P, P, R]: ...
-    def __call__(self, function: Callable[..., Any], /) -> RegisteredJob[..., ..., Any]:
+    def __call__(
+        self, function: Callable[Concatenate[Context[Any], P], T], /
+    ) -> RegisteredJob[Concatenate[Context[Any], P], P, T, T]: ...
+    @overload
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, T]], /
+    ) -> RegisteredJob[P, P, Coroutine[Any, Any, T], T]: ...
+    @overload
+    def __call__(self, function: Callable[P, T], /) -> RegisteredJob[P, P, T, T]: ...
+    def __call__(self, function: Callable[..., Any], /) -> RegisteredJob[..., ..., Any, Any]:
         """Return the function as a job, registered with the processor."""
-        registered: RegisteredJob[..., ..., Any] = RegisteredJob(
+        registered: RegisteredJob[..., ..., Any, Any] = RegisteredJob(
             function, self._name, self._queue, self._policy, self._find_processor
         )
         self._register(registered)
@@ -166,17 +174,19 @@ class RegisterBatchDecorator:
     @overload
     def __call__(
         self, function: Callable[[BatchContext[Any], list[T]], R], /
-    ) -> RegisteredJob[[BatchContext[Any], list[T]], [T], R]: ...
+    ) -> RegisteredJob[[BatchContext[Any], list[T]], [T], R, Any]: ...
     @overload
-    def __call__(self, function: Callable[[list[T]], R], /) -> RegisteredJob[[list[T]], [T], R]: ...
-    def __call__(self, function: Callable[..., Any], /) -> RegisteredJob[..., ..., Any]:
+    def __call__(
+        self, function: Callable[[list[T]], R], /
+    ) -> RegisteredJob[[list[T]], [T], R, Any]: ...
+    def __call__(self, function: Callable[..., Any], /) -> RegisteredJob[..., ..., Any, Any]:
         """Return the function as a job, registered with the processor."""
         return self._decorator(function)
 
 
 def register_job(
     function: Callable[..., Any] | None, decorator: RegisterDecorator, policy: Mapping[str, Any]
-) -> RegisteredJob[..., ..., Any] | RegisterDecorator | RegisterBatchDecorator:
+) -> RegisteredJob[..., ..., Any, Any] | RegisterDecorator | RegisterBatchDecorator:
     """Return what `job(function)` or `job(**policy)` of a processor returns."""
     if function is not None:
         return decorator(function)

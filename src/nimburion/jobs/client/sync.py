@@ -14,7 +14,7 @@ import asyncio
 import atexit
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial, wraps
 from types import MethodType, TracebackType
@@ -41,6 +41,12 @@ from nimburion.jobs.declaration.loop_calls import (
 )
 
 if TYPE_CHECKING:
+    from datetime import datetime
+    from typing import Literal, Unpack
+    from uuid import UUID
+
+    from nimburion.core.timing.durations import Duration
+    from nimburion.jobs.client.client import EnqueueResult
     from nimburion.jobs.client.sync_actions import (
         SyncBulk,
         SyncDeadLetters,
@@ -49,9 +55,12 @@ if TYPE_CHECKING:
         SyncTenants,
         SyncWorkers,
     )
+    from nimburion.jobs.declaration.job import AnyJob, JobId, JobReturning
+    from nimburion.jobs.declaration.options import EnqueueManyOptions, EnqueueOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 _CLOSE_TIMEOUT = 5.0
 """Seconds to wait for the end of the thread."""
@@ -114,26 +123,118 @@ class SyncClient:
         # Keyed by process: after a fork, the child does not use its parent's portal.
         self._portals: dict[int, _ProcessPortal] = {}
 
-    @_make_sync(Client.enqueue)
-    def enqueue(self) -> None: ...
-    @_make_sync(Client.enqueue_or_get)
-    def enqueue_or_get(self) -> None: ...
-    @_make_sync(Client.enqueue_many)
-    def enqueue_many(self) -> None: ...
-    @_make_sync(Client.enqueue_with_id)
-    def enqueue_with_id(self) -> None: ...
-    @_make_sync(Client.enqueue_with_priority)
-    def enqueue_with_priority(self) -> None: ...
-    @_make_sync(Client.enqueue_at)
-    def enqueue_at(self) -> None: ...
-    @_make_sync(Client.enqueue_after)
-    def enqueue_after(self) -> None: ...
+    if TYPE_CHECKING:  # a SyncMethod cannot carry the type variable of a job's result
+
+        def enqueue(self, job: JobReturning[T], **options: Unpack[EnqueueOptions]) -> JobId[T]: ...
+        def enqueue_or_get(
+            self, job: JobReturning[T], **options: Unpack[EnqueueOptions]
+        ) -> EnqueueResult[T]: ...
+        @overload
+        def enqueue_many(
+            self, jobs: Iterable[JobReturning[T]], **options: Unpack[EnqueueManyOptions]
+        ) -> list[JobId[T]]: ...
+        @overload
+        def enqueue_many(
+            self,
+            jobs: Iterable[AnyJob | tuple[AnyJob, EnqueueOptions]],
+            **options: Unpack[EnqueueManyOptions],
+        ) -> list[JobId[Any]]: ...
+        def enqueue_many(
+            self, jobs: Iterable[Any], **options: Unpack[EnqueueManyOptions]
+        ) -> list[Any]: ...
+        def enqueue_with_id(
+            self,
+            job: JobReturning[T],
+            job_id: str | UUID | None = None,
+            /,
+            **options: Unpack[EnqueueOptions],
+        ) -> JobId[T]: ...
+        def enqueue_with_priority(
+            self, job: JobReturning[T], priority: int, /, **options: Unpack[EnqueueOptions]
+        ) -> JobId[T]: ...
+        def enqueue_at(
+            self, job: JobReturning[T], at: datetime, /, **options: Unpack[EnqueueOptions]
+        ) -> JobId[T]: ...
+        def enqueue_after(
+            self, job: JobReturning[T], after: Duration, /, **options: Unpack[EnqueueOptions]
+        ) -> JobId[T]: ...
+        @overload
+        def wait(
+            self, job_id: JobId[T], timeout: Duration | None = None, *, missing_ok: bool = False
+        ) -> T: ...
+        @overload
+        def wait(
+            self, job_id: JobId[Any], timeout: Duration | None = None, *, missing_ok: bool = False
+        ) -> object: ...
+        @overload
+        def wait(
+            self, job_id: str | UUID, timeout: Duration | None = None, *, missing_ok: bool = False
+        ) -> Any: ...  # noqa: ANN401
+        def wait(
+            self, job_id: str | UUID, timeout: Duration | None = None, *, missing_ok: bool = False
+        ) -> Any: ...
+        @overload
+        def wait_all(
+            self,
+            job_ids: Iterable[JobId[T]],
+            timeout: Duration | None = None,
+            *,
+            return_exceptions: Literal[False] = False,
+            missing_ok: bool = False,
+        ) -> list[T]: ...
+        @overload
+        def wait_all(
+            self,
+            job_ids: Iterable[JobId[T]],
+            timeout: Duration | None = None,
+            *,
+            return_exceptions: Literal[True],
+            missing_ok: bool = False,
+        ) -> list[T | Exception]: ...
+        @overload
+        def wait_all(
+            self,
+            job_ids: Iterable[JobId[Any]],
+            timeout: Duration | None = None,
+            *,
+            return_exceptions: bool = False,
+            missing_ok: bool = False,
+        ) -> list[object]: ...
+        @overload
+        def wait_all(
+            self,
+            job_ids: Iterable[str | UUID],
+            timeout: Duration | None = None,
+            *,
+            return_exceptions: bool = False,
+            missing_ok: bool = False,
+        ) -> list[Any]: ...
+        def wait_all(
+            self,
+            job_ids: Iterable[str | UUID],
+            timeout: Duration | None = None,
+            *,
+            return_exceptions: bool = False,
+            missing_ok: bool = False,
+        ) -> list[Any]: ...
+
+    else:
+        enqueue = SyncMethod(Client.enqueue)
+        enqueue_or_get = SyncMethod(Client.enqueue_or_get)
+        enqueue_many = SyncMethod(Client.enqueue_many)
+        enqueue_with_id = SyncMethod(Client.enqueue_with_id)
+        enqueue_with_priority = SyncMethod(Client.enqueue_with_priority)
+        enqueue_at = SyncMethod(Client.enqueue_at)
+        enqueue_after = SyncMethod(Client.enqueue_after)
+        wait = SyncMethod(Client.wait)
+        wait_all = SyncMethod(Client.wait_all)
+
     @_make_sync(Client.enqueue_raw)
     def enqueue_raw(self) -> None: ...
     @_make_sync(Client.get_status)
     def get_status(self) -> None: ...
-    @_make_sync(Client.wait)
-    def wait(self) -> None: ...
+    @_make_sync(Client.get_statuses)
+    def get_statuses(self) -> None: ...
     @_make_sync(Client.cancel)
     def cancel(self) -> None: ...
     @_make_sync(Client.run_now)
@@ -408,7 +509,7 @@ def _measure_time(
     method: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> float | None:
     """Return the timeout that the caller passed to the call, in seconds; None if there is none."""
-    if method is not Client.wait:
+    if method is not Client.wait and method is not Client.wait_all:
         return None
     timeout = args[1] if len(args) > 1 else kwargs.get("timeout")
     return None if timeout is None else to_seconds(timeout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from nimburion.core.errors import LeaseLost
 from nimburion.core.lease import Delivery
@@ -18,8 +18,10 @@ from nimburion.jobs.declaration.lifespan import NO_STATE
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from nimburion.jobs.declaration.job import AnyJob
+    from nimburion.jobs.declaration.job import JobId, JobReturning
     from nimburion.jobs.declaration.options import EnqueueOptions
+
+R = TypeVar("R")
 
 ReportSink = Callable[[Progressed | Spent], None]
 """Records what an attempt that continues reports. Can be called from any thread."""
@@ -36,7 +38,7 @@ class ResultEncoder(Protocol):
 class EnqueueClient(Protocol):
     """The part of a client that a context uses."""
 
-    async def enqueue(self, job: AnyJob, **options: Unpack[EnqueueOptions]) -> str:
+    async def enqueue(self, job: JobReturning[R], **options: Unpack[EnqueueOptions]) -> JobId[R]:
         """Store one job and return its id."""
         ...
 

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
     from typing_extensions import TypeVar
 
-    from nimburion.jobs.declaration.job import AnyJob
+    from nimburion.jobs.declaration.job import JobId, JobReturning
     from nimburion.jobs.declaration.options import EnqueueOptions
 
     StateT_co = TypeVar("StateT_co", covariant=True, default=object)
+    R = TypeVar("R")
 else:  # Python 3.11 has no defaults of type variables
     from typing import TypeVar
 
@@ -246,7 +247,7 @@ class Context(Generic[StateT_co]):
         if self.cancelled:
             raise Cancel("cancelled on request")
 
-    async def enqueue(self, job: AnyJob, **options: Unpack[EnqueueOptions]) -> str:
+    async def enqueue(self, job: JobReturning[R], **options: Unpack[EnqueueOptions]) -> JobId[R]:
         """Store another job, as `processor.enqueue` does, and return its id.
 
         Tenant and correlation id are those of this job, unless you pass your own.

@@ -23,19 +23,22 @@ import dataclasses
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import (
     TYPE_CHECKING,
     Any,
     Concatenate,
     Generic,
     ParamSpec,
+    Protocol,
+    Self,
     TypeVar,
     Unpack,
     cast,
     dataclass_transform,
     overload,
 )
+from uuid import UUID
 
 import msgspec
 
@@ -61,6 +64,12 @@ CallP = ParamSpec("CallP")
 P = ParamSpec("P")
 T = TypeVar("T")
 R = TypeVar("R")
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    T_co = TypeVarWithDefault("T_co", covariant=True, default=Any)
+else:  # Python 3.11 has no defaults of type variables
+    T_co = TypeVar("T_co", covariant=True)
 
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
@@ -85,12 +94,12 @@ class Declaration:
 
     def __init__(
         self,
-        target: type[Job] | JobFunction[..., ..., Any],
+        target: type[Job] | JobFunction[..., ..., Any, Any],
         name: str,
         queue: str,
         options: PolicyOptions,
     ) -> None:
-        self.target: type[Job] | JobFunction[..., ..., Any] = target
+        self.target: type[Job] | JobFunction[..., ..., Any, Any] = target
         self.name: str = check_declared_name("the name of a job", name)
         self.queue: str = check_declared_name("queue", queue)
         self.options: PolicyOptions = options
@@ -124,6 +133,48 @@ class Declaration:
         if isinstance(self.target, JobFunction):
             return Codec(self.name, self.target.signature.fields, self.target.base)
         return Codec(self.name, read_class_fields(self.name, self.target))
+
+
+class JobId(str, Generic[T_co]):
+    """The id of a job: a `str`, from which type checkers know what `wait` returns.
+
+    ```python
+    job_id = await processor.enqueue(count.job("page.html"))  # JobId[int]
+    words = await processor.wait(job_id)  # int
+    words = await processor.wait(JobId[int](row.job_id))  # an id from your own table
+    ```
+
+    At run time every id is a plain `str`: `JobId(…)` returns one, and the type `JobId[int]` is
+    `str`. So a job may have an argument `parent: JobId[int]`.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, job_id: str | UUID) -> Self:
+        """Return the id as a plain text."""
+        return cast("Self", str(job_id))
+
+    if not TYPE_CHECKING:
+
+        def __class_getitem__(cls, result: object) -> type[str]:
+            """Return `str`, which every library of types knows."""
+            return str
+
+
+class JobReturning(Protocol[T_co]):
+    """For type checkers: a job whose result is a `T`, of a `Job` class or of a function."""
+
+    def __result__(self) -> T_co:
+        """Tells type checkers the type of the result; does not exist at run time."""
+        ...
+
+
+class _AsyncJob(Protocol[T_co]):
+    def process(self, ctx: Context[Any], /) -> Coroutine[Any, Any, T_co]: ...
+
+
+class _BlockingJob(Protocol[T_co]):
+    def process(self, ctx: Context[Any], /) -> T_co: ...
 
 
 class _ForeignMethod:
@@ -223,7 +274,15 @@ class Job:
         enqueue = _ForeignMethod()
         enqueue_sync = _ForeignMethod()
 
-    def process(self, ctx: Context[Any], /) -> object:
+    if TYPE_CHECKING:
+
+        @overload
+        def __result__(self: _AsyncJob[T]) -> T: ...
+        @overload
+        def __result__(self: _BlockingJob[T]) -> T: ...
+        def __result__(self) -> Any: ...
+
+    def process(self, ctx: Context[Any], /) -> Any:  # noqa: ANN401 (a subclass says what)
         """Do the work of the job, in an `async def` or a `def` method.
 
         The return value is stored as the job's result. An exception is the failure of the attempt.
@@ -231,16 +290,23 @@ class Job:
         raise NotImplementedError(f"{type(self).__name__} has no process method")
 
 
-class JobCall(msgspec.Struct):
+class JobCall(msgspec.Struct, Generic[T]):
     """A job of a function: its arguments, by name. Made by `function.job(…)`."""
 
+    if TYPE_CHECKING:
 
-AnyJob = Job | JobCall
+        def __result__(self) -> T: ...
+
+
+AnyJob = Job | JobCall[Any]
 """What can be enqueued: an instance of a job class, or `function.job(…)`."""
 
 
-class JobFunction(Generic[CallP, P, R]):
-    """A function that is also a job: call it as before, or make a job of it with `.job(…)`."""
+class JobFunction(Generic[CallP, P, R, T]):
+    """A function that is also a job: call it as before, or make a job of it with `.job(…)`.
+
+    For type checkers, a call returns `R`, and the result of a job is `T`.
+    """
 
     __name__: str
 
@@ -260,7 +326,7 @@ class JobFunction(Generic[CallP, P, R]):
         self.__job__: Declaration = Declaration(
             self, own_name if name is None else name, queue, policy
         )
-        self.base: type[JobCall] = type(
+        self.base: type[JobCall[T]] = type(
             "Call", (JobCall,), {"__job__": self.__job__, "__module__": __name__}
         )
         self._signature: Signature | None = None
@@ -279,14 +345,14 @@ class JobFunction(Generic[CallP, P, R]):
         """Call the function directly, without a job."""
         return self.function(*args, **kwargs)
 
-    def job(self, *args: P.args, **kwargs: P.kwargs) -> JobCall:
+    def job(self, *args: P.args, **kwargs: P.kwargs) -> JobCall[T]:
         """Return a job with these arguments, to be enqueued. The context is not among the
         arguments.
 
         `TypeError` is raised for an argument that is missing or unknown.
         """
         try:
-            return cast("JobCall", self.__job__.codec.struct(*args, **kwargs))
+            return cast("JobCall[T]", self.__job__.codec.struct(*args, **kwargs))
         except TypeError as error:
             raise TypeError(self._explain_arguments(error, kwargs)) from None
 
@@ -308,7 +374,7 @@ class JobFunction(Generic[CallP, P, R]):
         near = find_nearest(unknown, known)
         return f"{text}; did you mean {near!r}?" if near else text
 
-    def __get__(self, instance: object, owner: type | None = None) -> JobFunction[CallP, P, R]:
+    def __get__(self, instance: object, owner: type | None = None) -> JobFunction[CallP, P, R, T]:
         if instance is not None:
             raise DefinitionError(
                 f"{self.__job__.name!r} is a method: a job has no instance to run on; "
@@ -351,11 +417,19 @@ class JobDecorator:
 
     @overload
     def __call__(
-        self, function: Callable[Concatenate[Context[Any], P], R], /
-    ) -> JobFunction[Concatenate[Context[Any], P], P, R]: ...
+        self, function: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, T]], /
+    ) -> JobFunction[Concatenate[Context[Any], P], P, Coroutine[Any, Any, T], T]: ...
     @overload
-    def __call__(self, function: Callable[P, R], /) -> JobFunction[P, P, R]: ...
-    def __call__(self, function: Callable[..., Any], /) -> JobFunction[..., ..., Any]:
+    def __call__(
+        self, function: Callable[Concatenate[Context[Any], P], T], /
+    ) -> JobFunction[Concatenate[Context[Any], P], P, T, T]: ...
+    @overload
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, T]], /
+    ) -> JobFunction[P, P, Coroutine[Any, Any, T], T]: ...
+    @overload
+    def __call__(self, function: Callable[P, T], /) -> JobFunction[P, P, T, T]: ...
+    def __call__(self, function: Callable[..., Any], /) -> JobFunction[..., ..., Any, Any]:
         """Return the function as a job."""
         return JobFunction(function, self._name, self._queue, self._policy)
 
@@ -369,20 +443,30 @@ class BatchJobDecorator:
     @overload
     def __call__(
         self, function: Callable[[BatchContext[Any], list[T]], R], /
-    ) -> JobFunction[[BatchContext[Any], list[T]], [T], R]: ...
+    ) -> JobFunction[[BatchContext[Any], list[T]], [T], R, Any]: ...
     @overload
-    def __call__(self, function: Callable[[list[T]], R], /) -> JobFunction[[list[T]], [T], R]: ...
-    def __call__(self, function: Callable[..., Any], /) -> JobFunction[..., ..., Any]:
+    def __call__(
+        self, function: Callable[[list[T]], R], /
+    ) -> JobFunction[[list[T]], [T], R, Any]: ...
+    def __call__(self, function: Callable[..., Any], /) -> JobFunction[..., ..., Any, Any]:
         """Return the function as a job."""
         return JobFunction(function, self._name, self._queue, self._policy)
 
 
 @overload
 def job(
-    function: Callable[Concatenate[Context[Any], P], R], /
-) -> JobFunction[Concatenate[Context[Any], P], P, R]: ...
+    function: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, T]], /
+) -> JobFunction[Concatenate[Context[Any], P], P, Coroutine[Any, Any, T], T]: ...
 @overload
-def job(function: Callable[P, R], /) -> JobFunction[P, P, R]: ...
+def job(
+    function: Callable[Concatenate[Context[Any], P], T], /
+) -> JobFunction[Concatenate[Context[Any], P], P, T, T]: ...
+@overload
+def job(
+    function: Callable[P, Coroutine[Any, Any, T]], /
+) -> JobFunction[P, P, Coroutine[Any, Any, T], T]: ...
+@overload
+def job(function: Callable[P, T], /) -> JobFunction[P, P, T, T]: ...
 @overload
 def job(
     *, name: str | None = None, queue: str = "default", **policy: Unpack[PolicyOptions]

@@ -41,7 +41,7 @@ from nimburion.jobs.declaration.signature import (
 
 RawHandler = Callable[[Context[Any], bytes], Any]
 BatchCall = Callable[[BatchContext[Any], list[Any]], Any]
-Target = type[Job] | JobFunction[..., ..., Any] | RawHandler
+Target = type[Job] | JobFunction[..., ..., Any, Any] | RawHandler
 
 
 class Handler:
@@ -127,7 +127,7 @@ class Registry:
         self.get: Callable[[str], Handler | None] = self._handlers.get
         """Returns the handler of a name; None when it is not registered."""
 
-    def add(self, *jobs: type[Job] | JobFunction[..., ..., Any]) -> None:
+    def add(self, *jobs: type[Job] | JobFunction[..., ..., Any, Any]) -> None:
         """Register job classes and job functions.
 
         Registering the same one again changes nothing. `DefinitionError` is raised when another job
@@ -296,7 +296,7 @@ def _make_raw_call(handler: RawHandler) -> Callable[[bytes, Context[Any]], Any]:
     return lambda payload, ctx: handler(ctx, payload)
 
 
-def _make_function_call(job: JobFunction[..., ..., Any]) -> Callable[[Any, Context[Any]], Any]:
+def _make_function_call(job: JobFunction[..., ..., Any, Any]) -> Callable[[Any, Context[Any]], Any]:
     """Return a callable that calls the function with its decoded arguments and the context."""
     function, signature = job.function, job.signature
     by_name = msgspec.structs.asdict
@@ -307,7 +307,7 @@ def _make_function_call(job: JobFunction[..., ..., Any]) -> Callable[[Any, Conte
     return lambda call, _: function(**by_name(call))
 
 
-def _make_batch_call(job: JobFunction[..., ..., Any]) -> BatchCall:
+def _make_batch_call(job: JobFunction[..., ..., Any, Any]) -> BatchCall:
     """Return a callable that calls a batch handler with its context and a list."""
     function = job.function
     if job.signature.takes_context:
@@ -343,7 +343,9 @@ def _call_no_batch(*_: object) -> Any:  # noqa: ANN401
     raise DefinitionError("this job has no batch handler")
 
 
-def _make_positional_call(job: JobFunction[..., ..., Any]) -> Callable[[Any, Context[Any]], Any]:
+def _make_positional_call(
+    job: JobFunction[..., ..., Any, Any],
+) -> Callable[[Any, Context[Any]], Any]:
     function, signature = job.function, job.signature
     names = [field.name for field in signature.fields[: signature.positional_only]]
 

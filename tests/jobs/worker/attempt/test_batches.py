@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
@@ -37,7 +37,7 @@ async def processor(clock: FakeClock) -> AsyncIterator[Processor]:
         yield made
 
 
-async def states(processor: Processor, ids: list[str]) -> list[State]:
+async def states(processor: Processor, ids: Sequence[str]) -> list[State]:
     return [(await processor.get_status(each)).state for each in ids]
 
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from nimburion.core.job import State
-from nimburion.jobs import Context, Processor
+from nimburion.jobs import Context, JobId, Processor
 from tests.jobs.worker.children import application as app
 from tests.jobs.worker.children.conftest import Make
 from tests.waiting import DEADLINE, wait_until, wait_until_finished
@@ -40,7 +40,7 @@ async def test_the_context_of_a_child_has_the_facts_of_the_job(make: Make) -> No
         headers={"h": "1"},
         timeout=50,
     )
-    facts = await processor.wait(job_id, DEADLINE)
+    facts: dict[str, Any] = await processor.wait(str(job_id), DEADLINE)
     assert 45 < facts.pop("remaining") <= 50
     assert facts.pop("process") == facts.pop("group"), "a group of its own"
     assert facts == {
@@ -137,7 +137,7 @@ async def test_a_payload_that_does_not_fit_is_unreadable(make: Make) -> None:
 async def test_progress_and_a_set_result_are_kept(make: Make) -> None:
     processor = make()
     await processor.start()
-    job_id = await processor.enqueue(app.report.job(1000))
+    job_id = JobId[str](await processor.enqueue(app.report.job(1000)))
     assert await processor.wait(job_id, DEADLINE) == "set"
     progress = (await processor.backend.reads.get_job(job_id)).progress
     assert progress is not None

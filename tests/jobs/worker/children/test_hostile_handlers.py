@@ -115,7 +115,7 @@ async def test_os_exit_fails_its_own_attempt_and_says_how(
 async def test_os_exit_counts_in_the_budget_of_failures(make: Make) -> None:
     processor = make()
     await processor.start()
-    job_id = await processor.enqueue(app.end_process.job(7), max_retries=2)
+    job_id: str = await processor.enqueue(app.end_process.job(7), max_retries=2)
 
     async def has_failed() -> bool:
         return (await processor.backend.reads.get_job(job_id)).failures == 1
