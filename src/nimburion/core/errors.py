@@ -211,7 +211,8 @@ class WaitTimeout(NimburionError, TimeoutError):
 class ResultNotKept(NimburionError):
     """`wait` found that the job is completed, but its result could not be stored.
 
-    The result has no JSON form or was too large; `reason` says which. The work is done.
+    The result has no JSON form, was too large, or was returned after `ctx.transaction()` had
+    completed the job; `reason` says which. The work is done.
     """
 
     def __init__(self, job_id: str, reason: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import sqlite3
 import threading
@@ -22,6 +23,7 @@ from nimburion.core.errors import (
     BackendUnavailable,
     DefinitionError,
     NotOpen,
+    ResultNotKept,
     TransactionExpired,
     UnusableConnection,
 )
@@ -31,6 +33,7 @@ from nimburion.core.maintenance import Retention
 from nimburion.core.session import Session
 from nimburion.core.transactions import CallerConnection
 from nimburion.jobs import Context, Processor
+from nimburion.jobs.declaration.attempt_record import RETURNED_TOO_LATE
 from nimburion.testing.clock import FakeClock
 from tests.waiting import wait_until, wait_until_finished
 
@@ -602,6 +605,55 @@ async def test_a_result_returned_after_the_transaction_is_dropped_with_a_warning
     assert "set_result was called after" in late
     assert names_its_job(caplog.records[0])
     assert "Call ctx.set_result(...) inside the block" in returned
+
+
+@pytest.mark.parametrize(
+    ("annotation", "is_kept"),
+    [(int, False), (int | None, False), (None, True), (Any, True), (inspect.Signature.empty, True)],
+)
+async def test_wait_does_not_take_a_result_that_came_too_late_for_none(
+    processor: Processor, annotation: object, *, is_kept: bool
+) -> None:
+    """A handler without an annotation may return nothing: then None is its result."""
+
+    async def pay(ctx: Context, _: bytes):  # type: ignore[no-untyped-def]
+        async with ctx.transaction() as connection:
+            connection.execute(ROW)
+
+    pay.__signature__ = inspect.signature(pay).replace(  # type: ignore[attr-defined]
+        return_annotation=annotation
+    )
+    job_id = (await run(processor, pay)).id
+    if is_kept:
+        assert await processor.wait(job_id) is None
+        return
+    with pytest.raises(ResultNotKept, match=r"ctx\.set_result\(value\) inside the block"):
+        await processor.wait(job_id)
+    status = await processor.get_status(job_id)
+    assert (status.state, status.result) == (State.COMPLETED, None)
+    assert status.result_error == RETURNED_TOO_LATE
+
+
+async def test_a_result_of_none_may_be_set_inside(processor: Processor) -> None:
+    async def pay(ctx: Context, _: bytes) -> int | None:
+        async with ctx.transaction() as connection:
+            connection.execute(ROW)
+            ctx.set_result(None)
+        return None
+
+    assert await processor.wait((await run(processor, pay)).id) is None
+
+
+async def test_a_result_that_is_not_to_be_kept_is_none(processor: Processor) -> None:
+    async def pay(ctx: Context, _: bytes) -> int:
+        async with ctx.transaction() as connection:
+            connection.execute(ROW)
+        return 3
+
+    processor.register("pay", pay, result=False)
+    job_id = await processor.enqueue_raw("pay", b"{}")
+    await processor.drain()
+    assert await processor.wait(job_id) is None
 
 
 async def test_a_result_that_cannot_be_kept_undoes_nothing(

@@ -23,12 +23,23 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
+RETURNED_TOO_LATE = (
+    "ctx.transaction() completed the job before its handler returned a value; call "
+    "ctx.set_result(value) inside the block"
+)
+"""Why a job has no result whose handler returned it after its own transaction."""
+
 ReportSink = Callable[[Progressed | Spent], None]
 """Records what an attempt that continues reports. Can be called from any thread."""
 
 
 class ResultEncoder(Protocol):
     """The part of a handler that an attempt uses for its result."""
+
+    @property
+    def returns_value(self) -> bool:
+        """Whether the handler says that it returns a value, which is kept."""
+        ...
 
     def encode_result(self, value: object) -> bytes | None:
         """Return the bytes to store for a result; None to store nothing."""
@@ -82,6 +93,8 @@ class AttemptRecord:
     """The error of a transaction of the handler that found another worker on the job."""
     result: object = None
     """The value that the handler passed to `Context.set_result`."""
+    has_result: bool = False
+    """Whether the handler called `Context.set_result`."""
 
     def __init__(self, delivery: Delivery, session_id: str) -> None:
         self.delivery: Delivery = delivery
@@ -91,6 +104,15 @@ class AttemptRecord:
     def clear(self) -> None:
         """Forget the task of the ended attempt."""
         self.task = None
+
+    def encode_transaction_result(self) -> bytes | None:
+        """Return the bytes to store with a transaction that completes the job.
+
+        If the handler set no result and says that it returns one, they are the reason why its
+        return value will be missing: it comes after the commit.
+        """
+        is_missing = self.handler is not None and self.handler.returns_value and not self.has_result
+        return encode_result_error(RETURNED_TOO_LATE) if is_missing else self.encode_result()
 
     def encode_result(self) -> bytes | None:
         """Return the bytes to store for `result`; None if there is no result.

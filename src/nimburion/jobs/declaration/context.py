@@ -240,7 +240,7 @@ class Context(Generic[StateT_co]):
                 self.job_id,
             )
             return
-        self._record.result = value
+        self._record.result, self._record.has_result = value, True
 
     def raise_if_cancelled(self) -> None:
         """Raise `Cancel`, which ends the job as cancelled, if cancellation was requested."""
@@ -271,7 +271,8 @@ class Context(Generic[StateT_co]):
 
         An error inside the block rolls back, and the attempt fails as usual. To store a result with
         the same commit, call `set_result` inside the block. The handler's return value is not
-        stored, as the job has already ended.
+        stored, as the job has already ended: if its annotation promises one, `wait` raises
+        `ResultNotKept`.
 
         Errors:
 

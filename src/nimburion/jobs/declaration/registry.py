@@ -61,6 +61,7 @@ class Handler:
         "name",
         "policy",
         "queue",
+        "returns_value",
         "target",
     )
 
@@ -99,8 +100,11 @@ class Handler:
         """Calls a batch handler with its context and the arguments of its jobs."""
         self.get_batch_argument: Callable[[Any], Any] = get_batch_argument or _call_no_batch
         """Returns what a batch handler receives of one job, from the return value of `decode`."""
-        self._result = _make_result_codec(name, function, policy) if policy.result else None
+        kind = _read_result_type(name, function, policy) if policy.result else None
+        self._result = ResultCodec(name, kind) if policy.result else None
         self._result_limit = sizes.result
+        self.returns_value: bool = kind not in (None, type(None), Any, object)
+        """Whether the return value is kept, and its annotation promises more than None."""
 
     def encode_result(self, value: object) -> bytes | None:
         """Return the bytes to store for a return value: JSON, or None.
@@ -380,11 +384,12 @@ def _make_instance_decoder(
     return decode_instance
 
 
-def _make_result_codec(name: str, function: Callable[..., Any], policy: Policy) -> ResultCodec:
+def _read_result_type(name: str, function: Callable[..., Any], policy: Policy) -> Any:  # noqa: ANN401
+    """Return the annotated type of a job's result; `DefinitionError` if it has no JSON form."""
     read = read_return_type if policy.batch is None else read_batch_return_type
     kind = read(name, function)
     check_type(f"job {name!r}, return type (declare result=False if it is not to be kept)", kind)
-    return ResultCodec(name, kind)
+    return kind
 
 
 def _describe(target: object) -> str:

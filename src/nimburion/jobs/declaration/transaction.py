@@ -94,7 +94,7 @@ class HandlerTransaction:
         try:
             self._check_undecided()
             completed = Completed(
-                record.delivery.lease, record.encode_result(), record.keep_payload
+                record.delivery.lease, record.encode_transaction_result(), record.keep_payload
             )
             await transaction.complete(record.session_id, completed)
             await transaction.commit()

@@ -515,7 +515,7 @@ def _settle_completed(
     """
     delivery = attempt.delivery
     if isinstance(outcome, Succeeded):
-        if outcome.result is not None and attempt.result is None:
+        if outcome.result is not None and not attempt.has_result:
             _log.warning(
                 "job %s was completed by its own transaction: the return value of its handler is "
                 "not stored. Call ctx.set_result(...) inside the block",
