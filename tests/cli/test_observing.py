@@ -345,7 +345,7 @@ def test_jobs_are_searched_by_tenant_time_and_failures(nimburion: CommandLine) -
     async def store(backend: Backend) -> None:
         jobs = [
             NewJob("a", "send", "mail", b"{}", options=JobOptions(tenant="x", correlation_id="1")),
-            NewJob("b", "send", "mail", b"{}", options=JobOptions(tenant="y")),
+            NewJob("b", "send", "mail", b"{}", options=JobOptions(tenant="y", tags=("eu", "web"))),
         ]
         await backend.producing.enqueue(jobs)
 
@@ -358,6 +358,7 @@ def test_jobs_are_searched_by_tenant_time_and_failures(nimburion: CommandLine) -
 
     assert ids("--tenant", "x") == ["a"]
     assert ids("--correlation-id", "1") == ["a"]
+    assert ids("--tag", "web") == ["b"]
     assert ids("--since", "1h") == ["b", "a", "other"]
     assert ids("--until", "1h") == []
     assert ids("--since", "2020-01-01T00:00Z", "--min-failures", "1") == []
@@ -388,6 +389,15 @@ def test_a_search_for_a_text_that_no_job_can_have_is_bad_input(
     ended = nimburion("jobs", "list", option, text)
     assert (ended.code, ended.out) == (2, "")
     assert f"{option} must " in ended.err
+
+
+def test_tags_of_the_command_line_are_stored_and_shown(nimburion: CommandLine) -> None:
+    nimburion("enqueue", "send", "--id", "a", "--tag", "web", "--tag", "eu")
+    shown = nimburion("jobs", "show", "a").out.splitlines()
+    assert [line.split() for line in shown if line.startswith("tags")] == [["tags", "web,", "eu"]]
+    assert nimburion("jobs", "show", "a", "--json").data["options"]["tags"] == ["web", "eu"]
+    assert nimburion("jobs", "list", "--tag", "two words").code == 2
+    assert nimburion("enqueue", "send", "--tag", "two words").code == 2
 
 
 def test_a_table_fits_the_terminal() -> None:

@@ -16,7 +16,7 @@ from nimburion.cli.parameters import parse_time_before
 from nimburion.core.job import State
 from nimburion.core.paging import iterate_jobs
 from nimburion.core.queries import JobFilter
-from nimburion.core.size_limits import check_text
+from nimburion.core.size_limits import check_name, check_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -47,6 +47,7 @@ def add_search_options(command: F) -> F:
         click.option("--finished-until", metavar="TIME", help="Finished before."),
         click.option("--tenant", metavar="TENANT", help="Only of this tenant."),
         click.option("--correlation-id", metavar="ID", help="Only with this correlation id."),
+        click.option("--tag", metavar="TAG", help="Only with this tag."),
         click.option("--fingerprint", metavar="HEX", help="Only dead letters of this group."),
         click.option(
             "--min-failures", type=click.IntRange(0), help="Only with at least this many failures."
@@ -59,8 +60,8 @@ def add_search_options(command: F) -> F:
 
 class Search(msgspec.Struct, frozen=True, kw_only=True):
     """The options that search jobs without an index. Times are durations back from now, or
-    times with a time zone. `InvalidJob` is raised for a tenant or a correlation id that no job can
-    have.
+    times with a time zone. `InvalidJob` is raised for a tenant, a correlation id or a tag that no
+    job can have.
     """
 
     since: str | None = None
@@ -69,6 +70,7 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
     finished_until: str | None = None
     tenant: str | None = None
     correlation_id: str | None = None
+    tag: str | None = None
     fingerprint: str | None = None
     min_failures: int | None = None
 
@@ -76,6 +78,8 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
         for option, text in (("--tenant", self.tenant), ("--correlation-id", self.correlation_id)):
             if text is not None:
                 check_text(option, text)
+        if self.tag is not None:
+            check_name("--tag", self.tag)
 
     @property
     def searches(self) -> bool:
@@ -92,6 +96,7 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
             finished_to=parse_time_before(self.finished_until, now),
             tenant=self.tenant,
             correlation_id=self.correlation_id,
+            tag=self.tag,
             fingerprint=self.fingerprint,
             min_failures=self.min_failures,
         )

@@ -100,6 +100,7 @@ def print_record(record: JobRecord) -> None:
             "unique key": record.options.described_key,
             "tenant": record.options.tenant,
             "correlation id": record.options.correlation_id,
+            "tags": ", ".join(record.options.tags) or None,
         }
     )
 

@@ -168,6 +168,8 @@ class JobOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     """The key of the job for each limit that is not of its name or its queue, by limit."""
     cost: int | None = None
     """The units that the job takes of the rates of its keys; None: as declared."""
+    tags: tuple[str, ...] = ()
+    """Names by which people find the job. They have no other effect."""
     fair: bool = True
     """Whether the tenants of a queue take turns (`nimburion.core.fairness`). Without a tenant, this
     field has no effect.

@@ -32,6 +32,8 @@ class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
     correlation_id: str | None = None
     fingerprint: str | None = None
     """The fingerprint of the error that made a job a dead letter. Matches failed jobs only."""
+    tag: str | None = None
+    """A tag that the job must have; a name, as `check_name` allows it."""
     min_failures: int | None = None
     """The least value of `JobRecord.failures`."""
 
@@ -52,6 +54,7 @@ class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
             and _is_in_range(record.finished_at, self.finished_from, self.finished_to)
             and self.tenant in (None, record.options.tenant)
             and self.correlation_id in (None, record.options.correlation_id)
+            and (self.tag is None or self.tag in record.options.tags)
             and self.fingerprint in (None, record.fingerprint)
             and (self.min_failures is None or record.failures >= self.min_failures)
         )
@@ -64,6 +67,7 @@ _SEARCHED_FIELDS = (
     "finished_to",
     "tenant",
     "correlation_id",
+    "tag",
     "fingerprint",
     "min_failures",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, TypedDict, cast, get_args
 
@@ -30,7 +30,7 @@ of the schedule."""
 Template = AnyJob | Compute
 _JOB_OPTIONS = frozenset(
     {"queue", "priority", "headers", "tenant", "correlation_id", "max_retries", "timeout",
-     "expires", "unique_key", "unique"}
+     "expires", "tags", "unique_key", "unique"}
 )  # fmt: skip
 
 
@@ -51,6 +51,7 @@ class ScheduleOptions(TypedDict, total=False):
     timeout: Duration | None
     expires: Duration | None
     """The time after a tick until which its job must have started. Later, it is cancelled."""
+    tags: Sequence[str] | None
     unique_key: str | None
     """Unique key of the jobs. A tick enqueues no job while an unfinished job has the key."""
     unique: Unique | None

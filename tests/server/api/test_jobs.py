@@ -57,6 +57,14 @@ async def test_jobs_are_found_by_tenant_and_correlation_id(api: Api) -> None:
         assert [job["id"] for job in page["jobs"]] == ["a"]
 
 
+async def test_jobs_are_stored_and_found_by_tag(api: Api) -> None:
+    await api.post("/jobs", {"name": "send", "id": "a", "tags": ["media", "eu"]})
+    await api.enqueue("b")
+    (job,) = (await api.get("/jobs?tag=media"))["jobs"]
+    assert (job["id"], job["tags"]) == ("a", ["media", "eu"])
+    assert (await api.get("/jobs/b"))["tags"] == []
+
+
 async def test_a_search_stops_at_its_budget_and_continues(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,6 +119,18 @@ async def test_a_job_links_to_those_of_its_tenant(api: Api) -> None:
     assert [job["id"] for job in found["jobs"]] == ["a"]
 
 
+async def test_a_job_links_to_those_with_its_tags(api: Api) -> None:
+    options = JobOptions(tags=("media", "eu"))
+    await api.processor.backend.producing.enqueue(
+        [NewJob("a", "send", "mail", b"{}", options=options), NewJob("b", "send", "mail", b"{}")]
+    )
+    html = (await api.client.get(f"{JOBS}/a")).text
+    link = re.search(r'href="([^"]+)">eu<', html)
+    assert link is not None
+    found = (await api.client.get(f"{link[1]}&format=json")).json()
+    assert [job["id"] for job in found["jobs"]] == ["a"]
+
+
 async def test_a_job_that_does_not_exist_is_not_found(api: Api) -> None:
     response = await api.client.get(f"{JOBS}/none")
     assert response.status_code == 404

@@ -79,7 +79,7 @@ def encode_search(which: JobFilter) -> list[Any]:
         *(None if time is None else _encode_time_bound(time) for time in times),
         *(
             None if one is None else _encode_option(one)
-            for one in (which.tenant, which.correlation_id)
+            for one in (which.tenant, which.correlation_id, which.tag)
         ),
         None if which.fingerprint is None else encode_lookup_text(which.fingerprint),
         None if least is None else min(max(least, 0), _MAX_INT4),

@@ -26,9 +26,9 @@ from nimburion.core.timing.clock import to_micros
 
 _LIST_LIMIT_CHANGES = """SELECT name, for_key, key, concurrency, rate, interval, burst, changed_at,
     changed_by, reason FROM {schema}.limit_change ORDER BY name, for_key, key"""
-_GROUP_FAILURES = make_call("group_failures_1", 18)
+_GROUP_FAILURES = make_call("group_failures_1", 19)
 _FIND_JOBS = """SELECT seq, id, examined FROM {schema}.find_jobs_1({schema}.get_read_time_1($1),
-    $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"""
+    $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"""
 _LIST_RATES = """SELECT t.now, r.* FROM {schema}.get_read_time_1($1) AS t (now),
     {schema}.list_rates_1(NULL) r"""
 _LIST_KEYED_LIMITS = """SELECT job_name, limit_name, concurrency, interval, burst, cost

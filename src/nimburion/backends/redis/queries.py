@@ -191,6 +191,7 @@ def _make_search(which: JobFilter) -> tuple[object, ...] | bool:
         None if least is None else max(0, min(least, _MAX_INTEGER)),
         which.tenant,
         which.correlation_id,
+        which.tag,
     )
     values = (*(None if time is None else _find_first_micros(time) for time in times), *others)
     return tuple(False if value is None else value for value in values)

@@ -357,6 +357,7 @@ def filter_jobs(db: Database, which: JobFilter, seqs: list[int], limit: int) -> 
         which.correlation_id,
         which.fingerprint,
         which.min_failures,
+        which.tag,
     )
     return _decode_seqs(listed)
 
@@ -370,6 +371,7 @@ def _can_match(which: JobFilter) -> bool:
         which.tenant,
         which.correlation_id,
         which.fingerprint,
+        which.tag,
     )
     try:
         "".join(text for text in texts if text is not None).encode()

@@ -49,6 +49,13 @@ if TYPE_CHECKING:
     help="Cancel the job if it has not started this long after it is due.",
 )
 @click.option(
+    "--tag",
+    "tags",
+    metavar="TAG",
+    multiple=True,
+    help="A name by which people find the job; may be repeated.",
+)
+@click.option(
     "--id",
     "job_id",
     metavar="ID",
@@ -99,6 +106,7 @@ def enqueue(
     at: datetime | None,
     after: float | None,
     expires: float | None,
+    tags: tuple[str, ...],
     job_id: str | None,
     **key_options: object,
 ) -> None:
@@ -115,6 +123,7 @@ def enqueue(
         "at": at,
         "after": after,
         "expires": expires,
+        "tags": tags or None,
         "id": job_id,
     }
     from nimburion.jobs.declaration.uniqueness import fold_unique

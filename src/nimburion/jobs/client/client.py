@@ -80,6 +80,7 @@ from nimburion.jobs.declaration.options import (
     EnqueueManyOptions,
     EnqueueOptions,
     ParsedOptions,
+    add_tags,
     apply_uniqueness,
     parse_options,
     read_job_id,
@@ -355,6 +356,7 @@ class Client:
         - `timeout`: the time that one attempt may take.
         - `expires`: the time after the job is due until which it must have started. Later, it is
           cancelled, with the reason `expired`.
+        - `tags`: names by which people find the job, in addition to those that the job declares.
         - `connection`: store the job in the open transaction of this connection (SQLite,
           PostgreSQL).
 
@@ -555,6 +557,10 @@ class Client:
             after=parsed.after,
             options=apply_uniqueness(parsed)[0],
         )
+        handler = self.registry.get(name)
+        if handler is not None and handler.policy.tags:
+            tagged = add_tags(new.options, handler.policy.tags)
+            new = msgspec.structs.replace(new, options=tagged)
         return add_limit_keys(self, new), parsed
 
     # Queries
@@ -906,6 +912,8 @@ class Client:
         if declaration.policy.limits:
             limits = JobLimits(declaration.name, declaration.policy.limits)
             options = limits.apply(options, payload, job)
+        if declaration.policy.tags:
+            options = add_tags(options, declaration.policy.tags)
         return NewJob(
             job_id or self._ids.make(),
             declaration.name,

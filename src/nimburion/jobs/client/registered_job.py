@@ -88,7 +88,7 @@ class RegisteredJob(JobFunction[CallP, P, R, T]):
         """Return the job with options of `Processor.enqueue`, such as `priority=7` or `after=30`.
 
         They are `id`, `queue`, `priority`, `at`, `after`, `unique_key`, `unique`, `headers`,
-        `tenant`, `correlation_id`, `max_retries`, `timeout`, `expires` and `connection`, as
+        `tenant`, `correlation_id`, `max_retries`, `timeout`, `expires`, `tags` and `connection`, as
         `help(processor.enqueue)` describes them. They are checked when the job is enqueued.
         """
         return JobWithOptions(self, self._find_processor, options)

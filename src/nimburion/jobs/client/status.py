@@ -54,6 +54,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     headers: dict[str, str]
     tenant: str | None
     correlation_id: str | None
+    tags: tuple[str, ...]
     unique_key: str | None
     unique_mode: str | None
     """What its enqueue did on a duplicate, and how long it holds the unique key."""
@@ -123,6 +124,7 @@ def make_status(record: JobRecord, decode_result: Callable[[bytes], Any]) -> Sta
         headers=record.options.headers,
         tenant=record.options.tenant,
         correlation_id=record.options.correlation_id,
+        tags=record.options.tags,
         unique_key=record.options.unique_key,
         unique_mode=record.options.unique_mode,
         payload=record.payload,

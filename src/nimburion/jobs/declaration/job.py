@@ -213,6 +213,7 @@ class Job:
     - `rate`: how many of these jobs may start in a time, over all workers: `"100/min"`.
     - `limits`: a list of `Limit`, for each key, for several job names, or with a burst or a cost.
     - `priority`: 0 to 9, higher first.
+    - `tags`: names by which people find the jobs in a list.
     - `result`: whether the handler's return value is stored.
     - `unique`: names of arguments, or True for all: at most one unfinished job has these values.
       `Unique` says for how long, and what a second enqueue does.

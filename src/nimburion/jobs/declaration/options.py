@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypedDict
 from uuid import UUID
@@ -47,6 +47,8 @@ class EnqueueManyOptions(TypedDict, total=False):
     """The time that one attempt may take."""
     expires: Duration | None
     """The time after the job is due until which it must have started. Later, it is cancelled."""
+    tags: Sequence[str] | None
+    """Names by which people find the job, in addition to those that the job declares."""
     connection: object
     """Store inside the open transaction of this connection (SQLite, PostgreSQL)."""
 
@@ -77,8 +79,11 @@ class ParsedOptions(msgspec.Struct, frozen=True):
 NOTHING_PARSED = ParsedOptions()
 
 _RECORD_OPTIONS = frozenset(
-    {"unique_key", "headers", "tenant", "correlation_id", "max_retries", "timeout", "expires"}
-)
+    {"unique_key", "headers", "tenant", "correlation_id", "max_retries", "timeout", "expires",
+     "tags"}
+)  # fmt: skip
+MAX_TAGS = 20
+"""The most tags of a declaration, and of a call."""
 _CENTURY_SECONDS = 100 * 365.25 * 86_400
 
 
@@ -185,6 +190,7 @@ def _parse_job_options(
     max_retries: int | None = None,
     timeout: Duration | None = None,
     expires: Duration | None = None,
+    tags: Sequence[str] | None = None,
 ) -> JobOptions:
     return JobOptions(
         headers=_parse_headers(headers, sizes) if headers else {},
@@ -196,6 +202,7 @@ def _parse_job_options(
         max_retries=None if max_retries is None else _parse_count("max_retries", max_retries),
         timeout=None if timeout is None else _parse_positive_seconds("timeout", timeout),
         expires=None if expires is None else _parse_positive_seconds("expires", expires),
+        tags=parse_tags(tags) if tags else (),
     )
 
 
@@ -252,6 +259,22 @@ def _parse_positive_seconds(what: str, value: object) -> float:
     if seconds <= 0:
         raise InvalidJob(f"{what} must be more than 0 seconds, not {value!r}")
     return seconds
+
+
+def parse_tags(tags: object) -> tuple[str, ...]:
+    """Return tags without duplicates; `InvalidJob` says what is wrong with them."""
+    if not isinstance(tags, list | tuple | set | frozenset):
+        raise InvalidJob(f"tags must be a list of names, like ['media', 'eu'], not {tags!r}")
+    found = dict.fromkeys(sorted(tags, key=str) if isinstance(tags, set | frozenset) else tags)
+    if len(found) > MAX_TAGS:
+        raise InvalidJob(f"{len(found)} tags, over the limit of {MAX_TAGS}")
+    return tuple(check_name("a tag", tag) for tag in found)
+
+
+def add_tags(options: JobOptions, declared: tuple[str, ...]) -> JobOptions:
+    """Return the options of a job with the tags that its name declares before its own."""
+    tags = tuple(dict.fromkeys((*declared, *options.tags)))
+    return msgspec.structs.replace(options, tags=tags)
 
 
 def _parse_headers(headers: Mapping[str, str], sizes: SizeLimits) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 import msgspec
 
-from nimburion.core.errors import DefinitionError
+from nimburion.core.errors import DefinitionError, InvalidJob
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settings import Settings
 from nimburion.core.text.sizes import read_byte_count
@@ -91,6 +91,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """How many of these jobs may start in a time, over all workers."""
     limits: tuple[Limit, ...] = ()
     """Limits that count for each key, or are shared by several job names."""
+    tags: tuple[str, ...] = ()
+    """The tags of all these jobs."""
     priority: int = Priority.NORMAL
     result: bool = True
     """Whether the handler's return value is stored."""
@@ -159,6 +161,8 @@ class PolicyOptions(TypedDict, total=False):
     """How many of these jobs may start in a time, over all workers: `"100/min"`."""
     limits: Sequence[Limit]
     """Limits for each key, limits that job names share, and rates with a burst or a cost."""
+    tags: Sequence[str]
+    """Names by which people find these jobs."""
     unique: Fields | Unique | None
     """Arguments of which at most one unfinished job has the same values; True: all of them."""
     execution: Execution | ChildProcess
@@ -206,6 +210,7 @@ def parse_policy(
     concurrency: int | None = None,
     rate: str | None = None,
     limits: Sequence[Limit] = (),
+    tags: Sequence[str] = (),
     unique: Fields | Unique | None = None,
     execution: Execution | ChildProcess = "auto",
     batch: int | Batch | None = None,
@@ -235,6 +240,7 @@ def parse_policy(
         concurrency=own.concurrency,
         rate=own.rate,
         limits=keyed,
+        tags=_parse_tags(tags) if tags else (),
         priority=_parse_int("priority", priority, 0, 9),
         result=bool(result),
         unique=parse_uniqueness(unique),
@@ -254,6 +260,15 @@ def _parse_batch(batch: Batch, execution: Execution | ChildProcess) -> int:
             'a batch handler runs in the worker; execution="process" runs one job in a call'
         )
     return _parse_int("the size of a batch", batch.size, 1, MAX_BATCH)
+
+
+def _parse_tags(tags: object) -> tuple[str, ...]:
+    from nimburion.jobs.declaration.options import parse_tags
+
+    try:
+        return parse_tags(tags)
+    except InvalidJob as error:
+        raise DefinitionError(str(error)) from None
 
 
 def _parse_concurrency(concurrency: object) -> int | None:

@@ -85,6 +85,7 @@ class JobSummary(msgspec.Struct, frozen=True, kw_only=True):
     """What the dead letters of one failure group share."""
     tenant: str | None
     correlation_id: str | None
+    tags: tuple[str, ...]
     unique_mode: str | None
     """What its enqueue did on a duplicate, and how long it holds its unique key; None without one.
     The key itself is among the data of the job: it may be made of the arguments.
@@ -168,6 +169,7 @@ class JobSearch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Finished before this time."""
     tenant: Text | None = None
     correlation_id: Text | None = None
+    tag: Name | None = None
     fingerprint: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}" + END)] | None = None
     """Of a failure group; matches dead letters only."""
     min_failures: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
@@ -185,6 +187,7 @@ class JobSearch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             finished_to=to_epoch(self.finished_to),
             tenant=self.tenant,
             correlation_id=self.correlation_id,
+            tag=self.tag,
             fingerprint=self.fingerprint,
             min_failures=self.min_failures,
         )
@@ -231,6 +234,7 @@ class NewJobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     timeout: PositiveSeconds | None = None
     expires: PositiveSeconds | None = None
     """Seconds after the job is due until which it must have started; later, it is cancelled."""
+    tags: tuple[Name, ...] = ()
 
 
 class JobReference(msgspec.Struct, frozen=True):
@@ -453,6 +457,7 @@ def summarize_job(record: JobRecord) -> JobSummary:
         fingerprint=record.fingerprint,
         tenant=options.tenant,
         correlation_id=options.correlation_id,
+        tags=options.tags,
         unique_mode=options.unique_mode,
         max_retries=options.max_retries,
         timeout=options.timeout,

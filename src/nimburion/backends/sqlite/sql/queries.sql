@@ -101,6 +101,7 @@ SELECT count(*) > ?1 FROM (
 --   ?14 correlation id
 --   ?15 fingerprint
 --   ?16 the least number of failures
+--   ?17 tag
 -- Result: JSON array of seqs in the same order
 SELECT json_group_array(seq) FROM (
     SELECT j.seq FROM json_each(?1) AS x CROSS JOIN job_record AS j ON j.seq = x.value
@@ -116,6 +117,7 @@ SELECT json_group_array(seq) FROM (
     AND (?14 IS NULL OR json_extract(j.options, '$.correlation_id') = ?14)
     AND (?15 IS NULL OR j.fingerprint = ?15)
     AND (?16 IS NULL OR j.failures >= ?16)
+    AND (?17 IS NULL OR ?17 IN (SELECT value FROM json_each(j.options, '$.tags')))
     AND (?4 IS NULL OR coalesce(nullif(j.status, 'waiting'), iif(j.due > ?3, 'scheduled', 'pending'))
         IN (SELECT value FROM json_each(?4)))
     LIMIT ?2

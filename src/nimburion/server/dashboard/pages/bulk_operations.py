@@ -104,7 +104,7 @@ def _list_fields(which: JobFilter) -> Iterator[tuple[str, list[str]]]:
         yield "state", sorted(which.states)
     if which.ids is not None:
         yield "ids", list(which.ids)
-    for field in ("queue", "name", "reason", "tenant", "correlation_id", "fingerprint"):
+    for field in ("queue", "name", "reason", "tenant", "correlation_id", "tag", "fingerprint"):
         value = getattr(which, field)
         if value is not None:
             yield field, [value]

@@ -71,6 +71,30 @@ class Searching:
         assert await list_ids(harness, JobFilter(correlation_id="1")) == ["a", "c"]
         assert await list_ids(harness, JobFilter(tenant="x", correlation_id="1")) == ["a"]
 
+    async def test_jobs_are_found_by_tag(self, harness: Harness) -> None:
+        await harness.put(harness.job("a", options=JobOptions(tags=("media", "eu"))))
+        await harness.put(harness.job("b", options=JobOptions(tags=("media2",))))
+        await harness.put(harness.job("c", options=JobOptions(tenant="media", headers={"a": "eu"})))
+        await harness.add("d")
+        assert await list_ids(harness, JobFilter(tag="media")) == ["a"]
+        assert await list_ids(harness, JobFilter(tag="eu", tenant="media")) == []
+        assert await list_ids(harness, JobFilter(tag="edi")) == []
+        worker = await harness.worker()
+        await worker.settle(Completed((await worker.take_one()).lease))
+        assert await list_ids(harness, JobFilter(tag="eu")) == ["a"]
+        assert (await harness.backend.reads.get_job("a")).options.tags == ("media", "eu")
+
+    async def test_dead_letters_are_found_and_grouped_by_tag(self, harness: Harness) -> None:
+        await harness.put(harness.job("a", options=JobOptions(tags=("media",))))
+        await harness.add("b")
+        worker = await harness.worker()
+        for delivery in await worker.take(2):
+            await worker.settle(Failed(delivery.lease, "permanent", FAILURE))
+        which = JobFilter(tag="media", states=frozenset({State.FAILED}))
+        assert await list_ids(harness, which) == ["a"]
+        groups = (await harness.backend.reads.group_failures(JobFilter(tag="media"))).groups
+        assert [(group.count, group.job_id) for group in groups] == [(1, "a")]
+
     async def test_jobs_are_found_by_their_failures(self, harness: Harness) -> None:
         await harness.add("a", "b")
         worker = await harness.worker()

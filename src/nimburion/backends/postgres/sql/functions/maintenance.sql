@@ -230,7 +230,7 @@ BEGIN
     PERFORM FROM {schema}.horizon WHERE what = 'completed' FOR SHARE;
     FOR finished IN
         SELECT * FROM {schema}.find_jobs_1(now, p_states, NULL, NULL, NULL, p_ids, NULL,
-            NULL, NULL, NULL, NULL, NULL, NULL, NULL, 9223372036854775807, cardinality(p_ids), 2147483647) f
+            NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 9223372036854775807, cardinality(p_ids), 2147483647) f
         WHERE f.id IS NOT NULL
     LOOP
         IF finished.state = 'failed' THEN

@@ -40,6 +40,7 @@ $$;
 --   p_created_from, p_created_to, p_finished_from, p_finished_to
 --                                     the ranges of `created_at` and `finished_at`, without their ends; NULL: no bound
 --   p_tenant, p_correlation_id        options, as JSON; NULL: any
+--   p_tag                             an element of the option `tags`, as JSON; NULL: any
 --   p_fingerprint                     the fingerprint of a dead letter; NULL: any
 --   p_min_failures                    the least number of failures; NULL: any
 --   p_after                           only jobs with a smaller seq
@@ -55,7 +56,7 @@ $$;
 CREATE OR REPLACE FUNCTION {schema}.find_jobs_1(
     p_now int8, p_states text[], p_queue text, p_name text, p_reason text, p_ids bytea[], p_created_from int8,
     p_created_to int8, p_finished_from int8, p_finished_to int8, p_tenant text, p_correlation_id text,
-    p_fingerprint text, p_min_failures int4, p_after int8, p_limit int4, p_budget int4
+    p_tag text, p_fingerprint text, p_min_failures int4, p_after int8, p_limit int4, p_budget int4
 ) RETURNS TABLE (seq int8, state text, id bytea, examined int4)
 LANGUAGE plpgsql STABLE
 SET enable_seqscan TO off SET enable_hashjoin TO off SET enable_mergejoin TO off SET jit TO off AS $$
@@ -114,6 +115,7 @@ BEGIN
                 WHERE k.seq = c.seq AND (lanes IS NULL OR c.lane = ANY (lanes))
                     AND (p_tenant IS NULL OR strpos(c.options, p_tenant) > 0)
                     AND (p_correlation_id IS NULL OR strpos(c.options, p_correlation_id) > 0)
+                    AND (p_tag IS NULL OR strpos(c.options, p_tag) > 0)
                 OFFSET 0
             ) k ON true
             ORDER BY c.seq DESC;
@@ -141,6 +143,7 @@ BEGIN
                 WHERE k.seq = c.seq AND NOT c.is_finished AND (lanes IS NULL OR c.lane = ANY (lanes))
                     AND (p_tenant IS NULL OR strpos(c.options, p_tenant) > 0)
                     AND (p_correlation_id IS NULL OR strpos(c.options, p_correlation_id) > 0)
+                    AND (p_tag IS NULL OR strpos(c.options, p_tag) > 0)
                 OFFSET 0
             ) k ON true
             ORDER BY c.seq DESC;
@@ -162,7 +165,9 @@ BEGIN
                 AND (p_tenant IS NULL
                     OR strpos(one.options, p_tenant) > 0 AND {schema}.get_option_1(one.options, 'tenant') = p_tenant)
                 AND (p_correlation_id IS NULL OR strpos(one.options, p_correlation_id) > 0
-                    AND {schema}.get_option_1(one.options, 'correlation_id') = p_correlation_id);
+                    AND {schema}.get_option_1(one.options, 'correlation_id') = p_correlation_id)
+                AND (p_tag IS NULL OR strpos(one.options, p_tag) > 0
+                    AND strpos({schema}.get_option_1(one.options, 'tags'), p_tag) > 0);  -- a tag contains no quote
             IF number >= p_budget OR (matched AND selected >= p_limit) THEN
                 has_more := true;
                 EXIT ranges;
@@ -261,7 +266,7 @@ $$;
 CREATE OR REPLACE FUNCTION {schema}.group_failures_1(
     p_now int8, p_states text[], p_queue text, p_name text, p_reason text, p_ids bytea[], p_created_from int8,
     p_created_to int8, p_finished_from int8, p_finished_to int8, p_tenant text, p_correlation_id text,
-    p_fingerprint text, p_min_failures int4, p_limit int4, p_budget int4, p_most_names int4, p_since int8[]
+    p_tag text, p_fingerprint text, p_min_failures int4, p_limit int4, p_budget int4, p_most_names int4, p_since int8[]
 ) RETURNS TABLE (
     fingerprint text, number int8, first int8, last int8, names text[], job_id bytea, error bytea, counts int8[]
 )
@@ -273,7 +278,7 @@ BEGIN
         min(f.seq) FILTER (WHERE f.id IS NULL) AS next_seq
     INTO status
     FROM {schema}.find_jobs_1(p_now, p_states, p_queue, p_name, p_reason, p_ids, p_created_from, p_created_to,
-        p_finished_from, p_finished_to, p_tenant, p_correlation_id, p_fingerprint, p_min_failures,
+        p_finished_from, p_finished_to, p_tenant, p_correlation_id, p_tag, p_fingerprint, p_min_failures,
         9223372036854775807, 2147483647, p_budget) f;
     RETURN QUERY
     SELECT g.fingerprint, g.number, g.first, g.last,

@@ -4,7 +4,7 @@
 --   ARGV[7], 8 bytes each)
 --   ARGV[4] field after which the scan begins, or ''
 --   ARGV[5] filter (MessagePack): {codes, queue, job name, reason, search}; false: any. A search is {created from, created before,
---   finished from, finished before (in microseconds), fingerprint, least failures, tenant, correlation id}; false: any
+--   finished from, finished before (in microseconds), fingerprint, least failures, tenant, correlation id, tag}; false: any
 --   ARGV[6] maximum number of jobs
 -- Provides: scan_jobs(visit, budget) -> field to continue after, true if the source has no more jobs, number of jobs checked, number
 --   of seqs passed (with the deleted jobs), true if the scan stopped because it has checked `budget` jobs and there is another
@@ -72,6 +72,15 @@ local function find_option(body, key)
   return string.find(json, '"' .. key .. '"', 1, true) and cjson.decode(json)[key]
 end
 
+local function has_value(list, wanted)
+  for _, value in ipairs(list or {}) do
+    if value == wanted then
+      return true
+    end
+  end
+  return false
+end
+
 local function is_in_range(time8, first, before)
   local time = decode_time(time8, 1)
   return not (first and time < first) and not (before and time >= before)
@@ -79,7 +88,7 @@ end
 
 -- Return whether a job matches the fields that have no index.
 local function matches_search(search, body, attempts, job_end)
-  local created_from, created_before, finished_from, finished_before, fingerprint, failures, tenant, correlation_id = unpack(search)
+  local created_from, created_before, finished_from, finished_before, fingerprint, failures, tenant, correlation_id, tag = unpack(search)
   if not is_in_range(sub(body, JOB_LANE_END + 1, JOB_CREATED_END), created_from, created_before) then
     return false
   end
@@ -97,6 +106,7 @@ local function matches_search(search, body, attempts, job_end)
   end
   return not (tenant and find_option(body, 'tenant') ~= tenant)
     and not (correlation_id and find_option(body, 'correlation_id') ~= correlation_id)
+    and not (tag and not has_value(find_option(body, 'tags'), tag))
 end
 
 local function scan_jobs(visit, budget)
