@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
@@ -165,3 +167,26 @@ async def test_a_job_that_must_not_be_enqueued_is_shown(processor: Processor) ->
         "job 'send_email' with tenant='acme' was enqueued:\n"
         """  send_email {"to":"ann","copies":1} queue='mails' priority=5 tenant='acme' (pending)"""
     )
+
+
+@dataclasses.dataclass
+class Mail:
+    to: str
+    queue: str = "post"
+
+
+@job(batch=10)
+def send(mails: list[Mail]) -> None: ...
+
+
+async def test_a_job_of_a_batch_is_found_by_the_fields_of_its_argument(
+    nimburion_processor: MakeProcessor,
+) -> None:
+    async with nimburion_processor(send) as processor:
+        job_id = await processor.enqueue(send.job(Mail("ann")))
+        for what in (send, "send", send.job(Mail("ann"))):
+            assert (await assert_enqueued(processor, what, to="ann", queue="default")).id == job_id
+        await assert_enqueued(processor, send, mails={"to": "ann", "queue": "post"})
+        await assert_not_enqueued(processor, send, to="bob")
+        with pytest.raises(AssertionError, match='"to":"ann"'):
+            await assert_enqueued(processor, "send", to="bob")

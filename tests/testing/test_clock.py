@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 import pytest
 
@@ -15,6 +16,18 @@ def test_both_clocks_advance_together_and_the_wall_may_step_alone() -> None:
     clock.advance_to(1_090.0)
     clock.step_wall(-30.0)
     assert (clock.now(), clock.monotonic() - booted) == (1_060.0, 90.0)
+
+
+@pytest.mark.parametrize("duration", [259_200, timedelta(days=3), "3d"])
+def test_it_advances_by_any_duration(duration: float | timedelta | str) -> None:
+    clock = FakeClock(start=1_000.0)
+    clock.advance(duration)
+    assert clock.now() == 260_200.0
+
+
+def test_a_text_that_is_no_duration_is_refused() -> None:
+    with pytest.raises(ValueError, match="a text like '1h30m', not 'soon'"):
+        FakeClock().advance("soon")
 
 
 def test_time_does_not_go_backwards() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -30,15 +30,15 @@ async def assert_enqueued(where: Client | Backend, what: object, /, **fields: ob
     processor, a client or a backend. `what` is a name, a job class or function, or a job, whose
     arguments must then be equal too. `fields` are fields of a `JobRecord` (`queue`, `priority`,
     `state`, `due` …) or of its options (`tenant`, `unique_key`, `headers` …). Any other name is an
-    argument of the job. Finished jobs match too. A completed job has lost its arguments, so a
-    condition on an argument never matches it.
+    argument of the job or, for a batch handler, a field of this argument. Finished jobs match too.
+    A completed job has lost its arguments, so a condition on an argument never matches it.
 
         await assert_enqueued(processor, SendEmail(to="a@example.com"), tenant="acme")
         await assert_enqueued(processor, "send_email", to="a@example.com", queue="mails")
     """
     backend = cast("Backend", getattr(where, "backend", where))
     name, arguments = _describe(what)
-    record = await _find_newest(backend, name, arguments, fields)
+    record = await _find_newest(backend, name, arguments, fields, is_batch=_is_batch(where, what))
     if record is None:
         raise AssertionError(await _format_message(backend, name, arguments, fields))
     return record
@@ -53,7 +53,7 @@ async def assert_not_enqueued(where: Client | Backend, what: object, /, **fields
     """
     backend = cast("Backend", getattr(where, "backend", where))
     name, arguments = _describe(what)
-    record = await _find_newest(backend, name, arguments, fields)
+    record = await _find_newest(backend, name, arguments, fields, is_batch=_is_batch(where, what))
     if record is not None:
         raise AssertionError(
             f"{_describe_wanted(name, arguments, fields)} was enqueued:\n  {_format_record(record)}"
@@ -61,10 +61,15 @@ async def assert_not_enqueued(where: Client | Backend, what: object, /, **fields
 
 
 async def _find_newest(
-    backend: Backend, name: str, arguments: Mapping[str, object], fields: Mapping[str, object]
+    backend: Backend,
+    name: str,
+    arguments: Mapping[str, object],
+    fields: Mapping[str, object],
+    *,
+    is_batch: bool,
 ) -> JobRecord | None:
     async for record in iterate_jobs(backend, JobFilter(name=name), payloads=True):
-        if _matches(record, arguments, fields):
+        if _matches(record, arguments, fields, is_batch=is_batch):
             return record
     return None
 
@@ -83,6 +88,15 @@ def _describe(what: object) -> tuple[str, Mapping[str, object]]:
     return declared.name, _decode_arguments(declared.encode(what, SizeLimits()))
 
 
+def _is_batch(where: Client | Backend, what: object) -> bool:
+    """Return whether the handler of these jobs is known to take a batch."""
+    from nimburion.jobs.declaration.job import find_declaration
+
+    registry = getattr(where, "registry", None)
+    known = find_declaration(what) or (registry.get(what) if registry is not None else None)
+    return known is not None and known.policy.batch is not None
+
+
 def _decode_arguments(payload: bytes | None) -> Mapping[str, object]:
     """Return the members of a payload; none if it is missing or not a JSON object."""
     try:
@@ -92,12 +106,24 @@ def _decode_arguments(payload: bytes | None) -> Mapping[str, object]:
 
 
 def _matches(
-    record: JobRecord, arguments: Mapping[str, object], fields: Mapping[str, object]
+    record: JobRecord,
+    arguments: Mapping[str, object],
+    fields: Mapping[str, object],
+    *,
+    is_batch: bool,
 ) -> bool:
     given = _decode_arguments(record.payload)
     if arguments and given != arguments:
         return False
+    if is_batch:  # the payload has one argument, with the name of the handler's list
+        given = {**_read_members(given), **given}
     return all(_read_field(record, given, name) == value for name, value in fields.items())
+
+
+def _read_members(arguments: Mapping[str, object]) -> Mapping[str, Any]:
+    """Return the fields of the only argument of a batch handler; none if it has no fields."""
+    (argument,) = arguments.values() if len(arguments) == 1 else (None,)
+    return argument if isinstance(argument, dict) else {}
 
 
 def _read_field(record: JobRecord, arguments: Mapping[str, object], name: str) -> object:

@@ -6,6 +6,8 @@ import asyncio
 import threading
 from heapq import heappop, heappush
 
+from nimburion.core.timing.durations import DURATION_FORMS, Duration, read_seconds
+
 _START = 1_750_000_000.0
 _BOOTED = 1_000.0
 
@@ -38,8 +40,14 @@ class FakeClock:
         """Return the monotonic time: seconds since the host booted."""
         return self._monotonic
 
-    def advance(self, seconds: float) -> None:
-        """Advance both clocks by `seconds` and wake the sleepers whose time has passed."""
+    def advance(self, duration: Duration) -> None:
+        """Advance both clocks and wake the sleepers whose time has passed.
+
+        `duration` is a number of seconds, a timedelta, or a text like `"3d"` or `"1h30m"`.
+        """
+        seconds = read_seconds(duration)
+        if seconds is None:
+            raise ValueError(f"advance takes {DURATION_FORMS}, not {duration!r}")
         if seconds < 0:
             raise ValueError("time does not go backwards; step_wall moves the wall clock alone")
         with self._lock:
