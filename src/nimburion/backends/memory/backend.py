@@ -26,6 +26,7 @@ CAPABILITIES = Capabilities(
     atomic_batch=None,
     shared=False,
     keeps_arguments=True,
+    blocking_enqueue=True,
 )
 
 

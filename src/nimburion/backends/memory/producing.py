@@ -6,18 +6,22 @@ from collections.abc import Sequence
 
 from nimburion.backends.memory.data import MemoryData
 from nimburion.backends.memory.transitions import AtomicStep
-from nimburion.core.backend import Producing
+from nimburion.core.backend import BlockingProducing, Producing
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.maintenance import Cancellation
 
 
-class MemoryProducing(Producing):
-    """The operations of `Producing` for the memory backend."""
+class MemoryProducing(Producing, BlockingProducing):
+    """The operations of `Producing` for the memory backend. No operation waits."""
 
     def __init__(self, data: MemoryData) -> None:
         self._data = data
 
     async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+        with AtomicStep(self._data) as step:
+            return step.enqueue(jobs)
+
+    def enqueue_blocking(self, jobs: Sequence[NewJob], timeout: float) -> list[Enqueued]:  # noqa: ARG002
         with AtomicStep(self._data) as step:
             return step.enqueue(jobs)
 
