@@ -532,7 +532,7 @@ MUTANTS = (
     ),
     Mutant(
         "statements that commit each are joined",
-        "backends/sqlite/*.py",
+        "backends/caller_connections/*.py",
         "return $by_hand and not $connection.$in_transaction",
         "return False",
         (f"{TRANSACTIONS}test_a_connection_that_commits_each_statement_is_refused",),

@@ -801,6 +801,8 @@ class Transactional(Protocol):
         and leaves the transaction usable. The same holds for every error except
         `BackendUnavailable`; after that, the caller must roll back.
 
+        Without jobs, the call only checks that the connection is to the database of the backend.
+
         The new jobs are counted inside the transaction, for `take_enqueue_counts`.
         """
         ...

@@ -34,7 +34,7 @@ class DbApiAdapter:
         Otherwise the driver begins one with the first statement.
         """
         if commits_each_statement(self._connection):
-            await self.caller.run(lambda: self._connection.execute("BEGIN"))
+            await self.caller.run(lambda: self._connection.execute(choose_begin(self._connection)))
 
     async def commit(self) -> None:
         """Commit the transaction, also if the driver leaves that to SQL."""
@@ -47,12 +47,13 @@ class DbApiAdapter:
     def _execute(self, statement: str, arguments: Sequence[object]) -> Rows:
         if commits_each_statement(self._connection):
             raise make_no_transaction_error(
-                "this connection", "use `with connection.transaction():`"
+                "this connection", advise_begin(self._connection, "with connection.transaction():")
             )
         cursor = self._connection.cursor()
         try:
-            cursor.execute(use_percent_placeholders(statement), arguments)
-            return [convert_to_tuple(row) for row in cursor.fetchall()]
+            cursor.execute(adapt_placeholders(statement, self._connection), arguments)
+            rows = [] if cursor.description is None else cursor.fetchall()
+            return [convert_to_tuple(row) for row in rows]
         finally:
             cursor.close()
 
@@ -79,12 +80,17 @@ class AsyncDbApiAdapter:
         """See `ConnectionAdapter`."""
         if commits_each_statement(self._connection):
             raise make_no_transaction_error(
-                "this connection", "use `async with connection.transaction():`"
+                "this connection",
+                advise_begin(self._connection, "async with connection.transaction():"),
             )
-        cursor = self._connection.cursor()
+        if is_psycopg(self._connection):
+            cursor = self._connection.cursor()
+        else:
+            cursor = await self._connection.cursor()
         try:
-            await cursor.execute(use_percent_placeholders(statement), arguments)
-            return [convert_to_tuple(row) for row in await cursor.fetchall()]
+            await cursor.execute(adapt_placeholders(statement, self._connection), arguments)
+            rows = [] if cursor.description is None else await cursor.fetchall()
+            return [convert_to_tuple(row) for row in rows]
         finally:
             await cursor.close()
 
@@ -94,7 +100,7 @@ class AsyncDbApiAdapter:
         Otherwise the driver begins one with the first statement.
         """
         if commits_each_statement(self._connection):
-            await self._connection.execute("BEGIN")
+            await self._connection.execute(choose_begin(self._connection))
 
     async def commit(self) -> None:
         """Commit the transaction."""
@@ -154,10 +160,46 @@ def check_awaitable(caller: CallerConnection) -> None:
         )
 
 
-def commits_each_statement(connection: Any) -> bool:  # noqa: ANN401 (psycopg's)
-    """Return whether this connection of psycopg commits each statement by itself."""
-    info = getattr(connection, "info", None)
-    return info is not None and connection.autocommit and info.transaction_status == 0
+def commits_each_statement(connection: Any) -> bool:  # noqa: ANN401 (of any driver)
+    """Return whether this connection commits each statement by itself: psycopg, sqlite3, aiosqlite.
+
+    sqlite3 begins a transaction by itself, unless it is told to leave that to SQL.
+    """
+    if is_psycopg(connection):
+        return bool(connection.autocommit and connection.info.transaction_status == 0)
+    is_manual = connection.isolation_level is None or getattr(connection, "autocommit", -1) is True
+    return is_manual and not connection.in_transaction
+
+
+def choose_begin(connection: object) -> str:
+    """Return the statement that begins a transaction; on SQLite, it takes the write lock."""
+    return "BEGIN" if is_psycopg(connection) else "BEGIN IMMEDIATE"
+
+
+def advise_begin(connection: object, block: str) -> str:
+    """Return how to begin a transaction, for messages; `block` is that of psycopg."""
+    return f"use `{block}`" if is_psycopg(connection) else 'execute("BEGIN IMMEDIATE") first'
+
+
+def is_psycopg(connection: object) -> bool:
+    """Return whether this is a connection of psycopg, and not of sqlite3 or aiosqlite."""
+    return any(kind.__module__.startswith("psycopg") for kind in type(connection).__mro__)
+
+
+def adapt_placeholders(statement: str, connection: object) -> str:
+    """Return the statement with the placeholders that the driver of this connection reads."""
+    if is_psycopg(connection):
+        return use_percent_placeholders(statement)
+    return use_question_marks(statement)
+
+
+def use_question_marks(statement: str) -> str:
+    """Return the statement with `?` for its arguments, in the same order.
+
+    >>> use_question_marks("VALUES ($1, $2)")
+    'VALUES (?, ?)'
+    """
+    return re.sub(r"\$\d+", "?", statement)
 
 
 def use_percent_placeholders(statement: str) -> str:

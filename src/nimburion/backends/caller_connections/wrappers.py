@@ -10,8 +10,10 @@ from typing import Any
 from nimburion.backends.caller_connections.drivers import (
     Rows,
     check_awaitable,
+    commits_each_statement,
     make_no_transaction_error,
     use_percent_placeholders,
+    use_question_marks,
 )
 from nimburion.core.transactions import CallerConnection
 
@@ -54,7 +56,7 @@ class SQLAlchemyAdapter:
         result = connection.exec_driver_sql(
             adapt_placeholders(connection, statement), tuple(arguments)
         )
-        return [tuple(row) for row in result]
+        return [tuple(row) for row in result] if result.returns_rows else []
 
     def _get_connection(self) -> Any:  # noqa: ANN401 (SQLAlchemy's)
         found: Any = self._wrapper.connection
@@ -81,7 +83,8 @@ class AsyncSQLAlchemyAdapter:
         connection = await self._get_connection()
         await connection.run_sync(check_not_autocommit)
         text = adapt_placeholders(connection, statement)
-        return [tuple(row) for row in await connection.exec_driver_sql(text, tuple(arguments))]
+        result = await connection.exec_driver_sql(text, tuple(arguments))
+        return [tuple(row) for row in result] if result.returns_rows else []
 
     async def begin(self) -> None:
         """Do nothing: SQLAlchemy begins a transaction at first use."""
@@ -139,7 +142,7 @@ class DjangoAdapter:
         self._get_driver_connection()
         with self._wrapper.cursor() as cursor:
             cursor.execute(use_percent_placeholders(statement), arguments)
-            return [tuple(row) for row in cursor.fetchall()]
+            return [] if cursor.description is None else [tuple(row) for row in cursor.fetchall()]
 
     def _get_driver_connection(self) -> object:
         wrapper = self._wrapper
@@ -159,7 +162,10 @@ class _Rollback(Exception):
 
 def check_not_autocommit(connection: Any) -> None:  # noqa: ANN401 (SQLAlchemy's)
     """Raise `UnusableConnection` if SQLAlchemy commits each statement by itself."""
-    if getattr(connection.connection.dbapi_connection, "autocommit", False) is True:
+    is_manual = getattr(connection.connection.dbapi_connection, "autocommit", False) is True
+    if connection.dialect.name == "sqlite":
+        is_manual = commits_each_statement(connection.connection.driver_connection)
+    if is_manual:
         raise make_no_transaction_error(
             "this SQLAlchemy connection", "use an isolation level but AUTOCOMMIT"
         )
@@ -167,8 +173,9 @@ def check_not_autocommit(connection: Any) -> None:  # noqa: ANN401 (SQLAlchemy's
 
 def adapt_placeholders(connection: Any, statement: str) -> str:  # noqa: ANN401 (SQLAlchemy's)
     """Return the statement with the placeholders of the driver behind SQLAlchemy."""
+    style = connection.dialect.paramstyle
+    if "numeric" in style:
+        return statement
     return (
-        statement
-        if "numeric" in connection.dialect.paramstyle
-        else use_percent_placeholders(statement)
+        use_question_marks(statement) if style == "qmark" else use_percent_placeholders(statement)
     )

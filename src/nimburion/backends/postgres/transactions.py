@@ -40,6 +40,8 @@ from nimburion.core.settlement import Completed
 from nimburion.core.transactions import CallerConnection, Transaction
 
 _ENQUEUE = "SELECT codes, holders FROM {schema}.enqueue_in_caller_1($1, $2, $3, $4, $5)"
+_HAS_SCHEMA = "SELECT to_regclass('{schema}.meta') IS NOT NULL"
+_IS_SAME = "SELECT count(*) = 1 FROM {schema}.meta WHERE identity = $1"
 _COMPLETE = "SELECT {schema}.complete_in_caller_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 _PAYLOADS_INDEX = 6
 """The index of the payloads in the arguments of an enqueue; ids and digests precede them."""
@@ -77,6 +79,27 @@ class CallerContext:
         """A one-line description of the backend, without secrets."""
         return self.settings.describe()
 
+    async def check_database(self, adapter: ConnectionAdapter) -> None:
+        """Raise `UnusableConnection` unless the connection is to the backend's database.
+
+        The first statement looks for the schema, because a failed statement would abort the
+        caller's transaction.
+        """
+        schema = self.settings.schema
+        with map_errors(self.description):
+            ((is_same,),) = await adapter.execute(insert_schema(_HAS_SCHEMA, schema), ())
+            if is_same:
+                same = insert_schema(_IS_SAME, schema)
+                ((is_same,),) = await adapter.execute(same, (self.identity,))
+        if not is_same:
+            raise self._make_other_database_error()
+
+    def _make_other_database_error(self) -> UnusableConnection:
+        return UnusableConnection(
+            f"the connection is to another database, or another nimburion schema in it, than "
+            f"{self.description}: one commit cannot cover both. Give the processor an outbox"
+        )
+
     async def call_function(
         self, adapter: ConnectionAdapter, statement: str, now: int | None, *arguments: object
     ) -> Row:
@@ -91,10 +114,7 @@ class CallerContext:
                 insert_schema(statement, self.settings.schema), arguments_in_context
             )
         if row[0] == _OTHER_DATABASE:
-            raise UnusableConnection(
-                f"the connection is to another database, or another nimburion schema in it, than "
-                f"{self.description}: one commit cannot cover both"
-            )
+            raise self._make_other_database_error()
         return row
 
 
@@ -102,10 +122,11 @@ async def enqueue_in(
     context: CallerContext, caller: CallerConnection, jobs: Sequence[NewJob], now: int | None
 ) -> list[Enqueued]:
     """See `nimburion.core.backend.Transactional`."""
-    if not jobs:
-        return []
     adapter = find_adapter(caller)
     await check_driver_connection(context, adapter)
+    if not jobs:
+        await context.check_database(adapter)
+        return []
     fields = enqueueing.encode_arguments(jobs)
     lanes, late = fields[:3], fields[_DUE_INDEX] is not None
     arguments = encode_for_any_driver(fields)
@@ -318,7 +339,8 @@ def find_sqlstate(error: BaseException | None) -> str:
 _map_other_database = make_error_factory(
     UnusableConnection,
     "the connection is to a database without the tables and functions of {where} ({message}): one "
-    "commit cannot cover both. Open the backend on the database that holds your tables",
+    "commit cannot cover both. Open the backend on the database that holds your tables, or give "
+    "the processor an outbox",
 )
 _map_conflict = make_error_factory(
     make_not_applied_error,

@@ -78,6 +78,7 @@ class SQLiteProducing(Producing, BlockingProducing, Transactional):
     ) -> list[Enqueued]:
         transactions = self._file.get_caller_transactions()
         if not jobs:
+            await transactions.check_connection(find_adapter(connection))
             return []
 
         def enqueue(db: Database) -> list[Enqueued]:

@@ -17,6 +17,7 @@ import msgspec
 
 from nimburion.backends.caller_connections.drivers import (
     DbApiAdapter,
+    commits_each_statement,
     describe_connection,
     make_no_transaction_error,
 )
@@ -303,6 +304,10 @@ class CallerTransactions:
         _, queues = await self.run(adapter, lambda db: complete_job(db, session_id, completed))
         return queues
 
+    async def check_connection(self, adapter: ConnectionAdapter) -> None:
+        """Raise `UnusableConnection` unless the connection is to the backend's file."""
+        await self._run_on_driver_connection(adapter, self._check_connection)
+
     async def begin(self, adapter: ConnectionAdapter) -> None:
         """Begin a transaction for a handler, also if its driver would not begin one."""
         await adapter.begin()
@@ -330,10 +335,14 @@ class CallerTransactions:
             f"{self.path}"
         )
 
+    def _check_connection(self, connection: sqlite3.Connection) -> None:
+        with self.map_errors(), _read_text_as_str(connection):
+            self._check_file(self._make_database(connection))
+
     def _begin(self, connection: sqlite3.Connection) -> None:
         with self.map_errors(), _read_text_as_str(connection):
             self._check_file(self._make_database(connection))
-            if _commits_each_statement(connection):
+            if commits_each_statement(connection):
                 connection.execute("BEGIN IMMEDIATE")
 
     def _run(
@@ -405,7 +414,7 @@ def check_file(db: Database, path: Path) -> None:
     raise UnusableConnection(
         f"the connection is to {opened or 'a database in memory'}, but this backend is "
         f"{path.absolute()}: one commit cannot cover both. Open the backend on the file that holds "
-        "your tables"
+        "your tables, or give the processor an outbox"
     )
 
 
@@ -414,18 +423,12 @@ def ensure_transaction(connection: sqlite3.Connection) -> None:
 
     Raises an error if the connection would commit each statement by itself.
     """
-    if _commits_each_statement(connection):
+    if commits_each_statement(connection):
         raise make_no_transaction_error(
             "this sqlite3 connection", 'execute("BEGIN IMMEDIATE") first'
         )
     if not connection.in_transaction:
         connection.execute("BEGIN IMMEDIATE")
-
-
-def _commits_each_statement(connection: sqlite3.Connection) -> bool:
-    """Return whether the connection would commit each statement by itself."""
-    is_manual = connection.isolation_level is None or getattr(connection, "autocommit", -1) is True
-    return is_manual and not connection.in_transaction
 
 
 @contextmanager
