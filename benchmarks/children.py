@@ -24,6 +24,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from nimburion.jobs import Processor
 from nimburion.jobs.declaration.job import JobCall
@@ -78,7 +79,7 @@ async def note_pickup(enqueued: float) -> None:
     pickups.append(time.perf_counter() - enqueued)
 
 
-async def measure_calls(make_job: Callable[[int], JobCall]) -> float:
+async def measure_calls(make_job: Callable[[int], JobCall[Any]]) -> float:
     """Return the calls a second of one handler."""
     await processor.enqueue_many([make_job(number) for number in range(CALLS)])
     began = time.perf_counter()

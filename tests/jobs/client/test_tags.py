@@ -59,7 +59,7 @@ async def test_a_job_has_the_tags_of_its_name_and_its_own(processor: Processor) 
     assert [record.id for record in found.jobs] == [job_id]
 
 
-async def test_a_plain_job_stores_nothing_of_tags(processor: Processor) -> None:
+async def test_a_plain_job_is_stored_without_tags(processor: Processor) -> None:
     job_id = await processor.enqueue(plain.job())
     record = await processor.backend.reads.get_job(job_id)
     assert record.options is NO_JOB_OPTIONS
