@@ -29,7 +29,7 @@ from nimburion.core.errors import (
     JobConflict,
     NotSupported,
 )
-from nimburion.core.settings import QueueSettings, Settings
+from nimburion.core.settings import Config, QueueSettings, Settings
 from nimburion.integrations.django.databases import find_shared_database
 from nimburion.integrations.django.project_settings import ProjectSettings, read_project_settings
 from nimburion.jobs.client.client import Client
@@ -110,7 +110,12 @@ class DjangoProcessor(Processor):
         self.task_queues: set[str] = set()
         """The queues that `TASKS` names; workers serve them unless their queues are set."""
         self.around_handler(_close_old_connections)
-        self.around_handler(_close_old_connections_async)
+        self.around_handler(self._close_old_connections_async)
+        self._is_in_memory = False
+        """Whether the jobs are in memory because a test wants it; see `keep_jobs_in_memory`."""
+        self._shared_connections: dict[str, BaseDatabaseWrapper] = {}
+        """The connections that handlers use in a test, by alias; see `share_connections`."""
+        self.around_handler(self._use_shared_connections)
 
     # Async methods on any event loop. Async code has no transactions in Django, so a job is stored
     # at once.
@@ -196,6 +201,76 @@ class DjangoProcessor(Processor):
             for each in hooks:
                 each.remove(keep_failure)
 
+    @contextmanager
+    def keep_jobs_in_memory(self) -> Iterator[None]:
+        """Keep the jobs of the block in memory, for a test whose transaction never commits.
+
+        That transaction of a `TestCase` then counts as none. A job that is enqueued in another
+        `atomic` block inside it is stored when this block commits.
+        """
+        self._is_in_memory = True
+        self.mark_stale()
+        try:
+            yield
+        finally:
+            self._is_in_memory = False
+            self.mark_stale()
+
+    @contextmanager
+    def share_connections(self) -> Iterator[None]:
+        """Let `def` handlers use the connections of this thread that have an open transaction.
+
+        For a test: its handlers see what it has not committed. This thread must wait meanwhile.
+        """
+        shared = {
+            each.alias: each
+            for each in connections.all(initialized_only=True)
+            if each.in_atomic_block
+        }
+        for each in shared.values():
+            each.inc_thread_sharing()
+        self._shared_connections = shared
+        try:
+            yield
+        finally:
+            self._shared_connections = {}
+            for each in shared.values():
+                each.dec_thread_sharing()
+
+    def _use_shared_connections(self, _: Context[Any]) -> Iterator[None]:
+        """Use the connections of `share_connections` in the thread of a `def` handler."""
+        shared = self._shared_connections
+        own = {
+            each.alias: each
+            for each in connections.all(initialized_only=True)
+            if each.alias in shared
+        }
+        for alias, connection in shared.items():
+            connections[alias] = connection
+        try:
+            yield
+        finally:
+            for alias in shared:
+                del connections[alias]
+            for alias, connection in own.items():
+                connections[alias] = connection
+
+    async def _close_old_connections_async(self, _: Context[Any]) -> AsyncIterator[None]:
+        """Close connections that are too old or broken, in the thread of Django's async code.
+
+        In a test, these connections are those of the test, with its open transaction.
+        """
+        close = sync_to_async(self._close_own_connections, thread_sensitive=True)
+        await close()
+        try:
+            yield
+        finally:
+            await close()
+
+    def _close_own_connections(self) -> None:
+        if not self._shared_connections:
+            close_old_connections()
+
     def check_is_for_tests(self) -> None:
         """Raise `ConfigurationError` unless the jobs are in memory or in a test database."""
         self.follow_settings()
@@ -262,22 +337,27 @@ class DjangoProcessor(Processor):
             if self._loop is not None:
                 return
             self._is_stale = False
-            self._project = project = read_project_settings()
+            project = read_project_settings()
             self._database_name = _read_database_name(project)
             self.sync.close()
+            if self._is_in_memory:
+                project = project._replace(config=_move_to_memory(project.config))
+            self._project = project
             self.settings = msgspec.structs.replace(self.settings, url=project.config.jobs.url)
             backend, self._problem = _open_backend(project)
             self.backend: Backend = backend
-            self.transactions = Transactions(project)
+            self.transactions = Transactions(project, ignores_tests=self._is_in_memory)
             _close_before_teardown(self.sync, project.database)
 
 
 class Transactions:
     """Which open transaction of Django an enqueue joins, and for which it waits."""
 
-    def __init__(self, project: ProjectSettings) -> None:
+    def __init__(self, project: ProjectSettings, *, ignores_tests: bool = False) -> None:
         self._database = project.database
         self._url = project.config.jobs.url
+        self._ignores_tests = ignores_tests
+        """Whether the transaction that a `TestCase` rolls back counts as none."""
 
     @cached_property
     def shared(self) -> str | None:
@@ -290,9 +370,15 @@ class Transactions:
         It is that of the database which holds the jobs, or else that of `NIMBURION["database"]`.
         """
         for alias in dict.fromkeys((self.shared, self._database)):
-            if alias is not None and connections[alias].in_atomic_block:
+            if alias is not None and self._is_open(connections[alias]):
                 return connections[alias]
         return None
+
+    def _is_open(self, connection: BaseDatabaseWrapper) -> bool:
+        if not connection.in_atomic_block or not self._ignores_tests:
+            return connection.in_atomic_block
+        blocks: list[Any] = connection.atomic_blocks
+        return not all(block._from_testcase for block in blocks)  # noqa: SLF001 (as Django's tests)
 
 
 class DjangoSyncClient(SyncProcessor):
@@ -407,16 +493,6 @@ def _close_old_connections(_: Context[Any]) -> Iterator[None]:
         close_old_connections()
 
 
-async def _close_old_connections_async(_: Context[Any]) -> AsyncIterator[None]:
-    """Close connections that are too old or broken, in the thread that Django's async code uses."""
-    close = sync_to_async(close_old_connections, thread_sensitive=True)
-    await close()
-    try:
-        yield
-    finally:
-        await close()
-
-
 async def _open(_: Client) -> None:
     """Do nothing: the call has opened the backend."""
 
@@ -430,6 +506,13 @@ def _open_backend(project: ProjectSettings) -> tuple[Backend, ConfigurationError
         except ConfigurationError as error:
             problem = error
     return open_backend("memory://"), problem
+
+
+def _move_to_memory(config: Config) -> Config:
+    """Return the configuration with the jobs in memory."""
+    return msgspec.structs.replace(
+        config, jobs=msgspec.structs.replace(config.jobs, url="memory://")
+    )
 
 
 def _read_database_name(project: ProjectSettings) -> object:

@@ -4,26 +4,34 @@
 from nimburion.integrations.django.testing import JobsTestMixin, run_jobs
 
 
-class OrderTests(JobsTestMixin, TransactionTestCase):
+class OrderTests(JobsTestMixin, TestCase):
     def test_the_receipt_is_sent(self):
-        self.client.post("/orders")
+        with self.captureOnCommitCallbacks(execute=True):
+            self.client.post("/orders")
+        self.assertEnqueued(send_receipt, order=1)
         self.assertEqual(run_jobs(), 1)
 ```
 """
 
 from __future__ import annotations
 
-import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from asgiref.sync import async_to_sync
+from django.db import connections
+from django.test import TestCase
+
 from nimburion.core.bulk_operations import BulkAction
+from nimburion.core.errors import ConfigurationError
+from nimburion.core.job import JobRecord
 from nimburion.core.paging import change_matching
 from nimburion.core.queries import EVERY_JOB
 from nimburion.integrations.django import get_processor
 from nimburion.integrations.django.django_processor import DjangoProcessor, FailedAttempt
 from nimburion.jobs.client.client import Client
+from nimburion.testing import assert_enqueued, assert_not_enqueued
 
 __all__ = ["FailedAttempt", "JobRun", "JobsTestMixin", "clear_jobs", "run_jobs"]
 
@@ -48,12 +56,20 @@ def run_jobs(*, raise_failures: bool = True) -> JobRun:
     self.assertEqual([failure.error.type for failure in run.failures], ["SMTPError"])
     ```
 
-    Jobs see what is committed. If the jobs live in the database under test, use
-    `TransactionTestCase`: inside the transaction of a `TestCase` they would wait for it.
+    In a `TestCase` with `JobsTestMixin`, handlers use the database connections of the test, with
+    its open transaction. Elsewhere, they see what is committed. `ConfigurationError` is raised
+    where an open transaction hides the jobs.
     """
     processor = get_processor()
-    with processor.collect_failures() as failures:
-        run = JobRun(asyncio.run(_drain(processor)))
+    processor.follow_settings()
+    opened = processor.transactions.find_open()
+    if opened is not None and opened.alias == processor.transactions.shared:
+        raise ConfigurationError(
+            "the jobs are in a database whose transaction is open, so they cannot run: name "
+            "JobsTestMixin before TestCase, or use TransactionTestCase"
+        )
+    with processor.collect_failures() as failures, processor.share_connections():
+        run = JobRun(async_to_sync(_drain)(processor))
     run.failures = tuple(failures)
     if raise_failures and failures:
         _raise_first(failures)
@@ -75,12 +91,65 @@ def clear_jobs() -> None:
 
 
 class JobsTestMixin:
-    """Calls `clear_jobs` before each test of a test case. Name it before the class of Django."""
+    """Each test begins without jobs. Name the mixin before the class of Django.
+
+    - In a `TestCase`, the jobs are in memory during each test. A job that is enqueued inside
+      `atomic` is stored when the block commits, so wrap it in
+      `self.captureOnCommitCallbacks(execute=True)`. Handlers use the connections of the test.
+    - In a `TransactionTestCase`, the jobs are where the settings say. `clear_jobs` deletes those of
+      earlier tests.
+
+    ```python
+    class OrderTests(JobsTestMixin, TestCase):
+        def test_an_order_is_charged(self):
+            with self.captureOnCommitCallbacks(execute=True):
+                self.client.post("/orders", {"item": "tea"})
+            self.assertEnqueued(charge, order=1)
+            run_jobs()
+            self.assertEqual(Order.objects.get().state, "paid")
+    ```
+    """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (as unittest's)
         """Run one test without the jobs of earlier ones."""
+        if isinstance(self, TestCase):
+            with get_processor().keep_jobs_in_memory():
+                return super().__call__(*args, **kwargs)  # type: ignore[misc]
         clear_jobs()
         return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
+    def assertEnqueued(self, what: object, /, **fields: object) -> JobRecord:  # noqa: N802
+        """Return the newest job that matches; fail with a list of the jobs if there is none.
+
+        The arguments are those of `nimburion.testing.assert_enqueued`.
+        """
+        found: list[JobRecord] = []
+
+        async def find(client: Client) -> None:
+            found.append(await assert_enqueued(client, what, **fields))
+
+        self._check(find)
+        return found[0]
+
+    def assertNotEnqueued(self, what: object, /, **fields: object) -> None:  # noqa: N802
+        """Fail, with the newest such job, if a job matches."""
+
+        async def find(client: Client) -> None:
+            await assert_not_enqueued(client, what, **fields)
+
+        self._check(find)
+
+    def _check(self, find: Callable[[Client], Coroutine[Any, Any, None]]) -> None:
+        waiting = any(each.run_on_commit for each in connections.all(initialized_only=True))
+        try:
+            get_processor().sync.call(find)
+        except AssertionError as error:
+            if waiting:
+                error.add_note(
+                    "Some callbacks wait for a commit, and may enqueue jobs: enqueue inside "
+                    "`with self.captureOnCommitCallbacks(execute=True):`"
+                )
+            raise
 
 
 async def _drain(processor: DjangoProcessor) -> int:

@@ -42,6 +42,11 @@ def greet(name: str) -> str:
     return f"hello {name}"
 
 
+@processor.job
+def create_user(name: str) -> None:
+    User.objects.create(username=name)
+
+
 class TeaIsOut(Exception):
     """Raised by `order_tea`."""
 

@@ -35,6 +35,7 @@ from tests.integrations.django.project.shop.jobs import (
     USED,
     CountUsers,
     TeaIsOut,
+    create_user,
     describe,
     greet,
     order_tea,
@@ -205,11 +206,68 @@ class ClearJobsCases(JobsTestMixin, TransactionTestCase):
         self.check_leave_jobs()
 
 
-@CLEARABLE
-class ClearJobsInTransactionCases(JobsTestMixin, TestCase):
-    def test_a_test_case_starts_without_jobs_too(self) -> None:
+class TestCaseCases(JobsTestMixin, TestCase):
+    """The transaction of these tests never commits."""
+
+    def check_starts_without_jobs(self) -> None:
         self.assertEqual(get_processor().sync.pending_count(), 0)
         clear_jobs()
+        order_tea.options(unique_key="tea").enqueue_sync("black")
+
+    def test_one_starts_without_jobs(self) -> None:
+        self.check_starts_without_jobs()
+
+    def test_another_starts_without_jobs(self) -> None:
+        self.check_starts_without_jobs()
+
+    def test_handlers_see_and_change_the_rows_of_the_test(self) -> None:
+        User.objects.create(username="ann")
+        ids = [greet.enqueue_sync("ann"), get_processor().sync.enqueue(CountUsers())]
+        ids.append(create_user.enqueue_sync("bob"))
+        self.assertEqual(run_jobs(), 3)
+        sync = get_processor().sync
+        self.assertEqual(sync.wait_all(ids), ["hello ann", 1, None])
+        self.assertTrue(User.objects.filter(username="bob").exists())
+        self.assertEqual(User.objects.count(), 2)
+
+    def test_a_job_is_stored_when_the_block_commits(self) -> None:
+        with self.captureOnCommitCallbacks(execute=True) as callbacks, transaction.atomic():
+            order_tea.enqueue_sync("black")
+            self.assertNotEnqueued(order_tea)
+        self.assertEqual(len(callbacks), 1)
+        self.assertEnqueued(order_tea, kind="black")
+        self.assertEqual(self.assertEnqueued("order_tea").queue, "default")
+        self.assertEqual(run_jobs(), 1)
+
+    def test_a_job_of_a_rolled_back_block_does_not_exist(self) -> None:
+        with (
+            self.captureOnCommitCallbacks(execute=True),
+            self.assertRaises(TeaIsOut),
+            transaction.atomic(),
+        ):
+            order_tea.enqueue_sync("black")
+            raise TeaIsOut
+        self.assertNotEnqueued(order_tea)
+
+    def test_a_failed_assertion_says_that_callbacks_wait(self) -> None:
+        with transaction.atomic():
+            order_tea.enqueue_sync("black")
+        with self.assertRaisesMessage(AssertionError, "no job 'order_tea' was enqueued") as caught:
+            self.assertEnqueued(order_tea)
+        self.assertIn("captureOnCommitCallbacks(execute=True)", caught.exception.__notes__[0])
+
+    def test_failures_are_raised(self) -> None:
+        order_tea.enqueue_sync("green")
+        with self.assertRaises(TeaIsOut):
+            run_jobs()
+
+
+class PlainTestCaseCases(TestCase):
+    def test_jobs_that_an_open_transaction_hides_are_an_error(self) -> None:
+        if not SHARED or get_processor().transactions.shared is None:
+            self.skipTest("the jobs are not in Django's database")
+        with self.assertRaisesMessage(ConfigurationError, "name JobsTestMixin before TestCase"):
+            run_jobs()
 
 
 async def pause_queue(client: Client, queue: str) -> None:
