@@ -27,7 +27,7 @@ from nimburion.core.queries import JobFilter
 from nimburion.core.schedules import list_schedules
 from nimburion.core.session import Session
 from nimburion.jobs import Processor
-from nimburion.scheduler import Schedules
+from nimburion.jobs.client.client import make_actions
 from nimburion.testing.contract.harness import make_limits
 from tests.cli.conftest import CommandLine, nimburion  # noqa: F401 (a fixture)
 from tests.server.conftest import Api
@@ -92,7 +92,7 @@ CASES = {
     ),
     "cancel": Case(
         "jobs.cancel",
-        lambda p: p.actions.jobs.cancel(JobFilter(ids=("a",))),
+        lambda p: make_actions(p, p.operator).jobs.cancel(JobFilter(ids=("a",))),
         ("jobs", "cancel", "a"),
         "/jobs/a/cancel",
         None,
@@ -100,14 +100,16 @@ CASES = {
     ),
     "cancel a queue": Case(
         "jobs.cancel",
-        lambda p: p.actions.jobs.cancel(JobFilter(states=UNFINISHED, queue="mail")),
+        lambda p: make_actions(p, p.operator).jobs.cancel(
+            JobFilter(states=UNFINISHED, queue="mail")
+        ),
         ("jobs", "cancel", "--queue", "mail", "--yes"),
         "/jobs/cancel",
         {"queue": "mail"},
     ),
     "run now": Case(
         "jobs.run_now",
-        lambda p: p.actions.jobs.run_now("later"),
+        lambda p: make_actions(p, p.operator).jobs.run_now("later"),
         ("jobs", "run-now", "later"),
         "/jobs/later/run-now",
         None,
@@ -177,16 +179,16 @@ CASES = {
     ),
     "stop a worker": Case(
         "worker.stop",
-        lambda p: p.workers.send("worker-1", "stop"),
+        lambda p: p.workers.stop("worker-1"),
         ("workers", "stop", "worker-1"),
         "/workers/worker-1/command",
         {"command": "stop"},
         ("/workers/worker-1/stop", {}),
-        lambda p: p.sync.workers.send("worker-1", "stop"),
+        lambda p: p.sync.workers.stop("worker-1"),
     ),
     "start a bulk operation": Case(
         "operations.start_replay",
-        lambda p: p.bulk.start(BulkAction.REPLAY, OTHER, rate=10.0, limit=5),
+        lambda p: p.bulk.start("replay", states=["failed"], queue="other", rate="10/s", limit=5),
         (
             *("dead", "replay", "--queue", "other", "--in-background", "--rate", "10/s"),
             *("--limit", "5", "--yes"),
@@ -194,7 +196,7 @@ CASES = {
         "/operations/replay",
         {"queue": "other", "state": ["failed"], "rate": 10, "limit": 5},
         ("/operations/replay", {"queue": "other", "state": "failed", "rate": "10", "limit": "5"}),
-        lambda p: p.sync.bulk.start(BulkAction.REPLAY, OTHER, rate=10.0, limit=5),
+        lambda p: p.sync.bulk.start("replay", OTHER, rate=10.0, limit=5),
     ),
     "cancel a bulk operation": Case(
         "operations.cancel",
@@ -207,25 +209,30 @@ CASES = {
     ),
     "pause a schedule": Case(
         "schedule.pause",
-        lambda p: Schedules(p).pause("daily"),
+        lambda p: p.schedules.pause("daily"),
         ("schedules", "pause", "daily"),
         "/schedules/daily/pause",
         None,
         ("/schedules/daily/pause", {}),
+        lambda p: p.sync.schedules.pause("daily"),
     ),
     "resume a schedule": Case(
         "schedule.resume",
-        lambda p: Schedules(p).resume("daily"),
+        lambda p: p.schedules.resume("daily"),
         ("schedules", "resume", "daily"),
         "/schedules/daily/resume",
         None,
         ("/schedules/daily/resume", {}),
+        lambda p: p.sync.schedules.resume("daily"),
     ),
     "remove a schedule": Case(
         "schedule.remove",
-        lambda p: Schedules(p).remove("daily"),
+        lambda p: p.schedules.remove("daily"),
         ("schedules", "remove", "daily"),
         "DELETE /schedules/daily",
+        None,
+        None,
+        lambda p: p.sync.schedules.remove("daily"),
     ),
 }
 TOKENS = {"ann": "ann-0123456789abcdef", "reader": "reader-0123456789abcdef"}
@@ -253,7 +260,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 )
             )
             await start_bulk_operation(backend, NewBulkOperation(id="op", action=BulkAction.DELETE))
-            await Schedules(api.processor).add("daily", "@daily", "send")
+            await api.processor.schedules.add("daily", "@daily", "send")
 
     asyncio.run(prepare())
     return path

@@ -19,7 +19,7 @@ from nimburion.core.job import State
 from nimburion.integrations.flask import FlaskJobs, find_processor, load_configuration
 from nimburion.jobs import Job, Processor, job
 from nimburion.jobs.client.client import Client
-from nimburion.scheduler import ScheduleInfo, Schedules
+from nimburion.scheduler import ScheduleInfo
 from tests.waiting import DEADLINE
 
 FLASK = (sys.executable, "-m", "flask")
@@ -242,7 +242,7 @@ def test_the_processes_of_a_worker_have_the_settings_of_the_application(tmp_path
 
 async def list_schedules(client: Client) -> list[ScheduleInfo]:
     """Return the schedules of a backend."""
-    return [*await Schedules(client).list(0)]
+    return [one async for one in client.schedules.list(0)]
 
 
 def test_a_process_of_the_worker_finds_the_processor(

@@ -196,13 +196,13 @@ async def test_without_the_backends_time_no_tick_is_fired(
 async def test_a_schedule_added_by_hand_begins_in_the_time_of_the_backend(place: Place) -> None:
     there = await place.scheduler(clock=HostClock(place.clock, HOUR))
     scheduler = await place.scheduler(owner="any")
-    await there.schedules.add("clean-up", "* * * * *", "report")
+    await there.processor.schedules.add("clean-up", "* * * * *", "report")
     await scheduler.fire_due()
     place.at(60)
     assert await scheduler.fire_due() == 1
-    await there.schedules.pause("clean-up")
+    await there.processor.schedules.pause("clean-up")
     place.at(110)
-    await there.schedules.resume("clean-up")
+    await there.processor.schedules.resume("clean-up")
     place.at(120)
     assert await scheduler.fire_due() == 1
 

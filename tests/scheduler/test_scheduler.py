@@ -43,6 +43,11 @@ def each_minute(**options: object) -> Callable[[Scheduler], object]:
     return lambda scheduler: scheduler.schedule("* * * * *", Report(), **options)  # type: ignore[call-overload]
 
 
+async def list_all(scheduler: Scheduler) -> list[schedules.ScheduleInfo]:
+    """The schedules of the backend."""
+    return [one async for one in scheduler.processor.schedules.list()]
+
+
 def at(*times: str) -> list[str]:
     """The ids of the ticks at these times of the first day."""
     return [f"report:2026-01-{one}:00Z" for one in times]
@@ -323,10 +328,10 @@ async def test_ticks_while_the_previous_job_runs(
 async def test_a_pause_is_not_made_up_for(place: Place) -> None:
     scheduler = await place.scheduler(each_minute(misfire="catch_up"))
     await scheduler.fire_due()
-    await scheduler.schedules.pause("report")
+    await scheduler.processor.schedules.pause("report")
     place.at(10 * MINUTE)
     assert await scheduler.fire_due() == 0
-    await scheduler.schedules.resume("report")
+    await scheduler.processor.schedules.resume("report")
     place.at(11 * MINUTE)
     assert await scheduler.fire_due() == 1
 
@@ -336,12 +341,12 @@ async def test_a_pause_holds_at_once_and_over_a_restart(place: Place) -> None:
     await scheduler.fire_due()
     place.at(58)
     await scheduler.fire_due()
-    await scheduler.schedules.pause("report")
+    await scheduler.processor.schedules.pause("report")
     place.at(60)
     assert await scheduler.fire_due() == 0
     again = await place.scheduler(each_minute())
     assert await again.fire_due() == 0
-    (info,) = await again.schedules.list()
+    (info,) = await list_all(again)
     assert info.condition == "paused"
 
 
@@ -364,7 +369,7 @@ async def test_start_and_end_bound_the_ticks(place: Place) -> None:
         place.at(minute * MINUTE)
         await scheduler.fire_due()
     assert await place.ids() == at("01T00:02", "01T00:03")
-    (info,) = await scheduler.schedules.list()
+    (info,) = await list_all(scheduler)
     assert info.condition == "over"
 
 
@@ -382,7 +387,7 @@ async def test_what_is_disabled_is_declared_and_not_fired(place: Place) -> None:
     await scheduler.fire_due()
     place.at(60)
     assert await scheduler.fire_due() == 0
-    (info,) = await scheduler.schedules.list()
+    (info,) = await list_all(scheduler)
     assert info.condition == "disabled"
 
 
@@ -462,7 +467,7 @@ async def test_the_enqueue_middleware_sees_each_tick(place: Place) -> None:
     await scheduler.fire_due()
     place.at(60)
     assert await scheduler.fire_due() == 1
-    await scheduler.schedules.run_now("report")
+    await scheduler.processor.schedules.run_now("report")
     assert [made.options.headers["stamp"] for made in await place.jobs()] == ["yes", "yes"]
 
 
@@ -543,8 +548,8 @@ async def test_the_jobs_of_schedules_are_counted_and_announced_as_enqueued(place
     for minute in (1, 2):
         place.at(minute * MINUTE)
         assert (await first.fire_due(), await second.fire_due()) == (1, 0)
-    await second.schedules.run_now("report", job_id="extra")
-    await second.schedules.run_now("report", job_id="extra")
+    await second.processor.schedules.run_now("report", job_id="extra")
+    await second.processor.schedules.run_now("report", job_id="extra")
     lanes = {
         (lane.queue, lane.name): lane.enqueued
         for lane in first.processor._statistics.jobs.list_lanes()
@@ -575,14 +580,14 @@ async def test_an_undeclared_schedule_is_suspended_and_kept_for_30_days(place: P
     other = await place.scheduler(owner="other")
     place.at(DAY)
     assert await other.fire_due() == 0
-    (info,) = await other.schedules.list()
+    (info,) = await list_all(other)
     assert (info.condition, info.last_job) == ("inactive", at("01T00:01")[0])
     place.at(29 * DAY)
     await other.fire_due()
-    assert len(await other.schedules.list()) == 1
+    assert len(await list_all(other)) == 1
     place.at(31 * DAY)
     await other.fire_due()
-    assert await other.schedules.list() == []
+    assert await list_all(other) == []
 
 
 async def test_while_one_half_declares_it_it_is_active(place: Place) -> None:
@@ -593,7 +598,7 @@ async def test_while_one_half_declares_it_it_is_active(place: Place) -> None:
         place.at(minute * MINUTE)
         await new.fire_due()
         assert await old.fire_due() == 1
-    assert (await new.schedules.get("report")).condition == "active"
+    assert (await new.processor.schedules.get("report")).condition == "active"
 
 
 async def test_the_newest_declaration_counts(place: Place) -> None:
@@ -603,7 +608,7 @@ async def test_the_newest_declaration_counts(place: Place) -> None:
     await new.fire_due()
     place.at(10 * MINUTE)
     assert await old.fire_due() == 0
-    assert (await old.schedules.get("report")).trigger == "@hourly"
+    assert (await old.processor.schedules.get("report")).trigger == "@hourly"
 
 
 async def test_two_applications_do_not_share_a_name(
@@ -614,7 +619,7 @@ async def test_two_applications_do_not_share_a_name(
     await first.fire_due()
     await second.fire_due()
     assert "belongs to the application 'first'" in caplog.text
-    assert (await second.schedules.get("report")).owner == "first"
+    assert (await second.processor.schedules.get("report")).owner == "first"
     place.at(60)
     assert await second.fire_due() == 0
     assert await first.fire_due() == 1
@@ -645,7 +650,7 @@ async def test_many_schedules_are_registered_a_few_at_a_time(
         await scheduler.fire_due()
         counts.append(len(set(put)))
     assert counts == [450, 0, 200, 200, 50, 0]
-    assert {one.condition for one in await scheduler.schedules.list(0)} == {"active"}
+    assert {one.condition for one in await list_all(scheduler)} == {"active"}
 
 
 async def test_schedules_are_registered_again_in_a_backend_that_lost_its_data(place: Place) -> None:
@@ -663,7 +668,7 @@ async def test_schedules_are_registered_again_in_a_backend_that_lost_its_data(pl
 
 async def test_what_is_added_by_hand_is_fired_by_everyone(place: Place) -> None:
     scheduler = await place.scheduler(owner="any")
-    added = await scheduler.schedules.add(
+    added = await scheduler.processor.schedules.add(
         "clean-up", "@every 5m", "report", '{"kind": "clean-up"}', queue="low", overlap="skip"
     )
     assert (added.condition, added.owner, added.overlap) == ("active", "", "skip")
@@ -672,11 +677,11 @@ async def test_what_is_added_by_hand_is_fired_by_everyone(place: Place) -> None:
     assert await scheduler.fire_due() == 1
     (made,) = await place.jobs()
     assert (made.id, made.queue) == ("clean-up:2026-01-01T00:05:00Z", "low")
-    await scheduler.schedules.remove("clean-up")
+    await scheduler.processor.schedules.remove("clean-up")
     place.at(600)
     assert await scheduler.fire_due() == 0
     with pytest.raises(ScheduleNotFound):
-        await scheduler.schedules.get("clean-up")
+        await scheduler.processor.schedules.get("clean-up")
 
 
 async def test_what_no_code_declares_counts_for_the_limits_of_its_job(place: Place) -> None:
@@ -690,11 +695,11 @@ async def test_what_no_code_declares_counts_for_the_limits_of_its_job(place: Pla
         scheduler.add_tasks(SchedulerSettings(tasks=(task,)))
 
     scheduler = await place.scheduler(declare)
-    await scheduler.schedules.add("by-hand", "@every 60s", "sync", '{"customer":"a"}')
+    await scheduler.processor.schedules.add("by-hand", "@every 60s", "sync", '{"customer":"a"}')
     await scheduler.fire_due()
     place.at(60)
     assert await scheduler.fire_due() == 2
-    await scheduler.schedules.run_now("by-hand")
+    await scheduler.processor.schedules.run_now("by-hand")
     keys = [made.options.limit_keys for made in await place.jobs()]
     assert sorted(keys, key=str) == [{"sync:customer": key} for key in "aab"]
 
@@ -703,11 +708,11 @@ async def test_what_code_declares_is_neither_replaced_nor_removed_by_hand(place:
     scheduler = await place.scheduler(each_minute())
     await scheduler.fire_due()
     with pytest.raises(DefinitionError, match="declared by the code of 'nimburion'"):
-        await scheduler.schedules.add("report", "@hourly", "report")
+        await scheduler.processor.schedules.add("report", "@hourly", "report")
     with pytest.raises(DefinitionError, match="pause the schedule"):
-        await scheduler.schedules.remove("report")
+        await scheduler.processor.schedules.remove("report")
     place.at(DAY)
-    await scheduler.schedules.remove("report")
+    await scheduler.processor.schedules.remove("report")
 
 
 async def test_run_now_is_beside_the_ticks_and_in_the_history(place: Place) -> None:
@@ -715,12 +720,12 @@ async def test_run_now_is_beside_the_ticks_and_in_the_history(place: Place) -> N
     await scheduler.fire_due()
     place.at(60)
     await scheduler.fire_due()
-    extra = await scheduler.schedules.run_now("report")
+    extra = await scheduler.processor.schedules.run_now("report")
     assert extra == "report:now:1767225660000"
-    kept = await scheduler.schedules.history("report")
+    kept = await scheduler.processor.schedules.history("report")
     assert [one.id for one in kept] == [extra, *at("01T00:01")]
     await scheduler.processor.drain()
-    info = await scheduler.schedules.get("report")
+    info = await scheduler.processor.schedules.get("report")
     assert (info.last_tick, info.last_state) == (1_767_225_660.0, State.COMPLETED)
 
 
@@ -746,7 +751,7 @@ async def test_run_now_of_a_computed_job_is_done_by_who_declares_it(place: Place
     assert (made.id, made.payload, made.priority) == (extra, b'{"kind":"00:00:10"}', 9)
     assert made.options.headers["nimburion-schedule"] == "report"
     assert [one.id for one in await by_hand.history("report")] == [extra]
-    assert [info.name for info in await by_hand.list()] == ["report"]
+    assert [info.name async for info in by_hand.list()] == ["report"]
     assert len(await list_schedules(other.processor.backend)) == 1
 
 
@@ -755,8 +760,8 @@ async def test_run_now_of_a_computed_job_with_an_id_makes_one_job(place: Place) 
     await scheduler.fire_due()
     for seconds in (10, 20):
         place.at(seconds)
-        assert await scheduler.schedules.run_now("report", job_id="mine") == "mine"
-        assert (await scheduler.schedules.list())[0].condition == "active"
+        assert await scheduler.processor.schedules.run_now("report", job_id="mine") == "mine"
+        assert (await list_all(scheduler))[0].condition == "active"
         await scheduler.fire_due()
     assert await place.ids() == ["mine"]
 
@@ -766,7 +771,7 @@ async def test_run_now_needs_a_scheduler_that_computes_the_job(place: Place) -> 
     await scheduler.fire_due()
     place.at(HOUR)
     with pytest.raises(DefinitionError, match="start a worker of the application"):
-        await scheduler.schedules.run_now("report")
+        await scheduler.processor.schedules.run_now("report")
 
 
 async def test_a_job_that_cannot_be_computed_is_requested_once(
@@ -777,7 +782,7 @@ async def test_a_job_that_cannot_be_computed_is_requested_once(
 
     scheduler = await place.scheduler(lambda one: one.schedule("@daily", broken, name="report"))
     await scheduler.fire_due()
-    await scheduler.schedules.run_now("report")
+    await scheduler.processor.schedules.run_now("report")
     for seconds in (10, 20):
         place.at(seconds)
         assert await scheduler.fire_due() == 0
@@ -789,25 +794,25 @@ async def test_run_now_with_an_id_makes_one_job(place: Place) -> None:
     scheduler = await place.scheduler(each_minute())
     await scheduler.fire_due()
     for _ in range(2):
-        assert await scheduler.schedules.run_now("report", job_id="mine") == "mine"
+        assert await scheduler.processor.schedules.run_now("report", job_id="mine") == "mine"
     assert await scheduler.processor.pending_count() == 1
 
 
 async def test_run_now_reports_a_job_that_is_not_stored(place: Place) -> None:
     scheduler = await place.scheduler(each_minute(unique_key="report"))
     await scheduler.fire_due()
-    await scheduler.schedules.run_now("report")
+    await scheduler.processor.schedules.run_now("report")
     place.at(1)
     with pytest.raises(DuplicateJob):
-        await scheduler.schedules.run_now("report")
+        await scheduler.processor.schedules.run_now("report")
 
 
 async def test_schedules_are_listed_in_pages(place: Place) -> None:
     scheduler = await place.scheduler()
     for name in ("b", "a", "c"):
-        await scheduler.schedules.add(name, "@daily", "report")
-    first = await scheduler.schedules.list(1, limit=2)
-    second = await scheduler.schedules.list(1, after=first[-1].name)
+        await scheduler.processor.schedules.add(name, "@daily", "report")
+    first = [one async for one in scheduler.processor.schedules.list(1, limit=2)]
+    second = [one async for one in scheduler.processor.schedules.list(1, after=first[-1].name)]
     assert [[info.name for info in page] for page in (first, second)] == [["a", "b"], ["c"]]
 
 
@@ -820,17 +825,17 @@ async def test_history_finds_the_jobs_of_ticks_behind_many_others(
         await scheduler.fire_due()
     monkeypatch.setattr(schedules, "_MAX_SCANNED", 20)
     await scheduler.processor.enqueue_many([Report(kind=f"{n}") for n in range(30)])
-    found = await scheduler.schedules.history("report", 2)
+    found = await scheduler.processor.schedules.history("report", 2)
     assert [one.id for one in found] == at("01T00:03", "01T00:02")
-    assert len(await scheduler.schedules.history("report")) == 3
+    assert len(await scheduler.processor.schedules.history("report")) == 3
 
 
 async def test_what_would_never_tick_is_not_added(place: Place) -> None:
     scheduler = await place.scheduler()
     with pytest.raises(DefinitionError, match="would never tick: @at 2025-12-31T23:59:59"):
-        await scheduler.schedules.add("late", "@at 2025-12-31T23:59:59Z", "report")
-    await scheduler.schedules.add("soon", "@at 2026-01-01T00:00:01Z", "report")
-    assert [one.name for one in await scheduler.schedules.list()] == ["soon"]
+        await scheduler.processor.schedules.add("late", "@at 2025-12-31T23:59:59Z", "report")
+    await scheduler.processor.schedules.add("soon", "@at 2026-01-01T00:00:01Z", "report")
+    assert [one.name for one in await list_all(scheduler)] == ["soon"]
 
 
 async def test_what_this_version_cannot_read_is_left_alone(
@@ -844,7 +849,7 @@ async def test_what_this_version_cannot_read_is_left_alone(
     await scheduler.fire_due()
     place.at(60)
     assert await scheduler.fire_due() == 1
-    conditions = {one.name: one.condition for one in await scheduler.schedules.list()}
+    conditions = {one.name: one.condition for one in await list_all(scheduler)}
     assert conditions == {"future": "unreadable", "odd": "unreadable", "report": "active"}
     assert caplog.text.count("schedule 'future' is not fired here") == 1
 

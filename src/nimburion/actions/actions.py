@@ -14,13 +14,7 @@ from nimburion.core.backend import Backend
 
 
 class Actions:
-    """All actions of one operator, by subject.
-
-    ```python
-    actions = Actions(processor.backend, Operator("ann"))
-    await actions.queues.pause("mail", reason="the provider is down")
-    ```
-    """
+    """All actions of one operator, by subject."""
 
     def __init__(
         self, backend: Backend, operator: Operator, enqueue: EnqueueJobs | None = None

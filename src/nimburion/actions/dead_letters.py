@@ -115,22 +115,26 @@ class DeadLetters:
         """
         return (await self.replay_matching(_make_filter(queue, name, reason))).replayed
 
-    async def purge(
+    async def purge(self, *job_ids: str) -> Ids:
+        """Delete failed jobs for good, and return the ids of the jobs deleted.
+
+        Jobs that are not failed are skipped.
+        """
+        which = JobFilter(states=FAILED_ONLY, ids=job_ids)
+        return (await self.purge_matching(which)).purged
+
+    async def purge_all(
         self,
-        *job_ids: str,
+        *,
         queue: str | None = None,
         name: str | None = None,
         reason: str | None = None,
-    ) -> int:
-        """Delete failed jobs for good, and return how many were deleted.
+    ) -> Ids:
+        """Delete all failed jobs that match for good, and return their ids.
 
-        Pass ids, filters, or both: a job is deleted when it matches all of them. Without any, all
-        failed jobs are deleted.
+        The jobs are deleted in bounded steps, as `replay_all` does.
         """
-        which = _make_filter(queue, name, reason)
-        if job_ids:
-            which = msgspec.structs.replace(which, ids=job_ids)
-        return len((await self.purge_matching(which)).purged)
+        return (await self.purge_matching(_make_filter(queue, name, reason))).purged
 
     async def replay_matching(
         self,

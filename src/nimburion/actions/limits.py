@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import AsyncIterator, Container, Iterable, Mapping
 
 from nimburion.actions.operator import Operator
 from nimburion.core.backend import Backend
 from nimburion.core.errors import DefinitionError, InvalidJob, LimitNotFound
 from nimburion.core.limits import (
     LimitChange,
+    LimitInfo,
     LimitRule,
     get_limited_job,
     get_limited_queue,
@@ -23,11 +24,17 @@ _MAX_REASON = 500
 
 
 class LimitActions:
-    """Change limits at run time: `processor.limits`."""
+    """List limits, and change them at run time: `processor.limits`."""
 
     def __init__(self, backend: Backend, operator: Operator) -> None:
         self._backend = backend
         self._operator = operator
+
+    async def list(self) -> AsyncIterator[LimitInfo]:
+        """Iterate over the limits that workers declare or operators changed. Use it with
+        `async for`."""
+        for limit in await self._backend.reads.list_limits():
+            yield limit
 
     async def change(
         self,

@@ -1,24 +1,32 @@
-"""Pause and resume queues."""
+"""List, pause and resume queues."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime
 
 from nimburion.actions.operator import Operator
 from nimburion.core.backend import Backend
 from nimburion.core.diagnosis.unserved import is_live
 from nimburion.core.errors import InvalidJob, PastTime
+from nimburion.core.queries import QueueInfo
 from nimburion.core.size_limits import check_name
+
+Names = list[str]
 
 
 class QueueActions:
-    """Pause and resume queues: `processor.queues`."""
+    """List, pause and resume queues: `processor.queues`."""
 
     def __init__(self, backend: Backend, operator: Operator) -> None:
         self._backend = backend
         self._operator = operator
+
+    async def list(self) -> AsyncIterator[QueueInfo]:
+        """Iterate over the queues that hold jobs or are paused. Use it with `async for`."""
+        for queue in await self._backend.reads.list_queues():
+            yield queue
 
     async def pause(
         self,
@@ -58,7 +66,7 @@ class QueueActions:
 
     async def pause_all(
         self, *, reason: str = "", seconds: float | None = None, until: datetime | None = None
-    ) -> tuple[list[str], float | None]:
+    ) -> tuple[Names, float | None]:
         """Pause each queue that holds a job or that a live worker serves.
 
         Queues that are paused already keep their pause, and a queue that is used later is not
@@ -76,7 +84,7 @@ class QueueActions:
             change.count = len(names)
         return names, end
 
-    async def resume_all(self) -> list[str]:
+    async def resume_all(self) -> Names:
         """Start the jobs of all paused queues again, and return their names."""
         async with self._operator.record(self._backend, "queue.resume_all") as change:
             found = await self._backend.reads.list_queues()

@@ -1,31 +1,53 @@
-"""Send commands to workers."""
+"""List workers, and send commands to them."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Literal
 
 from nimburion.actions.operator import Operator
 from nimburion.core.backend import Backend
 from nimburion.core.errors import WorkerNotFound
-from nimburion.core.session import WorkerCommand
+from nimburion.core.session import SessionInfo, WorkerCommand
 
 Command = Literal["quiet", "resume", "stop"]
 """`quiet`: start no further job. `resume`: start jobs again. `stop`: stop as on SIGTERM."""
 
 
 class WorkerActions:
-    """Send commands to workers: `processor.workers`."""
+    """List workers, and send commands to them: `processor.workers`.
+
+    ```python
+    async for worker in processor.workers.list():
+        await processor.workers.stop(worker.id)
+    ```
+
+    A worker is named by the id of its session. It gets a command with a heartbeat, at once.
+    `WorkerNotFound` is raised if no session has the id.
+    """
 
     def __init__(self, backend: Backend, operator: Operator) -> None:
         self._backend = backend
         self._operator = operator
 
-    async def send(self, session: str, command: Command) -> None:
-        """Send a command to the worker with this session, which it gets with a heartbeat at once.
+    async def list(self) -> AsyncIterator[SessionInfo]:
+        """Iterate over the sessions of workers. Use it with `async for`."""
+        for session in await self._backend.reads.list_sessions():
+            yield session
 
-        Raises `WorkerNotFound`.
-        """
-        stored = None if command == "resume" else WorkerCommand(command)
+    async def quiet(self, session: str) -> None:
+        """Let a worker start no further job. Its running jobs continue."""
+        await self._send(session, "quiet", WorkerCommand.QUIET)
+
+    async def resume(self, session: str) -> None:
+        """Let a quiet worker start jobs again."""
+        await self._send(session, "resume", None)
+
+    async def stop(self, session: str) -> None:
+        """Stop a worker as SIGTERM does: running jobs have the grace time to end."""
+        await self._send(session, "stop", WorkerCommand.STOP)
+
+    async def _send(self, session: str, command: Command, stored: WorkerCommand | None) -> None:
         async with self._operator.record(self._backend, f"worker.{command}", session) as change:
             if not await self._backend.maintenance.send_command(session, stored):
                 raise WorkerNotFound(session)

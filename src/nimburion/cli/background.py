@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,6 +15,7 @@ from nimburion.cli.operators import make_actions
 from nimburion.cli.output import print_result
 from nimburion.cli.records import print_records
 from nimburion.core.bulk_operations import BulkAction
+from nimburion.core.errors import InvalidJob
 
 if TYPE_CHECKING:
     from nimburion.actions.bulk import BulkPreview
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., object])
 
-_RATE = re.compile(r"(\d+(?:\.\d+)?)(?:/(s|min|h))?")
-_UNIT_SECONDS = (("s", 1.0), ("min", 60.0), ("h", 3600.0))
 _PAST = {
     BulkAction.REPLAY: "replayed",
     BulkAction.RUN_NOW: "made due",
@@ -73,16 +71,15 @@ def add_bulk_options(command: F) -> F:
     return add_search_options(rate(limit(command)))
 
 
-def parse_rate(text: str) -> float:
-    """Parse a rate, such as `10/s`, `90/min` or `500/h`, and return it in jobs per second.
+def _parse_rate(text: str) -> float:
+    """Return the jobs per second of `--rate`. Raises `BadInput` if the text is no rate."""
+    # Imported for an operation only.
+    from nimburion.actions.bulk import parse_bulk_rate
 
-    Raises:
-        BadInput: the text is no rate.
-    """
-    found = _RATE.fullmatch(text)
-    if found is None or float(found[1]) == 0:
-        raise BadInput(f"--rate {text!r} is no rate; write 10/s, 90/min or 500/h")
-    return float(found[1]) / dict(_UNIT_SECONDS)[found[2] or "s"]
+    try:
+        return parse_bulk_rate(text)
+    except InvalidJob as error:
+        raise BadInput(f"--{error}") from None
 
 
 def start_in_background(
@@ -94,7 +91,7 @@ def start_in_background(
         BadInput: it was not confirmed. The message has the number of jobs that would be changed,
             and a table shows the first of them.
     """
-    rate = None if options.rate is None else parse_rate(options.rate)
+    rate = None if options.rate is None else _parse_rate(options.rate)
     operation, preview = current_invocation().run(
         lambda backend: _preview_and_start(backend, action, which, options, rate, yes=yes)
     )

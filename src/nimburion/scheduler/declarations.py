@@ -34,28 +34,11 @@ _JOB_OPTIONS = frozenset(
 )  # fmt: skip
 
 
-class ScheduleOptions(TypedDict, total=False):
-    """Options of a schedule, besides its trigger and its job. Durations are seconds or a
-    timedelta."""
+class TickOptions(TypedDict, total=False):
+    """Options of the ticks of a schedule. Durations are seconds or a timedelta."""
 
-    name: str | None
-    """Name in the backend, 1 to 100 characters; default: the name of the job."""
     timezone: str | None
     """IANA time zone, such as `Europe/Rome`; default: the scheduler's time zone."""
-    queue: str | None
-    priority: int | None
-    headers: dict[str, str] | None
-    tenant: str | None
-    correlation_id: str | None
-    max_retries: int | None
-    timeout: Duration | None
-    expires: Duration | None
-    """The time after a tick until which its job must have started. Later, it is cancelled."""
-    tags: Sequence[str] | None
-    unique_key: str | None
-    """Unique key of the jobs. A tick enqueues no job while an unfinished job has the key."""
-    unique: Unique | None
-    """How long a job holds its unique key, as in a call of `enqueue`."""
     jitter: Duration
     """Delay the job by up to this many seconds; every scheduler computes the same delay for a
     tick."""
@@ -74,6 +57,28 @@ class ScheduleOptions(TypedDict, total=False):
     `queue_one` or `cancel_previous`."""
     enabled: bool
     """False: the schedule is declared but never fires."""
+
+
+class ScheduleOptions(TickOptions, total=False):
+    """Options of a schedule, besides its trigger and its job. Durations are seconds or a
+    timedelta."""
+
+    name: str | None
+    """Name in the backend, 1 to 100 characters; default: the name of the job."""
+    queue: str | None
+    priority: int | None
+    headers: dict[str, str] | None
+    tenant: str | None
+    correlation_id: str | None
+    max_retries: int | None
+    timeout: Duration | None
+    expires: Duration | None
+    """The time after a tick until which its job must have started. Later, it is cancelled."""
+    tags: Sequence[str] | None
+    unique_key: str | None
+    """Unique key of the jobs. A tick enqueues no job while an unfinished job has the key."""
+    unique: Unique | None
+    """How long a job holds its unique key, as in a call of `enqueue`."""
 
 
 _OPTIONS = _JOB_OPTIONS | ScheduleOptions.__annotations__.keys()

@@ -24,7 +24,6 @@ from nimburion.scheduler.declarations import (
 )
 from nimburion.scheduler.entries import ScheduleEntries, ScheduleEntry
 from nimburion.scheduler.registration import ScheduleRegistration
-from nimburion.scheduler.schedules import Schedules
 from nimburion.scheduler.ticker import Ticker
 from nimburion.scheduler.triggers import When
 
@@ -64,8 +63,6 @@ class Scheduler(Service):
         share_outage_log(processor, self)
         self.processor: Processor = processor
         self.timezone: str = find_zone(timezone).key
-        self.schedules: Schedules = Schedules(processor, timezone)
-        """All schedules of the backend: list, add, pause and remove them."""
         self._declared: dict[str, DeclaredSchedule] = {}
         self._backend_clock = BackendClock(processor.clock, processor.backend)
         self._ticker = Ticker(processor, self._declared, self._backend_clock)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 import msgspec
 
@@ -24,7 +24,12 @@ from nimburion.core.schedules import (
 )
 from nimburion.jobs.client.client import Client, add_limit_keys, enqueue_prepared
 from nimburion.scheduler.backend_clock import BackendClock
-from nimburion.scheduler.declarations import check_schedule_name, make_raw_job, make_spec
+from nimburion.scheduler.declarations import (
+    TickOptions,
+    check_schedule_name,
+    make_raw_job,
+    make_spec,
+)
 from nimburion.scheduler.spec import (
     NAME_HEADER,
     TICK_HEADER,
@@ -90,7 +95,7 @@ class ScheduleHistory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Schedules:
-    """All schedules in a client's backend, declared in code or added by hand.
+    """All schedules of the backend, declared in code or added by hand: `processor.schedules`.
 
     Changes are recorded in the audit log under the name of `operator`, by default that of the
     client.
@@ -106,43 +111,15 @@ class Schedules:
 
     async def list(
         self, ticks: int = 5, *, after: str | None = None, limit: int | None = None
-    ) -> list[ScheduleInfo]:
-        """Return schedules by name, each with its next `ticks` ticks.
+    ) -> AsyncIterator[ScheduleInfo]:
+        """Iterate over schedules by name, each with its next `ticks` ticks. Use it with
+        `async for`.
 
-        `after` leaves out the schedules up to this name; `limit` is the maximum number returned.
+        `after` leaves out the schedules up to this name; `limit` is the maximum number.
         """
         records = await list_schedules(self._client.backend)
-        chosen = _choose_records(records, after)
-        return [await self._describe(record, ticks) for record in chosen[:limit]]
-
-    async def list_histories(
-        self, ticks: int = 5, outcomes: int = 30, *, after: str | None = None, limit: int = 25
-    ) -> Sequence[ScheduleHistory]:
-        """Return schedules by name with what came of their last ticks, in a few reads for all.
-
-        `after` and `limit` are those of `list`.
-        """
-        backend, now = self._client.backend, self._read_now()
-        chosen = _choose_records(await list_schedules(backend), after)[:limit]
-        last_ticks = [_list_last_ticks(record, outcomes) for record in chosen]
-        ids = {record.last_job for record in chosen if record.last_job is not None}
-        for record, found in zip(chosen, last_ticks, strict=True):
-            ids.update(make_job_id(record.name, tick) for tick in found)
-        states = await _read_states(backend, sorted(ids))
-        return [
-            ScheduleHistory(
-                schedule=(
-                    info := _make_info(record, now, ticks, states.get(record.last_job or ""))
-                ),
-                outcomes=[
-                    TickOutcome(tick=tick, job=job_id, state=states.get(job_id))
-                    for tick in found
-                    for job_id in (make_job_id(record.name, tick),)
-                ],
-                overdue_since=_find_overdue(record, now) if info.condition == "active" else None,
-            )
-            for record, found in zip(chosen, last_ticks, strict=True)
-        ]
+        for record in _choose_records(records, after)[:limit]:
+            yield await self._describe(record, ticks)
 
     async def get(self, name: str, ticks: int = 5) -> ScheduleInfo:
         """Return one schedule with its next `ticks` ticks. Raises `ScheduleNotFound`."""
@@ -157,12 +134,17 @@ class Schedules:
         *,
         queue: str = "default",
         priority: int = 5,
-        **options: Any,
+        **options: Unpack[TickOptions],
     ) -> ScheduleInfo:
         """Add a schedule by hand, or replace one that was added by hand.
 
         Every scheduler of the backend fires it. `options` are `timezone`, `misfire`,
         `misfire_grace`, `catch_up_window`, `overlap`, `jitter`, `start`, `end` and `enabled`.
+
+        ```python
+        await processor.schedules.add("nightly", "0 2 * * *", "send_email", '{"to": "ops"}')
+        ```
+
         Raises `DefinitionError` for invalid values, for a schedule without a future tick, and for a
         name that code declares.
         """
@@ -316,6 +298,35 @@ class Schedules:
             options=msgspec.structs.replace(spec.options, headers=headers),
         )
         return job if job.options.limit_keys else add_limit_keys(self._client, job)
+
+
+async def list_histories(
+    client: Client, ticks: int, outcomes: int, *, after: str | None, limit: int
+) -> list[ScheduleHistory]:
+    """Return up to `limit` schedules by name, each with its next `ticks` ticks and what came of its
+    last `outcomes` ticks, in a few reads for all.
+
+    `after` leaves out the schedules up to this name.
+    """
+    backend, now = client.backend, client.clock.now()
+    chosen = _choose_records(await list_schedules(backend), after)[:limit]
+    last_ticks = [_list_last_ticks(record, outcomes) for record in chosen]
+    ids = {record.last_job for record in chosen if record.last_job is not None}
+    for record, found in zip(chosen, last_ticks, strict=True):
+        ids.update(make_job_id(record.name, tick) for tick in found)
+    states = await _read_states(backend, sorted(ids))
+    return [
+        ScheduleHistory(
+            schedule=(info := _make_info(record, now, ticks, states.get(record.last_job or ""))),
+            outcomes=[
+                TickOutcome(tick=tick, job=job_id, state=states.get(job_id))
+                for tick in found
+                for job_id in (make_job_id(record.name, tick),)
+            ],
+            overdue_since=_find_overdue(record, now) if info.condition == "active" else None,
+        )
+        for record, found in zip(chosen, last_ticks, strict=True)
+    ]
 
 
 def _choose_records(records: Iterable[ScheduleRecord], after: str | None) -> list[ScheduleRecord]:

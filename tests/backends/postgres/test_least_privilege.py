@@ -63,7 +63,7 @@ async def test_it_runs_jobs(backend: Backend) -> None:
         assert [one.id async for one in processor.dead.list()] == ["nobody"]
         assert await processor.dead.replay("nobody") == ["nobody"]
         await processor.drain()
-        assert await processor.dead.purge() == 1
+        assert len(await processor.dead.purge_all()) == 1
 
 
 async def test_it_looks_after_them(backend: Backend) -> None:

@@ -244,7 +244,7 @@ async def test_dead_letters_are_replayed_once(processor: Processor) -> None:
     await processor.drain()
     assert await processor.dead.replay_all(name="fail") == [job_id]
     await processor.drain()
-    assert await processor.dead.purge(name="fail") == 1
+    assert await processor.dead.purge_all(name="fail") == [job_id]
     assert [record.id async for record in processor.dead.list()] == []
 
 

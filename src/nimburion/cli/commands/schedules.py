@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 from zoneinfo import ZoneInfo
 
 import click
@@ -19,6 +19,7 @@ from nimburion.core.text.escaping import escape_controls
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend
     from nimburion.scheduler import ScheduleInfo, Schedules
+    from nimburion.scheduler.declarations import TickOptions
 
 T = TypeVar("T")
 
@@ -49,8 +50,12 @@ def list_schedules(ticks: int) -> None:
 
     Also shows whether each schedule is active, and the state of its last job.
     """
-    found = run_on_schedules(lambda schedules: schedules.list(ticks))
+    found = run_on_schedules(lambda schedules: _list_schedules(schedules, ticks))
     print_result(msgspec.to_builtins(found), lambda: print_schedules(found))
+
+
+async def _list_schedules(found: Schedules, ticks: int) -> list[ScheduleInfo]:
+    return [schedule async for schedule in found.list(ticks)]
 
 
 @schedules.command("show")
@@ -99,7 +104,8 @@ def add(
     Every scheduler of the backend fires it.
     """
     given = {"timezone": tz, "misfire": misfire, "overlap": overlap, "jitter": jitter}
-    options = {key: value for key, value in given.items() if value is not None}
+    # `add` checks the values.
+    options = cast("TickOptions", {key: one for key, one in given.items() if one is not None})
     level = 5 if priority is None else priority
     found = run_on_schedules(
         lambda schedules: schedules.add(

@@ -127,5 +127,7 @@ async def find_and_send(backend: Backend, text: str, command: Command) -> str:
     if not found:
         raise WorkerNotFound(text)
     session = text if text in found else found[0]
-    await make_actions(backend).workers.send(session, command)
+    workers = make_actions(backend).workers
+    send = {"quiet": workers.quiet, "resume": workers.resume, "stop": workers.stop}[command]
+    await send(session)
     return session

@@ -97,6 +97,7 @@ if TYPE_CHECKING:
     from nimburion.actions.tenants import TenantActions
     from nimburion.actions.workers import WorkerActions
     from nimburion.core.queries import QueueInfo
+    from nimburion.scheduler.schedules import Schedules
     from nimburion.telemetry.registry import MetricsRegistry
 
 __all__ = ["Client", "Priority"]
@@ -249,13 +250,6 @@ class Client:
     # Actions of operators
 
     @property
-    def actions(self) -> Actions:
-        """All actions of operators, as the command line and the dashboard have them. Each is
-        recorded in the audit log under the name of `operator`.
-        """
-        return make_actions(self, self.operator)
-
-    @property
     def operator(self) -> Operator:
         """Who acts through this object. The default is the user of this process, with all rights.
 
@@ -275,33 +269,41 @@ class Client:
 
     @property
     def queues(self) -> QueueActions:
-        """Pause and resume queues."""
-        return self.actions.queues
+        """List, pause and resume queues."""
+        return make_actions(self, self.operator).queues
 
     @property
     def limits(self) -> LimitActions:
-        """Change limits at run time, and reset them."""
-        return self.actions.limits
+        """List limits, change them at run time, and reset them."""
+        return make_actions(self, self.operator).limits
 
     @property
     def dead(self) -> DeadLetters:
         """The failed jobs: list, show, replay and purge them."""
-        return self.actions.dead
+        return make_actions(self, self.operator).dead
 
     @property
     def tenants(self) -> TenantActions:
         """Set the weights of tenants."""
-        return self.actions.tenants
+        return make_actions(self, self.operator).tenants
 
     @property
     def workers(self) -> WorkerActions:
-        """Send commands to workers."""
-        return self.actions.workers
+        """List workers, and let one start no further job, start jobs again, or stop."""
+        return make_actions(self, self.operator).workers
+
+    @property
+    def schedules(self) -> Schedules:
+        """The schedules of the backend: list, add, pause, resume, remove and run them."""
+        # Loaded when it is used: a process that only enqueues has no scheduler.
+        from nimburion.scheduler.schedules import Schedules
+
+        return Schedules(self)
 
     @property
     def bulk(self) -> BulkActions:
         """Change all jobs that match a filter, step by step."""
-        return self.actions.bulk
+        return make_actions(self, self.operator).bulk
 
     async def __aenter__(self) -> Self:
         await self.open()

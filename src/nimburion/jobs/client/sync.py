@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     )
     from nimburion.jobs.declaration.job import AnyJob, JobId, JobReturning
     from nimburion.jobs.declaration.options import EnqueueManyOptions, EnqueueOptions
+    from nimburion.scheduler.sync_schedules import SyncSchedules
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -249,42 +250,49 @@ class SyncClient:
         """`queues` of the client as blocking calls."""
         from nimburion.jobs.client.sync_actions import SyncQueues
 
-        return SyncQueues(self)
+        return SyncQueues(self, "queues")
 
     @property
     def limits(self) -> SyncLimits:
         """`limits` of the client as blocking calls."""
         from nimburion.jobs.client.sync_actions import SyncLimits
 
-        return SyncLimits(self)
+        return SyncLimits(self, "limits")
 
     @property
     def dead(self) -> SyncDeadLetters:
         """`dead` of the client as blocking calls."""
         from nimburion.jobs.client.sync_actions import SyncDeadLetters
 
-        return SyncDeadLetters(self)
+        return SyncDeadLetters(self, "dead")
 
     @property
     def tenants(self) -> SyncTenants:
         """`tenants` of the client as blocking calls."""
         from nimburion.jobs.client.sync_actions import SyncTenants
 
-        return SyncTenants(self)
+        return SyncTenants(self, "tenants")
 
     @property
     def workers(self) -> SyncWorkers:
         """`workers` of the client as blocking calls."""
         from nimburion.jobs.client.sync_actions import SyncWorkers
 
-        return SyncWorkers(self)
+        return SyncWorkers(self, "workers")
+
+    @property
+    def schedules(self) -> SyncSchedules:
+        """`schedules` of the client as blocking calls."""
+        from nimburion.scheduler.sync_schedules import SyncSchedules
+
+        return SyncSchedules(self, "schedules")
 
     @property
     def bulk(self) -> SyncBulk:
         """`bulk` of the client as blocking calls."""
         from nimburion.jobs.client.sync_actions import SyncBulk
 
-        return SyncBulk(self)
+        return SyncBulk(self, "bulk")
 
     def call(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
@@ -21,93 +21,157 @@ T = TypeVar("T")
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_PAGE_SIZE = 100
+"""The number of values that an iterator reads in one call."""
+
 
 class SyncActions:
-    """Some actions of `client.actions` as blocking calls."""
+    """Actions on one subject of a client, as blocking calls."""
 
-    def __init__(self, client: SyncClient) -> None:
+    def __init__(self, client: SyncClient, subject: str) -> None:
         self._client = client
+        self._subject = subject
 
-    def call(self, subject: str, action: str, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Run an action of the client on its event loop."""
+    def call(
+        self,
+        method: Callable[Concatenate[T, P], Coroutine[Any, Any, R]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """Run an action on the event loop of the client, and block until it returns."""
 
-        def start(client: Client) -> Coroutine[Any, Any, Any]:
-            method: Callable[..., Coroutine[Any, Any, Any]] = getattr(
-                getattr(client.actions, subject), action
-            )
-            return method(*args, **kwargs)
+        def start(client: Client) -> Coroutine[Any, Any, R]:
+            return method(getattr(client, self._subject), *args, **kwargs)
 
+        start.__name__ = f"{self._subject}.{method.__name__}"  # an error names it
         return self._client.call(start)
 
+    def iterate(
+        self,
+        method: Callable[Concatenate[T, P], AsyncIterator[R]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Iterator[R]:
+        """Yield what an async iterator of the client yields; block for each page."""
+        found: AsyncIterator[R] | None = None
 
-def _make_sync(
-    subject: str, method: Callable[Concatenate[T, P], Coroutine[Any, Any, R]]
+        async def read(subject: T) -> list[R]:
+            nonlocal found
+            if found is None:
+                found = method(subject, *args, **kwargs)
+            page: list[R] = []
+            async for value in found:
+                page.append(value)
+                if len(page) == _PAGE_SIZE:
+                    break
+            return page
+
+        read.__name__ = method.__name__
+        while page := self.call(read):
+            yield from page
+
+
+def make_sync(
+    method: Callable[Concatenate[T, P], Coroutine[Any, Any, R]],
 ) -> Callable[[Callable[[Any], None]], Callable[Concatenate[Any, P], R]]:
     """Return a decorator that replaces a method with the blocking form of `method`."""
 
     @wraps(method)  # so that help() shows the parameters and the text of the async method
     def call(actions: SyncActions, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        result: R = actions.call(subject, method.__name__, *args, **kwargs)
-        return result
+        return actions.call(method, *args, **kwargs)
 
     return lambda _: call
 
 
-class SyncQueues(SyncActions):
-    """Pause and resume queues."""
+def make_sync_list(
+    method: Callable[Concatenate[T, P], AsyncIterator[R]],
+) -> Callable[[Callable[[Any], None]], Callable[Concatenate[Any, P], Iterator[R]]]:
+    """Return a decorator that replaces a `list` with the blocking iterator over the same values."""
 
-    @_make_sync("queues", QueueActions.pause)
+    @wraps(method)
+    def iterate(actions: SyncActions, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
+        return actions.iterate(method, *args, **kwargs)
+
+    return lambda _: iterate
+
+
+class SyncQueues(SyncActions):
+    """List, pause and resume queues."""
+
+    @make_sync_list(QueueActions.list)
+    def list(self) -> None: ...
+    @make_sync(QueueActions.pause)
     def pause(self) -> None: ...
-    @_make_sync("queues", QueueActions.resume)
+    @make_sync(QueueActions.resume)
     def resume(self) -> None: ...
-    @_make_sync("queues", QueueActions.pause_all)
+    @make_sync(QueueActions.pause_all)
     def pause_all(self) -> None: ...
-    @_make_sync("queues", QueueActions.resume_all)
+    @make_sync(QueueActions.resume_all)
     def resume_all(self) -> None: ...
 
 
 class SyncLimits(SyncActions):
-    """Change limits at run time, and reset them."""
+    """List limits, change them at run time, and reset them."""
 
-    @_make_sync("limits", LimitActions.change)
+    @make_sync_list(LimitActions.list)
+    def list(self) -> None: ...
+    @make_sync(LimitActions.change)
     def change(self) -> None: ...
-    @_make_sync("limits", LimitActions.reset)
+    @make_sync(LimitActions.reset)
     def reset(self) -> None: ...
 
 
 class SyncDeadLetters(SyncActions):
-    """Show, replay and purge failed jobs."""
+    """List, show, replay and purge failed jobs."""
 
-    @_make_sync("dead", DeadLetters.show)
+    @make_sync_list(DeadLetters.list)
+    def list(self) -> None: ...
+    @make_sync(DeadLetters.show)
     def show(self) -> None: ...
-    @_make_sync("dead", DeadLetters.replay)
+    @make_sync(DeadLetters.replay)
     def replay(self) -> None: ...
-    @_make_sync("dead", DeadLetters.replay_all)
+    @make_sync(DeadLetters.replay_all)
     def replay_all(self) -> None: ...
-    @_make_sync("dead", DeadLetters.purge)
+    @make_sync(DeadLetters.replay_edited)
+    def replay_edited(self) -> None: ...
+    @make_sync(DeadLetters.purge)
     def purge(self) -> None: ...
+    @make_sync(DeadLetters.purge_all)
+    def purge_all(self) -> None: ...
 
 
 class SyncTenants(SyncActions):
     """Set the weights of tenants."""
 
-    @_make_sync("tenants", TenantActions.set_weight)
+    @make_sync(TenantActions.set_weight)
     def set_weight(self) -> None: ...
 
 
 class SyncWorkers(SyncActions):
-    """Send commands to workers."""
+    """List workers, and send commands to them."""
 
-    @_make_sync("workers", WorkerActions.send)
-    def send(self) -> None: ...
+    @make_sync_list(WorkerActions.list)
+    def list(self) -> None: ...
+    @make_sync(WorkerActions.quiet)
+    def quiet(self) -> None: ...
+    @make_sync(WorkerActions.resume)
+    def resume(self) -> None: ...
+    @make_sync(WorkerActions.stop)
+    def stop(self) -> None: ...
 
 
 class SyncBulk(SyncActions):
     """Change all jobs that match a filter, step by step."""
 
-    @_make_sync("bulk", BulkActions.preview)
+    @make_sync_list(BulkActions.list)
+    def list(self) -> None: ...
+    @make_sync(BulkActions.get)
+    def get(self) -> None: ...
+    @make_sync(BulkActions.preview)
     def preview(self) -> None: ...
-    @_make_sync("bulk", BulkActions.start)
+    @make_sync(BulkActions.start)
     def start(self) -> None: ...
-    @_make_sync("bulk", BulkActions.cancel)
+    @make_sync(BulkActions.cancel)
     def cancel(self) -> None: ...

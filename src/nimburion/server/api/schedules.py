@@ -98,7 +98,8 @@ async def list_schedules(request: ApiRequest[ScheduleListQuery, NoBody]) -> Sche
     """List schedules, with their coming ticks and the state of their last job."""
     after, limit = request.query.after, request.query.limit
     schedules = request.services.schedules
-    page = await schedules.list(request.query.ticks, after=after, limit=limit + 1)
+    listed = schedules.list(request.query.ticks, after=after, limit=limit + 1)
+    page = [schedule async for schedule in listed]
     following = page[limit - 1].name if len(page) > limit else None
     return SchedulePage(page[:limit], following)
 

@@ -75,7 +75,9 @@ async def list_workers(request: ApiRequest[PageQuery, NoBody]) -> WorkerPage:
 async def command_worker(request: ApiRequest[NoQuery, CommandBody]) -> SentCommand:
     """Tell a worker to start no further job, to start jobs again, or to stop."""
     session, command = request.path["id"], request.body.command
-    await request.actions.workers.send(session, command)
+    workers = request.actions.workers
+    send = {"quiet": workers.quiet, "resume": workers.resume, "stop": workers.stop}[command]
+    await send(session)
     return SentCommand(session, command)
 
 

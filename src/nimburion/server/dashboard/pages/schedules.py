@@ -6,7 +6,7 @@ import msgspec
 
 from nimburion.core.audit import list_audit
 from nimburion.core.job import State
-from nimburion.scheduler.schedules import ScheduleHistory, TickOutcome
+from nimburion.scheduler.schedules import ScheduleHistory, TickOutcome, list_histories
 from nimburion.server.api import schedules as schedule_operations
 from nimburion.server.api.jobs import JobReference
 from nimburion.server.api.names import Name
@@ -80,10 +80,10 @@ def _make_mark(outcome: TickOutcome) -> Mark:
 async def read_schedules(request: PageRequest[ScheduleTableQuery]) -> ScheduleTable:
     """Read schedules, their coming ticks, and what came of the last ones."""
     readings, after = request.readings, request.query.after
-    schedules = request.services.schedules
+    client = request.services.client
     found = await readings.read(
         f"schedules {after}",
-        lambda: schedules.list_histories(COMING_TICKS, OUTCOMES, after=after, limit=PAGE_SIZE + 1),
+        lambda: list_histories(client, COMING_TICKS, OUTCOMES, after=after, limit=PAGE_SIZE + 1),
         5.0,
     )
     is_paused = any(history.schedule.condition == "paused" for history in found)

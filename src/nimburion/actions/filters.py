@@ -1,0 +1,72 @@
+"""Filters of jobs, given as keywords."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, TypedDict, cast
+
+import msgspec
+
+from nimburion.core.errors import InvalidJob
+from nimburion.core.job import State
+from nimburion.core.queries import JobFilter
+
+_TIMES = ("created_from", "created_to", "finished_from", "finished_to")
+
+
+class FilterOptions(TypedDict, total=False):
+    """The fields of `JobFilter` as keywords. A job must match every one that is given."""
+
+    states: Iterable[State | str]
+    queue: str
+    name: str
+    reason: str
+    ids: Iterable[str]
+    created_from: datetime
+    created_to: datetime
+    finished_from: datetime
+    finished_to: datetime
+    tenant: str
+    correlation_id: str
+    fingerprint: str
+    min_failures: int
+
+
+def narrow_filter(which: JobFilter, options: FilterOptions) -> JobFilter:
+    """Return a filter with the fields of the options. Raises `InvalidJob` for a wrong value.
+
+    >>> narrow_filter(JobFilter(queue="mail"), {"states": ["failed"]}).states
+    frozenset({<State.FAILED: 'failed'>})
+    """
+    unknown = options.keys() - FilterOptions.__annotations__.keys()
+    if unknown:
+        known = ", ".join(FilterOptions.__annotations__)
+        raise InvalidJob(f"no such field of a filter: {', '.join(sorted(unknown))}; known: {known}")
+    fields = cast("dict[str, Any]", dict(options))
+    if "states" in options:
+        fields["states"] = _parse_states(options["states"])
+    if "ids" in options:
+        ids = options["ids"]
+        if isinstance(ids, str):
+            raise InvalidJob(f"ids: give a list of ids, not the text {ids!r}")
+        fields["ids"] = tuple(ids)
+    for name in _TIMES:
+        if name in fields:
+            fields[name] = _parse_time(name, fields[name])
+    return msgspec.structs.replace(which, **fields)
+
+
+def _parse_states(states: Iterable[State | str]) -> frozenset[State]:
+    if isinstance(states, str):
+        raise InvalidJob(f"states: give a list of states, not the text {states!r}")
+    try:
+        return frozenset(map(State, states))
+    except ValueError:
+        raise InvalidJob(f"states: each is one of {', '.join(State)}, not {states!r}") from None
+
+
+def _parse_time(name: str, time: object) -> float:
+    if not isinstance(time, datetime) or time.utcoffset() is None:
+        raise InvalidJob(f"{name}: give a datetime with a time zone, not {time!r}")
+    return time.timestamp()
