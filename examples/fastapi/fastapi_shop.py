@@ -64,7 +64,7 @@ def request_report(year: int) -> dict[str, str]:
 async def show_job(job_id: str, jobs: ProcessorDependency) -> dict[str, Any]:
     """Show the state, the progress and the result of a job."""
     try:
-        return (await jobs.get_status(job_id)).to_dict()
+        return (await jobs.get_status(job_id)).public_dict()
     except JobNotFound as error:
         raise HTTPException(404, str(error)) from None
 

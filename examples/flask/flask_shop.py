@@ -49,7 +49,7 @@ def create_app(**settings: object) -> Flask:
     @app.get("/jobs/<job_id>")
     def show_job(job_id: str) -> dict[str, Any]:
         try:
-            return jobs.processor.sync.get_status(job_id).to_dict()
+            return jobs.processor.sync.get_status(job_id).public_dict()
         except JobNotFound as error:
             abort(404, str(error))
 

@@ -104,5 +104,5 @@ def test_a_project_made_by_the_page_runs_a_job(
         )
         assert worker.returncode == 0, worker.stderr
         shown = ask(f"{url}/jobs/{job_id}")
-    assert (shown["state"], shown["error"]) == ("completed", None)
+    assert (shown["state"], shown["progress"]) == ("completed", None)
     assert "ann@example.com" in shown["result"]

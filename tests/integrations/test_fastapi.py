@@ -41,7 +41,7 @@ def make_app(**arguments: Any) -> FastAPI:
 
     @app.get("/jobs/{job_id}")
     async def show(job_id: str, jobs: ProcessorDependency) -> dict[str, Any]:
-        return (await jobs.get_status(job_id)).to_dict()
+        return (await jobs.get_status(job_id)).public_dict()
 
     @app.get("/own")
     async def own(request: Request) -> dict[str, Any]:

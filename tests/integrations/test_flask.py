@@ -58,7 +58,7 @@ def make_app(name: str, url: str = "memory://", **settings: object) -> Flask:
 
     @app.get("/jobs/<job_id>")
     def show(job_id: str) -> dict[str, Any]:
-        return jobs.processor.sync.get_status(job_id).to_dict()
+        return jobs.processor.sync.get_status(job_id).public_dict()
 
     return app
 

@@ -9,7 +9,7 @@ from typing import Literal, Unpack
 import msgspec
 
 from nimburion.actions.filters import FilterOptions, narrow_filter
-from nimburion.actions.operator import Operator
+from nimburion.actions.operator import SubjectActions
 from nimburion.core.backend import Backend
 from nimburion.core.bulk_operations import (
     BulkAction,
@@ -50,7 +50,7 @@ class BulkPreview(msgspec.Struct, frozen=True, kw_only=True):
     """The first ten, without their payloads: those that would be changed first."""
 
 
-class BulkActions:
+class BulkActions(SubjectActions):
     """Change all jobs that match a filter, step by step: `processor.bulk`.
 
     The filter is given by keywords: `name`, `queue`, `states`, `reason`, `ids`, `tenant`,
@@ -65,10 +65,6 @@ class BulkActions:
     The actions are `replay` (failed jobs), `run_now` (jobs that wait for a later time), `cancel`
     (unfinished jobs) and `delete` (finished jobs).
     """
-
-    def __init__(self, backend: Backend, operator: Operator) -> None:
-        self._backend = backend
-        self._operator = operator
 
     async def list(self) -> AsyncIterator[BulkOperation]:
         """Iterate over the bulk operations that are kept, the newest first. Use it with

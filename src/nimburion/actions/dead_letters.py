@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 import msgspec
 
 from nimburion.actions.jobs import STEP, ReportProgress, batch_ids, find_target
-from nimburion.actions.operator import Operator
+from nimburion.actions.operator import Operator, SubjectActions
 from nimburion.core.backend import Backend
 from nimburion.core.bulk_operations import BulkAction
 from nimburion.core.errors import NotDeadLetter
@@ -53,7 +53,7 @@ class PurgeReport(msgspec.Struct, frozen=True, kw_only=True):
     """More dead letters may match; repeat the request."""
 
 
-class DeadLetters:
+class DeadLetters(SubjectActions):
     """The failed jobs of a backend: `processor.dead`.
 
     Each record has the payload byte for byte as it was enqueued, the reason of the failure and the
@@ -65,8 +65,7 @@ class DeadLetters:
     def __init__(
         self, backend: Backend, operator: Operator, enqueue: EnqueueJobs | None = None
     ) -> None:
-        self._backend = backend
-        self._operator = operator
+        super().__init__(backend, operator)
         self._enqueue: EnqueueJobs = enqueue or backend.producing.enqueue
 
     def list(

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from nimburion.actions.operator import Operator
+from nimburion.actions.operator import SubjectActions
 from nimburion.core.backend import Backend
 from nimburion.core.bulk_operations import MAX_STEP, BulkAction
 from nimburion.core.errors import JobNotFound
@@ -34,12 +34,8 @@ class Cancellations(msgspec.Struct, frozen=True):
     """Pass it as `after` to continue; None: that was all."""
 
 
-class JobActions:
+class JobActions(SubjectActions):
     """Cancel jobs, and make waiting jobs due."""
-
-    def __init__(self, backend: Backend, operator: Operator) -> None:
-        self._backend = backend
-        self._operator = operator
 
     async def cancel(
         self,

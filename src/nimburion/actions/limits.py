@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Container, Iterable, Mapping
 
-from nimburion.actions.operator import Operator
+from nimburion.actions.operator import SubjectActions
 from nimburion.core.backend import Backend
 from nimburion.core.errors import DefinitionError, InvalidJob, LimitNotFound
 from nimburion.core.limits import (
@@ -23,12 +23,8 @@ _MAX_REASON = 500
 """The most characters of a reason."""
 
 
-class LimitActions:
+class LimitActions(SubjectActions):
     """List limits, and change them at run time: `processor.limits`."""
-
-    def __init__(self, backend: Backend, operator: Operator) -> None:
-        self._backend = backend
-        self._operator = operator
 
     async def list(self) -> AsyncIterator[LimitInfo]:
         """Iterate over the limits that workers declare or operators changed. Use it with

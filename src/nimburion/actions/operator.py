@@ -71,6 +71,18 @@ class Operator(msgspec.Struct, frozen=True):
         )
 
 
+class SubjectActions:
+    """The actions of one operator on one subject of a backend. The base of all of them."""
+
+    def __init__(self, backend: Backend, operator: Operator) -> None:
+        self._backend = backend
+        self._operator = operator
+
+    def __repr__(self) -> str:
+        kind, backend = type(self).__name__, self._backend.describe()
+        return f"<{kind} on {backend} by {self._operator.name}>"
+
+
 def make_process_operator(origin: str) -> Operator:
     """Return the user of this process as an operator with all rights: `ann@web-1`."""
     # Imported for an action only.

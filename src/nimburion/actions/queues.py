@@ -6,8 +6,7 @@ import math
 from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime
 
-from nimburion.actions.operator import Operator
-from nimburion.core.backend import Backend
+from nimburion.actions.operator import SubjectActions
 from nimburion.core.diagnosis.unserved import is_live
 from nimburion.core.errors import InvalidJob, PastTime
 from nimburion.core.queries import QueueInfo
@@ -16,12 +15,8 @@ from nimburion.core.size_limits import check_name
 Names = list[str]
 
 
-class QueueActions:
+class QueueActions(SubjectActions):
     """List, pause and resume queues: `processor.queues`."""
-
-    def __init__(self, backend: Backend, operator: Operator) -> None:
-        self._backend = backend
-        self._operator = operator
 
     async def list(self) -> AsyncIterator[QueueInfo]:
         """Iterate over the queues that hold jobs or are paused. Use it with `async for`."""

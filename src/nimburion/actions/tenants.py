@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from nimburion.actions.operator import Operator
-from nimburion.core.backend import Backend
+from nimburion.actions.operator import SubjectActions
 from nimburion.core.fairness import WEIGHT_UNITS, to_weight_units
 from nimburion.core.size_limits import check_text
 
 
-class TenantActions:
+class TenantActions(SubjectActions):
     """Set the weights of tenants: `processor.tenants`."""
-
-    def __init__(self, backend: Backend, operator: Operator) -> None:
-        self._backend = backend
-        self._operator = operator
 
     async def set_weight(self, tenant: str, weight: float | None) -> float:
         """Set the weight of a tenant in all queues, and return it as it is stored.

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Literal
 
-from nimburion.actions.operator import Operator
-from nimburion.core.backend import Backend
+from nimburion.actions.operator import SubjectActions
 from nimburion.core.errors import WorkerNotFound
 from nimburion.core.session import SessionInfo, WorkerCommand
 
@@ -14,7 +13,7 @@ Command = Literal["quiet", "resume", "stop"]
 """`quiet`: start no further job. `resume`: start jobs again. `stop`: stop as on SIGTERM."""
 
 
-class WorkerActions:
+class WorkerActions(SubjectActions):
     """List workers, and send commands to them: `processor.workers`.
 
     ```python
@@ -25,10 +24,6 @@ class WorkerActions:
     A worker is named by the id of its session. It gets a command with a heartbeat, at once.
     `WorkerNotFound` is raised if no session has the id.
     """
-
-    def __init__(self, backend: Backend, operator: Operator) -> None:
-        self._backend = backend
-        self._operator = operator
 
     async def list(self) -> AsyncIterator[SessionInfo]:
         """Iterate over the sessions of workers. Use it with `async for`."""

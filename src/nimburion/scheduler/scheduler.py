@@ -74,6 +74,9 @@ class Scheduler(Service):
         if in_workers:
             processor.add_service(self)
 
+    def __repr__(self) -> str:
+        return f"<Scheduler of {self.processor!r}: {len(self._declared)} declared>"
+
     @classmethod
     def from_config(cls, processor: Processor, config: Config) -> Scheduler:
         """Create a scheduler with the time zone and the tasks of the configuration."""

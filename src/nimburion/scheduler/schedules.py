@@ -109,6 +109,10 @@ class Schedules:
         self._timezone = timezone
         self._clock = BackendClock(client.clock, client.backend)
 
+    def __repr__(self) -> str:
+        operator = self._operator or self._client.operator
+        return f"<Schedules on {self._client.backend.describe()} by {operator.name}>"
+
     async def list(
         self, ticks: int = 5, *, after: str | None = None, limit: int | None = None
     ) -> AsyncIterator[ScheduleInfo]:

@@ -68,6 +68,9 @@ class MemoryBackend(Lifecycle):
         """The capabilities of this backend: notifications only."""
         return CAPABILITIES
 
+    def __repr__(self) -> str:
+        return f"<MemoryBackend {self.describe()}>"
+
     def describe(self) -> str:
         """Return a name of the backend for people."""
         return "memory of this process (not durable)"

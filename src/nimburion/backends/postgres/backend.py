@@ -92,6 +92,9 @@ class PostgresBackend(Lifecycle):
         pooled = self.settings.pooler == "yes" if opened is None else opened.pooled
         return POOLED_CAPABILITIES if pooled else CAPABILITIES
 
+    def __repr__(self) -> str:
+        return f"<PostgresBackend {self.describe()}>"
+
     def describe(self) -> str:
         """Return a one-line description of the backend, without secrets."""
         return self.settings.describe()

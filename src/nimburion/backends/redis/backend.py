@@ -91,6 +91,9 @@ class RedisBackend(Lifecycle):
         """
         return CAPABILITIES if self._server.test_clock is None else _TEST_CLOCK_CAPABILITIES
 
+    def __repr__(self) -> str:
+        return f"<RedisBackend {self.describe()}>"
+
     def describe(self) -> str:
         """Return a one-line description of the backend, without secrets."""
         return self.settings.describe()

@@ -95,6 +95,9 @@ class SQLiteBackend(Lifecycle):
         """The capabilities: durable, shared, notifications, callers' transactions, atomic calls."""
         return CAPABILITIES
 
+    def __repr__(self) -> str:
+        return f"<SQLiteBackend {self.describe()}>"
+
     def describe(self) -> str:
         """Return a name of the backend for people."""
         return self._file.name

@@ -174,6 +174,12 @@ class Client:
         self._metrics: MetricsRegistry | None = None
         self._operator: Operator | None = None
 
+    def __repr__(self) -> str:
+        count = len(self.registry.names)
+        jobs = "1 job" if count == 1 else f"{count} jobs"
+        state = "closed" if self._loop is None else "open"
+        return f"<{type(self).__name__} on {self.backend.describe()}: {jobs}, {state}>"
+
     @property
     def metrics(self) -> MetricsRegistry:
         """The metrics of this process: its jobs, its worker and its schedules.

@@ -85,17 +85,44 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the job is in a final state: it changes no more by itself."""
         return self.state.finished
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the status as plain JSON values, for the answer of a web handler.
+    def public_dict(self) -> dict[str, Any]:
+        """Return `state`, `progress` and `result` as plain JSON values, for the answer of a web
+        handler.
 
-        Times become ISO 8601 texts. `args` and `error` are included; `payload` is not, because it
-        is bytes. A result is converted as msgspec converts it: `TypeError` is raised if its type
-        has no JSON form.
+        It has no traceback, host, argument or header. The result is what your handler returned:
+        check first that the caller may see this job. `TypeError` is raised if the result has no
+        JSON form.
         """
-        fields = {name: getattr(self, name) for name in self.__struct_fields__ if name != "payload"}
-        fields |= {"args": self.args, "error": self.error}
+        fields = {"state": self.state, "progress": self.progress, "result": self.result}
         plain: dict[str, Any] = msgspec.to_builtins(fields, enc_hook=enc_hook)
         return plain
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the whole status as plain JSON values, for operators and logs.
+
+        All times become ISO 8601 texts, those of `history` and `error` too. `args` and `error` are
+        included; `payload` is not, because it is bytes. The errors have tracebacks and hosts: use
+        `public_dict` for the users of an application. `TypeError` is raised if the result has no
+        JSON form.
+        """
+        fields = {name: getattr(self, name) for name in self.__struct_fields__ if name != "payload"}
+        history = [_error_to_dict(error) for error in self.history]
+        fields |= {
+            "args": self.args,
+            "history": history,
+            "error": history[-1] if history else None,
+        }
+        plain: dict[str, Any] = msgspec.to_builtins(fields, enc_hook=enc_hook)
+        return plain
+
+
+def _error_to_dict(error: AttemptError) -> dict[str, Any]:
+    """Return the error of an attempt with its times as datetimes, which are None if unknown."""
+    times = {"at": error.at, "started_at": error.started_at}
+    return {
+        **msgspec.structs.asdict(error),
+        **{name: _to_datetime(second or None) for name, second in times.items()},
+    }
 
 
 def make_status(record: JobRecord, decode_result: Callable[[bytes], Any]) -> Status:

@@ -124,6 +124,9 @@ class SyncClient:
         # Keyed by process: after a fork, the child does not use its parent's portal.
         self._portals: dict[int, _ProcessPortal] = {}
 
+    def __repr__(self) -> str:
+        return f"<sync of {self._client!r}>"
+
     if TYPE_CHECKING:  # a SyncMethod cannot carry the type variable of a job's result
 
         def enqueue(self, job: JobReturning[T], **options: Unpack[EnqueueOptions]) -> JobId[T]: ...

@@ -32,6 +32,9 @@ class SyncActions:
         self._client = client
         self._subject = subject
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._client!r}>"
+
     def call(
         self,
         method: Callable[Concatenate[T, P], Coroutine[Any, Any, R]],
