@@ -15,6 +15,7 @@ from types import FunctionType, MappingProxyType
 from typing import Any, NamedTuple, cast, get_overloads, is_typeddict
 
 from nimburion import integrations
+from nimburion.jobs.client.sync import SyncMethod
 
 _MODULES = (
     "nimburion",
@@ -30,7 +31,13 @@ _MODULES = (
     "nimburion.testing",
 )
 INTEGRATIONS = Path(integrations.__file__).parent
-MADE_BY_US = frozenset({"Context", "DeadLetters", "RegisteredJob", "SyncProcessor"})
+MADE_BY_US = frozenset(
+    {
+        *("Context", "BatchContext", "RegisteredJob", "SyncProcessor", "Status", "Health"),
+        *("QueueActions", "LimitActions", "DeadLetters", "TenantActions", "WorkerActions"),
+        *("Schedules", "BulkActions"),
+    }
+)
 """Classes that users receive and never make, so that their constructors are not shown."""
 ROOT, ERRORS = "nimburion", "nimburion.errors"
 ALSO_SHOWN = MappingProxyType(
@@ -38,9 +45,17 @@ ALSO_SHOWN = MappingProxyType(
         ROOT: (
             "nimburion.jobs.declaration.options:EnqueueOptions",
             "nimburion.jobs.declaration.policy:PolicyOptions",
+            "nimburion.scheduler.declarations:ScheduleOptions",
             "nimburion.jobs.client.registered_job:RegisteredJob",
-            "nimburion.actions.dead_letters:DeadLetters",
             "nimburion.jobs.processor:SyncProcessor",
+            "nimburion.actions.queues:QueueActions",
+            "nimburion.actions.limits:LimitActions",
+            "nimburion.actions.dead_letters:DeadLetters",
+            "nimburion.actions.tenants:TenantActions",
+            "nimburion.actions.workers:WorkerActions",
+            "nimburion.scheduler.schedules:Schedules",
+            "nimburion.actions.bulk:BulkActions",
+            "nimburion.actions.filters:FilterOptions",
         )
     }
 )
@@ -214,6 +229,8 @@ def describe_method(owner: type, node: FunctionNode) -> Member | None:
     overloads = get_overloads(value) if callable(value) else []
     if overloads:
         return Member(node.name, "\n".join(map(format_function, overloads)), docstring)
+    if isinstance(value, SyncMethod) and (source := find_function(value.method)) is not None:
+        return Member(node.name, format_definition(source).removeprefix("async "), docstring)
     return Member(node.name, format_definition(node), docstring)
 
 

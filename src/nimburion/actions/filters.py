@@ -19,18 +19,31 @@ class FilterOptions(TypedDict, total=False):
     """The fields of `JobFilter` as keywords. A job must match every one that is given."""
 
     states: Iterable[State | str]
+    """The states that a job may have."""
     queue: str
+    """The queue of the job."""
     name: str
+    """The name of the job."""
     reason: str
+    """Why the job failed or was cancelled."""
     ids: Iterable[str]
+    """The ids that a job may have."""
     created_from: datetime
+    """The earliest time of the enqueue."""
     created_to: datetime
+    """The end of these times, exclusive."""
     finished_from: datetime
+    """The earliest end of the job. It matches finished jobs only, as `finished_to` does."""
     finished_to: datetime
+    """The end of these times, exclusive."""
     tenant: str
+    """The tenant of the job."""
     correlation_id: str
+    """The correlation id of the job."""
     fingerprint: str
+    """The fingerprint of the error that made the job a dead letter."""
     min_failures: int
+    """The least number of failures."""
 
 
 def narrow_filter(which: JobFilter, options: FilterOptions) -> JobFilter:

@@ -267,6 +267,7 @@ class RemoteError(NimburionError):
         text = f"{failure.type}: {failure.message}"
         super().__init__(f"{text}\n{failure.traceback}" if failure.traceback else text)
         self.failure: AttemptError = failure
+        """The error of the last attempt."""
         self.after: float | None = after
         """Seconds until the next attempt, if the handler set them."""
 
@@ -310,6 +311,7 @@ class BackendUnavailable(BackendError):
     ) -> None:
         super().__init__(message)
         self.outcome: Outcome = outcome
+        """Whether the call changed something: `not applied`, `applied` or `unknown`."""
         self.job_id = job_id
 
 
@@ -403,6 +405,7 @@ class Retry(JobSignal):
         super().__init__(reason)
         self.reason = reason
         self.after: float | None = to_seconds(after) if after is not None else None
+        """Seconds until the next attempt; None: as the job's backoff says."""
 
 
 class Snooze(JobSignal):
@@ -413,6 +416,7 @@ class Snooze(JobSignal):
     def __init__(self, after: Duration) -> None:
         super().__init__(f"snoozed for {after}")
         self.after: float = to_seconds(after)
+        """Seconds until the job runs again."""
 
 
 class RateLimitExceeded(JobSignal):
@@ -425,6 +429,7 @@ class RateLimitExceeded(JobSignal):
     def __init__(self, retry_after: Duration) -> None:
         super().__init__(f"refused for {retry_after}")
         self.retry_after: float = to_seconds(retry_after)
+        """Seconds for which no job of this name starts."""
 
 
 class Cancel(JobSignal):

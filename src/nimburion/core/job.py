@@ -28,9 +28,11 @@ class State(enum.StrEnum):
     RETRYING = "retrying"
     """Failed at least once and waiting, due or not."""
     COMPLETED = "completed"
+    """Its handler returned."""
     FAILED = "failed"
     """A dead letter: kept complete until it is replayed, purged or pruned."""
     CANCELLED = "cancelled"
+    """It was cancelled, or expired, before it completed."""
 
     @property
     def finished(self) -> bool:
@@ -87,10 +89,15 @@ class AttemptError(msgspec.Struct, frozen=True, omit_defaults=True):
     """The error of one attempt. Its texts are already cleaned and shortened."""
 
     attempt: int
+    """The number of the attempt."""
     kind: ErrorKind
+    """How it ended: `failure`, `timeout`, `permanent`, `lost`, `unreadable` and others."""
     type: str
+    """The name of the class of the exception, or of what went wrong without one."""
     message: str = ""
+    """The text of the exception."""
     traceback: str = ""
+    """The traceback, shortened."""
     at: float = 0.0
     """Time on the backend's clock, in epoch seconds; set by the backend."""
     started_at: float = 0.0

@@ -32,7 +32,9 @@ class Service:
 
     def __init__(self, clock: Clock) -> None:
         self.clock: Clock = clock
+        """The clock of this process."""
         self.stopping: asyncio.Event = asyncio.Event()
+        """Is set when the service was told to stop."""
         self.failure: BaseException | None = None
         """The last exception of `run`, or None once it works again. The health check reads it."""
         self.outage: OutageLog = OutageLog(clock)

@@ -66,12 +66,19 @@ class ScheduleOptions(TickOptions, total=False):
     name: str | None
     """Name in the backend, 1 to 100 characters; default: the name of the job."""
     queue: str | None
+    """The queue of the jobs, in place of the declared one."""
     priority: int | None
+    """0 to 9, higher first."""
     headers: dict[str, str] | None
+    """Texts that travel with the jobs."""
     tenant: str | None
+    """The customer of the jobs."""
     correlation_id: str | None
+    """Links the jobs to what caused them."""
     max_retries: int | None
+    """How many retries follow a first failure."""
     timeout: Duration | None
+    """The time that one attempt may take."""
     expires: Duration | None
     """The time after a tick until which its job must have started. Later, it is cancelled."""
     tags: Sequence[str] | None

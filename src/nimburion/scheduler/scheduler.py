@@ -62,7 +62,9 @@ class Scheduler(Service):
         super().__init__(processor.clock)
         share_outage_log(processor, self)
         self.processor: Processor = processor
+        """The processor whose jobs it enqueues."""
         self.timezone: str = find_zone(timezone).key
+        """The time zone of schedules that name none."""
         self._declared: dict[str, DeclaredSchedule] = {}
         self._backend_clock = BackendClock(processor.clock, processor.backend)
         self._ticker = Ticker(processor, self._declared, self._backend_clock)

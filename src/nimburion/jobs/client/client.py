@@ -152,10 +152,15 @@ class Client:
         entropy: Entropy = os.urandom,
     ) -> None:
         self.backend: Backend = backend
+        """Where the jobs are kept."""
         self.settings: Settings = settings or Settings()
+        """The settings of this process."""
         self.registry: Registry = registry or Registry(self.settings)
+        """The handlers that are registered."""
         self.clock: Clock = clock or SystemClock()
+        """The clock of this process. Tests replace it."""
         self.events: Events = events if events is not None else Events()
+        """What happens to jobs in this process: `events.subscribe(function)`."""
         self._random: Random = random or Random()  # noqa: S311 (jitter, nothing secret)
         self._entropy: Entropy = entropy
         self._loop: asyncio.AbstractEventLoop | None = None

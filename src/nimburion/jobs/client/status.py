@@ -23,25 +23,36 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     id: str
+    """The id of the job."""
     name: str
+    """The name of the job."""
     queue: str
+    """Its queue."""
     state: State
+    """Its state."""
     priority: int
+    """0 to 9; higher runs first."""
     attempt: int
     """The number of the current attempt or, before it starts, of the next one. After the job has
     finished, the number of its last attempt."""
     failures: int
+    """The number of attempts that failed or timed out."""
     lost: int
+    """The number of attempts that lost their worker."""
     due: datetime
+    """When the job becomes due, or became due."""
     created_at: datetime
+    """When the job was enqueued."""
     started_at: datetime | None
     """When the latest attempt began."""
     finished_at: datetime | None
+    """When the job ended; None before."""
     reason: str | None
     """Why the job failed or was cancelled."""
     history: list[AttemptError]
     """Every attempt that failed, timed out or lost its worker, oldest first."""
     progress: Progress | None
+    """What the handler reported last; None if it reported nothing."""
     result: Any
     """What the handler returned, while the backend keeps it.
 
@@ -51,11 +62,17 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     result_error: str | None
     """Why the result could not be stored, for example because it was too large; else None."""
     cancel_requested: bool
+    """Whether the worker was told to end the running job."""
     headers: dict[str, str]
+    """The headers that the job was enqueued with."""
     tenant: str | None
+    """The customer of the job."""
     correlation_id: str | None
+    """The id that links the job to the request or job that caused it."""
     tags: tuple[str, ...]
+    """Words by which the job is found and grouped."""
     unique_key: str | None
+    """The unique key that the job has."""
     unique_mode: str | None
     """What its enqueue did on a duplicate, and how long it holds the unique key."""
     payload: bytes | None

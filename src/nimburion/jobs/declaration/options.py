@@ -39,10 +39,13 @@ class EnqueueManyOptions(TypedDict, total=False):
     """How long the job holds its unique key, and what the call does if another job holds it. The
     key is `unique_key`, or the one that the job declares."""
     headers: Mapping[str, str] | None
+    """Texts that travel with the job."""
     tenant: str | None
     """The customer of the job. The jobs of different tenants in a queue take turns."""
     correlation_id: str | None
+    """Links the job to the request or job that caused it."""
     max_retries: int | None
+    """How many retries follow a first failure."""
     timeout: Duration | None
     """The time that one attempt may take."""
     expires: Duration | None

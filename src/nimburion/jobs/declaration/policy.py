@@ -63,10 +63,15 @@ class Priority(enum.IntEnum):
     """Names for some of the ten priorities; higher runs first."""
 
     LOWEST = 1
+    """After all other named priorities."""
     LOW = 3
+    """After usual jobs."""
     NORMAL = 5
+    """The default."""
     HIGH = 7
+    """Before usual jobs."""
     HIGHEST = 9
+    """Before everything else."""
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,7 +149,9 @@ class PolicyOptions(TypedDict, total=False):
     """The policy options of `class X(Job, …)`, `@job(…)` and `register(name, handler, …)`."""
 
     priority: int
+    """0 to 9, higher first; `Priority` has names for some."""
     max_retries: int
+    """How many retries follow a first failure."""
     retry_backoff: Delays | Backoff
     """The delays between attempts, in seconds; with `Backoff`, also their maximum and their end."""
     retry_on: type[BaseException] | tuple[type[BaseException], ...]
