@@ -166,3 +166,30 @@ def test_the_management_routes_are_copied_by_each_version_of_fastapi(
 def test_mounted_management_needs_a_token(processor: Processor) -> None:
     with pytest.raises(ConfigurationError, match=r"need a token; write `tokens: \["):
         MountedManagement(processor, Config())
+
+
+PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+def test_jobs_take_the_id_and_the_trace_of_the_request(processor: Processor) -> None:
+    app = make_app()
+    app.include_router(router(processor))
+
+    @app.post("/blocking")
+    def sign_up_blocking() -> dict[str, str]:
+        return {"id": processor.sync.enqueue(send.job("ann"))}
+
+    headers = {"X-Request-ID": "req-7", "traceparent": PARENT}
+    for _ in range(2):  # the application can start again
+        with TestClient(app) as client:
+            assert client.portal is not None
+            for path in ("/signups?to=ann", "/blocking"):
+                job_id = client.post(path, headers=headers).json()["id"]
+                status = client.portal.call(processor.get_status, job_id)
+                assert (status.correlation_id, status.headers) == (
+                    "req-7",
+                    {"traceparent": PARENT},
+                )
+                job_id = client.post(path).json()["id"]
+                status = client.portal.call(processor.get_status, job_id)
+                assert (status.correlation_id, status.headers) == (None, {})

@@ -74,6 +74,18 @@ def test_views_enqueue_and_a_test_drains() -> None:
     find_processor(app).sync.close()
 
 
+def test_jobs_take_the_id_and_the_trace_of_the_request() -> None:
+    app = make_app("shop")
+    client, parent = app.test_client(), "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    taken = client.post("/signups/ann", headers={"X-Request-ID": "req-7", "traceparent": parent})
+    without = client.post("/signups/ann")
+    with find_processor(app).sync as sync:
+        status = sync.get_status(taken.get_json()["job"])
+        assert (status.correlation_id, status.headers) == ("req-7", {"traceparent": parent})
+        status = sync.get_status(without.get_json()["job"])
+        assert (status.correlation_id, status.headers) == (None, {})
+
+
 def test_each_handler_runs_in_a_context_of_its_application() -> None:
     for name in ("first", "second"):
         app = make_app(name)

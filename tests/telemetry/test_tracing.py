@@ -348,6 +348,25 @@ async def test_a_context_in_the_headers_is_not_changed(
     assert linked(enqueue) == linked(attempt) == [0x2222222222222222]
 
 
+async def test_the_trace_of_the_web_request_goes_on_with_the_span_of_the_enqueue(
+    nimburion_processor: MakeProcessor, spans: Spans
+) -> None:
+    """An integration adds the `traceparent` of the request, of which an instrumented application
+    has a span."""
+    processor = nimburion_processor(send)
+    instrument(processor, Tracing(spans.provider))
+    async with processor:
+        with spans.provider.get_tracer("web").start_as_current_span("GET /") as request:
+            trace = f"{request.get_span_context().trace_id:032x}"
+            parent = f"00-{trace}-2222222222222222-01"
+            await processor.enqueue(send.job(), headers={"traceparent": parent})
+        await processor.drain()
+    enqueue, _, attempt = spans.all()
+    assert enqueue.kind is SpanKind.PRODUCER
+    assert linked(enqueue) == []
+    assert linked(attempt) == [span_id(enqueue)]
+
+
 @pytest.mark.parametrize("wrong", ["", "no trace", "00-" + "0" * 32 + "-" + "0" * 16 + "-01"])
 async def test_a_header_that_is_no_context_is_ignored(
     wrong: str, nimburion_processor: MakeProcessor, spans: Spans

@@ -188,6 +188,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     Each caller gets a reply or an error within this time plus a tenth of it (at least 0.25 s).
     It also limits `get_status`, `queue_size` and `pending_count`, if the backend is a server.
     """
+    inherit_headers: bool = False
+    """Whether the jobs that a handler enqueues have the headers of its job, besides their own."""
     keep_completed: Annotated[float, Meta(ge=0)] | None = 86_400.0
     keep_completed_max: Annotated[int, Meta(ge=0, le=1_000_000_000)] | None = None
     keep_failed: Annotated[float, Meta(ge=0)] | None = 90 * 86_400.0
@@ -251,6 +253,7 @@ class SettingsOptions(TypedDict, total=False):
     timeout: float | None
     ageing: float
     enqueue_timeout: float
+    inherit_headers: bool
     keep_completed: float | None
     keep_completed_max: int | None
     keep_failed: float | None

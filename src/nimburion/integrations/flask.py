@@ -15,8 +15,9 @@ def create_app() -> Flask:
     return app
 ```
 
-In a view, `welcome.enqueue_sync(address)` enqueues a job. `flask nimburion worker` runs the jobs,
-each in an application context. `make_dashboard` adds the pages for operators.
+In a view, `welcome.enqueue_sync(address)` enqueues a job. It takes the header `X-Request-ID` of the
+request as its correlation id, and the header `traceparent` as its parent. `flask nimburion worker`
+runs the jobs, each in an application context. `make_dashboard` adds the pages for operators.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from nimburion.jobs.client.registered_job import (
     register_job,
 )
 from nimburion.jobs.declaration.batches import Batch
-from nimburion.jobs.declaration.context import Context
+from nimburion.jobs.declaration.context import CURRENT, Context, RequestContext
 from nimburion.jobs.declaration.job import Job, JobFunction
 from nimburion.jobs.declaration.policy import PolicyOptions
 from nimburion.jobs.processor import Processor
@@ -89,6 +90,7 @@ class FlaskJobs:
         if EXTENSION not in app.extensions:
             processor = Processor.from_config(load_configuration(app))
             _run_in_app_context(processor, app)
+            app.wsgi_app = _RequestContextMiddleware(app.wsgi_app)  # type: ignore[method-assign]
             app.extensions[EXTENSION] = _AppJobs(processor)
         app.extensions[EXTENSION].sources.append(self._declared)
 
@@ -180,6 +182,25 @@ class _AppJobs:
                 self._processor.register(*missing)
             self._registered = len(declared)
         return self._processor
+
+
+WSGIApp = Callable[[dict[str, Any], Any], Any]
+
+
+class _RequestContextMiddleware:
+    """A WSGI middleware: the jobs that a request enqueues inherit its id and its trace."""
+
+    def __init__(self, app: WSGIApp) -> None:
+        self._app = app
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:  # noqa: ANN401
+        """Answer a request with the wrapped application."""
+        names = ("HTTP_X_REQUEST_ID", "HTTP_TRACEPARENT")
+        token = CURRENT.set(RequestContext.read(*map(environ.get, names)))
+        try:
+            return self._app(environ, start_response)
+        finally:
+            CURRENT.reset(token)
 
 
 def find_processor(app: Flask | None = None) -> Processor:

@@ -3,18 +3,27 @@
 ```python
 app = Starlette(routes=routes, lifespan=lifespan(processor))
 ```
+
+Jobs that a request enqueues take its header `X-Request-ID` as their correlation id, and its header
+`traceparent`, so that a worker continues the trace.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from typing import Any
 
 from nimburion.core.errors import NotOpen
+from nimburion.jobs.declaration.context import CURRENT, RequestContext
 from nimburion.jobs.processor import Processor
 
-__all__ = ["STATE_KEY", "Lifespan", "find_processor", "lifespan"]
+__all__ = ["STATE_KEY", "Lifespan", "RequestContextMiddleware", "find_processor", "lifespan"]
 
 STATE_KEY = "nimburion_processor"
 """The key of the processor in the state of the application's lifespan."""
@@ -48,9 +57,57 @@ def lifespan(
             state: dict[str, Any] = {STATE_KEY: processor}
             if inner is not None:
                 state.update(await stack.enter_async_context(inner(app)) or {})
-            yield state
+            with _passing_requests_on(app):
+                yield state
 
     return run
+
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class RequestContextMiddleware:
+    """An ASGI middleware: the jobs that a request enqueues inherit its id and its trace.
+
+    `lifespan` adds it to a Starlette or FastAPI application. Wrap other ASGI applications yourself.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app: ASGIApp = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request with the wrapped application."""
+        if scope["type"] not in {"http", "websocket"}:
+            await self.app(scope, receive, send)
+            return
+        found = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        request = RequestContext.read(found.get(b"x-request-id"), found.get(b"traceparent"))
+        token = CURRENT.set(request)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            CURRENT.reset(token)
+
+
+@contextmanager
+def _passing_requests_on(app: Any) -> Iterator[None]:  # noqa: ANN401 (Starlette's type)
+    """Put the middleware around the application while it runs.
+
+    `add_middleware` refuses that once the application has started, and a lifespan runs then. So the
+    outermost middleware is replaced.
+    """
+    stack = getattr(app, "middleware_stack", None)
+    if stack is None or isinstance(stack, RequestContextMiddleware):
+        yield
+        return
+    app.middleware_stack = RequestContextMiddleware(stack)
+    try:
+        yield
+    finally:
+        app.middleware_stack = stack
 
 
 def find_processor(state: object) -> Processor:

@@ -318,9 +318,13 @@ class Tracing:
     async def enqueue(self, enqueueing: TracedEnqueue, call_next: _CallNext) -> Any:  # noqa: ANN401
         """Enqueue middleware: make the span `send {queue}` and add its context to the headers.
 
-        Headers that already have a `traceparent` are not changed; the span then links to it.
+        Headers that already have a `traceparent` of another trace are not changed; the span then
+        links to it. One of the same trace is that of the web request, and is replaced.
         """
         custom = self._extract_link(enqueueing.headers)
+        here = trace.get_current_span().get_span_context()
+        if custom is not None and here.is_valid and custom.context.trace_id == here.trace_id:
+            custom = None
         with self._tracer.start_as_current_span(
             self._name_span("send", enqueueing.queue, enqueueing.name),
             kind=SpanKind.PRODUCER if custom is None else SpanKind.CLIENT,

@@ -585,7 +585,7 @@ async def test_the_texts_that_middleware_set_are_checked_too(
     processor: Processor, option: str, value: object
 ) -> None:
     async def spoil(enqueueing: Enqueueing, call_next: Next[Enqueueing]) -> str:
-        enqueueing.with_options(**{option: value})
+        enqueueing.set(**{option: value})  # type: ignore[arg-type]
         return str(await call_next(enqueueing))
 
     processor.use_enqueue(spoil)

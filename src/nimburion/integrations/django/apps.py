@@ -7,11 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from django.apps import AppConfig
+from django.conf import settings
 from django.core.signals import setting_changed
 from django.db.models.signals import post_migrate
 
 from nimburion.integrations.django.autodiscovery import discover_jobs
 from nimburion.integrations.django.django_processor import DjangoProcessor
+from nimburion.integrations.django.middleware import PATH
 from nimburion.integrations.django.project_settings import (
     SETTING,
     ProjectSettings,
@@ -46,10 +48,13 @@ class NimburionConfig(AppConfig):
         return SyncDashboard(self.processor, self.project_settings.config)
 
     def ready(self) -> None:
-        """Register the system checks, then import the modules that hold jobs."""
+        """Register the system checks and the middleware, then import the modules that hold jobs."""
         import_module("nimburion.integrations.django.checks")
         post_migrate.connect(self._create_tables, sender=self, dispatch_uid="nimburion")
         setting_changed.connect(self._follow_setting, dispatch_uid="nimburion")
+        if PATH not in settings.MIDDLEWARE:
+            # No handler of requests has read the setting yet.
+            settings.MIDDLEWARE = [PATH, *settings.MIDDLEWARE]
         discover_jobs(self.processor, self.project_settings.modules)
 
     def _create_tables(self, using: str, **_: object) -> None:

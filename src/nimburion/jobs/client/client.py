@@ -70,7 +70,7 @@ from nimburion.jobs.client.lazy_jobs import LazyJobs
 from nimburion.jobs.client.pipeline import EnqueuePipeline
 from nimburion.jobs.client.status import Status, make_status
 from nimburion.jobs.declaration.codec import UnreadablePayload, check_size, encode_object
-from nimburion.jobs.declaration.context import CURRENT
+from nimburion.jobs.declaration.context import CURRENT, inherit_options
 from nimburion.jobs.declaration.fairness import QueueFairness
 from nimburion.jobs.declaration.job import AnyJob, JobId, JobReturning, require_declaration
 from nimburion.jobs.declaration.limits import JobLimits
@@ -360,7 +360,8 @@ class Client:
         - `unique_key`: at most one unfinished job of the same name holds this text.
         - `unique`: a `Unique` that says how long the job holds its key, and what the call does if
           another job holds it: `Unique(on_duplicate="existing")`, `Unique(debounce=5)`.
-        - `headers`: a dict of str to str that travels with the job.
+        - `headers`: a dict of str to str that travels with the job. With the setting
+          `inherit_headers`, those of the running job are added.
         - `tenant`: a text that names the customer. The jobs of different tenants in a queue take
           turns by run time, unless the settings say `fairness: none`.
         - `correlation_id`: a text that links the job to its cause. Inside a handler, it defaults to
@@ -483,6 +484,7 @@ class Client:
             lambda some: self._store(some, parsed),
             self._sizes,
             len(new),
+            partial(renew_limit_keys, self),
         )
         return await pipeline.run(
             [_make_enqueueing(job, one) for job, one in zip(batch, new, strict=True)]
@@ -897,16 +899,15 @@ class Client:
         return self._batcher
 
     def _parse_options(self, options: EnqueueManyOptions) -> ParsedOptions:
-        """Return the validated options; tenant and correlation id default to those of the running
-        job."""
+        """Return the validated options; what they leave out is inherited from the running job, or
+        from the web request that is answered here."""
         current = CURRENT.get()
         if current is not None:
-            for key, inherited in (
-                ("tenant", current.tenant),
-                ("correlation_id", current.correlation_id),
-            ):
-                if inherited is not None and options.get(key) is None:
-                    cast("dict[str, object]", options)[key] = inherited
+            inherit_options(
+                current,
+                cast("dict[str, Any]", options),
+                inherits_headers=self.settings.inherit_headers,
+            )
         return parse_options(self._sizes, **options) if options else NOTHING_PARSED
 
     def _make_job(
@@ -1004,6 +1005,7 @@ class Client:
             lambda some: self._store(some, parsed, results),
             self._sizes,
             1,
+            partial(renew_limit_keys, self),
         )
         return (await pipeline.run([_make_enqueueing(job, new)]))[0]
 
@@ -1133,7 +1135,8 @@ async def run_enqueue_middleware(
     async def enqueue_new(jobs: list[NewJob]) -> list[str]:
         return [await store(apply_fairness(client, jobs[0]))]
 
-    pipeline = EnqueuePipeline(middlewares, enqueue_new, client._sizes, 1)
+    renew = partial(renew_limit_keys, client)
+    pipeline = EnqueuePipeline(middlewares, enqueue_new, client._sizes, 1, renew)
     return (await pipeline.run([_make_enqueueing(job, new)]))[0]
 
 
@@ -1154,6 +1157,18 @@ def add_limit_keys(client: Client, job: NewJob) -> NewJob:
     limits = JobLimits(job.name, handler.policy.limits)
     options = limits.apply(job.options, job.payload, arguments)
     return msgspec.structs.replace(job, options=options)
+
+
+def renew_limit_keys(client: Client, job: object, new: NewJob) -> NewJob:
+    """Return a job with the keys for its limits by key, after a middleware changed its tenant.
+
+    `job` is the argument of `enqueue`; None if the job was enqueued by name.
+    """
+    if job is None:
+        return add_limit_keys(client, new)
+    declaration = require_declaration(job)
+    limits = JobLimits(declaration.name, declaration.policy.limits)
+    return msgspec.structs.replace(new, options=limits.apply(new.options, new.payload, job))
 
 
 def apply_fairness(client: Client, job: NewJob) -> NewJob:

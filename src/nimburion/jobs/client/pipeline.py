@@ -10,10 +10,12 @@ from nimburion.core.job import NewJob
 from nimburion.core.size_limits import SizeLimits, check_name
 from nimburion.jobs.declaration.codec import check_size
 from nimburion.jobs.declaration.middleware import Enqueueing, EnqueueMiddleware, compose
-from nimburion.jobs.declaration.options import check_texts
+from nimburion.jobs.declaration.options import check_headers, check_texts
 
 StoreJobs = Callable[[list[NewJob]], Awaitable[list[str]]]
 """Stores jobs in one step and returns their ids."""
+RenewLimitKeys = Callable[[object, NewJob], NewJob]
+"""Returns a job, of which it gets the argument of `enqueue`, with the limit keys of its tenant."""
 
 
 class EnqueuePipeline:
@@ -30,8 +32,12 @@ class EnqueuePipeline:
         store: StoreJobs,
         sizes: SizeLimits,
         expected: int,
+        renew_limit_keys: RenewLimitKeys,
     ) -> None:
         self._chain = compose(layers, self._collect)
+        self._renew_limit_keys = renew_limit_keys
+        self._tenants: dict[int, str | None] = {}
+        """The tenants before the middleware, by the identity of the enqueueing."""
         self._store = store
         self._sizes = sizes
         self._missing = expected
@@ -41,6 +47,7 @@ class EnqueuePipeline:
 
     async def run(self, enqueueings: Sequence[Enqueueing]) -> list[str]:
         """Return the ids of the jobs, in the order of `enqueueings`."""
+        self._tenants = {id(one): one.options.tenant for one in enqueueings}
         tasks = [
             asyncio.ensure_future(self._run_middleware(enqueueing)) for enqueueing in enqueueings
         ]
@@ -62,7 +69,10 @@ class EnqueuePipeline:
     async def _collect(self, enqueueing: Enqueueing) -> str:
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._seen.add(id(enqueueing))
-        self._collected.append((_validate(enqueueing, self._sizes), future))
+        job = _validate(enqueueing, self._sizes)
+        if job.options.tenant != self._tenants.get(id(enqueueing)):
+            job = self._renew_limit_keys(enqueueing.job, job)
+        self._collected.append((job, future))
         self._count_down()
         return await future
 
@@ -96,6 +106,7 @@ def _validate(enqueueing: Enqueueing, sizes: SizeLimits) -> NewJob:
     if enqueueing.priority not in range(10):
         raise InvalidJob(f"priority must be from 0 to 9, not {enqueueing.priority!r}")
     check_texts(enqueueing.options)
+    check_headers(enqueueing.options.headers, sizes)
     return NewJob(
         id=check_name("job id", enqueueing.id),
         name=check_name("job name", enqueueing.name),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Generic, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, cast
 
 from nimburion.core.errors import Cancel, NotOpen, RateLimitExceeded
 from nimburion.core.rate_limits import MAX_UNITS
@@ -30,11 +32,62 @@ else:  # Python 3.11 has no defaults of type variables
 
     StateT_co = TypeVar("StateT_co", covariant=True)
 
-CURRENT: ContextVar[Context | None] = ContextVar("nimburion_current_attempt", default=None)
-"""The attempt whose handler runs in this task or thread; set by the attempt runner.
+_REQUEST_ID = re.compile(r"[^\x00-\x1f\x7f]{1,512}")
+_TRACEPARENT = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+)
+_OWN_HEADERS = "nimburion-"
+"""How the names of headers begin that belong to one job, such as the tick of a schedule."""
+
+
+class RequestContext(NamedTuple):
+    """What the jobs that a web request enqueues inherit from it."""
+
+    correlation_id: str | None
+    headers: Mapping[str, str]
+    tenant: str | None = None
+
+    @classmethod
+    def read(cls, request_id: str | None, traceparent: str | None) -> RequestContext | None:
+        """Return what the headers `X-Request-ID` and `traceparent` of a request say; None if that
+        is nothing. A value that cannot be stored or is malformed is ignored: others send it.
+        """
+        if request_id is not None and not _REQUEST_ID.fullmatch(request_id):
+            request_id = None
+        headers = {}
+        if traceparent is not None and _TRACEPARENT.fullmatch(traceparent):
+            headers["traceparent"] = traceparent
+        return cls(request_id, headers) if request_id or headers else None
+
+
+CURRENT: ContextVar[Context | RequestContext | None] = ContextVar("nimburion_current", default=None)
+"""The attempt whose handler runs in this task or thread, set by the attempt runner; or the web
+request that is answered here, set by an integration.
 
 Jobs that it enqueues inherit its tenant and correlation id.
 """
+
+
+def inherit_options(
+    origin: Context | RequestContext, options: dict[str, Any], *, inherits_headers: bool
+) -> None:
+    """Add to the options of an enqueue what they leave out and the job or request here has.
+
+    The headers of a job are inherited only with `inherits_headers`, and never those that belong to
+    it alone. The headers of the enqueue win.
+    """
+    if origin.tenant is not None and options.get("tenant") is None:
+        options["tenant"] = origin.tenant
+    if origin.correlation_id is not None and options.get("correlation_id") is None:
+        options["correlation_id"] = origin.correlation_id
+    if inherits_headers or isinstance(origin, RequestContext):
+        inherited = {
+            name: value
+            for name, value in origin.headers.items()
+            if not name.startswith(_OWN_HEADERS)
+        }
+        if inherited:
+            options["headers"] = {**inherited, **(options.get("headers") or {})}
 
 
 def get_record(context: Context) -> AttemptRecord:
@@ -44,7 +97,8 @@ def get_record(context: Context) -> AttemptRecord:
 
 def get_current_context() -> Context | None:
     """Return the context of the attempt whose handler runs in this task or thread; None outside."""
-    return CURRENT.get()
+    current = CURRENT.get()
+    return current if isinstance(current, Context) else None
 
 
 class Context(Generic[StateT_co]):

@@ -16,12 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from nimburion.core.errors import InvalidJob
 from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
 from nimburion.jobs.declaration.context import Context
+from nimburion.jobs.declaration.options import ParsedOptions, read_job_id, set_options
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from nimburion.jobs.declaration.options import EnqueueOptions
 
 Subject = TypeVar("Subject")
 
@@ -41,7 +48,8 @@ failure of the attempt.
 class Enqueueing(msgspec.Struct, kw_only=True):
     """A job that is being enqueued, as an enqueue middleware receives it.
 
-    You may replace every field before `call_next`.
+    Before `call_next`, `set` changes the options of the enqueue, and you may replace `name` and
+    `payload`.
     """
 
     job: object
@@ -59,20 +67,34 @@ class Enqueueing(msgspec.Struct, kw_only=True):
     after: float
     """The delay, in seconds from now, after which the job becomes due."""
     options: JobOptions = NO_JOB_OPTIONS
-    """Headers, tenant, correlation id and other options; change them with `with_options`."""
+    """Headers, tenant, correlation id and other options; change them with `set`."""
 
     @property
     def headers(self) -> dict[str, str]:
-        """A copy of the current headers; to change them, use `add_headers`."""
+        """A copy of the current headers; to add some, use `add_headers`."""
         return dict(self.options.headers)
 
-    def with_options(self, **changes: Any) -> None:
-        """Replace some of the options: `enqueueing.with_options(tenant="acme")`."""
-        self.options = msgspec.structs.replace(self.options, **changes)
+    def set(self, **options: Unpack[EnqueueOptions]) -> None:
+        """Set any option of `enqueue` but `connection`: `enqueueing.set(correlation_id="req-7")`.
+
+        The other options stay. None unsets `headers`, `tenant`, `correlation_id`, `unique_key`,
+        `max_retries`, `timeout` and `expires`. Raises `InvalidJob` for a wrong value.
+        """
+        if "connection" in options:
+            raise InvalidJob("a middleware cannot set `connection`: pass it to `enqueue`")
+        job_id = options.pop("id", None)
+        before = ParsedOptions(self.queue, self.priority, self.at, self.after, self.options)
+        after = set_options(before, options)
+        if job_id is not None:
+            self.id = read_job_id(job_id)
+        if after.queue is not None and after.priority is not None:
+            self.queue, self.priority = after.queue, after.priority
+        self.at, self.after, self.options = after.at, after.after, after.options
 
     def add_headers(self, **headers: str) -> None:
         """Add headers, or replace those with the same names."""
-        self.with_options(headers={**self.options.headers, **headers})
+        added = {**self.options.headers, **headers}
+        self.options = msgspec.structs.replace(self.options, headers=added)
 
 
 EnqueueMiddleware = Layer[Enqueueing]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypedDict
@@ -87,6 +88,8 @@ _RECORD_OPTIONS = frozenset(
 )  # fmt: skip
 MAX_TAGS = 20
 """The most tags of a declaration, and of a call."""
+_UNIQUENESS = ("unique_for", "unique_while", "on_duplicate", "max_wait")
+"""The fields of a record that follow the unique key."""
 _CENTURY_SECONDS = 100 * 365.25 * 86_400
 
 
@@ -127,6 +130,32 @@ def parse_options(
         return parsed
     job_options, delay = apply_key_rule(rule, parsed, parsed.options.unique_key)
     return msgspec.structs.replace(parsed, options=job_options, after=delay, key_rule=None)
+
+
+def set_options(before: ParsedOptions, options: Mapping[str, Any]) -> ParsedOptions:
+    """Return parsed options with those that are given, each checked as `enqueue` checks it.
+
+    The size of the headers is not checked. A queue, a priority or a time of None changes nothing;
+    another option of None is unset. Raises `InvalidJob`.
+    """
+    given = dict(options)
+    if given.get("unique") is not None and given.get("unique_key") is None:
+        given["unique_key"] = before.options.unique_key
+    parsed = parse_options(SizeLimits(headers=sys.maxsize), **given)
+    if parsed.key_rule is not None:
+        raise InvalidJob("unique needs a unique_key")
+    names = {*_RECORD_OPTIONS.intersection(given)}
+    if "unique_key" in names:
+        names.update(_UNIQUENESS)
+    changes = {name: getattr(parsed.options, name) for name in names}
+    is_due_given = parsed.at is not None or parsed.after or given.get("after") is not None
+    return ParsedOptions(
+        queue=parsed.queue or before.queue,
+        priority=before.priority if parsed.priority is None else parsed.priority,
+        at=parsed.at if is_due_given else before.at,
+        after=parsed.after if is_due_given else before.after,
+        options=msgspec.structs.replace(before.options, **changes),
+    )
 
 
 def apply_uniqueness(
@@ -283,9 +312,17 @@ def add_tags(options: JobOptions, declared: tuple[str, ...]) -> JobOptions:
 def _parse_headers(headers: Mapping[str, str], sizes: SizeLimits) -> dict[str, str]:
     try:
         checked = msgspec.convert(dict(headers), dict[str, str])
-        size = sum(len(part.encode()) for pair in checked.items() for part in pair)
     except (TypeError, ValueError) as error:
+        raise InvalidJob(f"headers must be a dict of str to str in UTF-8: {error}") from error
+    check_headers(checked, sizes)
+    return checked
+
+
+def check_headers(headers: Mapping[str, str], sizes: SizeLimits) -> None:
+    """Check that headers are texts and not too large. Raises `InvalidJob`."""
+    try:
+        size = sum(len(part.encode()) for pair in headers.items() for part in pair)
+    except (AttributeError, ValueError) as error:
         raise InvalidJob(f"headers must be a dict of str to str in UTF-8: {error}") from error
     if size > sizes.headers:
         raise InvalidJob(f"headers are {size} bytes, over the limit of {sizes.headers}")
-    return checked

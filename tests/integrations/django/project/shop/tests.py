@@ -159,6 +159,22 @@ class TransactionCases(TransactionTestCase):
         self.assertEqual(results, [1, "A"])
 
 
+class RequestCases(TransactionTestCase):
+    def test_jobs_take_the_id_and_the_trace_of_the_request(self) -> None:
+        parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+        headers = {"X-Request-ID": "req-7", "traceparent": parent}
+        for path in ("/orders/tea", "/async-orders/tea"):
+            job_id = self.client.get(path, headers=headers).content.decode()
+            status = get_processor().sync.get_status(job_id)
+            self.assertEqual(status.correlation_id, "req-7")
+            self.assertEqual(status.headers, {"traceparent": parent})
+        asynchronous = asyncio.run(self.async_client.get("/async-orders/tea", headers=headers))
+        status = get_processor().sync.get_status(asynchronous.content.decode())
+        self.assertEqual(status.correlation_id, "req-7")
+        status = get_processor().sync.get_status(self.client.get(path).content.decode())
+        self.assertEqual((status.correlation_id, status.headers), (None, {}))
+
+
 @CLEARABLE
 class RunJobsCases(JobsTestMixin, TransactionTestCase):
     def test_the_error_of_a_failed_job_is_raised_when_all_jobs_have_run(self) -> None:
