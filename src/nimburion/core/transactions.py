@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from nimburion.core.settlement import Completed
+from nimburion.core.settlement import Completed, Failed, Retried
 
 T = TypeVar("T")
 
@@ -59,15 +59,22 @@ def sum_enqueue_counts(rows: Iterable[Sequence[Any]]) -> list[EnqueueCount]:
     return [EnqueueCount(queue, name, count) for (queue, name), count in sums.items()]
 
 
+TransactionSettlement = Completed | Retried | Failed
+"""What a transaction can contain: a handler completes its job, a hook for a failed attempt writes
+the outcome of this attempt.
+"""
+
+
 class Transaction(Protocol):
-    """A transaction that contains the writes of a handler and the completion of its job."""
+    """A transaction that contains the writes of a handler or a hook, and the settlement of its
+    job."""
 
     async def begin(self) -> object:
         """Begin the transaction, unless it has begun, and return the connection for the writes."""
         ...
 
-    async def complete(self, session_id: str, completed: Completed) -> None:
-        """Write the completion as the last statement before the commit. Checks the whole token.
+    async def settle(self, session_id: str, settlement: TransactionSettlement) -> None:
+        """Write the settlement as the last statement before the commit. Checks the whole token.
 
         Raises:
             LeaseLost: the session no longer holds the job under this token. Nothing was written;

@@ -57,7 +57,7 @@ def lifespan(
             state: dict[str, Any] = {STATE_KEY: processor}
             if inner is not None:
                 state.update(await stack.enter_async_context(inner(app)) or {})
-            with _passing_requests_on(app):
+            with _wrap_application(app):
                 yield state
 
     return run
@@ -93,7 +93,7 @@ class RequestContextMiddleware:
 
 
 @contextmanager
-def _passing_requests_on(app: Any) -> Iterator[None]:  # noqa: ANN401 (Starlette's type)
+def _wrap_application(app: Any) -> Iterator[None]:  # noqa: ANN401 (Starlette's type)
     """Put the middleware around the application while it runs.
 
     `add_middleware` refuses that once the application has started, and a lifespan runs then. So the

@@ -211,7 +211,7 @@ async def test_a_worker_that_stops_before_its_commit_is_disconnected(
     (delivery,) = (await backend.consuming.exchange(limited.id, 1, [], request)).deliveries
     transaction = backend.producing.transaction(None)
     connection: Any = await transaction.begin()
-    await transaction.complete(limited.id, Completed(delivery.lease))
+    await transaction.settle(limited.id, Completed(delivery.lease))
     assert await connection.fetchval("SHOW idle_in_transaction_session_timeout") == "5s"
     await connection.execute("SET LOCAL idle_in_transaction_session_timeout TO '50ms'")
     async with asyncio.timeout(DEADLINE):
@@ -364,7 +364,7 @@ async def test_a_completion_that_is_not_committed_delays_no_other_call(
     (delivery,) = (await backend.consuming.exchange("5e" * 16, 1, [], request)).deliveries
     transaction = backend.producing.transaction(None)
     await transaction.begin()
-    await transaction.complete("5e" * 16, Completed(delivery.lease))
+    await transaction.settle("5e" * 16, Completed(delivery.lease))
     async with asyncio.timeout(DEADLINE):
         await backend.consuming.heartbeat("5e" * 16)
         await backend.consuming.promote(9)

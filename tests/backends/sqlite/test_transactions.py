@@ -23,6 +23,7 @@ from nimburion.core.errors import (
     BackendUnavailable,
     DefinitionError,
     NotOpen,
+    PermanentError,
     ResultNotKept,
     TransactionExpired,
     UnusableConnection,
@@ -324,10 +325,10 @@ async def test_what_fails_after_the_commit_changes_nothing(
 
 
 @pytest.mark.parametrize("kind", ["async", "def"])
-async def test_a_hook_for_a_failed_attempt_cannot_complete_the_job(
+async def test_a_hook_writes_its_rows_with_the_outcome_of_the_failed_attempt(
     kind: str, processor: Processor, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The outcome is decided: it stays, with its history."""
+    """It never completes the job: the outcome stays, with its history."""
     called: list[str] = []
 
     async def pay(ctx: Context, _: bytes) -> None:
@@ -350,10 +351,71 @@ async def test_a_hook_for_a_failed_attempt_cannot_complete_the_job(
     job_id = await processor.enqueue_raw("pay", b"{}")
     assert await processor.drain() == 2
     record = await processor.backend.reads.get_job(job_id)
-    assert (record.state, record.failures, rows(path)) == (State.FAILED, 2, 0)
+    assert (record.state, record.failures, rows(path)) == (State.FAILED, 2, 2)
     assert [each.type for each in record.history] == ["ValueError", "ValueError"]
     assert called == [job_id, job_id]
-    assert caplog.text.count("the outcome of this attempt is decided") == 2
+    assert "the hook" not in caplog.text
+    assert "its outcome was not written" not in caplog.text
+
+
+async def test_a_row_of_a_hook_and_the_dead_letter_are_one_commit(
+    processor: Processor, path: Path
+) -> None:
+    """A worker stores them that is killed before it reports the outcome."""
+    seen: list[object] = []
+
+    async def pay(ctx: Context, _: bytes) -> None:
+        raise PermanentError("no money")
+
+    @processor.on_dead
+    async def write(ctx: Context, _: AttemptError) -> None:
+        async with ctx.transaction() as connection:
+            connection.execute(ROW)
+            seen.append((await processor.get_status(ctx.job_id)).state)
+        status = await processor.get_status(ctx.job_id)
+        seen.append((status.state, status.reason, rows(path)))
+
+    status = await run(processor, pay)
+    assert seen == [State.PROCESSING, (State.FAILED, "permanent", 1)]
+    assert (status.state, len(status.history)) == (State.FAILED, 1)
+
+
+@pytest.mark.parametrize("where", ["inside", "after"])
+async def test_an_error_of_a_hook_changes_nothing_about_the_outcome(
+    where: str, processor: Processor, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def pay(ctx: Context, _: bytes) -> None:
+        raise ValueError("no money")
+
+    @processor.on_dead
+    async def write(ctx: Context, _: AttemptError) -> None:
+        async with ctx.transaction() as connection:
+            connection.execute(ROW)
+            if where == "inside":
+                raise RuntimeError("oh")
+        raise RuntimeError("oh")
+
+    status = await run(processor, pay)
+    expected = 0 if where == "inside" else 1
+    assert (status.state, len(status.history), rows(path)) == (State.FAILED, 1, expected)
+    assert "which changes nothing about the job" in caplog.text
+
+
+async def test_one_transaction_of_one_hook_writes_the_outcome(
+    processor: Processor, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def pay(ctx: Context, _: bytes) -> None:
+        raise ValueError("no money")
+
+    @processor.on_dead
+    @processor.on_dead
+    async def write(ctx: Context, _: AttemptError) -> None:
+        async with ctx.transaction() as connection:
+            connection.execute(ROW)
+
+    status = await run(processor, pay)
+    assert (status.state, len(status.history), rows(path)) == (State.FAILED, 1, 1)
+    assert caplog.text.count("the outcome of this attempt is decided") == 1
 
 
 async def test_a_handler_that_runs_on_after_its_timeout_cannot_complete_the_job(

@@ -102,7 +102,7 @@ def encode_settlements(settlements: Sequence[Settlement], *, one_by_one: bool) -
         if encoded is not None:
             return encoded
     leases = [settlement.lease for settlement in settlements]
-    details = [_encode_settlement(settlement) for settlement in settlements]
+    details = [encode_settlement(settlement) for settlement in settlements]
     bodies, delays, texts, fractions = (
         list(part) for part in zip(*(r for _, r in details), strict=True)
     )
@@ -152,7 +152,7 @@ def _shorten(values: list[T]) -> list[T]:
     return values[:1] if len({*values}) == 1 else values
 
 
-def _encode_settlement(  # noqa: PLR0911 - one for each kind
+def encode_settlement(  # noqa: PLR0911 - one for each kind
     settlement: Settlement,
 ) -> tuple[str, SettlementDetails]:
     """Return the letter of a settlement and its data other than the lease."""

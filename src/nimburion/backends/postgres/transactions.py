@@ -19,6 +19,7 @@ from nimburion.backends.postgres import enqueue as enqueueing
 from nimburion.backends.postgres.connection.pool import ConnectionPool
 from nimburion.backends.postgres.encoding import clamp_int4, clamp_seq
 from nimburion.backends.postgres.errors import DRIVER_ERRORS, map_error, map_server_error
+from nimburion.backends.postgres.exchange import encode_settlement
 from nimburion.backends.postgres.notifications import make_channel_name
 from nimburion.backends.postgres.schema import insert_schema
 from nimburion.backends.postgres.url import PostgresSettings
@@ -36,13 +37,16 @@ from nimburion.core.errors import (
     UnusableConnection,
 )
 from nimburion.core.job import Enqueued, NewJob
-from nimburion.core.settlement import Completed
-from nimburion.core.transactions import CallerConnection, Transaction
+from nimburion.core.transactions import (
+    CallerConnection,
+    Transaction,
+    TransactionSettlement,
+)
 
 _ENQUEUE = "SELECT codes, holders FROM {schema}.enqueue_in_caller_1($1, $2, $3, $4, $5)"
 _HAS_SCHEMA = "SELECT to_regclass('{schema}.meta') IS NOT NULL"
 _IS_SAME = "SELECT count(*) = 1 FROM {schema}.meta WHERE identity = $1"
-_COMPLETE = "SELECT {schema}.complete_in_caller_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+_SETTLE = "SELECT {schema}.settle_in_caller_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
 _PAYLOADS_INDEX = 6
 """The index of the payloads in the arguments of an enqueue; ids and digests precede them."""
 _OTHER_DATABASE = "other database"
@@ -165,14 +169,14 @@ async def check_driver_connection(context: CallerContext, adapter: ConnectionAda
         )
 
 
-async def complete_job(
+async def settle_job(
     context: CallerContext,
     adapter: ConnectionAdapter,
     now: int | None,
     arguments: tuple[object, ...],
 ) -> str:
-    """Complete a job as the last statement before a commit. Return its outcome: `done`, …"""
-    (code,) = await context.call_function(adapter, _COMPLETE, now, *arguments)
+    """Settle a job as the last statement before a commit. Return its outcome: `done`, …"""
+    (code,) = await context.call_function(adapter, _SETTLE, now, *arguments)
     return str(code)
 
 
@@ -208,19 +212,22 @@ class PostgresCallerTransaction(Transaction):
         self._adapter = adapter
         return self._caller.connection
 
-    async def complete(self, session_id: str, completed: Completed) -> None:
+    async def settle(self, session_id: str, settlement: TransactionSettlement) -> None:
         assert self._adapter is not None, "not begun"
-        lease = completed.lease
+        lease = settlement.lease
+        kind, (body, delay, text, _) = encode_settlement(settlement)
         arguments = (
             session_id,
+            kind,
             clamp_seq(lease.ref),
             encode_id(lease.job_id),
             clamp_int4(lease.token.fence),
             lease.token.nonce,
-            completed.result,
-            completed.keep_payload,
+            delay,
+            text,
+            body,
         )
-        if await complete_job(self._context, self._adapter, self._now(), arguments) != "done":
+        if await settle_job(self._context, self._adapter, self._now(), arguments) != "done":
             raise LeaseLost(lease.job_id)
 
     async def commit(self) -> None:
@@ -261,9 +268,9 @@ class PostgresOwnTransaction(Transaction):
             self._stack = stack.pop_all()
         return given
 
-    async def complete(self, session_id: str, completed: Completed) -> None:
+    async def settle(self, session_id: str, settlement: TransactionSettlement) -> None:
         assert self._inner is not None, "not begun"
-        await self._inner.complete(session_id, completed)
+        await self._inner.settle(session_id, settlement)
 
     async def commit(self) -> None:
         assert self._inner is not None, "not begun"

@@ -1,4 +1,4 @@
-"""Transactions in which handlers complete their jobs.
+"""Transactions in which handlers complete their jobs, and hooks store the outcome of an attempt.
 
 They run on a connection that the backend opens, or on the caller's connection.
 """
@@ -40,9 +40,13 @@ from nimburion.core.errors import (
     UnusableConnection,
 )
 from nimburion.core.job import NewJob
-from nimburion.core.settlement import Completed, Settled
+from nimburion.core.settlement import Settled
 from nimburion.core.timing.clock import Clock
-from nimburion.core.transactions import CallerConnection, Transaction
+from nimburion.core.transactions import (
+    CallerConnection,
+    Transaction,
+    TransactionSettlement,
+)
 
 T = TypeVar("T")
 
@@ -75,9 +79,9 @@ class SQLiteCallerTransaction(Transaction):
             raise
         return self._adapter.caller.connection
 
-    async def complete(self, session_id: str, completed: Completed) -> None:
-        self._names_to_notify = await self._caller_transactions.complete_job(
-            self._adapter, session_id, completed
+    async def settle(self, session_id: str, settlement: TransactionSettlement) -> None:
+        self._names_to_notify = await self._caller_transactions.settle_job(
+            self._adapter, session_id, settlement
         )
 
     async def commit(self) -> None:
@@ -123,12 +127,12 @@ class SQLiteOwnTransaction(Transaction):
         opened.set_trace_callback(self._on_statement)
         return opened
 
-    async def complete(self, session_id: str, completed: Completed) -> None:
+    async def settle(self, session_id: str, settlement: TransactionSettlement) -> None:
         self._stop_expiry()
         self._check_not_expired()
         adapter = DbApiAdapter(_OffLoopConnection(self._connection))
-        self._names_to_notify = await self._caller_transactions.complete_job(
-            adapter, session_id, completed
+        self._names_to_notify = await self._caller_transactions.settle_job(
+            adapter, session_id, settlement
         )
 
     async def commit(self) -> None:
@@ -297,11 +301,11 @@ class CallerTransactions:
         """Raise `BackendFull` if the disk has no space for these jobs."""
         self._space.check(db.connection, sum(len(job.payload) for job in jobs))
 
-    async def complete_job(
-        self, adapter: ConnectionAdapter, session_id: str, completed: Completed
+    async def settle_job(
+        self, adapter: ConnectionAdapter, session_id: str, settlement: TransactionSettlement
     ) -> JobCounts:
-        """Complete a job just before the commit; return the names to notify after the commit."""
-        _, queues = await self.run(adapter, lambda db: complete_job(db, session_id, completed))
+        """Settle a job just before the commit; return the names to notify after the commit."""
+        _, queues = await self.run(adapter, lambda db: settle_job(db, session_id, settlement))
         return queues
 
     async def check_connection(self, adapter: ConnectionAdapter) -> None:
@@ -397,13 +401,13 @@ async def find_committed(reader: ReaderThread, ids: list[str]) -> list[str]:
     return await reader.submit(lambda db: [row[0] for row in db.run("find_known_ids", listed_ids)])
 
 
-def complete_job(db: Database, session_id: str, completed: Completed) -> None:
-    """Complete a job; raise `LeaseLost` unless this session holds it with this token."""
+def settle_job(db: Database, session_id: str, settlement: TransactionSettlement) -> None:
+    """Settle a job; raise `LeaseLost` unless this session holds it with this token."""
     session = find_session(db, session_id)
     if session is None or not session.is_alive:
-        raise LeaseLost(completed.lease.job_id)
-    if settle_one(db, session.session, completed) is not Settled.DONE:
-        raise LeaseLost(completed.lease.job_id)
+        raise LeaseLost(settlement.lease.job_id)
+    if settle_one(db, session.session, settlement) is not Settled.DONE:
+        raise LeaseLost(settlement.lease.job_id)
 
 
 def check_file(db: Database, path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from nimburion.core.errors import LeaseLost
 from nimburion.core.lease import Delivery
 from nimburion.core.result_errors import encode_result_error
-from nimburion.core.settlement import Progressed, Spent
+from nimburion.core.settlement import Failed, Progressed, Retried, Spent
 from nimburion.core.transactions import Transaction
 from nimburion.jobs.declaration.codec import UnstorableResult
 from nimburion.jobs.declaration.job_log import make_job_log
@@ -87,8 +87,11 @@ class AttemptRecord:
     """Whether a transaction of the handler has completed the job; later events do not change
     that."""
     is_decided: bool = False
-    """Whether the attempt has failed and its hooks were called: no transaction may complete the job
+    """Whether the attempt has failed and its hooks are called: no transaction may complete the job
     any more."""
+    failure: Retried | Failed | None = None
+    """In the record of hooks: the outcome that their transaction stores. None: it is stored, the
+    hooks have ended, or the job lost its worker."""
     lease_lost: LeaseLost | None = None
     """The error of a transaction of the handler that found another worker on the job."""
     result: object = None

@@ -312,7 +312,7 @@ class Context(Generic[StateT_co]):
         return await client.enqueue(job, **options)
 
     def transaction(self, connection: object = None) -> HandlerTransaction:
-        """Write rows and complete this job in one commit, so that its effect happens exactly once.
+        """Write rows and settle this job in one commit, so that its effect happens exactly once.
 
         ```python
         async with ctx.transaction() as conn:  # with ctx.transaction() in a `def` handler
@@ -323,6 +323,9 @@ class Context(Generic[StateT_co]):
         if needed, and it is committed here. Without `connection`, the backend opens one: a
         `sqlite3.Connection`, or on PostgreSQL an `asyncpg.Connection`.
 
+        In a hook `on_failure` or `on_dead`, the commit stores the outcome of the failed attempt:
+        the rows and the dead letter, or neither.
+
         An error inside the block rolls back, and the attempt fails as usual. To store a result with
         the same commit, call `set_result` inside the block. The handler's return value is not
         stored, as the job has already ended: if its annotation promises one, `wait` raises
@@ -331,7 +334,7 @@ class Context(Generic[StateT_co]):
         Errors:
 
         - `LeaseLost`: another worker has the job by now; nothing was stored.
-        - `DefinitionError`: the attempt has failed, so its hooks cannot complete the job.
+        - `DefinitionError`: in a hook, the outcome is stored already, or the job lost its worker.
         - `NotSupported`: this backend has no transactions.
         - `UnusableConnection`: the connection does not fit the backend.
         - `TransactionExpired`: on SQLite, the transaction blocked all other writers for five

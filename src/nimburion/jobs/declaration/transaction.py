@@ -1,4 +1,4 @@
-"""A handler's own transaction: its rows and the completion of its job in one commit.
+"""The own transaction of a handler or a hook: its rows and the settlement of its job in one commit.
 
 Whatever the result, the worker settles the attempt afterwards as usual. The lease token tells the
 backend what the settlement means. If the commit was applied, the job is completed already. If not,
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nimburion.core.errors import DefinitionError, LeaseLost, NotOpen, UseAwait
 from nimburion.core.settlement import Completed
-from nimburion.core.transactions import Transaction
+from nimburion.core.transactions import Transaction, TransactionSettlement
 from nimburion.jobs.declaration.loop_calls import ThreadBoundConnection, run_on_loop
 
 if TYPE_CHECKING:
@@ -25,9 +25,11 @@ T = TypeVar("T")
 class HandlerTransaction:
     """The context manager that `ctx.transaction()` returns; it yields the connection.
 
-    Use `async with` in an `async def` handler, and `with` in a `def` handler. Leaving the block
-    without an error completes the job and commits; an error rolls back. `LeaseLost` is raised when
-    another worker has the job by now; nothing was stored.
+    Use `async with` in an `async def` function, and `with` in a `def` function. Leaving the block
+    without an error commits; an error rolls back. In a handler, the commit completes the job. In a
+    hook `on_failure` or `on_dead`, it stores the outcome of the failed attempt, whatever the hook
+    does afterwards. `LeaseLost` is raised when another worker has the job by now; nothing was
+    stored.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class HandlerTransaction:
             ) from None
 
     async def _begin(self, connection: object) -> object:
-        self._check_undecided()
+        self._choose_settlement()
         transaction = self._make(connection)
         given = await transaction.begin()
         self._transaction = transaction
@@ -92,28 +94,35 @@ class HandlerTransaction:
             return
         record = self._record
         try:
-            self._check_undecided()
-            completed = Completed(
-                record.delivery.lease, record.encode_transaction_result(), record.keep_payload
-            )
-            await transaction.complete(record.session_id, completed)
+            settlement = self._choose_settlement()
+            await transaction.settle(record.session_id, settlement)
             await transaction.commit()
         except BaseException as error:
             if isinstance(error, LeaseLost):
                 record.lease_lost = error
             await transaction.rollback()
             raise
-        record.completed = True
+        if isinstance(settlement, Completed):
+            record.completed = True
+        else:
+            record.failure = None
 
-    def _check_undecided(self) -> None:
-        """Check that the transaction may still complete the job.
+    def _choose_settlement(self) -> TransactionSettlement:
+        """Return what the commit stores.
 
         Raises:
-            DefinitionError: the attempt has failed.
+            DefinitionError: the attempt has failed, and this is not the first transaction of its
+                hooks; or the job lost its worker.
         """
-        if self._record.is_decided:
-            raise DefinitionError(
-                "the outcome of this attempt is decided: ctx.transaction() completes the job, so "
-                "it cannot be used after the attempt has failed, nor in on_failure and on_dead. "
-                "Write rows there with a connection of your own"
+        record = self._record
+        if not record.is_decided:
+            return Completed(
+                record.delivery.lease, record.encode_transaction_result(), record.keep_payload
             )
+        if record.failure is None:
+            raise DefinitionError(
+                "the outcome of this attempt is decided: after an attempt has failed, one "
+                "transaction of one hook can store it, and none can for a job that lost its "
+                "worker. Write other rows with a connection of your own"
+            )
+        return record.failure

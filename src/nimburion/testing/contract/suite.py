@@ -77,7 +77,11 @@ from nimburion.testing.contract.producing.unique_keys import UniqueKeys
 from nimburion.testing.contract.racing import Racing
 from nimburion.testing.contract.schedules import Fire
 from nimburion.testing.contract.traffic import Traffic
-from nimburion.testing.contract.transactions import TransactionalCompletions, TransactionalEnqueues
+from nimburion.testing.contract.transactions import (
+    TransactionalCompletions,
+    TransactionalEnqueues,
+    TransactionalFailures,
+)
 
 
 class BackendContract(
@@ -146,6 +150,7 @@ class BackendContract(
     FairnessScenario,
     TransactionalEnqueues,
     TransactionalCompletions,
+    TransactionalFailures,
     OpenTransactions,
 ):
     """Every promise of `nimburion.core.backend`, as cases.

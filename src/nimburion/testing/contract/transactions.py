@@ -13,8 +13,8 @@ from nimburion.core.job import Enqueued, JobOptions, NewJob, State
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.maintenance import Retention
 from nimburion.core.metrics.statistics import STEPS
-from nimburion.core.settlement import Completed, Retried, Settled
-from nimburion.core.transactions import CallerConnection, Transaction
+from nimburion.core.settlement import Completed, Failed, Retried, Settled
+from nimburion.core.transactions import CallerConnection, Transaction, TransactionSettlement
 from nimburion.testing.contract.consuming.waiting import FAR, listening
 from nimburion.testing.contract.harness import (
     FAILURE,
@@ -54,7 +54,11 @@ class OpenTransaction:
         self, worker: HandDrivenWorker, delivery: Delivery, result: bytes | None = None
     ) -> None:
         """Complete a job inside the transaction."""
-        await wait_in_time(self.transaction.complete(worker.id, Completed(delivery.lease, result)))
+        await self.settle(worker, Completed(delivery.lease, result))
+
+    async def settle(self, worker: HandDrivenWorker, settlement: TransactionSettlement) -> None:
+        """Settle a job inside the transaction."""
+        await wait_in_time(self.transaction.settle(worker.id, settlement))
 
     async def commit(self) -> None:
         """Commit the transaction. In production, a caller of `enqueue_in` commits its own
@@ -327,7 +331,7 @@ class TransactionalCompletions:
         lease = Lease(job_id, other, delivery.lease.ref)
         transaction = await opened(harness)
         with pytest.raises(LeaseLost) as lost:
-            await wait_in_time(transaction.transaction.complete(holder.id, Completed(lease)))
+            await transaction.settle(holder, Completed(lease))
         await transaction.rollback()
         assert lost.value.job_id == job_id
         assert await harness.state(job_id) is State.PROCESSING
@@ -409,3 +413,106 @@ class TransactionalCompletions:
             await transaction.commit()
         assert (await harness.backend.reads.count_jobs())[State.COMPLETED] == 2
         assert await worker.take() == []
+
+
+class TransactionalFailures:
+    """`transaction`: store the outcome of a failed attempt inside the transaction of a hook."""
+
+    @pytest.mark.parametrize("how", ["retried", "failed"])
+    async def test_a_failure_is_stored_with_the_commit(self, harness: Harness, how: str) -> None:
+        get_transactional(harness)
+        job_id, worker, delivery = await processing(harness)
+        transaction = await opened(harness)
+        await transaction.enqueue(harness.job("effect", queue="effects"))
+        await transaction.settle(worker, fail(delivery, how))
+        assert await harness.state(job_id) is State.PROCESSING
+        await transaction.commit()
+        record = await harness.backend.reads.get_job(job_id)
+        assert (record.failures, [error.message for error in record.history]) == (
+            1,
+            [FAILURE.message],
+        )
+        if how == "failed":
+            assert (record.state, record.reason) == (State.FAILED, "permanent")
+            assert record.finished_at == harness.clock.now()
+        else:
+            assert record.state is State.RETRYING
+            assert record.due == pytest.approx(harness.clock.now() + 60.0, abs=1e-6)
+        assert await harness.state("effect") is State.PENDING
+        assert await worker.take() == []
+        harness.clock.advance(60.0)
+        again = [delivery.lease.job_id for delivery in await worker.take(5)]
+        assert again == ([job_id] if how == "retried" else [])
+
+    @pytest.mark.parametrize("how", ["retried", "failed"])
+    async def test_a_rollback_leaves_neither_the_failure_nor_the_effect(
+        self, harness: Harness, how: str
+    ) -> None:
+        get_transactional(harness)
+        job_id, worker, delivery = await processing(harness)
+        transaction = await opened(harness)
+        await transaction.enqueue(harness.job("effect"))
+        await transaction.settle(worker, fail(delivery, how))
+        await transaction.rollback()
+        record = await harness.backend.reads.get_job(job_id)
+        assert (record.state, record.failures, record.history) == (State.PROCESSING, 0, [])
+        with pytest.raises(JobNotFound):
+            await harness.backend.reads.get_job("effect")
+        assert await worker.settle(fail(delivery, how)) == [Settled.DONE]
+
+    @pytest.mark.parametrize("how", ["retried", "failed"])
+    async def test_settling_the_failure_once_more_answers_already(
+        self, harness: Harness, how: str
+    ) -> None:
+        get_transactional(harness)
+        job_id, worker, delivery = await processing(harness)
+        transaction = await opened(harness)
+        await transaction.settle(worker, fail(delivery, how))
+        await transaction.commit()
+        before = await harness.backend.reads.get_job(job_id)
+        assert await worker.settle(fail(delivery, how)) == [Settled.ALREADY]
+        assert await harness.backend.reads.get_job(job_id) == before
+
+    async def test_a_requested_cancel_wins_over_a_transactional_retry(
+        self, harness: Harness
+    ) -> None:
+        get_transactional(harness)
+        job_id, worker, delivery = await processing(harness)
+        assert await harness.backend.producing.cancel(job_id) == "requested"
+        transaction = await opened(harness)
+        await transaction.settle(worker, fail(delivery, "retried"))
+        await transaction.commit()
+        assert await harness.state(job_id) is State.CANCELLED
+
+    @pytest.mark.parametrize("how", ["retried", "failed"])
+    async def test_a_rescued_worker_writes_no_failure(self, harness: Harness, how: str) -> None:
+        get_transactional(harness)
+        job_id, worker, delivery = await processing(harness)
+        await harness.lose(worker)
+        transaction = await opened(harness)
+        with pytest.raises(LeaseLost):
+            await transaction.settle(worker, fail(delivery, how))
+        await transaction.rollback()
+        record = await harness.backend.reads.get_job(job_id)
+        assert (record.state, record.failures) == (State.PENDING, 0)
+
+    @pytest.mark.parametrize("how", ["retried", "failed"])
+    async def test_the_slot_under_the_limit_is_freed_with_the_failure(
+        self, harness: Harness, how: str
+    ) -> None:
+        get_transactional(harness)
+        await harness.add("a", "b")
+        worker = await harness.worker(limits={"mail": 1})
+        delivery = await worker.take_one()
+        transaction = await opened(harness)
+        await transaction.settle(worker, fail(delivery, how))
+        await transaction.commit()
+        (following,) = await worker.take(5)
+        assert following.lease.job_id == "b"
+
+
+def fail(delivery: Delivery, how: str) -> Retried | Failed:
+    """Return the settlement of a failed attempt."""
+    if how == "retried":
+        return Retried(delivery.lease, 60.0, FAILURE)
+    return Failed(delivery.lease, "permanent", FAILURE)

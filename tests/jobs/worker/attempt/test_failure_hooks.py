@@ -13,9 +13,13 @@ import pytest
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import (
     BackendUnavailable,
+    Cancel,
     DefinitionError,
     JobNotFound,
+    LeaseLost,
     PermanentError,
+    RateLimitExceeded,
+    Retry,
     Snooze,
 )
 from nimburion.core.exchange import Lane, ReserveRequest
@@ -252,6 +256,73 @@ async def test_a_cancel_request_during_the_hook_changes_nothing(processor: Proce
     proceed.set()
     record = await wait_until_finished(processor, job_id)
     assert (record.state, ended) == (State.FAILED, ["hook"])
+
+
+class Stop(BaseException):
+    """An error that no `except Exception` catches."""
+
+
+@pytest.mark.parametrize("kind", ["async", "def"])
+@pytest.mark.parametrize("drained", [True, False], ids=["drain", "worker"])
+@pytest.mark.parametrize(
+    "raised",
+    [
+        RuntimeError("oh"),
+        PermanentError("never"),
+        Retry("again", after=0),
+        Snooze(0),
+        Cancel("no"),
+        RateLimitExceeded(1),
+        LeaseLost("x"),
+        asyncio.CancelledError(),
+        Stop(),
+    ],
+    ids=repr,
+)
+async def test_nothing_that_a_hook_raises_changes_the_outcome(
+    processor: Processor, raised: BaseException, kind: str, *, drained: bool
+) -> None:
+    async def hook(ctx: Context, error: AttemptError) -> None:
+        raise raised
+
+    def hook_in_thread(ctx: Context, error: AttemptError) -> None:
+        raise raised
+
+    processor.on_failure(hook if kind == "async" else hook_in_thread)
+    processor.on_dead(hook if kind == "async" else hook_in_thread)
+    processor.register("raw", fail)
+    job_id = await processor.enqueue_raw("raw", b"{}")
+    if drained:
+        await processor.drain()
+    else:
+        await processor.start()
+        await wait_until_finished(processor, job_id)
+    record = await processor.backend.reads.get_job(job_id)
+    assert (record.state, record.reason) == (State.FAILED, "exhausted")
+    assert [error.message for error in record.history] == ["attempt 1", "attempt 2"]
+
+
+async def test_nothing_that_a_hook_returns_or_sets_changes_the_outcome(
+    processor: Processor,
+) -> None:
+    @processor.on_dead
+    async def change(ctx: Context, error: AttemptError) -> object:
+        ctx.set_result("a result")
+        ctx.progress(1.0, "done")
+        return "another result"
+
+    @processor.on_dead
+    async def cancel_itself(ctx: Context, error: AttemptError) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    processor.register("raw", fail, max_retries=0)
+    job_id = await processor.enqueue_raw("raw", b"{}")
+    await processor.drain()
+    record = await processor.backend.reads.get_job(job_id)
+    assert (record.state, record.result, len(record.history)) == (State.FAILED, None, 1)
 
 
 @pytest.mark.parametrize("drained", [True, False], ids=["drain", "worker"])

@@ -248,10 +248,14 @@ class AttemptRunner:
         hooks = self._failure_hooks.select(settlement, handler.policy)
         if hooks and attempt.context is not None:
             attempt.is_decided = True
-            _decode_if_missing(attempt.context, handler)
+            record = _make_hook_record(attempt, settlement)
+            context = Context(record, self._services, attempt.context.deadline)
+            context.payload, context.job = attempt.context.payload, attempt.context.job
+            _decode_if_missing(context, handler)
             await self._failure_hook_runner.run(
-                hooks, attempt.context, settlement.error, lambda: attempt.must_end
+                hooks, context, settlement.error, lambda: attempt.must_end
             )
+            record.failure = None
         return None if attempt.lease_is_lost else settlement
 
     def _decide_after_error(
@@ -442,6 +446,19 @@ def _is_interrupted(attempt: Attempt) -> bool:
     task = attempt.task
     is_cancelled = task is not None and task.cancelling() > 0
     return is_cancelled and attempt.interruption is not Interruption.CANCEL
+
+
+def _make_hook_record(attempt: Attempt, failure: Retried | Failed) -> AttemptRecord:
+    """Return the record of the hooks for a failed attempt.
+
+    It is not that of the attempt: a handler that runs on in its thread must not store the failure
+    with its rows.
+    """
+    record = AttemptRecord(attempt.delivery, attempt.session_id)
+    record.is_decided, record.failure = True, failure
+    record.cancel_requested = attempt.cancel_requested
+    record.task = asyncio.current_task()
+    return record
 
 
 def _make_last_delivery(job: JobRecord) -> Delivery:

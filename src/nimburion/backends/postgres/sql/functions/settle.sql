@@ -441,16 +441,15 @@ BEGIN
     RETURN (SELECT array_agg(DISTINCT k.lane) FROM unnest(p_seqs, p_lanes) AS k (seq, lane) WHERE k.seq = ANY (freed));
 END $$;
 
--- name: complete_in_caller
--- Complete a job as the last step of its handler's transaction.
+-- name: settle_in_caller
+-- Settle a job as the last step of the transaction of its handler, or of a hook for its failed attempt.
 -- Inputs:
 --   p_now                           the time or NULL
 --   p_identity                      the identity of the backend that the caller means
 --   p_channel                       the notification channel
 --   p_session                       the id of the session
+--   p_kind, p_delay, p_text, p_body the settlement, as for `settle_one_1`: c, r or f
 --   p_seq, p_id, p_fence, p_nonce   the lease
---   p_result                        the result; NULL: none
---   p_keep                          whether the payload is kept
 -- Result: 'done', 'already settled' or 'stale'; 'session lost': the session is not alive; 'other database': the database
 --   belongs to another backend
 -- Locks: the tables `concurrency_limit` and `paused_queue` in ROW SHARE; the limit of the job's name; its unique key; the
@@ -458,9 +457,9 @@ END $$;
 --   worker commits at once. If it is stopped before the commit, the server ends the connection after 5 s.
 -- Atomic: part of the caller's transaction. The lease is deleted by its whole token, so a job that another session
 --   holds now is not changed.
-CREATE OR REPLACE FUNCTION {schema}.complete_in_caller_1(
-    p_now int8, p_identity text, p_channel text, p_session text, p_seq int8, p_id bytea, p_fence int4,
-    p_nonce bytea, p_result bytea, p_keep bool
+CREATE OR REPLACE FUNCTION {schema}.settle_in_caller_1(
+    p_now int8, p_identity text, p_channel text, p_session text, p_kind text, p_seq int8, p_id bytea, p_fence int4,
+    p_nonce bytea, p_delay int8, p_text text, p_body bytea
 ) RETURNS text
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -490,8 +489,7 @@ BEGIN
     PERFORM {schema}.lock_share_classes_1('{}', session_number, ARRAY[p_seq]);
     PERFORM {schema}.settle_charges_1(now, session_number, ARRAY[p_seq], NULL, ARRAY[p_fence], ARRAY[p_nonce]);
     SELECT * INTO outcome FROM {schema}.settle_one_1(
-        now, session_number, 'c', p_seq, p_id, p_fence, p_nonce, NULL,
-        CASE WHEN p_keep THEN 'keep' END, p_result, NULL);
+        now, session_number, p_kind, p_seq, p_id, p_fence, p_nonce, p_delay, p_text, p_body, NULL);
     IF outcome.code = 'd' THEN
         to_notify := {schema}.release_limits_1(ARRAY[outcome.ended]) || outcome.to_notify;
         PERFORM {schema}.notify_queues_1(p_channel, ARRAY(SELECT queue FROM {schema}.lane WHERE id = ANY (to_notify))
