@@ -16,12 +16,14 @@ import pytest
 from nimburion import Processor, State, job
 from nimburion.actions.bulk import BulkActions
 from nimburion.actions.dead_letters import DeadLetters
+from nimburion.actions.filters import FilterOptions
 from nimburion.actions.limits import LimitActions
 from nimburion.actions.queues import QueueActions
 from nimburion.actions.tenants import TenantActions
 from nimburion.actions.workers import WorkerActions
 from nimburion.core.audit import list_audit
 from nimburion.core.errors import BulkOperationNotFound, InvalidJob, WorkerNotFound
+from nimburion.core.queries import JobFilter
 from nimburion.core.session import Session
 from nimburion.jobs.client import sync_actions
 from nimburion.jobs.client.sync_actions import SyncActions
@@ -149,6 +151,10 @@ async def test_wrong_values_of_a_bulk_operation(
 ) -> None:
     with pytest.raises(InvalidJob, match=message):
         await processor.bulk.start("replay", **options)
+
+
+def test_each_field_of_a_filter_can_be_given_as_a_keyword() -> None:
+    assert FilterOptions.__annotations__.keys() == {*JobFilter.__struct_fields__}
 
 
 async def test_an_unknown_action_of_a_bulk_operation(processor: Processor) -> None:

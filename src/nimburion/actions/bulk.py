@@ -54,8 +54,8 @@ class BulkActions(SubjectActions):
     """Change all jobs that match a filter, step by step: `processor.bulk`.
 
     The filter is given by keywords: `name`, `queue`, `states`, `reason`, `ids`, `tenant`,
-    `correlation_id`, `fingerprint`, `min_failures`, and datetimes as `created_from`, `created_to`,
-    `finished_from` and `finished_to`. A job must match all of them.
+    `correlation_id`, `tag`, `fingerprint`, `min_failures`, and datetimes as `created_from`,
+    `created_to`, `finished_from` and `finished_to`. A job must match all of them.
 
     ```python
     preview = await processor.bulk.preview("replay", name="send_email")

@@ -44,6 +44,8 @@ class FilterOptions(TypedDict, total=False):
     """The fingerprint of the error that made the job a dead letter."""
     min_failures: int
     """The least number of failures."""
+    tag: str
+    """A tag that the job must have."""
 
 
 def narrow_filter(which: JobFilter, options: FilterOptions) -> JobFilter:

@@ -82,6 +82,7 @@ class ScheduleOptions(TickOptions, total=False):
     expires: Duration | None
     """The time after a tick until which its job must have started. Later, it is cancelled."""
     tags: Sequence[str] | None
+    """Words by which the jobs are found, besides those that they declare."""
     unique_key: str | None
     """Unique key of the jobs. A tick enqueues no job while an unfinished job has the key."""
     unique: Unique | None
