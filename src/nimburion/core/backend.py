@@ -51,9 +51,9 @@ if TYPE_CHECKING:  # a protocol needs no values: each command and each client wo
     from nimburion.core.job import Enqueued, JobRecord, NewJob, State
     from nimburion.core.lease import Lease
     from nimburion.core.limits import LimitChange, LimitInfo
+    from nimburion.core.listener import ShareListener
     from nimburion.core.maintenance import Cancellation, JobChanges, Promoted, Rescued, Retention
     from nimburion.core.metrics.statistics import Statistics
-    from nimburion.core.notification_relay import NotificationRelay
     from nimburion.core.records import (
         NewRecord,
         Record,
@@ -350,9 +350,9 @@ class LongPolling(Protocol):
 class SharedListening(Protocol):
     """The additional operation of `consuming` where the capabilities have `shares_listener`."""
 
-    def share_listener(self, relay: NotificationRelay) -> None:
-        """Receive notifications through the relay from the next `open` on. Handles that
-        `new_handle` makes do not.
+    def share_listener(self, share: ShareListener) -> None:
+        """Receive notifications from the listener that `share` returns, from the next `open` on.
+        Handles that `new_handle` makes do not.
         """
         ...
 

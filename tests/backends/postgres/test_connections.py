@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
@@ -12,10 +12,12 @@ from nimburion import Context, Job, Processor
 from nimburion.backends.postgres import PostgresBackend
 from nimburion.backends.postgres.connection import pool
 from nimburion.core.job import NewJob
-from nimburion.core.notification_relay import (
-    ChannelListener,
-    NotificationReceiver,
-    NotificationRelay,
+from nimburion.core.listener import (
+    Listener,
+    MakeListener,
+    OnListening,
+    OnNotification,
+    ShareListener,
 )
 from tests.servers.binaries import Binary
 from tests.servers.postgres import PostgresServer
@@ -48,11 +50,11 @@ async def expect_connections(server: RunningPostgres, count: int) -> None:
 
 @asynccontextmanager
 async def run_worker(
-    server: RunningPostgres, relay: NotificationRelay | None = None
+    server: RunningPostgres, share: ShareListener | None = None
 ) -> AsyncIterator[Processor]:
     backend = PostgresBackend(server.url)
-    if relay is not None:
-        backend.consuming.share_listener(relay)
+    if share is not None:
+        backend.consuming.share_listener(share)
     processor = Processor(backend)
     processor.register(Follow)
     await processor.start()
@@ -68,43 +70,43 @@ async def test_an_idle_worker_alone_has_three(direct_postgres: RunningPostgres) 
         await expect_connections(direct_postgres, 3)
 
 
-class RelayInProcess(NotificationRelay):
+class ListenerOfHandles(Listener):
     """Lets the first handle of this process listen for all, as a supervisor does for processes."""
 
     def __init__(self) -> None:
-        self._wanted: dict[str, list[NotificationReceiver]] = {}
-        self._listener: ChannelListener | None = None
+        self._attached: list[tuple[OnListening, OnNotification]] = []
+        self._wanted: dict[str, list[OnNotification]] = {}
+        self._listener: Listener | None = None
 
-    def subscribe(
+    def attach(
         self,
-        channels: Collection[str],
-        receiver: NotificationReceiver,
-        make_listener: Callable[[NotificationReceiver], ChannelListener],
-    ) -> None:
-        for channel in channels:
-            self._wanted.setdefault(channel, []).append(receiver)
+        make_listener: MakeListener,
+        on_listening: OnListening,
+        on_notification: OnNotification,
+    ) -> Listener:
+        self._attached.append((on_listening, on_notification))
         if self._listener is None:
-            self._listener = make_listener(self)
-        self._listener.listen(self._wanted)
+            self._listener = make_listener(self._note_listening, self._receive)
+        return self
 
-    async def unsubscribe(self) -> None:
+    def listen(self, channels: Collection[str]) -> None:
+        for channel in channels:
+            self._wanted.setdefault(channel, []).append(self._attached[-1][1])
+        if self._listener is not None:
+            self._listener.listen(self._wanted)
+
+    async def close(self) -> None:
         listener, self._listener = self._listener, None
         if listener is not None:
             await listener.close()
 
-    def note_listening(self, channels: Collection[str]) -> None:
-        for channel in channels:
-            for receiver in self._wanted[channel]:
-                receiver.note_listening(channels)
+    def _note_listening(self, channels: Collection[str]) -> None:
+        for on_listening, _ in self._attached:
+            on_listening(channels)
 
-    def note_lost(self) -> None:
-        for receivers in self._wanted.values():
-            for receiver in receivers:
-                receiver.note_lost()
-
-    def receive(self, channel: str, text: str) -> None:
-        for receiver in self._wanted[channel]:
-            receiver.receive(channel, text)
+    def _receive(self, channel: str, text: str) -> None:
+        for on_notification in self._wanted[channel]:
+            on_notification(channel, text)
 
 
 @pytest.mark.slow
@@ -112,12 +114,11 @@ class RelayInProcess(NotificationRelay):
 async def test_a_stock_server_is_enough_for_many_idle_workers(
     postgres_binary: Binary, workers: int, *, shared: bool
 ) -> None:
-    relay = RelayInProcess()
+    share = ListenerOfHandles().attach if shared else None
     with PostgresServer(postgres_binary, "max_connections=100") as server:
         async with AsyncExitStack() as stack:
             fleet = [
-                await stack.enter_async_context(run_worker(server, relay if shared else None))
-                for _ in range(workers)
+                await stack.enter_async_context(run_worker(server, share)) for _ in range(workers)
             ]
             expected = 2 * workers + 1 if shared else 3 * workers
             await expect_connections(server, expected)

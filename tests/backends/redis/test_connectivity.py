@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from nimburion.backends.redis import RedisBackend, listener
+from nimburion.backends.redis import RedisBackend, notifications
+from nimburion.backends.server import notifications as server_notifications
 from nimburion.core.errors import BackendUnavailable
 from nimburion.core.job import NewJob, State
 from nimburion.jobs import Context, Processor
@@ -121,7 +122,7 @@ async def measure_wake_up(backend: RedisBackend, other: RedisBackend, job_id: st
     waiting = asyncio.create_task(backend.consuming.wait(["default"], 5.0))
     receiver = backend._server.get_connections().notifications
     await wait_until(
-        lambda: receiver._entries.may_listen(["default"]) and bool(receiver._waiters), "it listens"
+        lambda: receiver.has_entries(["default"]) and bool(receiver._waiters), "it listens"
     )
     began = time.monotonic()
     await other.producing.enqueue([NewJob(job_id, "quick", "default", b"{}")])
@@ -142,8 +143,8 @@ async def test_a_silent_connection_is_replaced(
     valkey: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half open: no reset comes, and no notification either."""
-    monkeypatch.setattr(listener, "_PING_AFTER", 0.1)
-    monkeypatch.setattr(listener, "REPLY_TIMEOUT", 0.2)
+    monkeypatch.setattr(server_notifications, "_PING_INTERVAL", 0.1)
+    monkeypatch.setattr(notifications, "_REPLY_TIMEOUT", 0.2)
     async with Proxy(valkey.port) as proxy:
         url, direct = f"{proxy.url}?namespace=silence", f"{valkey.url}?namespace=silence"
         async with open_listening_backend(url) as backend, open_listening_backend(direct) as other:

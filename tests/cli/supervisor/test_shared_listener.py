@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+from collections.abc import Collection
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from nimburion.cli.supervisor.messages import ListenRequest
+from nimburion.cli.supervisor.shared_listener import SharedListener
+from nimburion.cli.supervisor.supervisor_channel import SupervisorChannel
 from nimburion.core.job import State
+from nimburion.core.listener import Listener, OnListening, OnNotification
 from nimburion.jobs import Processor
 from tests.cli.supervisor.conftest import APPLICATION, StartSupervised, Supervised
 from tests.servers.server_kinds import RunningPostgres, RunningRedis
@@ -238,3 +245,43 @@ async def test_an_idle_process_has_two_connections_and_one_of_them_subscribes_on
     await wait_until(lambda: count_clients() == 3 * 2 + 1, "seven connections")
     await wait_until(lambda: count_clients("TYPE", "pubsub") == 1, "one subscribes")
     assert supervised.stop() == 0
+
+
+class SilentChannel:
+    """Sends nothing."""
+
+    def send(self, message: object) -> None: ...
+
+
+class FakeListener(Listener):
+    def __init__(self) -> None:
+        self.channels: Collection[str] = ()
+        self.is_closed = False
+
+    def listen(self, channels: Collection[str]) -> None:
+        self.channels = channels
+
+    async def close(self) -> None:
+        await asyncio.sleep(0)
+        self.is_closed = True
+
+
+async def test_a_request_right_after_the_end_of_another_makes_a_listener() -> None:
+    """Both messages come in one batch if the event loop was blocked."""
+    made: list[FakeListener] = []
+
+    def make_listener(_: OnListening, __: OnNotification) -> FakeListener:
+        made.append(FakeListener())
+        return made[-1]
+
+    shared = SharedListener(cast("SupervisorChannel", SilentChannel()))
+    shared.attach(make_listener, lambda _: None, lambda _, __: None).listen(["own"])
+    shared.handle(ListenRequest(["other"]))
+    shared.handle(ListenRequest(None))
+    shared.handle(ListenRequest(["other"]))
+    assert set(made[-1].channels) == {"own", "other"}
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert [listener.is_closed for listener in made] == [True, False]
+    await shared.close()
+    assert [listener.is_closed for listener in made] == [True, True]

@@ -20,9 +20,9 @@ from nimburion.core.backend import Consuming, SharedListening
 from nimburion.core.errors import BackendError
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.lease import Lease
+from nimburion.core.listener import ShareListener
 from nimburion.core.maintenance import Promoted, Rescued
 from nimburion.core.metrics.statistics import Statistics
-from nimburion.core.notification_relay import NotificationRelay
 from nimburion.core.session import HeartbeatReply, Session, Vitals
 from nimburion.core.settlement import Settlement
 
@@ -119,15 +119,15 @@ class PostgresConsuming(Consuming, SharedListening):
         return Promoted(moved, to_optional_seconds(next_due))
 
     async def wait(self, queues: Collection[str], timeout: float) -> None:
-        await self._database.get_connections().notifier.wait(
+        await self._database.get_connections().notifications.wait(
             queues, timeout, self._database.clock.sleep
         )
 
     async def wait_for_session(self, session_id: str) -> None:
-        await self._database.get_connections().notifier.wait_for_session(session_id)
+        await self._database.get_connections().notifications.wait_for_session(session_id)
 
-    def share_listener(self, relay: NotificationRelay) -> None:
-        self._database.relay = relay
+    def share_listener(self, share: ShareListener) -> None:
+        self._database.share_listener = share
 
 
 @reject_unstorable_text

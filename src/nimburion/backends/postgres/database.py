@@ -14,12 +14,12 @@ from nimburion.backends.postgres import migrations
 from nimburion.backends.postgres import transactions as caller_transactions
 from nimburion.backends.postgres.connection.pool import ConnectionPool, PostgresConnection
 from nimburion.backends.postgres.low_water_marks import LowWaterMarks
-from nimburion.backends.postgres.notifications import ON_KNOWN_WORKER, PostgresNotifier
+from nimburion.backends.postgres.notifications import ON_KNOWN_WORKER, PostgresNotifications
 from nimburion.backends.postgres.schema import insert_schema
 from nimburion.backends.postgres.url import PostgresSettings
 from nimburion.backends.server.handle import OpenHandle
 from nimburion.core.exchange import Reply, ReserveRequest
-from nimburion.core.notification_relay import NotificationRelay
+from nimburion.core.listener import ShareListener
 from nimburion.core.settlement import Settlement
 from nimburion.core.timing.clock import Clock, SystemClock, to_micros
 
@@ -75,10 +75,10 @@ class PostgresDatabase:
         self.settings: PostgresSettings = settings
         self.test_clock: Clock | None = test_clock
         self.clock: Clock = test_clock or SystemClock()
-        self.relay: NotificationRelay | None = None
-        """Passes notifications from another process; None: the handle listens itself."""
+        self.share_listener: ShareListener | None = None
+        """Returns a listener that processes share; None: the handle listens itself."""
         self.handle: OpenHandle[PostgresConnections] = OpenHandle(
-            settings.describe(), lambda: PostgresConnections(settings, self.relay)
+            settings.describe(), lambda: PostgresConnections(settings, self.share_listener)
         )
         self.get_connections: Callable[[], PostgresConnections] = self.handle.get
         """Returns the open connections. Raises `NotOpen`."""
@@ -117,7 +117,7 @@ class PostgresDatabase:
         A queue is named once for each job. If the number of jobs is large, name it once: a worker
         that leaves jobs wakes the next.
         """
-        self.get_connections().notifier.notify(Counter(names))
+        self.get_connections().notifications.notify(Counter(names))
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[PostgresConnection]:
@@ -133,7 +133,7 @@ class PostgresDatabase:
 class PostgresConnections:
     """The open connections of a backend on one event loop."""
 
-    def __init__(self, settings: PostgresSettings, relay: NotificationRelay | None) -> None:
+    def __init__(self, settings: PostgresSettings, share_listener: ShareListener | None) -> None:
         self.settings: PostgresSettings = settings
         self.main: PostgresConnection = PostgresConnection(settings, asyncio.sleep)
         """The connection that stays open. It belongs to the pool until the first exchange; from
@@ -149,7 +149,9 @@ class PostgresConnections:
         self.caller_context: caller_transactions.CallerContext = caller_transactions.CallerContext(
             settings, "", self.handler_pool, self.pool
         )
-        self.notifier: PostgresNotifier = PostgresNotifier(settings, self.fetch_for_worker, relay)
+        self.notifications: PostgresNotifications = PostgresNotifications(
+            settings, self.fetch_for_worker, share_listener
+        )
         self.low_water_marks: LowWaterMarks = LowWaterMarks(time.monotonic)
         self.pooled: bool = False
         self._is_restricted = False
@@ -208,7 +210,7 @@ class PostgresConnections:
         connection = self.main
         statement = _EXCHANGE_POOLED if connection.server.pooled else _EXCHANGE
         marks = self.low_water_marks.make_arguments(connection.driver)
-        entry = self.notifier.begin_idle_entry(request)
+        entry = self.notifications.begin_idle_entry(request)
         if entry:
             statement = _EXCHANGE_OR_BE_IDLE
         rows: list[Any] = []
@@ -218,7 +220,7 @@ class PostgresConnections:
             )
         finally:
             if entry and (len(rows) != 1 or rows[0]["outcome"] != "ok"):
-                self.notifier.withdraw_idle_entry()
+                self.notifications.forget_idle_entries()  # none was added
         status = rows[-1]
         if status["outcome"] == "restricted":
             self._is_restricted = True
@@ -229,7 +231,7 @@ class PostgresConnections:
             raise exchanging.make_refusal(status, session_id, number)
         reply = exchanging.decode_reply(rows, request)
         self.low_water_marks.learn(status)
-        self.notifier.note_exchange(
+        self.notifications.note_exchange(
             session_id, request, reply, exchanging.get_queues_to_notify(status)
         )
         return reply
@@ -262,7 +264,7 @@ class PostgresConnections:
             raise exchanging.make_refusal(begun, session_id, number)
         reply = exchange.make_reply()
         self.low_water_marks.learn(begun)
-        self.notifier.note_exchange(
+        self.notifications.note_exchange(
             session_id, request, reply, exchange.list_queues_to_notify(reply)
         )
         return reply
@@ -273,7 +275,8 @@ class PostgresConnections:
             installed = await migrations.ensure_format(
                 connection, self.settings, migrations.load_current_format()
             )
-            self.pooled = self.notifier.is_pooled = connection.server.pooled
+            self.pooled = connection.server.pooled
+            self.notifications.can_listen = not self.pooled
             await connection.fetch(self.insert_schema("SELECT {schema}.maintain_partitions_1()"))
         self.caller_context = caller_transactions.CallerContext(
             self.settings, installed.identity, self.handler_pool, self.pool
@@ -281,7 +284,7 @@ class PostgresConnections:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self.notifier.close()
+        await self.notifications.close()
         await self.main.close()
         await self.pool.close()
         await self.handler_pool.close()

@@ -112,7 +112,7 @@ class PostgresMaintaining(Maintaining):
         arguments = encode_pause(queue, paused=paused, by=by, reason=reason, until=until)
         await self._database.fetch(_PAUSE, self._database.now(), *arguments)
         if not paused:
-            self._database.get_connections().notifier.notify({queue: ALL_WORKERS})
+            self._database.get_connections().notifications.notify({queue: ALL_WORKERS})
 
     async def send_command(self, session_id: str, command: WorkerCommand | None) -> bool:
         statement = """UPDATE {schema}.session SET command = $2

@@ -88,10 +88,10 @@ class PostgresProducing(Producing, Transactional):
         if arguments is None:
             return False
         opened = self._database.get_connections()
-        notifier, statement = opened.notifier, _ENQUEUE_ONE
-        if notifier.begin_inline(job.queue):
+        notifications, statement = opened.notifications, _ENQUEUE_ONE
+        if notifications.begin_inline(job.queue):
             statement = _ENQUEUE_ONE_NOTIFYING
-            arguments += notifier.channel, notifier.sender_id, job.queue
+            arguments += notifications.channel, notifications.sender_id, job.queue
         try:
             rows = await opened.pool.fetch(
                 opened.insert_schema(statement), self._database.now(), *arguments
@@ -102,7 +102,7 @@ class PostgresProducing(Producing, Transactional):
             return False
         ((stored, notified),) = rows
         if stored and not notified:
-            notifier.notify({job.queue: 1})
+            notifications.notify({job.queue: 1})
         return bool(stored)
 
     async def _enqueue_plain(self, jobs: Sequence[NewJob]) -> bool:

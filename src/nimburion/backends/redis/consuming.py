@@ -13,9 +13,9 @@ from nimburion.backends.redis.server import RedisServer
 from nimburion.core.backend import Consuming, LongPolling, SharedListening
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.lease import Lease
+from nimburion.core.listener import ShareListener
 from nimburion.core.maintenance import Promoted, Rescued
 from nimburion.core.metrics.statistics import Statistics
-from nimburion.core.notification_relay import NotificationRelay
 from nimburion.core.session import HeartbeatReply, Session, Vitals
 from nimburion.core.settlement import Settlement
 
@@ -44,14 +44,14 @@ class RedisConsuming(Consuming, LongPolling, SharedListening):
         request: ReserveRequest,
     ) -> Reply:
         connections = self._server.get_connections()
-        entries = connections.entries
+        notifications = connections.notifications
         arguments = exchanging.encode_arguments(
             session_id,
             number,
             settlements,
             request,
-            handle=entries.handle,
-            registered=entries.registered,
+            handle=notifications.handle,
+            registered=notifications.registered,
         )
         if request.long_poll > 0:
             answer = await self._exchange_long_poll(
@@ -62,12 +62,7 @@ class RedisConsuming(Consuming, LongPolling, SharedListening):
                 connections.exchanges, "exchange", arguments, self._server.make_times()
             )
         reply = exchanging.decode_reply(answer, session_id, number, request)
-        entries.note_reply(session_id, request, reply)
-        last_wait = connections.long_poll.last_wait
-        if last_wait.has_ended:
-            queues, passed = last_wait.find_next(request, reply)
-            for queue in queues:
-                connections.wake_other(queue, passed=passed)
+        notifications.note_exchange(session_id, request, reply)
         return reply
 
     async def _exchange_long_poll(self, arguments: Sequence[CommandPart], seconds: float) -> Any:  # noqa: ANN401 - a script's reply
@@ -145,5 +140,5 @@ class RedisConsuming(Consuming, LongPolling, SharedListening):
     async def wait_for_session(self, session_id: str) -> None:
         await self._server.get_connections().notifications.wait_for_session(session_id)
 
-    def share_listener(self, relay: NotificationRelay) -> None:
-        self._server.relay = relay
+    def share_listener(self, share: ShareListener) -> None:
+        self._server.share_listener = share

@@ -85,7 +85,7 @@ def encode_arguments(
     registered: Sequence[str] = (),
 ) -> list[bytes]:
     """Return the arguments of the script in their order. `handle` and `registered` are those of
-    `IdleEntries`.
+    `RedisNotifications`.
 
     Raises:
         Unstorable: a delay or a text of a settlement cannot be stored; nothing was sent.

@@ -1,222 +1,219 @@
-"""Notifications: a connection that subscribes to wake-ups while this process waits for jobs.
+"""Notifications on Redis: SUBSCRIBE, and the idle entries of a handle.
 
-A handle that waits has idle entries, which the exchange that found nothing, or `wait`, has written.
-The script that makes a job available removes one entry, and wakes this handle on its own channel.
-Busy workers cause no notifications. Sessions are notified on a common channel, always: cancels and
-commands are rare.
+`backends/server/notifications.py` explains the way of a wake-up. An idle entry is a member of the
+sorted set `idle_worker`. The exchange that found nothing, or `wait`, has written it. It says where
+the handle waits: on its channel, or on a stream of the same name (see `long_poll.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
+from typing import Any
 
+from hiredis import pack_command
+
+from nimburion.backends.redis.connection.command_connection import CommandConnection, CommandPart
+from nimburion.backends.redis.connection.protocol import RedisProtocol
 from nimburion.backends.redis.connection.topology import ServerLocator
-from nimburion.backends.redis.listener import REPLY_TIMEOUT, RedisListener
-from nimburion.backends.waiters import (
-    EVERY_QUEUE,
-    EVERY_SESSION,
-    LONGEST_DEAF_WAIT,
-    LastWait,
-    PassOn,
-    Waiters,
-    wait_until,
-)
+from nimburion.backends.redis.keys import Keys
+from nimburion.backends.server.notifications import Notifications, ServerListener
 from nimburion.core.errors import BackendError
 from nimburion.core.exchange import Reply, ReserveRequest
-from nimburion.core.notification_relay import NotificationReceiver, NotificationRelay
+from nimburion.core.listener import Listener, OnListening, OnNotification, ShareListener
 
-_PASSED = "!"
-"""The first character of a wake-up that another worker has passed on."""
+_REPLY_TIMEOUT = 5.0
+"""Seconds for the server to confirm a subscription, or to answer a PING."""
+_PING = pack_command((b"PING",))
+_CLOSE_TIMEOUT = 1.0
+"""Seconds that a handle which closes takes to send wake-ups."""
 
 _ON_STREAM, _ON_CHANNEL = "s", "c"
-"""How the worker waits: its exchange waits on the stream of its handle, or its handle listens on
+"""Where the worker waits: its exchange waits on the stream of its handle, or its handle listens on
 its channel. `idle_workers.lua` uses the same letters.
 """
 
 
-class IdleEntries:
-    """The idle entries that a handle may have, as far as it knows. Belongs to one event loop."""
+class RedisListener(ServerListener):
+    """Listens with SUBSCRIBE."""
 
-    __slots__ = ("_listens", "handle", "registered", "session_id", "wakeup_count")
+    def __init__(
+        self, locator: ServerLocator, on_listening: OnListening, on_notification: OnNotification
+    ) -> None:
+        super().__init__(on_listening, on_notification)
+        self._locator = locator
+        self._protocol: RedisProtocol | None = None
+        self._reply: asyncio.Future[None] | None = None
+        """Completes when the server has confirmed all subscriptions, or has answered a PING."""
+        self._unconfirmed: set[str] = set()
+        """The channels whose subscription the server has not confirmed."""
 
-    def __init__(self, handle: str) -> None:
-        self.handle: str = handle
-        """The id of the handle, 16 characters."""
-        self.session_id: str = ""
-        """The session of its latest exchange."""
-        self.registered: tuple[str, ...] = ()
-        """The handle and how it waits, then the queues; empty if it has no entry."""
-        self.wakeup_count: int = 0
-        """How often an entry was used, or the server may have lost some."""
-        self._listens = False
-        """Whether these entries say that the handle listens on its channel, and none is used."""
+    async def _connect(self) -> None:
+        protocol = RedisProtocol(await self._locator.connect(), self._handle)
+        protocol.lost.add_done_callback(
+            lambda _: self._fail(protocol, ConnectionError("the connection is lost"))
+        )
+        self._protocol = protocol
 
-    def note_reply(self, session_id: str, request: ReserveRequest, reply: Reply) -> None:
-        """Note which entries the script of this exchange has written or removed."""
-        self.session_id = session_id
-        if not request.total:
+    async def _subscribe(self, added: frozenset[str], removed: frozenset[str]) -> None:  # noqa: ARG002
+        # UNSUBSCRIBE needs another right. Nothing is sent on the channels of handles that are gone.
+        self._unconfirmed = set(added)
+        await self._request(
+            b"".join(pack_command(("SUBSCRIBE", channel)) for channel in sorted(added))  # type: ignore[arg-type]
+        )
+
+    async def _ping(self) -> None:
+        await self._request(_PING)
+
+    async def _request(self, packed: bytes) -> None:
+        """Send commands, and return when the server has answered them."""
+        assert self._protocol is not None, "it is connected"
+        self._reply = asyncio.get_running_loop().create_future()
+        self._protocol.send(packed)
+        try:
+            async with asyncio.timeout(_REPLY_TIMEOUT):
+                await self._reply
+        except TimeoutError:
+            raise TimeoutError(f"no reply within {_REPLY_TIMEOUT:g} s") from None
+
+    def _handle(self, message: Any) -> None:  # noqa: ANN401 - a reply is what the server says
+        """Handle a notification, a confirmation, the reply to a PING, or an error."""
+        if isinstance(message, Exception):
+            self._fail(self._protocol, message)
             return
-        if request.long_poll:
-            mode, is_idle = _ON_STREAM, not reply.waiting and not reply.deliveries
-        else:
-            mode = _ON_CHANNEL
-            is_idle = not reply.waiting and len(reply.deliveries) < request.free_slots
-        queues = dict.fromkeys(lane.queue for lane in request.lanes) if is_idle else ()
-        self.registered = (self.handle + mode, *queues) if queues else ()
-        self._listens = is_idle and mode == _ON_CHANNEL
+        if message[0] == b"message":
+            self._on_notification(message[1].decode(), message[2].decode())
+            return
+        if message[0] == b"subscribe":
+            self._unconfirmed.discard(message[1].decode())
+        if not self._unconfirmed and self._reply is not None and not self._reply.done():
+            self._reply.set_result(None)
 
-    def may_listen(self, queues: Collection[str]) -> bool:
-        """Return whether the server knows that the handle listens for all of these queues."""
-        return self._listens and {*queues} <= {*self.registered[1:]}
+    def _fail(self, protocol: RedisProtocol | None, error: Exception) -> None:
+        if protocol is not self._protocol:  # the former connection
+            return
+        if self._reply is not None and not self._reply.done():
+            self._reply.set_exception(error)
+        self._note_lost()
 
-    def note_wakeup(self) -> None:
-        """Note that an entry is used, or that the server may have lost some."""
-        self.wakeup_count += 1
-        self._listens = False
-
-    def add_members(self, queues: Collection[str]) -> list[str]:
-        """Return the members of `idle_worker` that say that the handle listens for these queues."""
-        known = self.registered[1:] if self._listens else ()
-        self.registered = (self.handle + _ON_CHANNEL, *dict.fromkeys((*known, *queues)))
-        self._listens = False
-        return [self._make_member(queue) for queue in queues]
-
-    def note_added(self, wakeup_count: int) -> None:
-        """Note that the server has these members. `wakeup_count` is that of before the call."""
-        self._listens = wakeup_count == self.wakeup_count
-
-    def list_members(self) -> list[str]:
-        """Return the members of `idle_worker` that the handle may have."""
-        return [self._make_member(queue) for queue in self.registered[1:]]
-
-    def _make_member(self, queue: str) -> str:
-        return f"{queue}\0{self.session_id}\0{self.registered[0]}"
+    async def _disconnect(self) -> None:
+        protocol, self._protocol = self._protocol, None
+        self._locator.invalidate()
+        if protocol is not None:
+            await protocol.close()
 
 
-AddEntries = Callable[[Collection[str]], Awaitable[None]]
-"""Writes idle entries of the handle for these queues."""
+class RedisNotifications(Notifications):
+    """The notifications of one handle, and its idle entries as far as it knows.
 
-
-class RedisNotifications:
-    """The notifications that one handle receives. Belongs to one event loop; listens from the first
-    call that waits.
+    `handle` is the id of the handle, 16 characters. `run_script` runs a script on `commands`.
     """
 
     def __init__(
         self,
         locator: ServerLocator,
-        channels: tuple[str, str],
-        entries: IdleEntries,
+        keys: Keys,
+        handle: str,
+        commands: CommandConnection,
         *,
-        add_entries: AddEntries,
-        pass_on: PassOn,
-        relay: NotificationRelay | None = None,
+        run_script: Callable[[str, Sequence[CommandPart]], Awaitable[Any]],
+        share_listener: ShareListener | None,
     ) -> None:
+        super().__init__(
+            keys.channel.decode(), f"{keys.idle_worker.decode()}:{handle}", share_listener
+        )
         self._locator = locator
-        self._channels = channels
-        """The channel of sessions, and that of this handle."""
-        self._entries = entries
-        self._add_entries = add_entries
-        self._pass_on = pass_on
-        self._relay = relay
-        """None: this handle listens on a connection of its own."""
-        self._listener: RedisListener | None = None
-        self._has_subscribed = False
-        self._waiters = Waiters(pass_on)
-        self._is_connected = asyncio.Event()
-        """Set while notifications arrive."""
+        self._key = keys.idle_worker
+        self._commands = commands
+        self._run_script = run_script
+        self.handle: str = handle
+        self._session_id = ""
+        """The session of its latest exchange."""
+        self.registered: tuple[str, ...] = ()
+        """The handle and where it waits, then the queues; empty if it has no entry."""
+        self._may_listen = False
+        """Whether these entries say that the handle listens on its channel, and none is used."""
+        self._wakeup_count = 0
+        """How often an entry was used, or the server may have lost some."""
+        self._wake_tasks: set[asyncio.Task[None]] = set()
 
-    @property
-    def last_wait(self) -> LastWait:
-        """How the last call of `wait` ended."""
-        return self._waiters.last_wait
-
-    async def wait(
-        self, queues: Collection[str], timeout: float, sleep: Callable[[float], Awaitable[None]]
-    ) -> None:
-        """Return when one of the queues is notified, or was notified since the last wait. Return at
-        the latest after `timeout` seconds, measured by `sleep`.
+    def note_exchange(self, session_id: str, request: ReserveRequest, reply: Reply) -> None:
+        """Note which entries the script of this exchange has written or removed. Wake the next
+        worker if it was the first exchange after a wait.
         """
-        clock = asyncio.get_running_loop()
-        began = clock.time()
-        await self._ensure_listening(min(timeout, REPLY_TIMEOUT))
-        if self._waiters.take_missed(queues):
-            return
-        if not self._is_connected.is_set():
-            timeout = min(timeout, LONGEST_DEAF_WAIT)
-        with self._waiters.expect(queues) as notified:
-            await self._announce(queues)
-            left = max(0.0, timeout - (clock.time() - began))
-            await wait_until(notified, sleep(left))
+        self._session_id = session_id
+        if request.total:
+            if request.long_poll:
+                mode, is_idle = _ON_STREAM, not reply.waiting and not reply.deliveries
+            else:
+                mode = _ON_CHANNEL
+                is_idle = not reply.waiting and len(reply.deliveries) < request.free_slots
+            queues = dict.fromkeys(lane.queue for lane in request.lanes) if is_idle else ()
+            self.registered = (self.handle + mode, *queues) if queues else ()
+            self._may_listen = is_idle and mode == _ON_CHANNEL
+        if self._waiters.last_wait.has_ended:
+            self._wake_next(request, reply)
 
-    async def wait_for_session(self, session_id: str) -> None:
-        """Return when the session is notified, or when notifications may have been lost."""
-        await self._ensure_listening(REPLY_TIMEOUT)
-        await self._waiters.wait_for_session(session_id)
+    # --- idle entries ---
+
+    def has_entries(self, queues: Collection[str]) -> bool:
+        """Return whether the server knows that the handle listens for all of these queues."""
+        return self._may_listen and {*queues} <= {*self.registered[1:]}
+
+    async def _add_idle_entries(self, queues: Collection[str]) -> None:
+        if self.has_entries(queues):
+            return
+        known = self.registered[1:] if self._may_listen else ()
+        self.registered = (self.handle + _ON_CHANNEL, *dict.fromkeys((*known, *queues)))
+        self._may_listen = False
+        wakeup_count = self._wakeup_count
+        parts: list[CommandPart] = []
+        for queue in queues:
+            parts += (0, self._make_member(queue))
+        with suppress(BackendError):
+            await self._commands.execute("ZADD", self._key, *parts)
+            self._may_listen = wakeup_count == self._wakeup_count
+
+    def forget_idle_entries(self) -> None:
+        """Note that an entry is used, or that the server may have lost some."""
+        self._wakeup_count += 1
+        self._may_listen = False
+
+    def _make_member(self, queue: str) -> str:
+        return f"{queue}\0{self._session_id}\0{self.registered[0]}"
+
+    async def _delete_idle_entries(self) -> None:
+        members = [self._make_member(queue) for queue in self.registered[1:]]
+        if members:
+            with suppress(BackendError):
+                await self._commands.execute("ZREM", self._key, *members)
+
+    # --- sending and receiving ---
+
+    def _wake_another(self, queue: str, passed: bool) -> None:  # noqa: FBT001 - see `PassOn`
+        task = asyncio.get_running_loop().create_task(self._wake_worker(queue, passed=passed))
+        self._wake_tasks.add(task)
+        task.add_done_callback(self._wake_tasks.discard)
+
+    async def _wake_worker(self, queue: str, *, passed: bool) -> None:
+        with suppress(BackendError):
+            await self._run_script("wake_workers", [queue, 1, b"1" if passed else b"", self.handle])
+
+    def _make_listener(
+        self, on_listening: OnListening, on_notification: OnNotification
+    ) -> Listener:
+        return RedisListener(self._locator, on_listening, on_notification)
+
+    def _notify_all(self, text: str) -> None:
+        self._waiters.notify(text.split("\0"))
 
     async def close(self) -> None:
-        """Stop listening."""
-        if self._listener is not None:
-            await self._listener.close()
-        elif self._relay is not None and self._has_subscribed:
-            await self._relay.unsubscribe()
-
-    async def _ensure_listening(self, timeout: float) -> None:
-        """Wait up to `timeout` seconds until notifications arrive. Polling works without them."""
-        if not self._has_subscribed:
-            self._has_subscribed = True
-            self._subscribe()
-        if not self._is_connected.is_set():
-            # `asyncio.wait_for` of Python 3.11 can lose a cancellation that comes with the event.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(timeout):
-                    await self._is_connected.wait()
-
-    def _subscribe(self) -> None:
-        if self._relay is None:
-            self._listener = self._make_listener(self)
-            self._listener.listen(self._channels)
-        else:
-            self._relay.subscribe(self._channels, self, self._make_listener)
-
-    def _make_listener(self, receiver: NotificationReceiver) -> RedisListener:
-        return RedisListener(self._locator, receiver)
-
-    async def _announce(self, queues: Collection[str]) -> None:
-        """Have idle entries for these queues."""
-        if self._is_connected.is_set() and not self._entries.may_listen(queues):
-            wakeups = self._entries.wakeup_count
-            with suppress(BackendError):
-                await self._add_entries(queues)
-                self._entries.note_added(wakeups)
-
-    # --- the receiver of the listener ---
-
-    def note_listening(self, channels: Collection[str]) -> None:  # noqa: ARG002 (of the protocol)
-        """Note that notifications arrive from now on."""
-        if not self._is_connected.is_set():
-            self._entries.note_wakeup()  # a wake-up may have been lost
-            self._is_connected.set()
-
-    def note_lost(self) -> None:
-        """Note that notifications may be lost from now on, and wake all waiters."""
-        self._is_connected.clear()
-        self._entries.note_wakeup()
-        self._waiters.notify([EVERY_QUEUE, EVERY_SESSION])
-
-    def receive(self, channel: str, text: str) -> None:
-        """Handle one notification."""
-        if channel == self._channels[0]:
-            self._waiters.notify(text.split("\0"))
-        else:
-            self._wake_one(text)
-
-    def _wake_one(self, text: str) -> None:
-        """End a call of this handle. If none waits any more, wake another worker."""
-        self._entries.note_wakeup()
-        passed, queue = text.startswith(_PASSED), text.removeprefix(_PASSED)
-        if not self._waiters.wake(queue, 1, passed=passed):
-            self._waiters.keep([queue])
-            self._pass_on(queue, passed)
+        """Send the pending wake-ups, remove the idle entries, and stop listening."""
+        if self._wake_tasks:  # another worker has to start the job
+            await asyncio.wait(self._wake_tasks, timeout=_CLOSE_TIMEOUT)
+        for task in self._wake_tasks:
+            task.cancel()
+        await asyncio.gather(*self._wake_tasks, return_exceptions=True)
+        await self._delete_idle_entries()
+        await super().close()

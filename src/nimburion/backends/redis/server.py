@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Collection, Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 from nimburion.backends.redis import enqueue as enqueueing
@@ -14,19 +14,17 @@ from nimburion.backends.redis.connection.command_connection import CommandConnec
 from nimburion.backends.redis.connection.topology import ServerLocator
 from nimburion.backends.redis.keys import Keys
 from nimburion.backends.redis.long_poll import Command, StreamLongPoll
-from nimburion.backends.redis.notifications import IdleEntries, RedisNotifications
+from nimburion.backends.redis.notifications import RedisNotifications
 from nimburion.backends.redis.scripts import Script, Scripts
 from nimburion.backends.redis.server_check import RedisServerInfo, check_server
 from nimburion.backends.redis.url import RedisSettings
 from nimburion.backends.server.handle import OpenHandle
-from nimburion.core.errors import BackendError, FormatMismatch
-from nimburion.core.notification_relay import NotificationRelay
+from nimburion.core.errors import FormatMismatch
+from nimburion.core.listener import ShareListener
 from nimburion.core.timing.clock import Clock, SystemClock, to_micros
 
 _log = logging.getLogger("nimburion.backends.redis")
 
-_WAKE_TIMEOUT = 1.0
-"""Seconds that a handle which closes takes to send wake-ups."""
 _UNUSED_INTERVAL = 2.0
 """A worker closes connections that were not used for between one and two times these seconds."""
 FORMAT = 1
@@ -47,8 +45,8 @@ class RedisServer:
         self.clock: Clock = test_clock or SystemClock()
         self.warned: set[str] = set()
         """The server warnings already logged; shared by all handles of this backend."""
-        self.relay: NotificationRelay | None = None
-        """Passes notifications from another process; None: the handle listens itself."""
+        self.share_listener: ShareListener | None = None
+        """Returns a listener that processes share; None: the handle listens itself."""
         self.handle: OpenHandle[RedisConnections] = OpenHandle(
             settings.describe(), self.make_connections
         )
@@ -58,7 +56,10 @@ class RedisServer:
     def make_connections(self) -> RedisConnections:
         """Return new connections, which are not open yet."""
         return RedisConnections(
-            self.settings, self.warned, handle=os.urandom(8).hex(), relay=self.relay
+            self.settings,
+            self.warned,
+            handle=os.urandom(8).hex(),
+            share_listener=self.share_listener,
         )
 
     def make_times(self) -> tuple[CommandPart, CommandPart]:
@@ -111,7 +112,7 @@ class RedisConnections:
         warned: set[str],
         *,
         handle: str,
-        relay: NotificationRelay | None,
+        share_listener: ShareListener | None,
     ) -> None:
         self.settings: RedisSettings = settings
         self.locator: ServerLocator = ServerLocator(settings, timeout=settings.timeout)
@@ -121,23 +122,20 @@ class RedisConnections:
         self.enqueues: CommandConnection = CommandConnection(self.locator, where, settings.timeout)
         self.exchanges: CommandConnection = CommandConnection(self.locator, where, settings.timeout)
         self.keys: Keys = Keys(settings.namespace)
-        self.entries: IdleEntries = IdleEntries(handle)
-        own_channel = b"%s:%s" % (self.keys.idle_worker, handle.encode())
         self.notifications: RedisNotifications = RedisNotifications(
             self.locator,
-            (self.keys.channel.decode(), own_channel.decode()),
-            self.entries,
-            add_entries=self._add_entries,
-            pass_on=lambda queue, passed: self.wake_other(queue, passed=passed),
-            relay=relay,
+            self.keys,
+            handle,
+            self.commands,
+            run_script=partial(self.run_script, self.commands),
+            share_listener=share_listener,
         )
         self.long_poll: StreamLongPoll = StreamLongPoll(
-            own_channel,
+            self.notifications.own_channel.encode(),
             self.notifications.last_wait,
             self.exchanges,
             self.commands,
         )
-        self._wake_tasks: set[asyncio.Task[None]] = set()
         self._closing_unused: asyncio.Task[None] | None = None
         self.server: RedisServerInfo
         self._warned = warned
@@ -206,23 +204,6 @@ class RedisConnections:
         """Return the commands that follow a write and wait until it is on the disk."""
         return enqueueing.make_flush_commands(*self._scripts["flush"], settings)
 
-    def wake_other(self, queue: str, *, passed: bool) -> None:
-        """Wake a worker of a queue on another handle, soon."""
-        task = asyncio.get_running_loop().create_task(self._wake_other(queue, passed=passed))
-        self._wake_tasks.add(task)
-        task.add_done_callback(self._wake_tasks.discard)
-
-    async def _wake_other(self, queue: str, *, passed: bool) -> None:
-        arguments: list[CommandPart] = [queue, 1, b"1" if passed else b"", self.entries.handle]
-        with suppress(BackendError):
-            await self.run_script(self.commands, "wake_workers", arguments)
-
-    async def _add_entries(self, queues: Collection[str]) -> None:
-        parts: list[CommandPart] = []
-        for member in self.entries.add_members(queues):
-            parts += (0, member)
-        await self.commands.execute("ZADD", self.keys.idle_worker, *parts)
-
     def start_closing_unused(self) -> None:
         """Close the connections for callers and for all other operations whenever they are not
         used: this handle is a worker's, and an idle worker needs the one for exchanges.
@@ -243,18 +224,9 @@ class RedisConnections:
 
     async def close(self) -> None:
         """Send the pending wake-ups, remove the idle entries, and close all connections."""
-        if self._wake_tasks:  # another worker has to start the job
-            await asyncio.wait(self._wake_tasks, timeout=_WAKE_TIMEOUT)
         if self._closing_unused is not None:
             self._closing_unused.cancel()
             await asyncio.gather(self._closing_unused, return_exceptions=True)
-        for task in self._wake_tasks:
-            task.cancel()
-        await asyncio.gather(*self._wake_tasks, return_exceptions=True)
-        members = self.entries.list_members()
-        if members:
-            with suppress(BackendError):
-                await self.commands.execute("ZREM", self.keys.idle_worker, *members)
         await self.notifications.close()
         await self.long_poll.close()
         for connection in (self.exchanges, self.enqueues, self.commands):

@@ -1,1 +1,4 @@
-"""Code that the backends with a server (Redis, PostgreSQL) share."""
+"""Code that the backends with a server (Redis, PostgreSQL) share.
+
+`notifications` explains how an enqueue wakes a worker.
+"""

@@ -27,8 +27,8 @@ from nimburion.cli.supervisor.messages import (
     WorkerStarted,
     WorkerStopping,
 )
+from nimburion.cli.supervisor.shared_listener import SharedListener
 from nimburion.cli.supervisor.supervisor_channel import SupervisorChannel
-from nimburion.cli.supervisor.supervisor_relay import SupervisorRelay
 from nimburion.core.backend import SharedListening
 from nimburion.core.service import Service
 from nimburion.jobs import Processor
@@ -85,10 +85,10 @@ def check_shared(processor: Processor, processes: int) -> None:
 
 async def _serve(processor: Processor, channel: SupervisorChannel, options: WorkerOptions) -> None:
     loop = asyncio.get_running_loop()
-    relay = SupervisorRelay(channel)
+    listener = SharedListener(channel)
     if processor.backend.capabilities.shares_listener:
-        cast("SharedListening", processor.backend.consuming).share_listener(relay)
-    channel.attach(loop, partial(_receive, processor, channel, relay))
+        cast("SharedListening", processor.backend.consuming).share_listener(listener.attach)
+    channel.attach(loop, partial(_receive, processor, channel, listener))
     async with processor:
         await processor.run(
             owns_process=True, until_empty=options.until_empty, max_jobs=options.max_jobs
@@ -99,7 +99,7 @@ async def _serve(processor: Processor, channel: SupervisorChannel, options: Work
 
 
 def _receive(
-    processor: Processor, channel: SupervisorChannel, relay: SupervisorRelay, message: ToWorker
+    processor: Processor, channel: SupervisorChannel, listener: SharedListener, message: ToWorker
 ) -> None:
     match message:
         case ReportRequest():
@@ -107,7 +107,7 @@ def _receive(
         case FinishRequest():
             processor.finish()
         case ListenRequest() | ListenerState() | Notification():
-            relay.handle(message)
+            listener.handle(message)
 
 
 def _make_report(processor: Processor) -> WorkerReport:

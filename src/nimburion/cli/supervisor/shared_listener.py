@@ -1,98 +1,113 @@
-"""One worker process of a supervisor listens to the notifications of the backend for all."""
+"""The listener of a worker process that shares one with the other processes of its supervisor."""
 
 from __future__ import annotations
 
-import logging
+import asyncio
+from collections.abc import Collection
 
-from nimburion.cli.supervisor.messages import ChannelsServed, ChannelsWanted, Notification
-from nimburion.cli.supervisor.worker_process import ListenerMessage, WorkerProcess
+from nimburion.cli.supervisor.messages import (
+    ChannelsServed,
+    ChannelsWanted,
+    ListenerState,
+    ListenRequest,
+    Notification,
+)
+from nimburion.cli.supervisor.supervisor_channel import SupervisorChannel
+from nimburion.core.listener import Listener, MakeListener, OnListening, OnNotification
 
-_log = logging.getLogger("nimburion.supervisor")
 
+class SharedListener(Listener):
+    """Receives the notifications of its channels from the supervisor.
 
-class SharedListener:
-    """Chooses the process that listens, and passes its notifications to the others.
-
-    The first process that wants notifications listens. If it ends, stops or does not answer, the
-    next one does. In between, notifications are lost; the workers look for jobs once and then poll.
+    If the supervisor asks for it, this process listens for all, with a listener of the backend.
+    Then notifications on its own channels come from there, and those for others are sent to the
+    supervisor.
     """
 
-    def __init__(self, answer_timeout: float) -> None:
-        self._answer_timeout = answer_timeout
-        """A process that has not answered a request for a report within these seconds does not
-        listen for others."""
-        self._processes: list[WorkerProcess] = []
-        """Those that want notifications, in the order in which they asked for them."""
-        self._listener: WorkerProcess | None = None
-        self._requested: frozenset[str] | None = None
-        """The channels on which the listener is to listen for others."""
-        self._served: frozenset[str] = frozenset()
-        """The channels on which it listens."""
-        self._informed: set[WorkerProcess] = set()
-        """The processes that were told that another one listens on their channels."""
+    def __init__(self, channel: SupervisorChannel) -> None:
+        self._channel = channel
+        self._make_listener: MakeListener | None = None
+        """None: the backend does not listen."""
+        self._on_listening: OnListening
+        self._on_notification: OnNotification
+        self._wanted: frozenset[str] = frozenset()
+        """The channels that the backend of this process wants."""
+        self._wanted_by_others: frozenset[str] = frozenset()
+        self._listener: Listener | None = None
+        """Listens for all; None: another process does."""
+        self._is_listening = False
+        """Whether the backend was told that its notifications arrive."""
+        self._closing: set[asyncio.Task[None]] = set()
 
-    def handle(self, process: WorkerProcess, message: ListenerMessage) -> None:
-        """Handle a message of a worker. Ignore what a former listener says of its channels."""
-        match message:
-            case ChannelsWanted():
-                self._note_wanted(process, frozenset(message.channels))
-            case ChannelsServed() if process is self._listener:
-                self._served = frozenset(message.channels)
-                self._inform()
-            case Notification() if process is self._listener:
-                for other in self._processes:
-                    if other is not process and message.channel in other.channels:
-                        other.notify(message)
+    # --- for the backend ---
 
-    def _note_wanted(self, process: WorkerProcess, channels: frozenset[str]) -> None:
-        process.channels = channels
-        self._informed.discard(process)
-        if process in self._processes:
-            self._processes.remove(process)
-        if channels:
-            self._processes.append(process)
-        self.review()
+    def attach(
+        self,
+        make_listener: MakeListener,
+        on_listening: OnListening,
+        on_notification: OnNotification,
+    ) -> Listener:
+        """Return this listener, for the backend that was opened last. See `ShareListener`."""
+        self._make_listener = make_listener
+        self._on_listening, self._on_notification = on_listening, on_notification
+        return self
 
-    def review(self) -> None:
-        """Choose another listener if the present one cannot listen, and say who wants what."""
-        self._processes = [process for process in self._processes if not process.has_ended]
-        self._informed.intersection_update(self._processes)
-        fit = [process for process in self._processes if self._is_fit(process)]
-        candidates = fit or self._processes
-        if self._listener not in candidates:
-            self._change(candidates[0] if candidates else None)
-        self._request()
-        self._inform()
+    def listen(self, channels: Collection[str]) -> None:
+        """Receive the notifications of these channels from now on."""
+        self._wanted = frozenset(channels)
+        self._channel.send(ChannelsWanted(sorted(channels)))
 
-    def _is_fit(self, process: WorkerProcess) -> bool:
-        return not process.stopping.is_set() and process.lag < self._answer_timeout
+    async def close(self) -> None:
+        """Receive no more notifications, and stop listening for other processes."""
+        self._make_listener = None
+        self._wanted, self._is_listening = frozenset(), False
+        self._channel.send(ChannelsWanted([]))
+        self._close_listener()
+        await asyncio.gather(*self._closing, return_exceptions=True)
 
-    def _change(self, chosen: WorkerProcess | None) -> None:
-        """Let another process listen; None: there is none."""
-        former, self._listener = self._listener, None
-        self._requested, self._served = None, frozenset()
-        self._inform()
-        if former in self._processes:
-            former.listen(None)
-        self._listener = chosen
-        if chosen is not None:
-            _log.debug("worker process %d listens for all", chosen.id)
+    # --- messages of the supervisor ---
 
-    def _request(self) -> None:
-        """Let the listener listen on the channels of the others."""
-        listener = self._listener
-        if listener is None:
+    def handle(self, message: ListenRequest | ListenerState | Notification) -> None:
+        """Handle a message of the supervisor."""
+        if self._make_listener is None:  # the backend was closed in the meantime
             return
-        others = (process.channels for process in self._processes if process is not listener)
-        wanted: frozenset[str] = frozenset().union(*others)
-        if wanted != self._requested:
-            self._requested = wanted
-            listener.listen(wanted)
+        match message:
+            case Notification():
+                self._on_notification(message.channel, message.text)
+            case ListenerState():
+                self._note_state(is_listening=message.is_listening)
+            case ListenRequest(channels=None):
+                self._note_state(is_listening=False)
+                self._close_listener()
+            case ListenRequest(channels=[*channels]):
+                self._wanted_by_others = frozenset(channels)
+                if self._listener is None:
+                    self._listener = self._make_listener(self._note_channels, self._receive)
+                self._listener.listen(self._wanted | self._wanted_by_others)
 
-    def _inform(self) -> None:
-        """Tell each other process whether its notifications arrive, if that has changed."""
-        for process in self._processes:
-            is_served = process is not self._listener and process.channels <= self._served
-            if is_served != (process in self._informed):
-                self._informed ^= {process}
-                process.note_listener(is_listening=is_served)
+    def _close_listener(self) -> None:
+        """Close the listener in the background. A request that follows makes another one."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            closing = asyncio.get_running_loop().create_task(listener.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    def _note_state(self, *, is_listening: bool) -> None:
+        """Tell the backend whether its notifications arrive, if that has changed."""
+        if self._make_listener is not None and is_listening != self._is_listening:
+            self._is_listening = is_listening
+            self._on_listening(self._wanted if is_listening else ())
+
+    # --- while this process listens for all ---
+
+    def _note_channels(self, channels: Collection[str]) -> None:
+        self._note_state(is_listening=bool(channels))
+        self._channel.send(ChannelsServed(sorted(channels)))
+
+    def _receive(self, channel: str, text: str) -> None:
+        """Pass a notification on. It is lost if the supervisor does not read; workers then poll."""
+        if channel in self._wanted_by_others:
+            self._channel.send_or_drop(Notification(channel, text))
+        if channel in self._wanted:
+            self._on_notification(channel, text)

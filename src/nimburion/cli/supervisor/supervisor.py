@@ -12,10 +12,10 @@ from typing import NamedTuple
 from nimburion.cli.exit_codes import BAD_INPUT, DONE, FAILED
 from nimburion.cli.supervisor.combined_health import combine_health
 from nimburion.cli.supervisor.file_watch import FileWatch
+from nimburion.cli.supervisor.listener_chooser import ListenerChooser
 from nimburion.cli.supervisor.messages import WorkerOptions
 from nimburion.cli.supervisor.process_metrics import ProcessMetrics
 from nimburion.cli.supervisor.reaper import Reaper
-from nimburion.cli.supervisor.shared_listener import SharedListener
 from nimburion.cli.supervisor.worker_process import WorkerProcess
 from nimburion.cli.systemd import SystemdNotifier, read_watchdog_timeout
 from nimburion.core.service import wait_for_first
@@ -85,7 +85,7 @@ class Supervisor:
         self._metrics = ProcessMetrics()
         self._recycle = recycle
         self._settings = settings
-        self._shared_listener = SharedListener(settings.report_timeout)
+        self._listener_chooser = ListenerChooser(settings.report_timeout)
         self._environment = environment
         self._slots = [_Slot(number) for number in range(1, options.processes + 1)]
         self._reaper: Reaper
@@ -147,7 +147,7 @@ class Supervisor:
     async def _start(self, slot: _Slot) -> WorkerProcess:
         loop = asyncio.get_running_loop()
         process = WorkerProcess(loop, self._reaper, self._change_count)
-        process.on_listener_message = self._shared_listener.handle
+        process.on_listener_message = self._listener_chooser.handle
         slot.predecessor, slot.process = slot.process, process
         self._processes.add(process)
         try:
@@ -159,7 +159,7 @@ class Supervisor:
             process.send_signal(signal.SIGTERM)
         self._follow(process, process.loaded, lambda: self._note_loaded(process))
         self._follow(process, process.started, lambda: self._note_started(slot, process))
-        self._follow(process, process.stopping, self._shared_listener.review)
+        self._follow(process, process.stopping, self._listener_chooser.review)
         self._follow(process, process.ended, lambda: self._note_end(process))
         return process
 
@@ -191,7 +191,7 @@ class Supervisor:
 
     def _note_end(self, process: WorkerProcess) -> None:
         self._processes.discard(process)
-        self._shared_listener.review()
+        self._listener_chooser.review()
         self._metrics.note_end(process.report.families if process.report else [])
 
     def _note_started(self, slot: _Slot, process: WorkerProcess) -> None:
@@ -343,7 +343,7 @@ class Supervisor:
         while True:
             await asyncio.sleep(interval)
             await self.request_reports()
-            self._shared_listener.review()
+            self._listener_chooser.review()
             for slot in self._slots:
                 self._recycle_if_needed(slot)
 
