@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import Collection
 from pathlib import Path
 from typing import cast
@@ -19,7 +20,7 @@ from nimburion.core.listener import Listener, OnListening, OnNotification
 from nimburion.jobs import Processor
 from tests.cli.supervisor.conftest import APPLICATION, StartSupervised, Supervised
 from tests.servers.server_kinds import RunningPostgres, RunningRedis
-from tests.waiting import wait_until, wait_until_finished
+from tests.waiting import DEADLINE, wait_until, wait_until_finished
 
 NEVER_POLL = """
 from nimburion.jobs.worker.exchange import wakeups
@@ -29,6 +30,16 @@ wakeups._LONGEST_POLL_INTERVAL = wakeups._LONGEST_POLL_INTERVAL_AFTER_DEATH = 10
 """For the application: its workers find a job only by a wake-up. Not where the listener changes: a
 wake-up may be lost then.
 """
+BLOCK_LOOP = """
+
+@processor.job
+async def block_loop(process: int) -> None:
+    if os.getpid() == process:
+        with open("began", "a") as file:
+            file.write(f"{os.getpid()}\\n")
+        open("go").close()  # returns when the test opens the other end
+"""
+"""For the application: a job that blocks the event loop of one process."""
 SERVER_CONNECTIONS = """SELECT count(*) FROM pg_stat_activity
 WHERE application_name = 'nimburion' AND datname = current_database()"""
 LISTENING_CONNECTIONS = """SELECT count(*) FROM pg_stat_activity
@@ -195,6 +206,33 @@ async def test_a_worker_that_finishes_leaves_listening_to_its_successor(
     assert supervised.stop() == 0
 
 
+async def test_a_blocked_event_loop_of_the_listener_delays_no_other_process(
+    start: StartSupervised, tmp_path: Path, direct_postgres: RunningPostgres, processor: Processor
+) -> None:
+    write_application(tmp_path, direct_postgres, NEVER_POLL, BLOCK_LOOP)
+    path = tmp_path / "app.py"
+    path.write_text(path.read_text().replace("session_ttl=5.0", "session_ttl=400.0, concurrency=1"))
+    os.mkfifo(tmp_path / "go")
+    supervised = start(processes=2, settings=NO_REPORTS)
+    workers = set(supervised.wait_until_ready(2))
+    listener = wait_for_listener(supervised, 1)
+    await wait_until(lambda: count_waiting(direct_postgres) == 2, "both wait")
+    async with processor:
+        while listener not in supervised.read_pids("began"):
+            job_id = await processor.enqueue_raw("block_loop", {"process": listener})
+
+            async def is_blocked_or_free(job_id: str = job_id) -> bool:
+                state = (await processor.get_status(job_id)).state
+                return state is State.COMPLETED or listener in supervised.read_pids("began")
+
+            await wait_until(is_blocked_or_free, "a process has run it")
+        await wait_until(lambda: count_waiting(direct_postgres) == 1, "the other one waits")
+        await run_jobs(processor, 3)
+    (tmp_path / "go").open("w").close()
+    assert set(supervised.read_pids("notes")) == workers - {listener}
+    assert supervised.stop() == 0
+
+
 async def check_cancel(
     start: StartSupervised, tmp_path: Path, server: RunningPostgres | RunningRedis
 ) -> None:
@@ -255,15 +293,16 @@ class SilentChannel:
 
 class FakeListener(Listener):
     def __init__(self) -> None:
-        self.channels: Collection[str] = ()
-        self.is_closed = False
+        self.channels: set[str] = set()
+        self.is_listening = threading.Event()
+        self.is_closed = threading.Event()
 
     def listen(self, channels: Collection[str]) -> None:
-        self.channels = channels
+        self.channels = set(channels)
+        self.is_listening.set()
 
     async def close(self) -> None:
-        await asyncio.sleep(0)
-        self.is_closed = True
+        self.is_closed.set()
 
 
 async def test_a_request_right_after_the_end_of_another_makes_a_listener() -> None:
@@ -279,9 +318,38 @@ async def test_a_request_right_after_the_end_of_another_makes_a_listener() -> No
     shared.handle(ListenRequest(["other"]))
     shared.handle(ListenRequest(None))
     shared.handle(ListenRequest(["other"]))
-    assert set(made[-1].channels) == {"own", "other"}
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert [listener.is_closed for listener in made] == [True, False]
+    first, second = made
+    assert await asyncio.to_thread(first.is_closed.wait, DEADLINE)
+    assert await asyncio.to_thread(second.is_listening.wait, DEADLINE)
+    assert second.channels == {"own", "other"}
+    assert not second.is_closed.is_set()
     await shared.close()
-    assert [listener.is_closed for listener in made] == [True, True]
+    assert second.is_closed.is_set()
+
+
+async def test_a_listener_that_was_closed_reports_nothing_to_the_backend() -> None:
+    """What its thread has sent before is not handled after the request that closes it."""
+    reported: list[Collection[str]] = []
+    callbacks: list[tuple[OnListening, OnNotification]] = []
+
+    def make_listener(on_listening: OnListening, on_notification: OnNotification) -> FakeListener:
+        callbacks.append((on_listening, on_notification))
+        return FakeListener()
+
+    shared = SharedListener(cast("SupervisorChannel", SilentChannel()))
+    receive = reported.append
+    shared.attach(make_listener, receive, lambda channel, _: receive([channel])).listen(["own"])
+    shared.handle(ListenRequest([]))
+    ((on_listening, on_notification),) = callbacks
+    on_listening(["own"])
+    shared.handle(ListenRequest(None))
+    await asyncio.sleep(0)
+    assert reported == [], "it does not listen any more"
+    shared.handle(ListenRequest([]))
+    callbacks[1][0](["own"])
+    callbacks[1][1]("own", "text")
+    await asyncio.sleep(0)
+    assert reported == [{"own"}, ["own"]]
+    on_notification("own", "late")
+    await shared.close()
+    assert reported == [{"own"}, ["own"]]

@@ -18,6 +18,7 @@ from nimburion.backends.redis.connection.command_connection import CommandConnec
 from nimburion.backends.redis.connection.protocol import RedisProtocol
 from nimburion.backends.redis.connection.topology import ServerLocator
 from nimburion.backends.redis.keys import Keys
+from nimburion.backends.redis.url import RedisSettings
 from nimburion.backends.server.notifications import Notifications, ServerListener
 from nimburion.core.errors import BackendError
 from nimburion.core.exchange import Reply, ReserveRequest
@@ -39,10 +40,10 @@ class RedisListener(ServerListener):
     """Listens with SUBSCRIBE."""
 
     def __init__(
-        self, locator: ServerLocator, on_listening: OnListening, on_notification: OnNotification
+        self, settings: RedisSettings, on_listening: OnListening, on_notification: OnNotification
     ) -> None:
         super().__init__(on_listening, on_notification)
-        self._locator = locator
+        self._locator = ServerLocator(settings)
         self._protocol: RedisProtocol | None = None
         self._reply: asyncio.Future[None] | None = None
         """Completes when the server has confirmed all subscriptions, or has answered a PING."""
@@ -112,7 +113,7 @@ class RedisNotifications(Notifications):
 
     def __init__(
         self,
-        locator: ServerLocator,
+        settings: RedisSettings,
         keys: Keys,
         handle: str,
         commands: CommandConnection,
@@ -123,7 +124,7 @@ class RedisNotifications(Notifications):
         super().__init__(
             keys.channel.decode(), f"{keys.idle_worker.decode()}:{handle}", share_listener
         )
-        self._locator = locator
+        self._settings = settings
         self._key = keys.idle_worker
         self._commands = commands
         self._run_script = run_script
@@ -203,7 +204,7 @@ class RedisNotifications(Notifications):
     def _make_listener(
         self, on_listening: OnListening, on_notification: OnNotification
     ) -> Listener:
-        return RedisListener(self._locator, on_listening, on_notification)
+        return RedisListener(self._settings, on_listening, on_notification)
 
     def _notify_all(self, text: str) -> None:
         self._waiters.notify(text.split("\0"))

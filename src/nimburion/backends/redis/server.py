@@ -123,7 +123,7 @@ class RedisConnections:
         self.exchanges: CommandConnection = CommandConnection(self.locator, where, settings.timeout)
         self.keys: Keys = Keys(settings.namespace)
         self.notifications: RedisNotifications = RedisNotifications(
-            self.locator,
+            settings,
             self.keys,
             handle,
             self.commands,

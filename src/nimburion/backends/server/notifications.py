@@ -49,8 +49,8 @@ _OUTAGES = (BackendUnavailable, OSError, EOFError)
 class ServerListener(Listener, ABC):
     """Listens on channels of a server, on a connection that is opened again after each failure.
 
-    It belongs to one event loop. Nothing is sent to the server before the first call of `listen`. A
-    backend says how it connects, subscribes, checks the connection and disconnects. It calls
+    It belongs to the event loop of the first call of `listen`, and sends nothing before.
+    A backend says how it connects, subscribes, checks the connection and disconnects. It calls
     `_on_notification` with each notification, and `_note_lost` when the connection is lost.
     """
 
@@ -277,7 +277,7 @@ class Notifications(ABC):
     def _make_listener(
         self, on_listening: OnListening, on_notification: OnNotification
     ) -> Listener:
-        """Return a listener with a connection of its own."""
+        """Return a listener with a connection of its own. It may run on another event loop."""
 
     @abstractmethod
     async def _add_idle_entries(self, queues: Collection[str]) -> None:

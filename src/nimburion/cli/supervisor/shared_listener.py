@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+import threading
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from functools import partial
+from typing import Any
 
 from nimburion.cli.supervisor.messages import (
     ChannelsServed,
@@ -14,27 +18,31 @@ from nimburion.cli.supervisor.messages import (
 )
 from nimburion.cli.supervisor.supervisor_channel import SupervisorChannel
 from nimburion.core.listener import Listener, MakeListener, OnListening, OnNotification
+from nimburion.jobs.worker.join_thread import join_thread
 
 
 class SharedListener(Listener):
     """Receives the notifications of its channels from the supervisor.
 
-    If the supervisor asks for it, this process listens for all, with a listener of the backend.
-    Then notifications on its own channels come from there, and those for others are sent to the
-    supervisor.
+    If the supervisor asks for it, this process listens for all, with a listener of the backend on a
+    thread. Then notifications on its own channels come from there, and those for others are sent to
+    the supervisor, also while the event loop of this process is blocked.
     """
 
     def __init__(self, channel: SupervisorChannel) -> None:
         self._channel = channel
         self._make_listener: MakeListener | None = None
         """None: the backend does not listen."""
+        self._loop: asyncio.AbstractEventLoop
         self._on_listening: OnListening
         self._on_notification: OnNotification
         self._wanted: frozenset[str] = frozenset()
         """The channels that the backend of this process wants."""
         self._wanted_by_others: frozenset[str] = frozenset()
-        self._listener: Listener | None = None
+        self._listener: ListenerThread | None = None
         """Listens for all; None: another process does."""
+        self._listener_count = 0
+        """How many were started. A message of the thread of a former one is ignored."""
         self._is_listening = False
         """Whether the backend was told that its notifications arrive."""
         self._closing: set[asyncio.Task[None]] = set()
@@ -49,6 +57,7 @@ class SharedListener(Listener):
     ) -> Listener:
         """Return this listener, for the backend that was opened last. See `ShareListener`."""
         self._make_listener = make_listener
+        self._loop = asyncio.get_running_loop()
         self._on_listening, self._on_notification = on_listening, on_notification
         return self
 
@@ -82,8 +91,13 @@ class SharedListener(Listener):
             case ListenRequest(channels=[*channels]):
                 self._wanted_by_others = frozenset(channels)
                 if self._listener is None:
-                    self._listener = self._make_listener(self._note_channels, self._receive)
+                    self._listener = self._start_listener(self._make_listener)
                 self._listener.listen(self._wanted | self._wanted_by_others)
+
+    def _start_listener(self, make_listener: MakeListener) -> ListenerThread:
+        self._listener_count += 1
+        note_listening = partial(self._note_listening, self._listener_count)
+        return ListenerThread(make_listener, note_listening, self._receive)
 
     def _close_listener(self) -> None:
         """Close the listener in the background. A request that follows makes another one."""
@@ -99,15 +113,66 @@ class SharedListener(Listener):
             self._is_listening = is_listening
             self._on_listening(self._wanted if is_listening else ())
 
-    # --- while this process listens for all ---
+    # --- on the thread of the listener, while this process listens for all ---
 
-    def _note_channels(self, channels: Collection[str]) -> None:
-        self._note_state(is_listening=bool(channels))
+    def _note_listening(self, number: int, channels: Collection[str]) -> None:
+        self._call_soon(self._note_own_state, number, bool(channels))
         self._channel.send(ChannelsServed(sorted(channels)))
 
     def _receive(self, channel: str, text: str) -> None:
         """Pass a notification on. It is lost if the supervisor does not read; workers then poll."""
+        if channel in self._wanted:
+            self._call_soon(self._receive_own, channel, text)
         if channel in self._wanted_by_others:
             self._channel.send_or_drop(Notification(channel, text))
+
+    def _call_soon(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call a function on the event loop of the backend."""
+        with suppress(RuntimeError):  # the loop is closed: the process is about to end
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    # --- the same, on the event loop of the backend ---
+
+    def _note_own_state(self, number: int, is_listening: bool) -> None:  # noqa: FBT001 (see `call_soon_threadsafe`)
+        if number == self._listener_count and self._listener is not None:
+            self._note_state(is_listening=is_listening)
+
+    def _receive_own(self, channel: str, text: str) -> None:
         if channel in self._wanted:
             self._on_notification(channel, text)
+
+
+class ListenerThread(Listener):
+    """Runs a listener on a thread of its own, with an event loop of its own.
+
+    The two functions of the listener are called on this thread.
+    """
+
+    def __init__(
+        self,
+        make_listener: MakeListener,
+        on_listening: OnListening,
+        on_notification: OnNotification,
+    ) -> None:
+        self._listener = make_listener(on_listening, on_notification)
+        self._loop = asyncio.new_event_loop()
+        self._closing = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="nimburion-listener", daemon=True)
+        self._thread.start()
+
+    def listen(self, channels: Collection[str]) -> None:
+        """Listen on these channels from now on, in place of those of the last call."""
+        self._loop.call_soon_threadsafe(self._listener.listen, channels)
+
+    async def close(self) -> None:
+        """Stop listening; return when the thread has ended."""
+        self._loop.call_soon_threadsafe(self._closing.set)
+        await join_thread(self._thread)
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._wait_until_closed())
+
+    async def _wait_until_closed(self) -> None:
+        await self._closing.wait()
+        await self._listener.close()

@@ -24,6 +24,8 @@ from nimburion.jobs.worker.children.channel import EXIT_WITHOUT_PARENT
 _log = logging.getLogger("nimburion.worker")
 
 _READ_SIZE = 65_536
+_LONGEST_WAIT_FOR_THREAD = 0.1
+"""Seconds. Another thread sends for less, unless the supervisor does not read."""
 _GRACE_WITHOUT_SUPERVISOR = 3.0
 """Seconds that handlers may still run when the supervisor has ended."""
 _END_WITHOUT_SUPERVISOR = 8.0
@@ -73,11 +75,12 @@ class SupervisorChannel:
             return  # the thread that reads ends the process
 
     def send_or_drop(self, message: ToSupervisor) -> None:
-        """Send a message, or drop it if the supervisor does not read or another thread sends.
+        """Send a message, or drop it if the supervisor does not read.
 
-        Never blocks. If only a part can be sent, the rest is sent before the next message.
+        Waits 0.1 s at most, while another thread sends. If only a part can be sent, the rest is
+        sent before the next message.
         """
-        if not self._lock.acquire(blocking=False):
+        if not self._lock.acquire(timeout=_LONGEST_WAIT_FOR_THREAD):
             return
         try:
             if self._unsent:
