@@ -242,7 +242,7 @@ LIMIT_MUTANTS = (
     ),
     Mutant(
         "PostgreSQL: the limit of a queue closes no lane",
-        "backends/postgres/candidates.py",
+        "backends/postgres/source.py",
         "closing = (caps.get(lane.queue), of_queues.get(lane), own.get(lane.name))",
         "closing = (caps.get(lane.queue), own.get(lane.name))",
         (f"{POSTGRES}test_a_queue_limit_counts_all_names_of_its_queue",),

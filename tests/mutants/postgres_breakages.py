@@ -357,8 +357,8 @@ POSTGRES_MUTANTS = (
     ),
     Mutant(
         "PostgreSQL: a plan is not made again with more jobs of a tenant",
-        "backends/postgres/candidates.py",
-        'yield from self._read(jobs, number, "group_factor")',
+        "backends/postgres/source.py",
+        'yield from self._read(jobs, group, "group_factor")',
         'yield from self._read(jobs, None, "group_factor")',
         (f"{POSTGRES}test_a_tenant_far_behind_gets_several_turns_before_many_others",),
     ),

@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 
 from nimburion.backends.planning.reserve import PlannedLease, ReservePlan, plan_reserve
-from nimburion.backends.postgres.candidates import CandidateJob, Candidates, PostgresSource, Sizes
+from nimburion.backends.postgres.candidates import Candidates, Sizes
 from nimburion.backends.postgres.first_turns import FirstTurns, plan_first_turns
+from nimburion.backends.postgres.source import CandidateJob, PostgresSource
 from nimburion.core.exchange import ReserveRequest
 from nimburion.core.limits import LimitKey, get_limited_queue
 

@@ -1,18 +1,13 @@
--- Concurrency limits and rate limits: lock them, release places, take places and units. Then what workers declare and what
--- operators change at run time: `concurrency_limit`, `rate_limit` and `keyed_limit` hold what is in force. A change of one
--- key stays in `limit_change`; `list_job_keys_1` reads it with the limits by key.
--- `core/rate_limits.py` explains the arithmetic of rate limits.
+-- Limits: lock them, count what is leased and what ends, and return parked jobs to their lanes. Then what workers declare and
+-- what operators change at run time: `concurrency_limit` and `rate_limit` (own limits of job names) and `keyed_limit` (all others)
+-- hold what is in force. A change of one key stays in `limit_change`; `list_job_keys_1` reads it with the limits by key.
+-- `core/rate_limits.py` explains the arithmetic of rate limits. `backends/planning` decides which jobs are parked.
 --
--- Rate limits are locked after concurrency limits, also in the order of their names, and limits by key after these. Limits are locked in the order of their names until the transaction ends. A transaction that reads or changes them
--- holds `concurrency_limit` in ROW SHARE. `open_session` takes EXCLUSIVE, so it adds no limit in the meantime.
--- What is declared or changed is combined by one transaction at a time, which first locks `limit_change` in SHARE ROW
--- EXCLUSIVE. Reading that table does not wait.
---
--- Limits by key: decide which candidates have room, park the others, count leased jobs for their keys, and return parked
--- jobs to their lanes.
---
--- Locks: the rows of `keyed_limit` of a limit guard all its keys. They are locked by limit and job name, after concurrency
--- limits and rate limits (`limits.sql`). Only who holds them changes `limit_key` and parks jobs of that limit.
+-- Locks: first concurrency limits, then rate limits, both by name, then limits by key, by limit and job name. They are held until
+-- the transaction ends. The rows of `keyed_limit` of a limit guard all its keys: only who holds them changes `limit_key` and parks
+-- jobs of that limit. A transaction that reads or changes limits holds `concurrency_limit` in ROW SHARE. `open_session` takes
+-- EXCLUSIVE, so it adds no limit in the meantime. What is declared or changed is combined by one transaction at a time, which
+-- first locks `limit_change` in SHARE ROW EXCLUSIVE. Reading that table does not wait.
 -- A job is in `ready` or in `parked`, never in both.
 --
 -- The turn of a key: when a key gets room, the first job of each queue and name that is parked for it returns to `ready`. If the

@@ -281,7 +281,7 @@ BEGIN
 END $$;
 
 -- name: read_candidates
--- Read what a plan considers (`PostgresSource` in source.py).
+-- Read what a plan considers (`Candidates` in candidates.py).
 -- Inputs: as for `begin_planned_exchange_1`
 -- Result: a JSON object of lists; NULL: no job can be leased. For jobs, turns, groups, shares and keys it has one list for each column
 --     open        the indexes of the requested lanes that are served
