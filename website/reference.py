@@ -35,7 +35,7 @@ MADE_BY_US = frozenset(
     {
         *("Context", "BatchContext", "RegisteredJob", "SyncProcessor", "Status", "Health"),
         *("QueueActions", "LimitActions", "DeadLetters", "TenantActions", "WorkerActions"),
-        *("Schedules", "BulkActions"),
+        *("Schedules", "BulkActions", "AuditLog"),
     }
 )
 """Classes that users receive and never make, so that their constructors are not shown."""
@@ -56,6 +56,7 @@ ALSO_SHOWN = MappingProxyType(
             "nimburion.scheduler.schedules:Schedules",
             "nimburion.actions.bulk:BulkActions",
             "nimburion.actions.filters:FilterOptions",
+            "nimburion.actions.audit_log:AuditLog",
         )
     }
 )

@@ -9,10 +9,9 @@ from typing import Any
 
 from fastapi import FastAPI, HTTPException
 
-from nimburion import Context, Processor, Scheduler, config
+from nimburion import Context, Processor, Scheduler, Unique, config
 from nimburion.errors import JobNotFound
 from nimburion.integrations.fastapi import ProcessorDependency, router
-from nimburion.jobs import Unique
 
 # The backend is that of NIMBURION_JOBS__URL or config.yaml; by default SQLite in ./nimburion.db.
 processor = Processor.from_config(config.load())

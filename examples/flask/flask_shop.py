@@ -6,10 +6,9 @@ from typing import Any
 
 from flask import Flask, abort, current_app, request
 
-from nimburion import Context, Scheduler
+from nimburion import Context, Scheduler, Unique
 from nimburion.errors import JobNotFound
 from nimburion.integrations.flask import FlaskJobs, find_processor
-from nimburion.jobs import Unique
 
 jobs = FlaskJobs()
 

@@ -25,7 +25,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nimburion import config, errors, server
+    from nimburion.actions import Operator
     from nimburion.backends import open_backend
+    from nimburion.core import events
     from nimburion.core.errors import (
         Cancel,
         PermanentError,
@@ -78,8 +80,10 @@ __all__ = [
     "AttemptError",
     "Health",
     "Scheduler",
+    "Operator",
     "config",
     "errors",
+    "events",
     "server",
     "open_backend",
 ]
@@ -88,9 +92,11 @@ _HOMES = MappingProxyType(
     {
         "config": "nimburion.config",
         "errors": "nimburion.errors",
+        "events": "nimburion.core.events",
         "server": "nimburion.server",
         "open_backend": "nimburion.backends",
         "Scheduler": "nimburion.scheduler",
+        "Operator": "nimburion.actions",
         **dict.fromkeys(
             ("PermanentError", "Retry", "Snooze", "RateLimitExceeded", "Cancel"),
             "nimburion.core.errors",
@@ -128,7 +134,7 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(_HOMES[name])
-    return module if module.__name__ == f"{__name__}.{name}" else getattr(module, name)
+    return module if _HOMES[name].endswith(f".{name}") else getattr(module, name)
 
 
 def __dir__() -> list[str]:

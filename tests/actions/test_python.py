@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from nimburion import Processor, State, job
+from nimburion.actions.audit_log import AuditLog
 from nimburion.actions.bulk import BulkActions
 from nimburion.actions.dead_letters import DeadLetters
 from nimburion.actions.filters import FilterOptions
@@ -21,7 +22,6 @@ from nimburion.actions.limits import LimitActions
 from nimburion.actions.queues import QueueActions
 from nimburion.actions.tenants import TenantActions
 from nimburion.actions.workers import WorkerActions
-from nimburion.core.audit import list_audit
 from nimburion.core.errors import BulkOperationNotFound, InvalidJob, WorkerNotFound
 from nimburion.core.queries import JobFilter
 from nimburion.core.session import Session
@@ -37,6 +37,7 @@ SUBJECTS: dict[str, type] = {
     "workers": WorkerActions,
     "schedules": Schedules,
     "bulk": BulkActions,
+    "audit": AuditLog,
 }
 
 
@@ -56,7 +57,7 @@ async def test_a_queue_is_paused_in_one_line(processor: Processor) -> None:
     await processor.queues.pause("default", reason="deploy")
     (queue,) = [one async for one in processor.queues.list()]
     assert (queue.name, queue.paused) == ("default", True)
-    (record,) = (await list_audit(processor.backend)).records
+    (record,) = [one async for one in processor.audit.list()]
     assert (record.action, record.origin) == ("queue.pause", "python")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nimburion.actions.audit_log import AuditLog
 from nimburion.actions.bulk import BulkActions
 from nimburion.actions.dead_letters import DeadLetters, EnqueueJobs
 from nimburion.actions.jobs import JobActions
@@ -26,3 +27,4 @@ class Actions:
         self.tenants: TenantActions = TenantActions(backend, operator)
         self.workers: WorkerActions = WorkerActions(backend, operator)
         self.bulk: BulkActions = BulkActions(backend, operator)
+        self.audit: AuditLog = AuditLog(backend, operator)

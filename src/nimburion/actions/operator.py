@@ -44,9 +44,11 @@ class Operator(msgspec.Struct, frozen=True):
     """Who acts. The audit log keeps the name and the origin."""
 
     name: str
+    """The name that the audit log keeps."""
     origin: str = "python"
     """Through what: `cli`, `api`, `dashboard` or `python`."""
     rights: frozenset[str] = frozenset(RIGHTS)
+    """Of `read`, `payloads`, `operate` and `admin`; by default all of them."""
 
     def record(
         self, backend: Backend, action: str, target: str = "", /, **details: object

@@ -90,6 +90,7 @@ from nimburion.jobs.declaration.registry import Registry
 
 if TYPE_CHECKING:
     from nimburion.actions import Actions, Operator
+    from nimburion.actions.audit_log import AuditLog
     from nimburion.actions.bulk import BulkActions
     from nimburion.actions.dead_letters import DeadLetters
     from nimburion.actions.limits import LimitActions
@@ -315,6 +316,11 @@ class Client:
     def bulk(self) -> BulkActions:
         """Change all jobs that match a filter, step by step."""
         return make_actions(self, self.operator).bulk
+
+    @property
+    def audit(self) -> AuditLog:
+        """The audit log: who changed what."""
+        return make_actions(self, self.operator).audit
 
     async def __aenter__(self) -> Self:
         await self.open()

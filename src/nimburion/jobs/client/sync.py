@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from nimburion.core.timing.durations import Duration
     from nimburion.jobs.client.client import EnqueueResult
     from nimburion.jobs.client.sync_actions import (
+        SyncAuditLog,
         SyncBulk,
         SyncDeadLetters,
         SyncLimits,
@@ -289,6 +290,13 @@ class SyncClient:
         from nimburion.scheduler.sync_schedules import SyncSchedules
 
         return SyncSchedules(self, "schedules")
+
+    @property
+    def audit(self) -> SyncAuditLog:
+        """`audit` of the client as blocking calls."""
+        from nimburion.jobs.client.sync_actions import SyncAuditLog
+
+        return SyncAuditLog(self, "audit")
 
     @property
     def bulk(self) -> SyncBulk:

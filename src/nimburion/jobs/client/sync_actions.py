@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
+from nimburion.actions.audit_log import AuditLog
 from nimburion.actions.bulk import BulkActions
 from nimburion.actions.dead_letters import DeadLetters
 from nimburion.actions.limits import LimitActions
@@ -163,6 +164,13 @@ class SyncWorkers(SyncActions):
     def resume(self) -> None: ...
     @make_sync(WorkerActions.stop)
     def stop(self) -> None: ...
+
+
+class SyncAuditLog(SyncActions):
+    """Read the audit log."""
+
+    @make_sync_list(AuditLog.list)
+    def list(self) -> None: ...
 
 
 class SyncBulk(SyncActions):
