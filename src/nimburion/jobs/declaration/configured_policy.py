@@ -12,7 +12,7 @@ from nimburion.core.rate_limits import parse_rate
 from nimburion.core.settings import BatchSettings, JobSettings, KeyedLimitSettings, Settings
 from nimburion.core.text.suggestions import describe_unknown, find_nearest
 from nimburion.jobs.declaration.job import check_declared_name
-from nimburion.jobs.declaration.limits import Limit
+from nimburion.jobs.declaration.limits import Limit, choose_limit_name
 from nimburion.jobs.declaration.policy import Policy
 
 _BURST_ALONE = "`burst` needs a `rate`, like `rate: 100/min`"
@@ -59,7 +59,7 @@ def _apply(job: str, policy: Policy, own: JobSettings) -> Policy:
 
 
 def _configure_limit(job: str, limit: Limit, keyed: dict[str, KeyedLimitSettings]) -> Limit:
-    own = keyed.get(limit.choose_name(job))
+    own = keyed.get(choose_limit_name(limit, job))
     if own is None:
         return limit
     if own.burst is not None and own.rate is None and limit.rate is None:

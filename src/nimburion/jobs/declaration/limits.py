@@ -90,30 +90,7 @@ class Limit:
         self.cost: Cost = cost
         self.rate: str | None = rate
         self.burst: int | None = burst
-        self.make_rule()  # raises for a wrong rate
-
-    def make_rule(self) -> LimitRule:
-        """Return the limit as a worker declares it to the backend."""
-        fixed = self.cost if isinstance(self.cost, int) else 1
-        return LimitRule(self.concurrency, parse_rate(self.rate, self.burst, fixed))
-
-    @property
-    def is_shared_by_all(self) -> bool:
-        """Whether the limit is that of all jobs of the name: it needs nothing of a single job."""
-        return self.key is None and self.name is None and isinstance(self.cost, int)
-
-    def choose_name(self, job: str) -> str:
-        """Return the name of the limit for a job name, of which each job carries a key."""
-        if self.name is not None:
-            return self.name
-        if self.key is None:
-            key = "cost"
-        else:
-            key = self.key if isinstance(self.key, str) else getattr(self.key, "__name__", "key")
-        name = f"{job}:{re.sub('[^A-Za-z0-9_.-]', '-', key)}"
-        if closes_lane(name):
-            raise DefinitionError(f"job {job!r}: give its Limit a `name`, like {job + '-' + key!r}")
-        return name
+        make_limit_rule(self)  # raises for a wrong rate
 
     def __repr__(self) -> str:
         parts = [repr(self.concurrency)] if self.concurrency is not None else []
@@ -139,11 +116,36 @@ def split_limits(
         raise DefinitionError(f"limits must be a list of Limits, not {limits!r}")
     own, keyed = LimitRule(concurrency, parse_rate(rate)), []
     for limit in limits:
-        if limit.is_shared_by_all:
-            own = _merge(own, limit.make_rule())
+        if _is_shared_by_all(limit):
+            own = _merge(own, make_limit_rule(limit))
         else:
             keyed.append(limit)
     return own, tuple(keyed)
+
+
+def make_limit_rule(limit: Limit) -> LimitRule:
+    """Return a limit as a worker declares it to the backend."""
+    fixed = limit.cost if isinstance(limit.cost, int) else 1
+    return LimitRule(limit.concurrency, parse_rate(limit.rate, limit.burst, fixed))
+
+
+def choose_limit_name(limit: Limit, job: str) -> str:
+    """Return the name of a limit for a job name, of which each job carries a key."""
+    if limit.name is not None:
+        return limit.name
+    if limit.key is None:
+        key = "cost"
+    else:
+        key = limit.key if isinstance(limit.key, str) else getattr(limit.key, "__name__", "key")
+    name = f"{job}:{re.sub('[^A-Za-z0-9_.-]', '-', key)}"
+    if closes_lane(name):
+        raise DefinitionError(f"job {job!r}: give its Limit a `name`, like {job + '-' + key!r}")
+    return name
+
+
+def _is_shared_by_all(limit: Limit) -> bool:
+    """Return whether a limit is that of all jobs of a name: it needs nothing of a single job."""
+    return limit.key is None and limit.name is None and isinstance(limit.cost, int)
 
 
 class JobLimits:
@@ -151,7 +153,7 @@ class JobLimits:
 
     def __init__(self, job: str, limits: Sequence[Limit]) -> None:
         self._job = job
-        self._keyed = {limit.choose_name(job): limit for limit in limits}
+        self._keyed = {choose_limit_name(limit, job): limit for limit in limits}
         if len(self._keyed) < len(limits):
             raise DefinitionError(f"job {job!r}: two limits have one name; give each a `name`")
 
@@ -162,7 +164,7 @@ class JobLimits:
 
         `concurrency` and `rate` limit all jobs of the name.
         """
-        rules = {name: limit.make_rule() for name, limit in self._keyed.items()}
+        rules = {name: make_limit_rule(limit) for name, limit in self._keyed.items()}
         own = LimitRule(concurrency, rate)
         if own != LimitRule():
             rules[make_job_limit_name(self._job)] = own

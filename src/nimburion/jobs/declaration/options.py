@@ -18,6 +18,7 @@ from nimburion.jobs.declaration.uniqueness import (
     KeyRule,
     Unique,
     Uniqueness,
+    list_given,
     read_key_rule,
 )
 
@@ -124,7 +125,7 @@ def parse_options(
         options=_parse_job_options(sizes, **options) if options else NO_JOB_OPTIONS,
         connection=connection,
         key_rule=rule,
-        only_on_duplicate=unique is not None and unique.given.keys() <= {"on_duplicate"},
+        only_on_duplicate=unique is not None and list_given(unique).keys() <= {"on_duplicate"},
     )
     if rule is None or parsed.options.unique_key is None:
         return parsed

@@ -25,7 +25,7 @@ from nimburion.jobs.declaration.backoff import (
 )
 from nimburion.jobs.declaration.batches import Batch
 from nimburion.jobs.declaration.failure_hooks import FailureHook, check_failure_hook
-from nimburion.jobs.declaration.limits import Limit, split_limits
+from nimburion.jobs.declaration.limits import Limit, make_limit_rule, split_limits
 from nimburion.jobs.declaration.uniqueness import Fields, Unique, Uniqueness, parse_uniqueness
 
 _log = logging.getLogger("nimburion.jobs")
@@ -127,7 +127,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         """Return the units that a job took of each of its rates when it was reserved; 0 if it has
         no rate, or if its rates took different numbers. `cost`: the job's own.
         """
-        rates = [limit.make_rule().rate for limit in self.limits]
+        rates = [make_limit_rule(limit).rate for limit in self.limits]
         taken = {rate.cost if cost is None else cost for rate in rates if rate is not None}
         if self.rate is not None:
             taken.add(self.rate.cost)

@@ -80,17 +80,17 @@ class Unique:
     max_wait: Duration | None = None
     throttle: Duration | None = None
 
-    @property
-    def given(self) -> dict[str, Any]:
-        """The values that are not None, by name."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
-
     def __repr__(self) -> str:
-        given = self.given
+        given = list_given(self)
         first = [repr(given.pop("fields"))] if "fields" in given else []
         parts = [*first, *(f"{name}={value!r}" for name, value in given.items())]
         return f"Unique({', '.join(parts)})"
+
+
+def list_given(unique: Unique) -> dict[str, Any]:
+    """Return the values that are not None, by name."""
+    values = {each.name: getattr(unique, each.name) for each in fields(unique)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 _FLAT_NAMES = MappingProxyType(
@@ -243,7 +243,9 @@ def read_key_rule(unique: Unique, error: type[InvalidJob | DefinitionError]) -> 
     """Return how the key is held and what a duplicate does; None if nothing is said of this. Raises
     `error`, which names the option that is wrong.
     """
-    given = {name: value for name, value in unique.given.items() if name not in ("fields", "key")}
+    given = {
+        name: value for name, value in list_given(unique).items() if name not in ("fields", "key")
+    }
     if not given:
         return None
     seconds = {
