@@ -179,7 +179,7 @@ class SyncClient:
             self, job_id: str | UUID, timeout: Duration | None = None, *, missing_ok: bool = False
         ) -> Any: ...
         @overload
-        def wait_all(
+        def wait_all(  # pyright: ignore[reportOverlappingOverload]
             self,
             job_ids: Iterable[JobId[T]],
             timeout: Duration | None = None,
