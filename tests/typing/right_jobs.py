@@ -89,6 +89,7 @@ async def index(paths: list[str]) -> list[int | Exception]:
     unique=Unique(("customer", "path"), on_duplicate="existing"),
     execution=ChildProcess(memory="512MB"),
     retry_on=(ConnectionError, OSError),
+    tags=["media", "eu"],
     timeout="5m",
     expires=timedelta(hours=1),
 )
@@ -155,6 +156,7 @@ async def main() -> None:
             correlation_id="c-1",
             max_retries=1,
             timeout=30,
+            tags=("nightly",),
         )
         mixed: list[JobId[Any]] = await processor.enqueue_many(
             [count.job(1), Resize(width=1)], priority=7
