@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import msgspec
@@ -128,7 +128,7 @@ class Candidates(msgspec.Struct):
     sizes: list[tuple[int, int]] | None = None
 
 
-decode_candidates = msgspec.json.Decoder(Candidates).decode
+decode_candidates: Callable[[str], Candidates] = msgspec.json.Decoder(Candidates).decode
 
 
 def iterate_rows(columns: Columns | None) -> Iterator[tuple[Any, ...]]:

@@ -48,7 +48,7 @@ T = TypeVar("T")
 NOT_ALL_LEASED = "NB001"
 """SQLSTATE of the error for a batch of completions when the session does not hold all their leases.
 """
-RESULTS_BY_CODE = {"d": Settled.DONE, "a": Settled.ALREADY, "s": Settled.STALE}
+RESULTS_BY_CODE: dict[str, Settled] = {"d": Settled.DONE, "a": Settled.ALREADY, "s": Settled.STALE}
 _KEEP = "keep"
 """The text of a completion whose payload is kept."""
 _NO_SETTLEMENTS: tuple[None, ...] = (None,) * 9
