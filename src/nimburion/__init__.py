@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         get_current_context,
         job,
     )
+    from nimburion.jobs.outbox.outbox import Outbox
     from nimburion.scheduler import Scheduler
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "job",
     "JobId",
     "Processor",
+    "Outbox",
     "Context",
     "BatchContext",
     "get_current_context",
@@ -95,6 +97,7 @@ _HOMES = MappingProxyType(
         "events": "nimburion.core.events",
         "server": "nimburion.server",
         "open_backend": "nimburion.backends",
+        "Outbox": "nimburion.jobs.outbox.outbox",
         "Scheduler": "nimburion.scheduler",
         "Operator": "nimburion.actions",
         **dict.fromkeys(

@@ -22,8 +22,9 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any, cast
 
 from nimburion.backends import open_backend
@@ -36,6 +37,9 @@ from nimburion.core.settings import Settings
 from nimburion.core.settlement import Completed
 from nimburion.core.transactions import CallerConnection
 from nimburion.jobs import Context, Limit, Processor
+from nimburion.jobs.client.client import send_jobs
+from nimburion.jobs.outbox.outbox import Outbox
+from nimburion.jobs.outbox.relay import OutboxRelay
 from nimburion.jobs.worker.attempt.attempt_runner import AttemptRunner
 from nimburion.jobs.worker.exchange.completer import Completer
 from nimburion.scheduler import Scheduler
@@ -293,8 +297,9 @@ class EventLog:
 
 
 async def run_worker(folder: Path, url: str, events: EventLog, options: dict[str, Any]) -> None:
-    """Run jobs until stopped."""
-    processor = Processor(open_backend(url), Settings(**options))
+    """Run jobs until stopped; with the option `outbox`, relay them too."""
+    outbox = make_outbox(folder) if options.pop("outbox", False) else None
+    processor = Processor(open_backend(url), Settings(**options), outbox=outbox)
     handlers = Handlers(folder, events, processor.settings.session_ttl)
     handlers.register(processor)
     children.register(processor, handlers.note)
@@ -354,6 +359,33 @@ async def run_buyer(_: Path, url: str, events: EventLog, options: dict[str, Any]
         if crash_at == "bought":
             die()
     await backend.close()
+
+
+def make_outbox(folder: Path) -> Outbox:
+    """The outbox in the database of the application, a file beside those of the jobs."""
+    return Outbox(f"sqlite:///{folder}/app.db", interval=0.05)
+
+
+async def run_shopper(folder: Path, url: str, _: EventLog, options: dict[str, Any]) -> None:
+    """Write a row and enqueue its job through the outbox, in one transaction."""
+    crash_at, job_id = os.environ.get("CRASH_AT"), options["id"]
+    async with Processor(open_backend(url), outbox=make_outbox(folder)) as processor:
+        with closing(sqlite3.connect(folder / "app.db")) as connection:
+            connection.execute(EFFECT.format(job=job_id))
+            await processor.enqueue_raw("quick", {}, id=job_id, connection=connection)
+            if crash_at == "rows":
+                die()
+            connection.commit()
+        if crash_at == "bought":
+            die()
+
+
+async def run_relayer(folder: Path, url: str, _: EventLog, __: dict[str, Any]) -> None:
+    """Relay what is in the outbox, and run nothing."""
+    async with Processor(open_backend(url), outbox=make_outbox(folder)) as processor:
+        assert processor.outbox is not None
+        send = partial(send_jobs, processor)
+        await OutboxRelay(processor.outbox, send, processor.clock, Random(0)).relay()
 
 
 def connect(url: str) -> Any:
@@ -524,6 +556,8 @@ def main() -> None:
         "producer": run_producer,
         "operator": run_operator,
         "buyer": run_buyer,
+        "shopper": run_shopper,
+        "relayer": run_relayer,
     }
     run = roles[verb]
     chosen = json.loads(options)

@@ -90,6 +90,15 @@ class ProcessHarness:
         """Start a process that writes a row and enqueues its job, in one transaction."""
         return self._start("buyer", crash_at, {})
 
+    def start_shopper(self, crash_at: str | None, job_id: str) -> Process:
+        """Start a process that writes a row and stores its job in the outbox, in one
+        transaction."""
+        return self._start("shopper", crash_at, {"id": job_id})
+
+    def start_relayer(self, crash_at: str | None) -> Process:
+        """Start a process that relays the outbox and ends."""
+        return self._start("relayer", crash_at, {})
+
     def _start(self, verb: str, crash_at: str | None, options: dict[str, Any]) -> Process:
         environment = dict(os.environ)
         if crash_at is not None:

@@ -14,7 +14,7 @@ from tests.house.tree import PACKAGE, ROOT
 
 # Each third-party module, and the only packages that may name it.
 PACKAGES_OF = {
-    "asyncpg": ["backends.postgres"],
+    "asyncpg": ["backends.postgres", "jobs.outbox"],
     "click": ["cli"],
     "asgiref": ["integrations.django"],
     "cronsim": ["scheduler"],
@@ -28,8 +28,8 @@ PACKAGES_OF = {
     "pytest": ["testing"],
     "redis": ["backends.redis"],
     "rich": ["cli"],
-    "sqlalchemy": ["integrations.sqlalchemy"],
-    "sqlite3": ["backends.sqlite"],
+    "sqlalchemy": ["backends.caller_connections", "jobs.outbox"],
+    "sqlite3": ["backends.sqlite", "jobs.outbox"],
     "starlette": ["server", "integrations.fastapi"],
     "uvicorn": ["server"],
     "yaml": ["config"],

@@ -18,6 +18,7 @@ from nimburion.core.events import AttemptEnded, AttemptStarted, Events
 from nimburion.core.job import JobOptions, NewJob
 from nimburion.core.limits import LimitChange, LimitRule
 from nimburion.core.metrics.job_counters import JobCounters
+from nimburion.core.metrics.outbox_counters import OutboxCounters
 from nimburion.core.metrics.statistics import RUN_BOUNDS
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import Session, Vitals
@@ -33,6 +34,7 @@ from nimburion.telemetry.opentelemetry_metrics import (
     export_metrics,
     name_instrument,
 )
+from nimburion.telemetry.outbox_metrics import OutboxMetrics
 from nimburion.telemetry.registry import MetricsRegistry
 from nimburion.telemetry.worker_metrics import WorkerMetrics
 from nimburion.testing.contract.harness import make_limits
@@ -210,6 +212,8 @@ async def test_every_family_has_its_instrument(counters: JobCounters) -> None:
         await processor.backend.producing.enqueue(
             [NewJob("a", "send", "mail", b"{}", options=options)]
         )
+        outbox = OutboxCounters()
+        outbox.jobs = 1
         backend = BackendMetrics(processor.backend)
         await backend.refresh()
         await backend.refresh_slow_readings()
@@ -218,6 +222,7 @@ async def test_every_family_has_its_instrument(counters: JobCounters) -> None:
             *EventMetrics(Events()).collect(),
             *CallMetrics(list).collect(),
             *WorkerMetrics(lambda: Vitals(lease_margin=1.0, rss=1)).collect(),
+            *OutboxMetrics(outbox).collect(),
             *backend.collect(),
         ]
     kinds = {family.name: family.kind for family in families}

@@ -247,6 +247,15 @@ class NewJob(msgspec.Struct, frozen=True):
         """Return the due time in epoch seconds, given the backend's time."""
         return now + self.after if self.at is None else self.at
 
+    def fix_due_time(self, now: float) -> NewJob:
+        """Return the job with its due time in place of a delay, which counts from `now`.
+
+        For jobs that the backend stores later: the delay must not begin anew then.
+        """
+        if self.at is not None or not self.after:
+            return self
+        return msgspec.structs.replace(self, at=now + self.after, after=0.0)
+
     def compute_digest(self) -> bytes:
         """Return 16 bytes that distinguish this body (name and payload) from others with the
         same id.

@@ -89,6 +89,8 @@ from nimburion.jobs.worker.stop_conditions import (
 if TYPE_CHECKING:
     from nimburion.core.session import Vitals
     from nimburion.jobs.declaration.attempt_record import ReportSink
+    from nimburion.jobs.outbox.outbox import Outbox
+    from nimburion.jobs.outbox.relay import OutboxRelay
     from nimburion.jobs.worker.attempt.attempt_runner import AttemptRunner
     from nimburion.jobs.worker.attempt.forking import ForkGuard
     from nimburion.jobs.worker.attempt.threads import HandlerThreads
@@ -139,6 +141,9 @@ class Processor(Client):
     setting or a value outside its bounds raises `ConfigurationError`. `clock`, `random` and
     `entropy` are for tests.
 
+    `outbox` is an `Outbox` for jobs that are enqueued in a transaction of another database than the
+    backend's. Workers relay them.
+
     `import_path` (`"myapp.jobs:processor"`) is where child processes find the processor, for jobs
     with `execution="process"`. Without it, the processor is found if it is a global variable of a
     module, or if `nimburion worker MODULE:NAME` runs it.
@@ -151,6 +156,7 @@ class Processor(Client):
         backend: Backend | str,
         settings: Settings | None = None,
         *,
+        outbox: Outbox | None = None,
         import_path: str | None = None,
         clock: Clock | None = None,
         random: Random | None = None,
@@ -160,7 +166,9 @@ class Processor(Client):
         if isinstance(backend, str):
             backend = open_backend(backend)
         chosen = _merge_settings(settings or Settings(), single_settings)
-        super().__init__(backend, settings=chosen, clock=clock, random=random, entropy=entropy)
+        super().__init__(
+            backend, settings=chosen, outbox=outbox, clock=clock, random=random, entropy=entropy
+        )
         self.import_path: str | None = (
             None if import_path is None else check_import_path(import_path)
         )
@@ -575,6 +583,7 @@ class Processor(Client):
         outlives the call, except the lifespan, which `close` ends. `NothingRegistered` is raised
         when no due job has a handler in this processor.
         """
+        await self._relay_outbox()
         return await self._open_inline_runner().step()
 
     async def drain(self, *, advance: bool = False) -> int:
@@ -582,7 +591,23 @@ class Processor(Client):
 
         With `advance` and a fake clock, scheduled jobs run too: the clock moves to each due time.
         """
-        return await self._open_inline_runner().drain(advance=advance)
+        runner = self._open_inline_runner()
+        await self._relay_outbox()
+        attempts = await runner.drain(advance=advance)
+        while await self._relay_outbox():  # the jobs have stored others in it
+            attempts += await runner.drain(advance=advance)
+        return attempts
+
+    async def _relay_outbox(self) -> int:
+        """Relay the jobs of the outbox here and now, and return their number."""
+        self._check_open()
+        if self.outbox is None:
+            return 0
+        relay = self._make_outbox_relay(self.outbox, lambda: 1)
+        try:
+            return await relay.relay()
+        finally:
+            await relay.stop()
 
     # Internals. The parts of a worker are imported where they are made: a process that only
     # enqueues loads none of them.
@@ -606,6 +631,10 @@ class Processor(Client):
 
         metrics = super()._make_metrics()
         metrics.add_source(WorkerMetrics(self._read_vitals))
+        if self.outbox is not None:
+            from nimburion.telemetry.outbox_metrics import OutboxMetrics
+
+            metrics.add_source(OutboxMetrics(self.outbox.counters))
         return metrics
 
     def _read_exemplar(self, job_id: str, attempt: int) -> Mapping[str, str] | None:
@@ -776,7 +805,21 @@ class Processor(Client):
         runner = BulkOperationRunner(
             self.backend, self.clock, self._random, count_workers=count_workers
         )
-        return rescuer, pruner, watch, runner
+        services = (rescuer, pruner, watch, runner)
+        if self.outbox is None:
+            return services
+        return (*services, self._make_outbox_relay(self.outbox, count_workers))
+
+    def _make_outbox_relay(self, outbox: Outbox, count_workers: Callable[[], int]) -> OutboxRelay:
+        from nimburion.jobs.outbox.relay import OutboxRelay
+
+        return OutboxRelay(
+            outbox,
+            partial(send_jobs, self),
+            self.clock,
+            self._random,
+            count_workers=count_workers,
+        )
 
     def _open_inline_runner(self) -> InlineRunner:
         self._check_open()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -23,6 +25,7 @@ from nimburion.core.errors import (
     NotSupported,
     PermanentError,
     ResultNotKept,
+    UnusableConnection,
     WaitTimeout,
 )
 from nimburion.core.events import Event, JobEnqueued
@@ -297,7 +300,12 @@ async def test_a_raw_job_that_cannot_be_is_refused(
 async def test_enqueue_in_a_callers_transaction_needs_a_backend_with_transactions(
     processor: Processor,
 ) -> None:
-    with pytest.raises(NotSupported, match="without `connection`"):
+    with (
+        closing(sqlite3.connect(":memory:")) as connection,
+        pytest.raises(NotSupported, match="without `connection`"),
+    ):
+        await processor.enqueue(double.job(1), connection=connection)
+    with pytest.raises(UnusableConnection, match="no connection that nimburion knows"):
         await processor.enqueue(double.job(1), connection=object())
 
 

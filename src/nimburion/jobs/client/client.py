@@ -74,6 +74,7 @@ from nimburion.jobs.declaration.context import CURRENT, inherit_options
 from nimburion.jobs.declaration.fairness import QueueFairness
 from nimburion.jobs.declaration.job import AnyJob, JobId, JobReturning, require_declaration
 from nimburion.jobs.declaration.limits import JobLimits
+from nimburion.jobs.declaration.loop_calls import find_running_loop
 from nimburion.jobs.declaration.middleware import Enqueueing, EnqueueMiddleware
 from nimburion.jobs.declaration.options import (
     NOTHING_PARSED,
@@ -98,6 +99,7 @@ if TYPE_CHECKING:
     from nimburion.actions.tenants import TenantActions
     from nimburion.actions.workers import WorkerActions
     from nimburion.core.queries import QueueInfo
+    from nimburion.jobs.outbox.outbox import Outbox
     from nimburion.scheduler.schedules import Schedules
     from nimburion.telemetry.registry import MetricsRegistry
 
@@ -146,6 +148,7 @@ class Client:
         backend: Backend,
         *,
         settings: Settings | None = None,
+        outbox: Outbox | None = None,
         registry: Registry | None = None,
         clock: Clock | None = None,
         events: Events | None = None,
@@ -154,6 +157,8 @@ class Client:
     ) -> None:
         self.backend: Backend = backend
         """Where the jobs are kept."""
+        self.outbox: Outbox | None = outbox
+        """Takes the jobs of transactions that the backend cannot join."""
         self.settings: Settings = settings or Settings()
         """The settings of this process."""
         self.registry: Registry = registry or Registry(self.settings)
@@ -217,6 +222,7 @@ class Client:
         other = Client(
             self.backend.new_handle(),
             settings=self.settings,
+            outbox=self.outbox,
             registry=self.registry,
             clock=self.clock,
             events=self.events,
@@ -377,8 +383,9 @@ class Client:
         - `expires`: the time after the job is due until which it must have started. Later, it is
           cancelled, with the reason `expired`.
         - `tags`: names by which people find the job, in addition to those that the job declares.
-        - `connection`: store the job in the open transaction of this connection (SQLite,
-          PostgreSQL).
+        - `connection`: the job belongs to the open transaction of this connection or session. It
+          is stored by the backend if that is the same database, else in the `outbox` of the
+          processor. The memory backend stores it after the commit of a session.
 
         Errors:
 
@@ -648,7 +655,8 @@ class Client:
           handler returned nothing, or that the job has `result=False`.
         - `WaitTimeout`: the job did not end within `timeout`, or the backend did not answer. The
           job continues.
-        - `JobNotFound`: no job has the id, and `missing_ok` is not set.
+        - `JobNotFound`: no job has the id, the outbox holds none that is committed, and
+          `missing_ok` is not set.
         """
         (result,) = await Client.wait_all(self, [job_id], timeout, missing_ok=missing_ok)
         return result
@@ -722,6 +730,8 @@ class Client:
                 new: dict[str, object] = dict.fromkeys(waiting, late)
             else:
                 new = self._read_outcomes(waiting, records, missing_ok=missing_ok)
+                if self.outbox is not None:
+                    new = await self._drop_unrelayed(self.outbox, new)
                 if deadline is not None and self.clock.monotonic() >= deadline:
                     new = _make_wait_timeouts(waiting, records, seconds) | new
             if not return_exceptions:
@@ -885,6 +895,22 @@ class Client:
         if record.result is None:
             return None
         return self._find_result_decoder(record.name)(record.result)
+
+    async def _drop_unrelayed(
+        self, outbox: Outbox, outcomes: dict[str, object]
+    ) -> dict[str, object]:
+        """Return the outcomes without `JobNotFound` for jobs that the outbox holds."""
+        missing = [key for key, value in outcomes.items() if isinstance(value, JobNotFound)]
+        if not missing:
+            return outcomes
+        held = await outbox.find_held(missing)
+        others = [job_id for job_id in missing if job_id not in held]
+        relayed = await self._find_records(others) if others else {}  # since the first look
+        return {
+            key: value
+            for key, value in outcomes.items()
+            if key not in held and key not in relayed
+        }
 
     def _find_result_decoder(self, name: str) -> Callable[[bytes], Any]:
         handler = self.registry.get(name)
@@ -1071,9 +1097,19 @@ class Client:
             jobs = [self._fairness.apply(job) for job in jobs]
         if parsed.connection is not None:
             self._check_open()
-            results = await self._require_transactions().enqueue_in(
-                _to_caller_connection(parsed.connection), jobs
+            from nimburion.jobs.client.caller_transactions import enqueue_in_transaction
+
+            caller = _to_caller_connection(parsed.connection)
+            joined = await enqueue_in_transaction(
+                self,
+                caller,
+                jobs,
+                needs_outcome=all_results is not None,
+                count_stored=self._count_stored_later,
             )
+            if joined is None:
+                return [job.id for job in jobs]
+            results = joined
         else:
             results = await self._send(jobs)
         ids = [require_stored(job, result) for job, result in zip(jobs, results, strict=True)]
@@ -1111,6 +1147,17 @@ class Client:
                 "its job"
             )
         return cast("Transactional", self.backend.producing)
+
+    def _count_stored_later(self, jobs: Sequence[NewJob], results: list[Enqueued]) -> None:
+        """Count and announce jobs that were stored after a commit, on any thread."""
+        self._statistics.count_enqueued(jobs, results)
+        loop = self._loop
+        if JobEnqueued not in self.events.wanted or loop is None or not loop.is_running():
+            return
+        if find_running_loop() is loop:
+            self._emit_enqueued(jobs, results)
+        else:
+            loop.call_soon_threadsafe(self._emit_enqueued, jobs, results)
 
     def _emit_enqueued(self, jobs: Sequence[NewJob], results: list[Enqueued]) -> None:
         for job, result in zip(jobs, results, strict=True):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
-
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.jobs.client.client import Client
 from nimburion.jobs.declaration.options import NOTHING_PARSED, ParsedOptions
@@ -36,12 +34,7 @@ class JobCollector(Client):
         all_results: list[Enqueued] | None = None,  # noqa: ARG002 (nothing is known yet)
     ) -> list[str]:
         now = self.clock.now()
-        self.collected += [
-            msgspec.structs.replace(job, at=now + job.after, after=0.0)
-            if job.at is None and job.after
-            else job
-            for job in jobs
-        ]
+        self.collected += [job.fix_due_time(now) for job in jobs]
         return [job.id for job in jobs]
 
     async def _enqueue_plain(self, job: NewJob) -> str:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
 
 from sqlmodel import Field, Session, SQLModel, create_engine, select
 
-from nimburion.core.job import Enqueued, NewJob
+from nimburion import Outbox, Processor
 from nimburion.core.queries import JobFilter
-from nimburion.integrations.sqlalchemy import Outbox, OutboxRelay
-from nimburion.jobs import Processor
 
 
 class Order(SQLModel, table=True):
@@ -20,10 +17,10 @@ class Order(SQLModel, table=True):
     item: str
 
 
-processor = Processor(f"sqlite:///{os.environ['SHOP_FOLDER']}/jobs.db")
 engine = create_engine(f"sqlite:///{os.environ['SHOP_FOLDER']}/shop.db")
-outbox = Outbox(processor, SQLModel.metadata)
-relay = OutboxRelay(outbox, engine)
+outbox = Outbox(engine)
+outbox.add_table(SQLModel.metadata)
+processor = Processor(f"sqlite:///{os.environ['SHOP_FOLDER']}/jobs.db", outbox=outbox)
 
 
 @processor.job
@@ -36,34 +33,31 @@ def place_order(item: str) -> str:
     SQLModel.metadata.create_all(engine)
     with Session(engine) as session:
         session.add(Order(item=item))
-        job_id = outbox.add(session, send_receipt.job(item))
+        job_id = processor.sync.enqueue(send_receipt.job(item), connection=session)
         session.commit()
     return job_id
 
 
 async def die_before_deleting_the_row() -> None:
     """Relay a job, and die after it was enqueued."""
-    enqueue = processor.backend.producing.enqueue
 
-    async def enqueue_and_die(jobs: Sequence[NewJob]) -> list[Enqueued]:
-        await enqueue(jobs)
+    async def die(*_: object) -> None:
         os._exit(9)
 
-    processor.backend.producing.enqueue = enqueue_and_die  # type: ignore[method-assign]
+    outbox.delete = die  # type: ignore[assignment, method-assign]
     async with processor:
-        await relay.relay()
+        await processor.drain()
 
 
 async def work() -> str:
     """Relay and run what is there, as a worker does; say what was found."""
     async with processor:
-        relayed, then = await relay.relay(), await relay.relay()
         await processor.drain()
         jobs = (await processor.backend.reads.list_jobs(JobFilter(), limit=10)).jobs
         with Session(engine) as session:
             orders = len(session.exec(select(Order)).all())
         results = ", ".join([f"{each.id}: {await processor.wait(each.id)}" for each in jobs])
-    return f"relayed {relayed}, then {then}; orders {orders}; jobs {results}"
+    return f"orders {orders}; jobs {results}"
 
 
 if __name__ == "__main__":

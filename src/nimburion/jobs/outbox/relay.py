@@ -1,0 +1,142 @@
+"""The service of a worker that relays the jobs of an outbox to the backend."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from random import Random
+
+import msgspec
+
+from nimburion.core.errors import InvalidJob, Unstorable
+from nimburion.core.job import Enqueued, NewJob
+from nimburion.core.service import Periodic
+from nimburion.core.timing.clock import Clock
+from nimburion.jobs.outbox.outbox import Outbox, OutboxRow
+
+_ROWS_PER_STEP = 100
+"""The most jobs that are enqueued before their rows are deleted."""
+
+SendJobs = Callable[[Sequence[NewJob]], Awaitable[list[Enqueued]]]
+"""Stores jobs in the backend, and returns what it did with each."""
+
+
+class OutboxRelay(Periodic):
+    """Enqueues the jobs of an outbox in the backend, and deletes their rows.
+
+    A job has its id since the call of `enqueue`. So a relay that dies between enqueue and delete,
+    or two that read the same row, store one job. Of n workers, each relays one time in n.
+    """
+
+    logger_name = "nimburion.jobs"
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        send: SendJobs,
+        clock: Clock,
+        random: Random,
+        *,
+        count_workers: Callable[[], int] = lambda: 1,
+    ) -> None:
+        super().__init__(clock, outbox.interval, random, count_workers=count_workers)
+        self._outbox = outbox
+        self._send = send
+        self._database = outbox.open_database()
+        self._refused: set[int] = set()
+        """The positions of rows that cannot be enqueued, which the log has named."""
+        self._counters = outbox.counters
+
+    async def stop(self) -> None:
+        """Stop the service, and close its connection."""
+        await super().stop()
+        await self._database.close()
+
+    async def tick(self) -> None:
+        """Relay until the outbox is empty or the service stops, then measure what is left."""
+        await self.relay()
+        lag = await self._outbox.measure(self._database, self.clock.now())
+        self._counters.jobs, self._counters.oldest_seconds = lag.jobs, lag.seconds
+
+    async def relay(self) -> int:
+        """Enqueue the jobs of the outbox, oldest first, and delete their rows. Return their number.
+
+        A job whose unique key is held is dropped, with a warning. The row of a job that cannot be
+        enqueued as it is stays, and an error is logged once. Raises `BackendUnavailable` if the
+        backend does not answer; the rows that are not enqueued stay.
+        """
+        total, after = 0, None
+        while True:
+            rows = await self._outbox.read(self._database, after, _ROWS_PER_STEP)
+            total += await self._relay_rows(rows)
+            if len(rows) < _ROWS_PER_STEP or self.stopping.is_set():
+                return total
+            after = rows[-1].position
+
+    async def _relay_rows(self, rows: Sequence[OutboxRow]) -> int:
+        """Enqueue the jobs of these rows, and delete the rows of those that are enqueued.
+
+        These are deleted after an error too: once the backend keeps the record of a finished job no
+        more, a second enqueue would run it again.
+        """
+        done: list[int] = []
+        try:
+            if not await self._relay_together(rows, done):
+                for row in rows:
+                    done += [row.position] if await self._relay_row(row) else []
+        finally:
+            if done:
+                await self._outbox.delete(self._database, done)
+        self._refused.difference_update(done)
+        return len(done)
+
+    async def _relay_together(self, rows: Sequence[OutboxRow], done: list[int]) -> bool:
+        """Enqueue these jobs in one call; return False if the backend refused one of them."""
+        if not rows:
+            return True
+        try:
+            results = await self._send([_decode(row) for row in rows])
+        except (msgspec.MsgspecError, InvalidJob, Unstorable):
+            return False
+        if any(_is_refused(result) for result in results):
+            return False
+        self._counters.relayed += len(rows)
+        done += [row.position for row in rows]
+        return True
+
+    async def _relay_row(self, row: OutboxRow) -> bool:
+        """Enqueue the job of a row. Return False if that can never succeed as it is."""
+        try:
+            job = _decode(row)
+            (result,) = await self._send([job])
+        except (msgspec.MsgspecError, InvalidJob, Unstorable) as error:
+            if row.position not in self._refused:
+                self._refused.add(row.position)
+                self._log.error(
+                    "the job in row %s of %s cannot be enqueued: %s; the row stays until you "
+                    "correct or delete it",
+                    row.position,
+                    self._outbox.table,
+                    error,
+                )
+            return False
+        if _is_refused(result):
+            self._counters.dropped += 1
+            self._log.warning(
+                "the job %s %s of the outbox was not enqueued, and its row is deleted: %s",
+                job.name,
+                job.id,
+                "another job has its id"
+                if result.outcome == "conflict"
+                else f"job {result.id} holds its unique key",
+            )
+        else:
+            self._counters.relayed += 1
+        return True
+
+
+def _decode(row: OutboxRow) -> NewJob:
+    return msgspec.json.decode(row.job, type=NewJob)
+
+
+def _is_refused(result: Enqueued) -> bool:
+    return result.outcome in {"conflict", "taken", "refused"}
