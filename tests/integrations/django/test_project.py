@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ LABELS = [f"{PROJECT}.shop", *([f"{PROJECT}.tasked"] if django.VERSION >= (6,) e
 """The tests to run: those of tasks need Django 6, which is for Python 3.12 and newer."""
 
 
-def check_project(database: dict[str, Any], jobs: dict[str, Any] | None = None) -> None:
+def check_project(
+    database: dict[str, Any], jobs: dict[str, Any] | None = None, labels: Sequence[str] = LABELS
+) -> None:
     """Run `manage.py test` of the project with this database and this setting NIMBURION."""
     environment = {
         **os.environ,
@@ -33,7 +36,7 @@ def check_project(database: dict[str, Any], jobs: dict[str, Any] | None = None) 
         **({} if jobs is None else {"NB_DJANGO_JOBS": json.dumps(jobs)}),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "django", "test", "-v0", "--noinput", *LABELS],
+        [sys.executable, "-m", "django", "test", "-v0", "--noinput", *labels],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -62,6 +65,21 @@ def test_jobs_in_a_sqlite_file(tmp_path: Path) -> None:
 
 def test_jobs_on_redis(tmp_path: Path, valkey: Server) -> None:
     check_project(make_sqlite(tmp_path), {"url": f"{valkey.url}?namespace=django"})
+
+
+def test_the_outbox_of_jobs_on_redis(tmp_path: Path, valkey: Server) -> None:
+    jobs = {"url": f"{valkey.url}?namespace=outboxed", "outbox": True}
+    check_project(make_sqlite(tmp_path), jobs, [f"{PROJECT}.outboxed"])
+
+
+@pytest.mark.wide
+def test_the_outbox_in_postgresql(
+    tmp_path: Path, valkey: Server, started_servers: StartedServers
+) -> None:
+    server = started_servers["postgres"]
+    assert isinstance(server, PostgresServer)
+    jobs = {"url": f"{valkey.url}?namespace=outboxed_2", "outbox": True}
+    check_project(make_postgres(server), jobs, [f"{PROJECT}.outboxed"])
 
 
 @pytest.mark.wide

@@ -34,6 +34,7 @@ from nimburion.integrations.django.databases import find_shared_database
 from nimburion.integrations.django.project_settings import ProjectSettings, read_project_settings
 from nimburion.jobs.client.client import Client
 from nimburion.jobs.client.collector import JobCollector, enqueue_collected
+from nimburion.jobs.outbox.outbox import Outbox
 from nimburion.jobs.processor import Processor, SyncProcessor
 from nimburion.jobs.worker.inline import InlineRunner
 
@@ -88,7 +89,8 @@ class DjangoProcessor(Processor):
     It does what `Processor` does, and besides:
 
     - `sync` and `enqueue_sync` follow Django's transactions. Inside `atomic()`, a job is stored
-      with the transaction if it lives in that database, otherwise after the commit.
+      with the transaction if it lives in that database or goes through the outbox, otherwise after
+      the commit.
     - The async methods work on any event loop, and no loop has to open the processor.
     - Handlers get a usable database connection: Django closes old ones around each of them.
     - The test runner renames the databases; jobs in them move along.
@@ -96,7 +98,9 @@ class DjangoProcessor(Processor):
 
     def __init__(self, project: ProjectSettings) -> None:
         backend, problem = _open_backend(project)
-        super().__init__(backend, project.config.jobs, import_path=IMPORT_PATH)
+        super().__init__(
+            backend, project.config.jobs, outbox=_make_outbox(project), import_path=IMPORT_PATH
+        )
         self._project = project
         self._problem = problem
         self._database_name = self._first_database_name = _read_database_name(project)
@@ -346,6 +350,7 @@ class DjangoProcessor(Processor):
             self.settings = msgspec.structs.replace(self.settings, url=project.config.jobs.url)
             backend, self._problem = _open_backend(project)
             self.backend: Backend = backend
+            self.outbox: Outbox | None = _make_outbox(project)
             self.transactions = Transactions(project, ignores_tests=self._is_in_memory)
             _close_before_teardown(self.sync, project.database)
 
@@ -404,7 +409,7 @@ class DjangoSyncClient(SyncProcessor):
             opened = self._processor.transactions.find_open()
         if opened is None:
             return super().call(method, *args, **kwargs)
-        if opened.alias != self._processor.transactions.shared:
+        if not self._joins(opened):
             return self._collect(opened.alias, method, *args, **kwargs)
         kwargs["connection"] = opened
         return super().call(method, *args, **kwargs)
@@ -418,11 +423,21 @@ class DjangoSyncClient(SyncProcessor):
         opened = self._processor.transactions.find_open()
         if opened is None:
             return super().call(_make_and_enqueue, make)
-        if opened.alias == self._processor.transactions.shared:
+        if self._joins(opened):
             return super().call(_make_and_enqueue, make, connection=opened)
         jobs = super().call(make)
         self._enqueue_after_commit(opened.alias, jobs)
         return [job.id for job in jobs]
+
+    def _joins(self, opened: BaseDatabaseWrapper) -> bool:
+        """Return whether a job is stored in this transaction, by the backend or in the outbox.
+
+        Jobs in the memory of the process are stored after the commit.
+        """
+        processor = self._processor
+        if opened.alias == processor.transactions.shared:
+            return True
+        return processor.outbox is not None and processor.backend.capabilities.shared
 
     async def enqueue_made_async(self, make: MakeJobs) -> list[str]:
         """Make jobs and enqueue them at once: async code has no transactions in Django."""
@@ -513,6 +528,16 @@ def _move_to_memory(config: Config) -> Config:
     return msgspec.structs.replace(
         config, jobs=msgspec.structs.replace(config.jobs, url="memory://")
     )
+
+
+def _make_outbox(project: ProjectSettings) -> Outbox | None:
+    """Return the outbox in the database of the project, if the settings want one.
+
+    Jobs in memory need none: they are stored after the commit.
+    """
+    if not project.outbox or project.config.jobs.url.startswith("memory:"):
+        return None
+    return Outbox(lambda: connections[project.database])
 
 
 def _read_database_name(project: ProjectSettings) -> object:

@@ -1,4 +1,4 @@
-"""The model `StoredJob`. It has no table, and gives the admin its pages, and permissions."""
+"""The models `StoredJob`, which has no table, and `OutboxRow`, the table of the outbox."""
 
 from __future__ import annotations
 
@@ -27,3 +27,26 @@ class StoredJob(models.Model):
 
     def __str__(self) -> str:
         return str(self.id)
+
+
+class OutboxRow(models.Model):
+    """A job that waits for the commit of a transaction, and then for its relay to the backend.
+
+    `nimburion.jobs.outbox` writes and reads the table, without this model.
+    """
+
+    position: models.BigAutoField[int, int] = models.BigAutoField(primary_key=True)
+    job_id: models.CharField[str, str] = models.CharField(max_length=128)
+    name: models.CharField[str, str] = models.CharField(max_length=128)
+    created_at: models.FloatField[float, float] = models.FloatField()
+    job: models.BinaryField[bytes, bytes] = models.BinaryField()
+
+    class Meta:
+        """The table that `Outbox` expects. No permission refers to it."""
+
+        db_table = "nimburion_outbox"
+        app_label = "nimburion"
+        default_permissions: ClassVar[tuple[str, ...]] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.job_id}"

@@ -22,7 +22,7 @@ DEFAULT_MODULES = ("jobs", "tasks")
 _SECTIONS = frozenset({"scheduler", "server", "telemetry"})
 _NOWHERE = "sqlite:////dev/null/no-backend"
 """Stands for the missing backend while the layers are merged."""
-_OWN_KEYS = frozenset({"database", "autodiscover"})
+_OWN_KEYS = frozenset({"database", "autodiscover", "outbox"})
 
 
 class ProjectSettings(NamedTuple):
@@ -33,6 +33,8 @@ class ProjectSettings(NamedTuple):
     database: str = "default"
     """The alias of Django's database whose transactions an enqueue waits for."""
     modules: tuple[str, ...] = DEFAULT_MODULES
+    outbox: bool = False
+    """Whether jobs that live elsewhere wait for the commit in an outbox of that database."""
     errors: tuple[ConfigurationError, ...] = ()
     """Why the setting cannot be used. The system check `nimburion.E001` reports each."""
 
@@ -51,15 +53,16 @@ def read_project_settings(**arguments: object) -> ProjectSettings:
     written = _collect(errors, _check_map, getattr(settings, SETTING, {})) or {}
     database = _collect(errors, _read_alias, written)
     modules = _collect(errors, _read_modules, written)
+    outbox = _collect(errors, _read_outbox, written)
     loaded = None
     if not errors or written:
         try:
             loaded = _load(written, database or DEFAULT_DB_ALIAS, arguments)
         except ConfigurationError as error:
             errors += _find_errors(written) or [error]
-    if errors or loaded is None or database is None or modules is None:
+    if errors or loaded is None or database is None or modules is None or outbox is None:
         return ProjectSettings(Config(), errors=tuple(errors))
-    return ProjectSettings(loaded, database, modules)
+    return ProjectSettings(loaded, database, modules, outbox)
 
 
 def _collect(
@@ -157,3 +160,10 @@ def _read_modules(written: Mapping[str, object]) -> tuple[str, ...]:
         f'{SETTING}["autodiscover"]: expected a list of names of modules, like ["jobs", "tasks"], '
         f"not {names!r}"
     )
+
+
+def _read_outbox(written: Mapping[str, object]) -> bool:
+    wanted = written.get("outbox", False)
+    if isinstance(wanted, bool):
+        return wanted
+    raise ConfigurationError(f'{SETTING}["outbox"]: expected True or False, not {wanted!r}')
