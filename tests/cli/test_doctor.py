@@ -178,3 +178,24 @@ def test_it_imports_the_backend_and_nothing_to_run_jobs(tmp_path: Path) -> None:
     heavy = {"yaml", "rich", "sqlite3", "nimburion.jobs", "nimburion.scheduler", "uvloop"}
     assert "nimburion.backends.memory" in modules
     assert modules & heavy == set()
+
+
+def test_the_lag_of_a_configured_outbox_is_shown(nimburion: CommandLine) -> None:
+    nimburion.enqueue("a")
+    (nimburion.folder / "config.yaml").write_text("jobs: {outbox_url: 'sqlite:///shop.db'}")
+    verdict, text = read_checks(nimburion)["outbox"]
+    assert verdict == "error"
+    assert "no table nimburion_outbox" in text
+    assert nimburion("migrate", "check").code == 1
+    assert nimburion("migrate", "up").out.startswith("done table nimburion_outbox in sqlite:///")
+    assert nimburion("migrate", "check").code == 0
+    assert read_checks(nimburion)["outbox"] == ("good", "no job waits for its relay")
+    with closing(sqlite3.connect(nimburion.folder / "shop.db")) as connection, connection:
+        connection.execute(
+            "INSERT INTO nimburion_outbox (job_id, name, created_at, job) "
+            "VALUES ('waiting-1', 'send', 1.0, x'7b7d')"
+        )
+    verdict, text = read_checks(nimburion)["outbox"]
+    assert (verdict, text[:27]) == ("warning", "1 job waits, the oldest for")
+    assert "has not relayed it from the outbox" in nimburion("why", "waiting-1").out
+    assert nimburion("why", "waiting-2").code == 4

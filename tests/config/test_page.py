@@ -67,7 +67,7 @@ REQUIRED = {
 WITHOUT_DEFAULT = {
     *("scheduler.tasks[].timezone", "server.tokens[].file", "server.tokens[].variable"),
     *("server.allowed_hosts", "server.root_path"),
-    "code_version",
+    *("code_version", "outbox_url"),
 }
 """Settings whose default cannot be written: none, an empty text or an empty list."""
 

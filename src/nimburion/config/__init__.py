@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import cast
 
 from nimburion.config.access_tokens import read_server_settings
-from nimburion.config.backend_url import drop_superseded, make_absolute_path, make_backend_url
+from nimburion.config.backend_url import (
+    drop_superseded,
+    make_absolute,
+    make_absolute_path,
+    make_backend_url,
+)
 from nimburion.config.environment import FILE_VARIABLE, read_arguments, read_environment
 from nimburion.config.schema import BACKEND_KEYS, JOBS, ROOT, TELEMETRY, make_settings, read_section
 from nimburion.config.tree import Place, Written, get_part, make_refusal, nest, overlay
@@ -173,6 +178,7 @@ def read_jobs_settings(tree: Written) -> Settings:
     given = {key: values.pop(key) for key in BACKEND_KEYS if key in values}
     url = make_backend_url(written, given, ("jobs",))
     made = {key: make_settings(JOBS.keys[key], value) for key, value in values.items()}
+    made["outbox_url"] = make_absolute(str(made.get("outbox_url", "")))
     return Settings(**made, url=url)
 
 

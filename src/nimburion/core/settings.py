@@ -144,6 +144,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     url: str = "sqlite:///nimburion.db"
     """The URL of the backend, as `open_backend` takes it."""
+    outbox_url: str = ""
+    """The URL of the database that holds an outbox, for a processor without an `Outbox`; empty:
+    there is none.
+    """
     owner: Name = "nimburion"
     """The name of the application. It is shown with its workers, and owns its schedules."""
     concurrency: Annotated[int, Meta(ge=1, le=10_000)] = 10
@@ -211,7 +215,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         """Return the settings by name, with passwords in the URL redacted."""
         values = {name: getattr(self, name) for name in self.__struct_fields__}
-        return list({**values, "url": redact_url(self.url)}.items())
+        urls = {"url": redact_url(self.url), "outbox_url": redact_url(self.outbox_url)}
+        return list({**values, **urls}.items())
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
@@ -233,6 +238,7 @@ class SettingsOptions(TypedDict, total=False):
     """The fields of `Settings` as keyword arguments, all optional."""
 
     url: str
+    outbox_url: str
     owner: str
     concurrency: int
     children: int | None

@@ -166,6 +166,10 @@ class Processor(Client):
         if isinstance(backend, str):
             backend = open_backend(backend)
         chosen = _merge_settings(settings or Settings(), single_settings)
+        if outbox is None and chosen.outbox_url:
+            from nimburion.jobs.outbox.outbox import Outbox
+
+            outbox = Outbox(chosen.outbox_url)
         super().__init__(
             backend, settings=chosen, outbox=outbox, clock=clock, random=random, entropy=entropy
         )

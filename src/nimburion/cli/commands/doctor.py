@@ -57,6 +57,7 @@ async def check_all(config: Config, clock: Clock) -> list[CheckResult]:
         *run_local_checks(config),
         CheckResult("backend", "good", backend.describe()),
         *await check_backend(backend),
+        *await check_configured_outbox(config),
         check_local_clock(clock, wall, monotonic),
     ]
 
@@ -71,6 +72,15 @@ async def check_backend(backend: Backend) -> list[CheckResult]:
         return [CheckResult("answer", "error", text, advice)]
     finally:
         await backend.close()
+
+
+async def check_configured_outbox(config: Config) -> list[CheckResult]:
+    """Check the outbox that the configuration names; return nothing if it names none."""
+    if not config.jobs.outbox_url:
+        return []
+    from nimburion.jobs.outbox.checks import check_outbox
+
+    return [await check_outbox(config.jobs.outbox_url, TIMEOUT)]
 
 
 def to_data(found: list[CheckResult]) -> dict[str, object]:

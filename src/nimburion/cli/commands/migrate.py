@@ -28,7 +28,7 @@ def migrate() -> None:
 @add_shared_options
 def plan() -> None:
     """Show what `up` would do. Changes nothing."""
-    steps = current_invocation().run(lambda backend: backend.migrate(dry_run=True), unopened=True)
+    steps = current_invocation().run(list_steps, unopened=True)
     print_result(
         {"steps": steps}, lambda: print_steps(steps, "would do", "nothing to do: it is up to date")
     )
@@ -49,12 +49,27 @@ def up(grant: str | None) -> None:
     )
 
 
+async def list_steps(backend: Backend) -> list[str]:
+    """Return the steps that `up` would do, and change nothing."""
+    return [*await backend.migrate(dry_run=True), *await migrate_configured_outbox(dry_run=True)]
+
+
+async def migrate_configured_outbox(*, dry_run: bool = False) -> list[str]:
+    """Create the table of the outbox that the configuration names; return the steps."""
+    url = current_invocation().load().jobs.outbox_url
+    if not url:
+        return []
+    from nimburion.jobs.outbox.checks import migrate_outbox
+
+    return await migrate_outbox(url, dry_run=dry_run)
+
+
 async def migrate_and_grant(backend: Backend, role: str | None) -> list[str]:
     """Migrate the backend, then grant rights to `role` if it is given; return the steps. Raises
     `BadInput` if the backend has no roles."""
     if role is not None and not backend.capabilities.roles:
         raise BadInput(f"{backend.describe()} has no roles; leave out --grant")
-    steps = await backend.migrate()
+    steps = [*await backend.migrate(), *await migrate_configured_outbox()]
     return steps if role is None else steps + await backend.grant(role)
 
 
@@ -63,7 +78,7 @@ async def migrate_and_grant(backend: Backend, role: str | None) -> list[str]:
 @click.pass_context
 def check(ctx: click.Context) -> None:
     """Exit with code 1 if `up` has something to do."""
-    steps = current_invocation().run(lambda backend: backend.migrate(dry_run=True), unopened=True)
+    steps = current_invocation().run(list_steps, unopened=True)
     data = {"ok": not steps, "steps": steps}
     print_result(
         data, lambda: print_steps(steps, "to do: run nimburion migrate up for", "it is up to date")

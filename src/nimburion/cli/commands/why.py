@@ -11,6 +11,7 @@ from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.job_ids import resolve_job_id
 from nimburion.cli.output import print_fields, print_result
 from nimburion.core.diagnosis.explanations import Cause, Facts, find_causes
+from nimburion.core.errors import JobNotFound
 from nimburion.core.text.escaping import escape_controls
 
 if TYPE_CHECKING:
@@ -25,9 +26,29 @@ def why(job_id: str) -> None:
 
     ID is the id of the job, or a unique prefix or suffix of at least four characters.
     """
-    facts = current_invocation().run(lambda backend: read_facts(backend, job_id))
+    try:
+        facts = current_invocation().run(lambda backend: read_facts(backend, job_id))
+    except JobNotFound:
+        if not is_in_configured_outbox(job_id):
+            raise
+        text = "a worker has not relayed it from the outbox to the backend yet"
+        data = {"id": job_id, "state": "outbox", "causes": [{"kind": "outbox", "text": text}]}
+        print_result(data, lambda: click.echo(f"why    {text}"))
+        return
     causes = find_causes(facts)
     print_result(to_data(facts, causes), lambda: print_causes(facts, causes))
+
+
+def is_in_configured_outbox(job_id: str) -> bool:
+    """Return whether the job waits in the outbox that the configuration names."""
+    import asyncio
+
+    url = current_invocation().load().jobs.outbox_url
+    if not url:
+        return False
+    from nimburion.jobs.outbox.outbox import Outbox
+
+    return asyncio.run(Outbox(url).holds(job_id))
 
 
 async def read_facts(backend: Backend, job_id: str) -> Facts:

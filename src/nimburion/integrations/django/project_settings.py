@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
+import msgspec
 from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS
 
@@ -62,6 +63,8 @@ def read_project_settings(**arguments: object) -> ProjectSettings:
             errors += _find_errors(written) or [error]
     if errors or loaded is None or database is None or modules is None or outbox is None:
         return ProjectSettings(Config(), errors=tuple(errors))
+    if outbox:
+        loaded = _name_outbox(loaded, database)
     return ProjectSettings(loaded, database, modules, outbox)
 
 
@@ -127,6 +130,16 @@ def _load(written: Mapping[str, object], database: str, arguments: Mapping[str, 
             f'a SQLite file: name a backend, {SETTING} = {{"url": "redis://localhost:6379/0"}}'
         )
     return loaded
+
+
+def _name_outbox(loaded: Config, database: str) -> Config:
+    """Return the configuration with the URL of the outbox, for commands such as `doctor`."""
+    url = make_database_url(database)
+    if url is None or url.startswith("memory:"):
+        return loaded
+    return msgspec.structs.replace(
+        loaded, jobs=msgspec.structs.replace(loaded.jobs, outbox_url=url)
+    )
 
 
 def _check_map(given: object) -> Mapping[str, object]:

@@ -57,7 +57,7 @@ CREATE TABLE IF NOT EXISTS {table} (
 """The statement that creates the table, for each database."""
 
 
-class OutboxRow(NamedTuple):
+class WaitingRow(NamedTuple):
     """A job that waits in the outbox."""
 
     position: int
@@ -185,7 +185,7 @@ class Outbox:
 
     async def read(
         self, database: OutboxDatabase, after: int | None, limit: int
-    ) -> list[OutboxRow]:
+    ) -> list[WaitingRow]:
         """Return the oldest rows behind a position; None: the oldest of all."""
         where, values = ("WHERE position > $1 ", [after]) if after is not None else ("", [])
         rows = await database.run(
@@ -195,7 +195,7 @@ class Outbox:
                 values,
             )
         )
-        return [OutboxRow(position, bytes(job)) for position, job in rows]
+        return [WaitingRow(position, bytes(job)) for position, job in rows]
 
     async def delete(self, database: OutboxDatabase, positions: Sequence[int]) -> None:
         """Delete the rows of jobs that the backend has stored."""

@@ -11,7 +11,7 @@ from nimburion.core.errors import InvalidJob, Unstorable
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.service import Periodic
 from nimburion.core.timing.clock import Clock
-from nimburion.jobs.outbox.outbox import Outbox, OutboxRow
+from nimburion.jobs.outbox.outbox import Outbox, WaitingRow
 
 _ROWS_PER_STEP = 100
 """The most jobs that are enqueued before their rows are deleted."""
@@ -72,7 +72,7 @@ class OutboxRelay(Periodic):
                 return total
             after = rows[-1].position
 
-    async def _relay_rows(self, rows: Sequence[OutboxRow]) -> int:
+    async def _relay_rows(self, rows: Sequence[WaitingRow]) -> int:
         """Enqueue the jobs of these rows, and delete the rows of those that are enqueued.
 
         These are deleted after an error too: once the backend keeps the record of a finished job no
@@ -89,7 +89,7 @@ class OutboxRelay(Periodic):
         self._refused.difference_update(done)
         return len(done)
 
-    async def _relay_together(self, rows: Sequence[OutboxRow], done: list[int]) -> bool:
+    async def _relay_together(self, rows: Sequence[WaitingRow], done: list[int]) -> bool:
         """Enqueue these jobs in one call; return False if the backend refused one of them."""
         if not rows:
             return True
@@ -103,7 +103,7 @@ class OutboxRelay(Periodic):
         done += [row.position for row in rows]
         return True
 
-    async def _relay_row(self, row: OutboxRow) -> bool:
+    async def _relay_row(self, row: WaitingRow) -> bool:
         """Enqueue the job of a row. Return False if that can never succeed as it is."""
         try:
             job = _decode(row)
@@ -134,7 +134,7 @@ class OutboxRelay(Periodic):
         return True
 
 
-def _decode(row: OutboxRow) -> NewJob:
+def _decode(row: WaitingRow) -> NewJob:
     return msgspec.json.decode(row.job, type=NewJob)
 
 

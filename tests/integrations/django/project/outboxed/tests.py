@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import redirect_stdout
 from typing import Any
 
 from django.contrib.auth.models import User
@@ -60,6 +61,15 @@ class OutboxTests(TransactionTestCase):
     def test_enqueue_or_get_is_refused(self) -> None:
         with transaction.atomic(), self.assertRaises(NotSupported):
             get_processor().sync.enqueue_or_get(describe.job("tea"))
+
+    def test_doctor_shows_the_lag(self) -> None:
+        with transaction.atomic():
+            describe.enqueue_sync("tea")
+        written: Any = io.StringIO()
+        with redirect_stdout(written):
+            call_command("nimburion", "doctor")
+        self.assertRegex(written.getvalue(), r"good +outbox +1 job waits, the oldest for \d+ s")
+        self.assertEqual(run_jobs(), 1)
 
     def test_a_wrong_setting_is_reported(self) -> None:
         with override_settings(NIMBURION={"outbox": "yes"}):
