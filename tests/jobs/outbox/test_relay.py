@@ -383,8 +383,9 @@ async def test_each_kind_of_database_can_be_relayed_from(
 def test_what_is_not_a_database_is_an_error() -> None:
     with pytest.raises(ConfigurationError, match=r"is no URL for an outbox"):
         Outbox("mysql://localhost/app")
+    wrong: Any = 5
     with pytest.raises(ConfigurationError, match=r"not int"):
-        Outbox(5)
+        Outbox(wrong)
     with pytest.raises(ConfigurationError, match=r"is not the name of a table"):
         Outbox("sqlite:///app.db", table="outbox; DROP TABLE account")
 

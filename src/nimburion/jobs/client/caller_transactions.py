@@ -44,9 +44,12 @@ async def enqueue_in_transaction(
         UnusableConnection: no transaction is open, or the driver is unknown.
     """
     backend, outbox = client.backend, client.outbox
+    refusal = None
     if backend.capabilities.supports_transactions:
         producing = cast("Transactional", backend.producing)
-        if outbox is None or await _is_same_database(producing, caller):
+        if outbox is not None:
+            refusal = await _check_database(producing, caller)
+        if refusal is None:
             return await producing.enqueue_in(caller, jobs)
     if needs_outcome:
         raise NotSupported(
@@ -66,17 +69,24 @@ async def enqueue_in_transaction(
             f"{describe_connection(caller.connection)}. Give the processor an outbox: "
             "Processor(…, outbox=Outbox(…)); or enqueue after the commit, without `connection`"
         )
-    await outbox.store(caller, jobs, now)
+    try:
+        await outbox.store(caller, jobs, now)
+    except Exception as error:
+        if refusal is not None:
+            error.add_note(f"the backend did not store the job in the transaction: {refusal}")
+        raise
     return None
 
 
-async def _is_same_database(producing: Transactional, caller: CallerConnection) -> bool:
-    """Return whether the connection is to the database of the backend."""
+async def _check_database(
+    producing: Transactional, caller: CallerConnection
+) -> UnusableConnection | None:
+    """Return None if the connection is to the database of the backend, else its error."""
     try:
         await producing.enqueue_in(caller, ())
-    except UnusableConnection:  # what else is wrong with it, the outbox says
-        return False
-    return True
+    except UnusableConnection as error:
+        return error
+    return None
 
 
 def _enqueue_now(client: Client, jobs: Sequence[NewJob], count_stored: CountStored) -> None:

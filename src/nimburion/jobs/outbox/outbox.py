@@ -23,7 +23,8 @@ from nimburion.core.transactions import CallerConnection
 from nimburion.jobs.outbox.database import OutboxDatabase, find_connect
 
 if TYPE_CHECKING:
-    from sqlalchemy import MetaData, Table
+    from sqlalchemy import Engine, MetaData, Table
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 __all__ = ["Outbox", "OutboxLag"]
 
@@ -97,7 +98,7 @@ class Outbox:
 
     def __init__(
         self,
-        database: Any,  # noqa: ANN401 (a URL, an engine, or a function of any driver)
+        database: str | Engine | AsyncEngine | Callable[[], object],
         *,
         table: str = "nimburion_outbox",
         interval: float = 1.0,
