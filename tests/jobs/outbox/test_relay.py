@@ -23,6 +23,7 @@ from nimburion.core.errors import (
     BackendUnavailable,
     ConfigurationError,
     InvalidJob,
+    JobNotFound,
     NotSupported,
     UnusableConnection,
 )
@@ -341,6 +342,30 @@ async def test_wait_waits_for_the_relay(processor: Processor, where: str, outbox
         await processor.wait(job_id, timeout=0)
     await processor.drain()
     assert await processor.wait(job_id) == "sent to ann"
+
+
+async def test_an_unknown_id_is_not_found_even_without_a_table(tmp_path: Path) -> None:
+    outbox = Outbox(f"sqlite:///{tmp_path}/other.db")
+    async with Processor("memory://", outbox=outbox) as processor:
+        with pytest.raises(JobNotFound):
+            await processor.wait("unknown")
+
+
+async def test_the_lag_is_noted_while_the_backend_does_not_answer(
+    processor: Processor, outbox: Outbox, where: str, clock: FakeClock
+) -> None:
+    await store(processor, where, "ann")
+    clock.advance(5)
+
+    async def fail(_: Sequence[NewJob]) -> list[Enqueued]:
+        raise BackendUnavailable("no answer", outcome="unknown")
+
+    relay = make_relay(processor, outbox, fail)
+    with pytest.raises(BackendUnavailable):
+        await relay.tick()
+    await relay.stop()
+    assert outbox.counters.jobs == 1
+    assert outbox.counters.oldest_seconds == pytest.approx(5)
 
 
 async def test_what_a_job_enqueues_through_the_outbox_is_drained_too(

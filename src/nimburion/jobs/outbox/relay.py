@@ -11,10 +11,14 @@ from nimburion.core.errors import InvalidJob, Unstorable
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.service import Periodic
 from nimburion.core.timing.clock import Clock
-from nimburion.jobs.outbox.outbox import Outbox, WaitingRow
+from nimburion.jobs.outbox.outbox import Outbox, OutboxLag, WaitingRow
 
 _ROWS_PER_STEP = 100
 """The most jobs that are enqueued before their rows are deleted."""
+
+_MAX_SHARE = 4
+"""The most workers that share the looks. The fleet may have workers without this outbox, so one in
+n would be too seldom."""
 
 SendJobs = Callable[[Sequence[NewJob]], Awaitable[list[Enqueued]]]
 """Stores jobs in the backend, and returns what it did with each."""
@@ -24,7 +28,7 @@ class OutboxRelay(Periodic):
     """Enqueues the jobs of an outbox in the backend, and deletes their rows.
 
     A job has its id since the call of `enqueue`. So a relay that dies between enqueue and delete,
-    or two that read the same row, store one job. Of n workers, each relays one time in n.
+    or two that read the same row, store one job. In a fleet, each worker looks one time in four.
     """
 
     logger_name = "nimburion.jobs"
@@ -38,13 +42,20 @@ class OutboxRelay(Periodic):
         *,
         count_workers: Callable[[], int] = lambda: 1,
     ) -> None:
-        super().__init__(clock, outbox.interval, random, count_workers=count_workers)
+        super().__init__(
+            clock,
+            outbox.interval,
+            random,
+            count_workers=lambda: min(count_workers(), _MAX_SHARE),
+        )
         self._outbox = outbox
         self._send = send
         self._database = outbox.open_database()
         self._refused: set[int] = set()
         """The positions of rows that cannot be enqueued, which the log has named."""
         self._counters = outbox.counters
+        self._has_left_rows = False
+        """Whether the latest look has left rows in the outbox."""
 
     async def stop(self) -> None:
         """Stop the service, and close its connection."""
@@ -52,10 +63,14 @@ class OutboxRelay(Periodic):
         await self._database.close()
 
     async def tick(self) -> None:
-        """Relay until the outbox is empty or the service stops, then measure what is left."""
-        await self.relay()
-        lag = await self._outbox.measure(self._database, self.clock.now())
-        self._counters.jobs, self._counters.oldest_seconds = lag.jobs, lag.seconds
+        """Relay until the outbox is empty or the service stops, then note what is left."""
+        lag = OutboxLag(0, 0.0)
+        try:
+            await self.relay()
+        finally:
+            if self._has_left_rows:
+                lag = await self._outbox.measure(self._database, self.clock.now())
+            self._counters.jobs, self._counters.oldest_seconds = lag.jobs, lag.seconds
 
     async def relay(self) -> int:
         """Enqueue the jobs of the outbox, oldest first, and delete their rows. Return their number.
@@ -64,11 +79,16 @@ class OutboxRelay(Periodic):
         enqueued as it is stays, and an error is logged once. Raises `BackendUnavailable` if the
         backend does not answer; the rows that are not enqueued stay.
         """
-        total, after = 0, None
+        total, found, after = 0, 0, None
+        self._has_left_rows = True
         while True:
             rows = await self._outbox.read(self._database, after, _ROWS_PER_STEP)
+            found += len(rows)
             total += await self._relay_rows(rows)
-            if len(rows) < _ROWS_PER_STEP or self.stopping.is_set():
+            if len(rows) < _ROWS_PER_STEP:
+                self._has_left_rows = total < found
+                return total
+            if self.stopping.is_set():
                 return total
             after = rows[-1].position
 
