@@ -48,7 +48,7 @@ def is_in_configured_outbox(job_id: str) -> bool:
         return False
     from nimburion.jobs.outbox.outbox import Outbox
 
-    return asyncio.run(Outbox(url).holds(job_id))
+    return bool(asyncio.run(Outbox(url).find_held([job_id])))
 
 
 async def read_facts(backend: Backend, job_id: str) -> Facts:

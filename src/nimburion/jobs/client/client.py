@@ -907,9 +907,7 @@ class Client:
         others = [job_id for job_id in missing if job_id not in held]
         relayed = await self._find_records(others) if others else {}  # since the first look
         return {
-            key: value
-            for key, value in outcomes.items()
-            if key not in held and key not in relayed
+            key: value for key, value in outcomes.items() if key not in held and key not in relayed
         }
 
     def _find_result_decoder(self, name: str) -> Callable[[bytes], Any]:
