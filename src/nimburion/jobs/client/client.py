@@ -1140,9 +1140,8 @@ class Client:
     def _require_transactions(self) -> Transactional:
         if not self.backend.capabilities.supports_transactions:
             raise NotSupported(
-                f"{self.backend.describe()} cannot be part of a caller's transaction; enqueue "
-                "after the commit, without `connection`, and return from the handler to complete "
-                "its job"
+                f"{self.backend.describe()} cannot complete a job in a transaction of its handler; "
+                "commit first, and return from the handler"
             )
         return cast("Transactional", self.backend.producing)
 
