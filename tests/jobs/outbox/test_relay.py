@@ -405,6 +405,28 @@ async def test_each_kind_of_database_can_be_relayed_from(
     await async_engine.dispose()
 
 
+async def test_a_connection_that_breaks_is_replaced(
+    processor: Processor, outbox: Outbox, where: str
+) -> None:
+    opened: list[sqlite3.Connection] = []
+
+    def connect() -> sqlite3.Connection:
+        opened.append(sqlite3.connect(where, check_same_thread=False))
+        return opened[-1]
+
+    relay = make_relay(processor, Outbox(connect))
+    assert await relay.relay() == 0
+    assert await relay.relay() == 0
+    assert len(opened) == 1  # it is kept
+    opened[0].close()
+    await store(processor, where, "ann")
+    with pytest.raises(sqlite3.ProgrammingError):
+        await relay.relay()
+    assert await relay.relay() == 1
+    assert len(opened) == 2
+    await relay.stop()
+
+
 def test_what_is_not_a_database_is_an_error() -> None:
     with pytest.raises(ConfigurationError, match=r"is no URL for an outbox"):
         Outbox("mysql://localhost/app")

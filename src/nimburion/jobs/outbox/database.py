@@ -57,7 +57,8 @@ def _find_connect_by_url(url: str) -> Callable[[], object]:
                 "an outbox with the URL of a PostgreSQL needs 'asyncpg', which is not installed; "
                 "pip install 'nimburion[postgres]', or pass a function that connects"
             ) from missing
-        return partial(asyncpg.connect, url)
+        # Behind PgBouncer, a statement that is prepared for later use may be gone.
+        return partial(asyncpg.connect, url, statement_cache_size=0)
     raise ConfigurationError(
         f"{redact_url(url)!r} is no URL for an outbox: write postgresql://… or sqlite:///…, or "
         "pass an engine of SQLAlchemy or a function that returns a connection"
