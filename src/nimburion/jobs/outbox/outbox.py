@@ -112,6 +112,9 @@ class Outbox:
         self.counters: OutboxCounters = OutboxCounters()
         """What the relay of this process has done, for the metrics."""
 
+    def __repr__(self) -> str:
+        return f"Outbox(table={self.table!r}, interval={self.interval:g})"
+
     # The table
 
     def add_table(self, metadata: MetaData) -> Table:
