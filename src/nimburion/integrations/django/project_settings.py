@@ -135,7 +135,7 @@ def _load(written: Mapping[str, object], database: str, arguments: Mapping[str, 
 def _name_outbox(loaded: Config, database: str) -> Config:
     """Return the configuration with the URL of the outbox, for commands such as `doctor`."""
     url = make_database_url(database)
-    if url is None or url.startswith("memory:"):
+    if url is None or url.startswith("memory:") or loaded.jobs.url.startswith("memory:"):
         return loaded
     return msgspec.structs.replace(
         loaded, jobs=msgspec.structs.replace(loaded.jobs, outbox_url=url)

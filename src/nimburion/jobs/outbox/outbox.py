@@ -108,7 +108,9 @@ class Outbox:
         self._connect: Callable[[], object]
         self._connect, self._is_pooled = find_connect(database)
         self.table: str = table
+        """The name of the table, with its schema if it has one."""
         self.interval: float = interval
+        """Seconds between two looks of a worker at an empty outbox."""
         self.counters: OutboxCounters = OutboxCounters()
         """What the relay of this process has done, for the metrics."""
 
