@@ -636,9 +636,10 @@ class Processor(Client):
         metrics = super()._make_metrics()
         metrics.add_source(WorkerMetrics(self._read_vitals))
         if self.outbox is not None:
+            from nimburion.jobs.outbox.outbox import get_rows
             from nimburion.telemetry.outbox_metrics import OutboxMetrics
 
-            metrics.add_source(OutboxMetrics(self.outbox.counters))
+            metrics.add_source(OutboxMetrics(get_rows(self.outbox).counters))
         return metrics
 
     def _read_exemplar(self, job_id: str, attempt: int) -> Mapping[str, str] | None:

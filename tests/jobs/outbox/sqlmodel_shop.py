@@ -10,6 +10,7 @@ from sqlmodel import Field, Session, SQLModel, create_engine, select
 
 from nimburion import Outbox, Processor
 from nimburion.core.queries import JobFilter
+from nimburion.jobs.outbox.outbox import get_rows
 
 
 class Order(SQLModel, table=True):
@@ -44,7 +45,7 @@ async def die_before_deleting_the_row() -> None:
     async def die(*_: object) -> None:
         os._exit(9)
 
-    outbox.delete = die  # type: ignore[assignment, method-assign]
+    get_rows(outbox).delete = die  # type: ignore[assignment, method-assign]
     async with processor:
         await processor.drain()
 

@@ -32,7 +32,7 @@ from nimburion.core.queries import JobFilter
 from nimburion.jobs import Processor, Unique, job
 from nimburion.jobs.client.client import send_jobs
 from nimburion.jobs.declaration.middleware import Enqueueing, Next
-from nimburion.jobs.outbox.outbox import Outbox
+from nimburion.jobs.outbox.outbox import Outbox, get_rows
 from nimburion.jobs.outbox.relay import OutboxRelay, SendJobs
 from nimburion.testing import FakeClock, assert_enqueued, assert_not_enqueued
 from tests.house.tree import ROOT
@@ -127,7 +127,7 @@ async def test_a_relay_that_dies_before_the_delete_enqueues_once(
         raise ConnectionError("the process is gone")
 
     with monkeypatch.context() as patched:
-        patched.setattr(outbox, "delete", die)
+        patched.setattr(get_rows(outbox), "delete", die)
         with pytest.raises(ConnectionError):
             await relay.relay()
     assert count_rows(where) == 1
@@ -145,7 +145,7 @@ async def test_a_job_that_has_run_before_the_delete_does_not_run_again(
         raise ConnectionError("the process is gone")
 
     with monkeypatch.context() as patched:
-        patched.setattr(outbox, "delete", die)
+        patched.setattr(get_rows(outbox), "delete", die)
         with pytest.raises(ConnectionError):
             await processor.drain()
     assert await processor.drain() == 1
@@ -211,7 +211,7 @@ async def test_a_job_that_cannot_be_enqueued_stays_and_delays_no_other(
     await assert_enqueued(processor, send.job("ann"))
     assert count_rows(where) == 100
     assert caplog.text.count("the job in row 1 of nimburion_outbox cannot be enqueued") == 1
-    assert outbox.counters.jobs == 100
+    assert get_rows(outbox).counters.jobs == 100
 
 
 async def test_a_job_whose_unique_key_is_held_is_dropped_with_a_warning(
@@ -229,7 +229,7 @@ async def test_a_job_whose_unique_key_is_held_is_dropped_with_a_warning(
     assert f"job {held} holds its unique key" in caplog.text
     await assert_enqueued(processor, send.job("cy"))
     assert count_rows(where) == 0
-    assert (outbox.counters.relayed, outbox.counters.dropped) == (1, 1)
+    assert (get_rows(outbox).counters.relayed, get_rows(outbox).counters.dropped) == (1, 1)
 
 
 async def test_a_job_replaces_the_holder_of_its_key_when_it_is_relayed(
@@ -249,7 +249,7 @@ async def test_one_call_empties_the_outbox(
     await relay.tick()
     assert count_rows(where) == 0
     assert await processor.pending_count() == 250
-    assert (outbox.counters.jobs, outbox.counters.oldest_seconds) == (0, 0.0)
+    assert (get_rows(outbox).counters.jobs, get_rows(outbox).counters.oldest_seconds) == (0, 0.0)
 
 
 async def test_the_lag_is_the_age_of_the_oldest_job(
@@ -258,8 +258,9 @@ async def test_the_lag_is_the_age_of_the_oldest_job(
     await store(processor, where, "ann")
     clock.advance(30)
     await store(processor, where, "bob")
-    async with outbox.open_database() as database:
-        lag = await outbox.measure(database, clock.now())
+    rows = get_rows(outbox)
+    async with rows.open_database() as database:
+        lag = await rows.measure(database, clock.now())
     assert lag.jobs == 2
     assert lag.seconds == pytest.approx(30)
 
@@ -364,8 +365,8 @@ async def test_the_lag_is_noted_while_the_backend_does_not_answer(
     with pytest.raises(BackendUnavailable):
         await relay.tick()
     await relay.stop()
-    assert outbox.counters.jobs == 1
-    assert outbox.counters.oldest_seconds == pytest.approx(5)
+    assert get_rows(outbox).counters.jobs == 1
+    assert get_rows(outbox).counters.oldest_seconds == pytest.approx(5)
 
 
 async def test_what_a_job_enqueues_through_the_outbox_is_drained_too(

@@ -69,8 +69,10 @@ async def enqueue_in_transaction(
             f"{describe_connection(caller.connection)}. Give the processor an outbox: "
             "Processor(…, outbox=Outbox(…)); or enqueue after the commit, without `connection`"
         )
+    from nimburion.jobs.outbox.outbox import get_rows  # loaded already: there is an outbox
+
     try:
-        await outbox.store(caller, jobs, now)
+        await get_rows(outbox).store(caller, jobs, now)
     except Exception as error:
         if refusal is not None:
             error.add_note(f"the backend did not store the job in the transaction: {refusal}")

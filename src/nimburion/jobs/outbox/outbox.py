@@ -105,14 +105,11 @@ class Outbox:
     ) -> None:
         if _TABLE_NAME.fullmatch(table) is None:
             raise ConfigurationError(f"{table!r} is not the name of a table, or schema.table")
-        self._connect: Callable[[], object]
-        self._connect, self._is_pooled = find_connect(database)
         self.table: str = table
         """The name of the table, with its schema if it has one."""
         self.interval: float = interval
         """Seconds between two looks of a worker at an empty outbox."""
-        self.counters: OutboxCounters = OutboxCounters()
-        """What the relay of this process has done, for the metrics."""
+        self._rows = OutboxRows(table, *find_connect(database))
 
     def __repr__(self) -> str:
         return f"Outbox(table={self.table!r}, interval={self.interval:g})"
@@ -157,10 +154,35 @@ class Outbox:
             dialect = "sqlite" if "sqlite" in driver else "postgresql"
             await adapter.execute(self.make_create_statement(dialect), ())
 
-        async with self.open_database() as database:
+        async with self._rows.open_database() as database:
             await database.run(create)
 
     # Rows
+
+    async def find_held(self, job_ids: Sequence[str]) -> set[str]:
+        """Return those of these ids whose jobs wait in the outbox, in committed rows."""
+        return await self._rows.find_held(job_ids)
+
+    async def read_lag(self) -> OutboxLag:
+        """Return how many jobs wait, and the age of the oldest one. Any process may call it."""
+        async with self._rows.open_database() as database:
+            return await self._rows.measure(database, SystemClock().now())
+
+
+def get_rows(outbox: Outbox) -> OutboxRows:
+    """Return the rows of an outbox, for clients that write them and relays that read them."""
+    return outbox._rows  # noqa: SLF001 (of this module)
+
+
+class OutboxRows:
+    """The statements that write, read and delete the rows of an outbox, with any driver."""
+
+    def __init__(self, table: str, connect: Callable[[], object], is_pooled: bool) -> None:  # noqa: FBT001
+        self.table: str = table
+        self.counters: OutboxCounters = OutboxCounters()
+        """What the relay of this process has done, for the metrics."""
+        self._connect = connect
+        self._is_pooled = is_pooled
 
     def open_database(self) -> OutboxDatabase:
         """Return a connection of nimburion's own to the database of the outbox, not open yet."""
@@ -237,13 +259,8 @@ class Outbox:
             return []
         return [row[0] for row in rows]
 
-    async def read_lag(self) -> OutboxLag:
-        """Return how many jobs wait, and the age of the oldest one. Any process may call it."""
-        async with self.open_database() as database:
-            return await self.measure(database, SystemClock().now())
-
     async def measure(self, database: OutboxDatabase, now: float) -> OutboxLag:
-        """Do what `read_lag` does, on an open connection and with a given time."""
+        """Return how many jobs wait, and the age of the oldest one at this time."""
         ((count, oldest),) = await database.run(
             lambda adapter: self._execute(
                 adapter,

@@ -11,7 +11,7 @@ from nimburion.core.errors import InvalidJob, Unstorable
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.service import Periodic
 from nimburion.core.timing.clock import Clock
-from nimburion.jobs.outbox.outbox import Outbox, OutboxLag, WaitingRow
+from nimburion.jobs.outbox.outbox import Outbox, OutboxLag, WaitingRow, get_rows
 
 _ROWS_PER_STEP = 100
 """The most jobs that are enqueued before their rows are deleted."""
@@ -48,12 +48,12 @@ class OutboxRelay(Periodic):
             random,
             count_workers=lambda: min(count_workers(), _MAX_SHARE),
         )
-        self._outbox = outbox
+        self._rows = get_rows(outbox)
         self._send = send
-        self._database = outbox.open_database()
+        self._database = self._rows.open_database()
         self._refused: set[int] = set()
         """The positions of rows that cannot be enqueued, which the log has named."""
-        self._counters = outbox.counters
+        self._counters = self._rows.counters
         self._has_left_rows = False
         """Whether the latest look has left rows in the outbox."""
 
@@ -69,7 +69,7 @@ class OutboxRelay(Periodic):
             await self.relay()
         finally:
             if self._has_left_rows:
-                lag = await self._outbox.measure(self._database, self.clock.now())
+                lag = await self._rows.measure(self._database, self.clock.now())
             self._counters.jobs, self._counters.oldest_seconds = lag.jobs, lag.seconds
 
     async def relay(self) -> int:
@@ -82,7 +82,7 @@ class OutboxRelay(Periodic):
         total, found, after = 0, 0, None
         self._has_left_rows = True
         while True:
-            rows = await self._outbox.read(self._database, after, _ROWS_PER_STEP)
+            rows = await self._rows.read(self._database, after, _ROWS_PER_STEP)
             found += len(rows)
             total += await self._relay_rows(rows)
             if len(rows) < _ROWS_PER_STEP:
@@ -105,7 +105,7 @@ class OutboxRelay(Periodic):
                     done += [row.position] if await self._relay_row(row) else []
         finally:
             if done:
-                await self._outbox.delete(self._database, done)
+                await self._rows.delete(self._database, done)
         self._refused.difference_update(done)
         return len(done)
 
@@ -135,7 +135,7 @@ class OutboxRelay(Periodic):
                     "the job in row %s of %s cannot be enqueued: %s; the row stays until you "
                     "correct or delete it",
                     row.position,
-                    self._outbox.table,
+                    self._rows.table,
                     error,
                 )
             return False
