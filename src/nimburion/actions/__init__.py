@@ -1,7 +1,8 @@
 """The actions of operators: what people do to queues, jobs, limits and workers.
 
 Each action is one method. It checks the right of the operator, decides, changes and records the
-change in the audit log. The command line, the JSON API, the dashboard and Python call the same
+change in the audit log. Methods that only read check no right: who may call them decides what is
+shown. The command line, the JSON API, the dashboard and Python call the same
 methods: they parse, call and show. Actions on schedules are methods of
 `nimburion.scheduler.Schedules`, which records them the same way. In Python, all of them are
 properties of a processor: `processor.queues`.

@@ -196,7 +196,11 @@ class DeadLetters(SubjectActions):
         """Enqueue the job of a dead letter with other arguments, as a new job.
 
         With `delete`, the dead letter is deleted afterwards. A repeat with the same payload stores
-        no second job. Return the id of the new job, and whether the dead letter was deleted.
+        no second job. The new job holds no unique key: that of the dead letter was made from the
+        old arguments. Its keys for limits are computed anew if its handler is registered here, and
+        are those of the dead letter otherwise. Return the id of the new job, and whether the dead
+        letter was deleted.
+
         Raises `NotDeadLetter`, and the errors of an enqueue.
         """
         async with self._operator.record(
@@ -234,10 +238,12 @@ def _make_filter(queue: str | None, name: str | None, reason: str | None) -> Job
 def _make_edited_job(record: JobRecord, payload: bytes) -> NewJob:
     headers = {**record.options.headers, REPLAY_OF_HEADER: record.id}
     return NewJob(
-        make_repeatable_id(record.id, payload.decode()),
+        make_repeatable_id(record.id, payload.hex()),
         record.name,
         record.queue,
         payload,
         record.priority,
-        options=msgspec.structs.replace(record.options, headers=headers),
+        options=msgspec.structs.replace(
+            record.options, headers=headers, unique_key=None, unique_for=None, unique_while=None
+        ),
     )

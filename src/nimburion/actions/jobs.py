@@ -108,10 +108,11 @@ def batch_ids(ids: Iterable[str]) -> Iterator[tuple[str, ...]]:
 
 
 async def _list_known(backend: Backend, ids: tuple[str, ...]) -> set[str]:
-    if not ids:
-        return set()
-    page = await backend.reads.list_jobs(JobFilter(ids=ids), limit=len(ids))
-    return {record.id for record in page.jobs}
+    known: set[str] = set()
+    for some in batch_ids(ids):
+        page = await backend.reads.list_jobs(JobFilter(ids=some), limit=STEP)
+        known.update(record.id for record in page.jobs)
+    return known
 
 
 def find_target(which: JobFilter) -> str:

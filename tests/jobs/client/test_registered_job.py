@@ -259,6 +259,11 @@ async def test_enqueue_can_say_whether_it_created_the_job(processor: Processor) 
         )
 
 
+async def test_enqueue_or_get_refuses_a_wrong_option_as_enqueue_does(processor: Processor) -> None:
+    with pytest.raises(InvalidJob, match="unique"):
+        await processor.enqueue_or_get(count.job(1), unique="x")  # type: ignore[arg-type]
+
+
 async def test_enqueue_middleware_may_skip_an_enqueue_or_get(processor: Processor) -> None:
     async def skip(enqueueing: Enqueueing, call_next: Next[Enqueueing]) -> Any:
         return "skipped" if enqueueing.options.tenant == "none" else await call_next(enqueueing)

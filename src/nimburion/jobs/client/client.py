@@ -416,9 +416,9 @@ class Client:
 
         If an enqueue middleware stores no job, the outcome is `existing`.
         """
+        new, parsed = self._prepare(job, options)
         unique = options.get("unique")
         accepts_existing = unique is None or unique.on_duplicate is None
-        new, parsed = self._prepare(job, options)
         if accepts_existing and new.options.on_duplicate == "reject":
             accepting = msgspec.structs.replace(new.options, on_duplicate="existing")
             new = msgspec.structs.replace(new, options=accepting)
@@ -1268,7 +1268,12 @@ def make_actions(client: Client, operator: Operator) -> Actions:
     """Return the actions of an operator, who stores jobs as the client does."""
     from nimburion.actions import Actions
 
-    return Actions(client.backend, operator, partial(send_jobs, client))
+    async def send(jobs: Sequence[NewJob]) -> list[Enqueued]:
+        for job in jobs:
+            check_size(job.name, job.payload, client._sizes)
+        return await send_jobs(client, [add_limit_keys(client, job) for job in jobs])
+
+    return Actions(client.backend, operator, send)
 
 
 async def send_jobs(client: Client, jobs: Sequence[NewJob]) -> list[Enqueued]:

@@ -74,18 +74,20 @@ def _call_backoff(backoff: BackoffFunction | None, failures: int) -> float:
     """Return the delay of a backoff, in seconds, before jitter and cap.
 
     A user's function may raise, or return a value that is no delay. Both are logged, and
-    exponential backoff is used instead, so that the job is not lost.
+    exponential backoff from 1 s, the default of the settings, is used instead, so that the job is
+    not lost.
     """
-    default = exponential(Settings().retry_backoff)
+    if backoff is None:
+        backoff = exponential(Settings().retry_backoff)
     try:
-        seconds = float((backoff or default)(failures))
+        seconds = float(backoff(failures))
     except Exception:  # noqa: BLE001 (a user's function may raise anything)
         _log.exception("the backoff function failed; exponential backoff is used instead")
         seconds = math.nan
     else:
         if not seconds >= 0.0:
             _log.error("the backoff function returned %r, which is not a delay", seconds)
-    return seconds if seconds >= 0.0 else default(failures)
+    return seconds if seconds >= 0.0 else exponential(Settings().retry_backoff)(failures)
 
 
 class _Exponential(msgspec.Struct, frozen=True):
