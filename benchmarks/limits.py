@@ -42,12 +42,11 @@ from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.ids import make_session_id
 from nimburion.core.job import State
 from nimburion.core.limits import LimitRule, make_queue_limit_name
-from nimburion.core.rate_limits import parse_rate
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
 from nimburion.jobs import Limit, Processor, job
 from nimburion.jobs.client.client import prepare_job
-from nimburion.jobs.declaration.limits import JobLimits
+from nimburion.jobs.declaration.limits import JobLimits, split_limits
 from tests.servers.binaries import valkey_binary
 from tests.servers.postgres_programs import postgres_binary
 
@@ -82,7 +81,7 @@ SCENES = {
         {"limits": [Limit(1, key="customer")]},
         in_a_row=20,
     ),
-    "rate": Scene("a rate of the job", {"rate": _FAST, "burst": 100_000}),
+    "rate": Scene("a rate of the job", {"limits": [Limit(rate=_FAST, burst=100_000)]}),
     "rate_one_key": Scene(
         "a rate by key, one key",
         {"limits": [Limit(rate=_FAST, burst=100_000, key="customer")]},
@@ -169,10 +168,8 @@ async def measure_exchanges(
         processor.register(noop)
         await fill(processor, scene, noop, jobs)
     options = scene.options
-    rate = parse_rate(options.get("rate"), options.get("burst"))
-    own = options.get("concurrency")
-    limits = JobLimits(NAME, [own] if isinstance(own, Limit) else [])
-    rules = limits.make_rules(own if isinstance(own, int) else None, rate)
+    own, keyed = split_limits(options.get("concurrency"), None, options.get("limits", []))
+    rules = JobLimits(NAME, keyed).make_rules(own.concurrency, own.rate)
     if scene.queue_most is not None:
         rules[make_queue_limit_name(QUEUE)] = LimitRule(scene.queue_most)
     took: list[float] = []
