@@ -16,7 +16,8 @@ class OrderTests(JobsTestMixin, TestCase):
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from asgiref.sync import async_to_sync
@@ -33,7 +34,14 @@ from nimburion.integrations.django.django_processor import DjangoProcessor, Fail
 from nimburion.jobs.client.client import Client
 from nimburion.testing import assert_enqueued, assert_not_enqueued
 
-__all__ = ["FailedAttempt", "JobRun", "JobsTestMixin", "clear_jobs", "run_jobs"]
+__all__ = [
+    "FailedAttempt",
+    "JobRun",
+    "JobsTestMixin",
+    "clear_jobs",
+    "keep_jobs_in_memory",
+    "run_jobs",
+]
 
 
 class JobRun(int):
@@ -66,7 +74,8 @@ def run_jobs(*, raise_failures: bool = True) -> JobRun:
     if opened is not None and opened.alias == processor.transactions.shared:
         raise ConfigurationError(
             "the jobs are in a database whose transaction is open, so they cannot run: name "
-            "JobsTestMixin before TestCase, or use TransactionTestCase"
+            "JobsTestMixin before TestCase, or use TransactionTestCase; with pytest-django, use "
+            "keep_jobs_in_memory() in a fixture, or transactional_db"
         )
     with processor.collect_failures() as failures, processor.share_connections():
         run = JobRun(async_to_sync(_drain)(processor))
@@ -88,6 +97,16 @@ def clear_jobs() -> None:
     opened = processor.transactions.find_open()
     if opened is None or opened.alias != processor.transactions.shared:
         processor.sync.call(_delete_all_jobs)
+
+
+@contextmanager
+def keep_jobs_in_memory() -> Iterator[None]:
+    """Keep the jobs of the block in memory, as `JobsTestMixin` does in a `TestCase`.
+
+    For the fixture `db` of pytest-django, whose transaction never commits either.
+    """
+    with get_processor().keep_jobs_in_memory():
+        yield
 
 
 class JobsTestMixin:
@@ -113,7 +132,7 @@ class JobsTestMixin:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (as unittest's)
         """Run one test without the jobs of earlier ones."""
         if isinstance(self, TestCase):
-            with get_processor().keep_jobs_in_memory():
+            with keep_jobs_in_memory():
                 return super().__call__(*args, **kwargs)  # type: ignore[misc]
         clear_jobs()
         return super().__call__(*args, **kwargs)  # type: ignore[misc]
