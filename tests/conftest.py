@@ -25,7 +25,7 @@ pytest.register_assert_rewrite("tests.crash.harness")
 # The usual run tries the same examples each time, so that one commit is green or red for all;
 # `dev.py deep` looks for new ones. Hypothesis would also try constants that it finds in the source
 # of the modules that are loaded, and which those are depends on the tests that ran before.
-vars(providers)["_get_local_constants"] = Constants
+setattr(providers, "_get_local_constants", Constants)  # noqa: B010 - a private name
 hypothesis.settings.register_profile("quick", deadline=None, print_blob=True, derandomize=True)
 hypothesis.settings.register_profile(
     "deep", deadline=None, print_blob=True, max_examples=2_000, stateful_step_count=100
