@@ -33,7 +33,7 @@ ALL_WORKERS = 1 << 30
 """
 
 
-LONGEST_DEAF_WAIT = 2.0
+MAX_WAIT_WITHOUT_NOTIFICATIONS = 2.0
 """Seconds after which a call of `wait` returns at the latest while its handle receives no
 notifications: workers of a large fleet ask for longer waits.
 """

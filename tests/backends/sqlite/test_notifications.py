@@ -20,7 +20,7 @@ from nimburion.backends.sqlite.notifications import (
     find_socket_folder,
     make_entry_name,
 )
-from nimburion.backends.waiters import LONGEST_DEAF_WAIT
+from nimburion.backends.waiters import MAX_WAIT_WITHOUT_NOTIFICATIONS
 from nimburion.core.exchange import RESERVE_NOTHING, Lane, ReserveRequest
 from nimburion.core.job import NewJob
 from nimburion.core.session import Session
@@ -151,7 +151,7 @@ async def test_without_sockets_a_long_wait_ends_early(
     find_socket_folder(path).write_text("in the way")
     task = asyncio.create_task(backend.consuming.wait(("q",), 15.0))
     await assert_keeps_waiting(task)
-    clock.advance(LONGEST_DEAF_WAIT)
+    clock.advance(MAX_WAIT_WITHOUT_NOTIFICATIONS)
     await assert_wakes(task)
     find_socket_folder(path).unlink()
 

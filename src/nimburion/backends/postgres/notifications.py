@@ -1,7 +1,7 @@
 """Notifications on PostgreSQL: NOTIFY, LISTEN, and the table of idle workers.
 
-`backends/server/notifications.py` explains the way of a wake-up. The idle entry of a handle is its
-row in `idle_worker`. Who wakes the handle says there that it does not wait any more.
+`backends/server/notifications.py` explains the path of a wake-up. The idle entry of a handle is its
+row in `idle_worker`. The process that wakes the handle sets `is_waiting` to false.
 
 A NOTIFY takes a lock that all notifying commits of a server share. It holds the lock until its
 commit is flushed. Therefore a process notifies at most once per 5 ms. If it was quiet before, it

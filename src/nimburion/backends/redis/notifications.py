@@ -1,6 +1,6 @@
 """Notifications on Redis: SUBSCRIBE, and the idle entries of a handle.
 
-`backends/server/notifications.py` explains the way of a wake-up. An idle entry is a member of the
+`backends/server/notifications.py` explains the path of a wake-up. An idle entry is a member of the
 sorted set `idle_worker`. The exchange that found nothing, or `wait`, has written it. It says where
 the handle waits: on its channel, or on a stream of the same name (see `long_poll.py`).
 """

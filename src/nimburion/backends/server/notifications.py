@@ -1,4 +1,4 @@
-"""Wake-ups of workers through a server. The way of one, from the enqueue to the worker:
+"""How a wake-up reaches a worker.
 
 A worker that finds no job leaves an idle entry in the backend: its session, its queues, and a
 channel of its own. An enqueue of n jobs uses up n entries of the queue, and sends one notification
@@ -24,7 +24,7 @@ from contextlib import suppress
 from nimburion.backends.waiters import (
     EVERY_QUEUE,
     EVERY_SESSION,
-    LONGEST_DEAF_WAIT,
+    MAX_WAIT_WITHOUT_NOTIFICATIONS,
     LastWait,
     Waiters,
     wait_until,
@@ -127,7 +127,8 @@ class ServerListener(Listener, ABC):
 
     def _log_failure(self, error: Exception) -> None:
         """Log why notifications are unavailable. An outage is logged at debug level, because other
-        operations report it. Any other cause is logged as a warning, once until it is mended.
+        operations report it. Any other cause is logged as a warning, once until notifications
+        arrive again.
         """
         if isinstance(error, _OUTAGES) or str(error) == self._last_warning:
             _log.debug("notifications are not received; reconnecting: %s", error)
@@ -199,7 +200,7 @@ class Notifications(ABC):
         if self._waiters.take_missed(queues):
             return
         if not self._is_connected.is_set():
-            timeout = min(timeout, LONGEST_DEAF_WAIT)
+            timeout = min(timeout, MAX_WAIT_WITHOUT_NOTIFICATIONS)
         until = began + timeout
         with self._waiters.expect(queues) as notified:
             if self._is_connected.is_set():

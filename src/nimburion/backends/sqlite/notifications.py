@@ -26,7 +26,7 @@ from nimburion.backends.waiters import (
     ALL_WORKERS,
     EVERY_QUEUE,
     EVERY_SESSION,
-    LONGEST_DEAF_WAIT,
+    MAX_WAIT_WITHOUT_NOTIFICATIONS,
     LastWait,
     PassOn,
     Waiters,
@@ -269,7 +269,7 @@ class SocketListener:
         if self._waiters.take_missed(queues):
             return
         if self._socket is None:
-            timeout = min(timeout, LONGEST_DEAF_WAIT)
+            timeout = min(timeout, MAX_WAIT_WITHOUT_NOTIFICATIONS)
         elif not self._waiters.calls:
             asyncio.get_running_loop().add_reader(self._socket.fileno(), self._read_messages)
         try:
