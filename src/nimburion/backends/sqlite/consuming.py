@@ -70,8 +70,6 @@ from nimburion.core.session import ConcurrencyLimit, HeartbeatReply, Session, Vi
 from nimburion.core.settlement import Settled, Settlement
 from nimburion.core.timing.clock import MICRO
 
-"""The most jobs that one exchange promotes. More become due at once only after an outage."""
-
 _RESULT_CODES = {Settled.DONE: "d", Settled.ALREADY: "a", Settled.STALE: "s"}
 _RESULTS_BY_CODE = {letter: result for result, letter in _RESULT_CODES.items()}
 _encode = msgspec.json.Encoder().encode

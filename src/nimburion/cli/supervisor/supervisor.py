@@ -234,7 +234,7 @@ class Supervisor:
     def _choose_pause(self, slot: _Slot, process: WorkerProcess) -> float:
         """Return the seconds until the replacement of a process starts.
 
-        None after a long life. After a short one, pauses grow from crash to crash.
+        0.0 after a long life. After a short one, pauses grow from crash to crash.
         """
         if process.age >= self._settings.short_life:
             slot.pauses = None
