@@ -74,19 +74,25 @@ class AtomicStep:
     def __enter__(self) -> Self:
         """Wait for the lock, and read the clock."""
         self._data.shared.lock.acquire()
-        self.now = to_micros(self._data.clock.now())
+        try:
+            self.now = to_micros(self._data.clock.now())
+        except BaseException:
+            self._data.shared.lock.release()
+            raise
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
         """Release the lock, then notify. After a failure, notify nothing."""
-        if self._freed_places:
-            self._notify_freed()
-        self._data.shared.lock.release()
+        try:
+            if failure is None and self._freed_places:
+                self._notify_freed()
+        finally:
+            self._data.shared.lock.release()
         if failure is None and self.names_to_notify:
             self._data.shared.notify(self.names_to_notify)
 
     def _notify_freed(self) -> None:
-        """Notify the queues in which jobs wait for the places that are free now."""
+        """Collect the queues in which jobs wait for the places that are free now."""
         lanes = {*self.state.lanes, *self.state.turns.list_lanes()}
         queues: defaultdict[str, set[LimitKey]] = defaultdict(set)
         for lane in lanes:
