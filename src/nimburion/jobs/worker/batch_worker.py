@@ -282,12 +282,11 @@ class BatchWorker(Worker):
         self._batch_fetcher.note_free_slot()
         self.fetcher.note_result()
 
-    def _free_slot(self, attempt: Attempt, *, late: bool = False) -> None:
+    def _free_slot(self, attempt: Attempt) -> None:
         self._slots.remove_member(attempt)
-        super()._free_slot(attempt, late=late)
+        super()._free_slot(attempt)
         self._batch_fetcher.note_free_slot()
         self._start_jobs()
-        self.fetcher.note_result()
 
     def _release_all(self) -> None:
         """Release also the members that wait for their call."""

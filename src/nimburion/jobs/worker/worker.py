@@ -359,6 +359,7 @@ class Worker:
             return
         if attempt.settled:  # the watchdog has released it
             self._free_slot(attempt)
+            self.fetcher.note_result()
         else:
             self._slots.not_begun.discard(attempt)
             self._settle(attempt, Released(attempt.delivery.lease, unstarted=True))
@@ -556,6 +557,8 @@ class Worker:
         try:
             settlement = await self._attempt_runner.perform(attempt)
         except BaseException as error:  # noqa: BLE001 - the attempt counts after any error
+            # For `finally`, if the next line raises: the interpreter closes the attempt, or
+            # a hook raises.
             settlement = Released(attempt.delivery.lease, RELEASE_DELAY_AFTER_ERROR)
             settlement = await self._attempt_runner.settle_after_error(attempt, error)
         finally:
@@ -579,21 +582,30 @@ class Worker:
             self._leaves_jobs = True
         if attempt.call is not None and attempt.in_thread:
             # A thread cannot be stopped, so the slot stays occupied until it returns.
-            attempt.call.on_finish = lambda: self._free_slot(attempt, late=True)
+            attempt.call.on_finish = lambda: self._free_late_slot(attempt)
             self._unresponsive.report_kept_slot(attempt, self._slots.running)
             self.fetcher.wake()
         else:
             self._free_slot(attempt)
+            self.fetcher.note_result()
 
     def _free_unused_slot(self, attempt: Attempt) -> None:
         """Free the slot of an attempt whose handler was never called."""
         self._slots.count_unused_start()
         self._free_slot(attempt)
+        self.fetcher.note_result()
 
-    def _free_slot(self, attempt: Attempt, *, late: bool = False) -> None:
-        if late:
-            self.fetcher.may_have_work = True  # its queue was at its limit: it may have more jobs
-            self._unresponsive.report_return(attempt)
+    def _free_late_slot(self, attempt: Attempt) -> None:
+        """Free the slot of a settled attempt, whose thread has returned."""
+        self.fetcher.may_have_work = True  # its queue was at its limit: it may have more jobs
+        self._unresponsive.report_return(attempt)
+        self._free_slot(attempt)
+        self.fetcher.note_result()
+
+    def _free_slot(self, attempt: Attempt) -> None:
+        """Free the slot of an attempt that has ended, and start other jobs. `Fetcher.note_result`
+        comes after it: a reason for an exchange depends on the jobs that run then.
+        """
         slots = self._slots
         slots.running.discard(attempt)
         # `attempt.clear()`, without the call
@@ -607,7 +619,6 @@ class Worker:
             self._start_jobs()
         if self._is_finishing:
             self._check_finished()
-        self.fetcher.note_result()
 
     # Callbacks
 
