@@ -108,7 +108,7 @@ class BatchSlots(Slots):
 class BatchFetcher(Fetcher):
     """Decides for a worker with batch handlers. It also requests jobs that fill a batch."""
 
-    __slots__ = ("_calls", "_had_members", "_was_skipped")
+    __slots__ = ("_calls", "_had_members", "_is_partial", "_was_skipped")
 
     _slots: BatchSlots
 
@@ -125,12 +125,18 @@ class BatchFetcher(Fetcher):
         session_ttl: float,
     ) -> None:
         super().__init__(
-            *(backend, clock, loop, slots, completer),
+            backend,
+            clock,
+            loop,
+            slots,
+            completer,
             lanes=lanes,
             waits_for_jobs=waits_for_jobs,
             session_ttl=session_ttl,
         )
         self._calls = slots.calls
+        self._is_partial = False
+        """Whether the last request was for one name only: it says nothing about the other lanes."""
         self._had_members = False
         """Whether the last reply for all lanes had jobs for a batch: not many more fit."""
         self._was_skipped = False
@@ -200,15 +206,17 @@ class BatchFetcher(Fetcher):
         self._calls.start_exhausted()
         return None
 
-    def end_exchange(self) -> None:
-        """See `Fetcher.end_exchange`."""
+    def begin_session(self, completer: Completer) -> None:
+        """See `Fetcher.begin_session`. The last request of the former session has no reply."""
         self._calls.end_request()
+        super().begin_session(completer)
 
     def note_reply(self, reply: Reply, request: ReserveRequest) -> None:
         """See `Fetcher.note_reply`. Note of which batches the backend holds more jobs.
 
         A reply without a delivery ends the requests for a batch until the next notification.
         """
+        self._calls.end_request()
         super().note_reply(reply, request)
         if request.total:
             if reply.deliveries:
@@ -216,6 +224,12 @@ class BatchFetcher(Fetcher):
             if not self._is_partial:
                 sizes = self._calls.sizes
                 self._had_members = any(each.name in sizes for each in reply.deliveries)
+
+    def _note_lanes(self, reply: Reply) -> None:
+        if self._is_partial:
+            self.due_timer.note_reply(reply, is_partial=True)
+        else:
+            super()._note_lanes(reply)
 
 
 class BatchWorker(Worker):

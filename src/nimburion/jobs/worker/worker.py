@@ -393,7 +393,6 @@ class Worker:
             return
         finally:
             was_recalled = request.total > 0 and take(self._under_way) is None
-            self.fetcher.end_exchange()
         if was_recalled:
             # The watchdog recalled this exchange because the loop was blocked. Other workers may
             # hold these jobs by now.
