@@ -164,12 +164,20 @@ def encode_request(
         queue: (options.priority, False if options.limit is None else options.limit)
         for queue, options in request.queues.items()
     }
-    total, waits = min(request.total, _MAX_LANE_INDEX), request.long_poll > 0
+    total, waits_on_stream = min(request.total, _MAX_LANE_INDEX), request.long_poll > 0
     ageing = to_micros(request.ageing)
+    # `read_request` of lua/shared/reserve_jobs.lua names these in the same order.
     return _pack(
         (
-            *(total, ageing, lanes, queues, waits, request.max_bytes),
-            *(handle, request.free_slots, registered),
+            total,
+            ageing,
+            lanes,
+            queues,
+            waits_on_stream,
+            request.max_bytes,
+            handle,
+            request.free_slots,
+            registered,
         )
     )
 

@@ -326,7 +326,10 @@ class Supervisor:
         await self._all_started.wait()
         grace = max((process.grace for process in self._processes), default=0.0)
         notifier = SystemdNotifier(
-            *(SystemClock(), self.read_health, grace, self._environment),
+            SystemClock(),
+            self.read_health,
+            grace,
+            self._environment,
             check_progress=self._has_progress,
         )
         await notifier.start()

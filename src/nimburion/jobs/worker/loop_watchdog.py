@@ -364,7 +364,13 @@ class LoopWatchdog:
         def log() -> None:
             if _log.isEnabledFor(level):
                 record = _log.makeRecord(
-                    *(_log.name, level, __file__, 0, message, args, failed),
+                    _log.name,
+                    level,
+                    __file__,
+                    0,
+                    message,
+                    args,
+                    failed,
                     sinfo=stack.rstrip() or None,
                 )
                 _log.handle(record)

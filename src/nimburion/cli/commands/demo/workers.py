@@ -28,7 +28,13 @@ class WorkerProcesses:
         inherited = {name: v for name, v in os.environ.items() if name[:10] != "NIMBURION_"}
         with (self._folder / f"worker-{number}.log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "nimburion", "worker", TARGET, "--config", "config.yaml"),
+                sys.executable,
+                "-m",
+                "nimburion",
+                "worker",
+                TARGET,
+                "--config",
+                "config.yaml",
                 cwd=self._folder,
                 env=inherited,
                 stdin=DEVNULL,

@@ -90,9 +90,14 @@ class UnresponsiveHandlers:
         delivery = attempt.delivery
         if not _log.isEnabledFor(logging.WARNING):
             return
-        arguments = (delivery.name, delivery.lease.job_id, text)
         record = _log.makeRecord(
-            *(_log.name, logging.WARNING, __file__, 0, "job %s %s: %s", arguments, None),
+            _log.name,
+            logging.WARNING,
+            __file__,
+            0,
+            "job %s %s: %s",
+            (delivery.name, delivery.lease.job_id, text),
+            None,
             extra=make_extra(delivery),
             sinfo=_format_stack(attempt) or None,
         )

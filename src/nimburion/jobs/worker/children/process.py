@@ -148,7 +148,11 @@ class Child:
             own_ends.callback(self._channel.abort)
             await self._loop.subprocess_exec(
                 lambda: _ExitWatch(self._note_start, self._note_exit),
-                *(sys.executable, "-m", _PROGRAM, str(calls.fileno()), str(messages.fileno())),
+                sys.executable,
+                "-m",
+                _PROGRAM,
+                str(calls.fileno()),
+                str(messages.fileno()),
                 stdin=subprocess.DEVNULL,
                 stdout=child_output,
                 stderr=child_output,
@@ -294,7 +298,7 @@ class Child:
         self._is_disconnected = True
         if isinstance(error, UnreadableFrame | msgspec.MsgspecError):
             _log.error(
-                "child process %d sent data that cannot be read (%s); killing it", *(self.id, error)
+                "child process %d sent data that cannot be read (%s); killing it", self.id, error
             )
         if self._exited.is_set():
             self._finish()
