@@ -9,12 +9,20 @@ import threading
 from collections.abc import Collection
 from pathlib import Path
 from typing import cast
+from unittest.mock import Mock
 
 import pytest
 
-from nimburion.cli.supervisor.messages import ListenRequest
+from nimburion.cli.supervisor.listener_chooser import ListenerChooser
+from nimburion.cli.supervisor.messages import (
+    ChannelsServed,
+    ChannelsWanted,
+    ListenerState,
+    ListenRequest,
+)
 from nimburion.cli.supervisor.shared_listener import SharedListener
 from nimburion.cli.supervisor.supervisor_channel import SupervisorChannel
+from nimburion.cli.supervisor.worker_process import WorkerProcess
 from nimburion.core.job import State
 from nimburion.core.listener import Listener, OnListening, OnNotification
 from nimburion.jobs import Processor
@@ -286,9 +294,13 @@ async def test_an_idle_process_has_two_connections_and_one_of_them_subscribes_on
 
 
 class SilentChannel:
-    """Sends nothing."""
+    """Sends nothing, and keeps what it was to send."""
 
-    def send(self, message: object) -> None: ...
+    def __init__(self) -> None:
+        self.sent: list[object] = []
+
+    def send(self, message: object) -> None:
+        self.sent.append(message)
 
 
 class FakeListener(Listener):
@@ -353,3 +365,77 @@ async def test_a_listener_that_was_closed_reports_nothing_to_the_backend() -> No
     on_notification("own", "late")
     await shared.close()
     assert reported == [{"own"}, ["own"]]
+
+
+async def test_a_backend_that_takes_the_place_of_another_is_told_that_notifications_arrive() -> (
+    None
+):
+    """It is opened before the other one is closed."""
+    told: list[tuple[str, list[str]]] = []
+
+    def open_backend(name: str) -> None:
+        shared.attach(
+            lambda _, __: FakeListener(),
+            lambda channels: told.append((name, sorted(channels))),
+            lambda _, __: None,
+        ).listen([name])
+
+    shared = SharedListener(cast("SupervisorChannel", SilentChannel()))
+    open_backend("first")
+    shared.handle(ListenerState(is_listening=True))
+    open_backend("second")
+    shared.handle(ListenerState(is_listening=True))
+    shared.handle(ListenerState(is_listening=True))
+    assert told == [("first", ["first"]), ("second", ["second"])]
+    await shared.close()
+
+
+async def test_a_backend_that_takes_the_place_of_another_has_a_listener_of_its_own() -> None:
+    made: list[tuple[str, FakeListener, OnListening]] = []
+    told: list[tuple[str, list[str]]] = []
+
+    def open_backend(name: str) -> None:
+        def make_listener(on_listening: OnListening, _: OnNotification) -> FakeListener:
+            made.append((name, FakeListener(), on_listening))
+            return made[-1][1]
+
+        shared.attach(
+            make_listener,
+            lambda channels: told.append((name, sorted(channels))),
+            lambda _, __: None,
+        ).listen([name])
+
+    channel = SilentChannel()
+    shared = SharedListener(cast("SupervisorChannel", channel))
+    open_backend("first")
+    shared.handle(ListenRequest(["other"]))
+    made[0][2](["first", "other"])
+    await asyncio.sleep(0)
+    open_backend("second")
+    assert await asyncio.to_thread(made[0][1].is_closed.wait, DEADLINE)
+    assert channel.sent[-2:] == [ChannelsServed([]), ChannelsWanted(["second"])]
+    shared.handle(ListenRequest(["other"]))
+    assert [name for name, _, _ in made] == ["first", "second"]
+    assert await asyncio.to_thread(made[1][1].is_listening.wait, DEADLINE)
+    assert made[1][1].channels == {"second", "other"}
+    made[1][2](["second", "other"])
+    await asyncio.sleep(0)
+    assert told == [("first", ["first"]), ("second", ["second"])]
+    await shared.close()
+
+
+async def test_a_listener_is_asked_again_when_it_wants_other_channels_itself() -> None:
+    chooser = ListenerChooser(answer_timeout=1000.0)
+    processes = [Mock(spec=WorkerProcess, has_ended=False, lag=0.0) for _ in range(2)]
+    for process in processes:
+        process.id, process.stopping, process.channels = 1, asyncio.Event(), frozenset()
+    listener, other = processes
+    chooser.handle(listener, ChannelsWanted(["own"]))
+    chooser.handle(other, ChannelsWanted(["other"]))
+    listener.listen.reset_mock()
+    chooser.handle(listener, ChannelsWanted(["new"]))
+    listener.listen.assert_called_once_with({"other"})
+    chooser.handle(listener, ChannelsServed([]))
+    chooser.handle(listener, ChannelsServed(["new", "other"]))
+    other.note_listener.assert_called_once_with(is_listening=True)
+    listener.note_listener.assert_not_called()

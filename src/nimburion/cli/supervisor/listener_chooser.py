@@ -25,7 +25,7 @@ class ListenerChooser:
         """Those that want notifications, in the order in which they asked for them."""
         self._listener: WorkerProcess | None = None
         self._requested: frozenset[str] | None = None
-        """The channels on which the listener is to listen for others."""
+        """The channels on which the listener is to listen for others. None: ask it again."""
         self._served: frozenset[str] = frozenset()
         """The channels on which it listens."""
         self._informed: set[WorkerProcess] = set()
@@ -47,6 +47,8 @@ class ListenerChooser:
     def _note_wanted(self, process: WorkerProcess, channels: frozenset[str]) -> None:
         process.channels = channels
         self._informed.discard(process)
+        if process is self._listener:  # its listener has other channels now, or is a new one
+            self._requested = None
         if process in self._processes:
             self._processes.remove(process)
         if channels:

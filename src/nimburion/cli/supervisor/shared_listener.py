@@ -43,8 +43,8 @@ class SharedListener(Listener):
         """Listens for all; None: another process does."""
         self._listener_count = 0
         """How many were started. A message of the thread of a former one is ignored."""
-        self._is_listening = False
-        """Whether the backend was told that its notifications arrive."""
+        self._announced: frozenset[str] = frozenset()
+        """The channels of which the backend was told that their notifications arrive."""
         self._closing: set[asyncio.Task[None]] = set()
 
     # --- for the backend ---
@@ -55,7 +55,14 @@ class SharedListener(Listener):
         on_listening: OnListening,
         on_notification: OnNotification,
     ) -> Listener:
-        """Return this listener, for the backend that was opened last. See `ShareListener`."""
+        """Return this listener, for the backend that was opened last. See `ShareListener`.
+
+        The backend that was opened before it, and is not closed yet, receives nothing more.
+        """
+        if self._listener is not None:  # the former backend made it
+            self._close_listener()
+            self._channel.send(ChannelsServed([]))
+        self._announced = frozenset()
         self._make_listener = make_listener
         self._loop = asyncio.get_running_loop()
         self._on_listening, self._on_notification = on_listening, on_notification
@@ -69,7 +76,7 @@ class SharedListener(Listener):
     async def close(self) -> None:
         """Receive no more notifications, and stop listening for other processes."""
         self._make_listener = None
-        self._wanted, self._is_listening = frozenset(), False
+        self._wanted = self._announced = frozenset()
         self._channel.send(ChannelsWanted([]))
         self._close_listener()
         await asyncio.gather(*self._closing, return_exceptions=True)
@@ -108,15 +115,16 @@ class SharedListener(Listener):
             closing.add_done_callback(self._closing.discard)
 
     def _note_state(self, *, is_listening: bool) -> None:
-        """Tell the backend whether its notifications arrive, if that has changed."""
-        if self._make_listener is not None and is_listening != self._is_listening:
-            self._is_listening = is_listening
-            self._on_listening(self._wanted if is_listening else ())
+        """Tell the backend which of its notifications arrive, if that has changed."""
+        channels = self._wanted if is_listening else frozenset()
+        if self._make_listener is not None and channels != self._announced:
+            self._announced = channels
+            self._on_listening(channels)
 
     # --- on the thread of the listener, while this process listens for all ---
 
     def _note_listening(self, number: int, channels: Collection[str]) -> None:
-        self._call_soon(self._note_own_state, number, bool(channels))
+        self._call_soon(self._note_own_state, number, frozenset(channels))
         self._channel.send(ChannelsServed(sorted(channels)))
 
     def _receive(self, channel: str, text: str) -> None:
@@ -133,9 +141,9 @@ class SharedListener(Listener):
 
     # --- the same, on the event loop of the backend ---
 
-    def _note_own_state(self, number: int, is_listening: bool) -> None:  # noqa: FBT001 (see `call_soon_threadsafe`)
+    def _note_own_state(self, number: int, channels: frozenset[str]) -> None:
         if number == self._listener_count and self._listener is not None:
-            self._note_state(is_listening=is_listening)
+            self._note_state(is_listening=self._wanted <= channels)
 
     def _receive_own(self, channel: str, text: str) -> None:
         if channel in self._wanted:
