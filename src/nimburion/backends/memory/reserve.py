@@ -15,7 +15,7 @@ from nimburion.backends.memory.state import (
     SessionEntry,
 )
 from nimburion.backends.planning.admission import REPLY_LIMIT, make_reply_limit
-from nimburion.backends.planning.reserve import ReservePlan, plan_reserve
+from nimburion.backends.planning.reserve import ReservePlan, count_fitting, plan_reserve
 from nimburion.backends.planning.source import PlanLane
 from nimburion.backends.server.encoding import encode_json
 from nimburion.core.exchange import (
@@ -248,17 +248,6 @@ class Reservation:
         entry.leased = lease = LeaseEntry(session, number, token, self._now)
         session.leased_jobs[entry.seq] = entry
         return lease
-
-
-def count_fitting(sizes: list[int], max_bytes: int) -> int:
-    """Return how many jobs of these sizes, from the first on, fit into one reply: at least 1."""
-    count = 0
-    for size in sizes:
-        max_bytes -= size
-        if max_bytes < 0 and count:
-            break
-        count += 1
-    return count
 
 
 def measure_size(entry: JobEntry) -> int:

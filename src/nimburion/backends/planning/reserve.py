@@ -91,6 +91,24 @@ def plan_reserve(
     return planner.finish()
 
 
+def count_fitting(sizes: Sequence[int], max_bytes: int) -> int:
+    """Return how many jobs of these sizes, from the first on, fit into one reply: at least 1.
+
+    Call it with the jobs of a plan, and make a new plan with this total if it is lower. No job
+    changes the order because of its size.
+
+    >>> count_fitting([500, 700, 100], 1000)
+    1
+    >>> count_fitting([5000], 1000)
+    1
+    """
+    for count, size in enumerate(sizes):
+        max_bytes -= size
+        if max_bytes < 0 and count:
+            return count
+    return len(sizes)
+
+
 class _Planner:
     """A plan while it is made."""
 

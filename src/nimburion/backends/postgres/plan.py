@@ -7,7 +7,12 @@ from typing import Any
 
 import msgspec
 
-from nimburion.backends.planning.reserve import PlannedLease, ReservePlan, plan_reserve
+from nimburion.backends.planning.reserve import (
+    PlannedLease,
+    ReservePlan,
+    count_fitting,
+    plan_reserve,
+)
 from nimburion.backends.postgres.candidates import Candidates, Sizes
 from nimburion.backends.postgres.first_turns import FirstTurns, plan_first_turns
 from nimburion.backends.postgres.source import CandidateJob, PostgresSource
@@ -164,12 +169,3 @@ def encode_shares(plan: ReservePlan, source: PostgresSource) -> list[Any]:
         [source.read_min_virtual_time(class_) for class_ in plan.min_virtual_times],
         list(plan.min_virtual_times.values()),
     ]
-
-
-def count_fitting(sizes: Sequence[int], max_bytes: int) -> int:
-    """Return how many jobs of these sizes, from the first on, fit into one reply: at least 1."""
-    for count, size in enumerate(sizes):
-        max_bytes -= size
-        if max_bytes < 0 and count:
-            return count
-    return len(sizes)

@@ -33,13 +33,12 @@ from nimburion.backends.sqlite.reserve import (
     MANY_LANES,
     Lanes,
     LeaseBatch,
-    count_fitting,
+    count_fitting_jobs,
     exclude_empty,
     exclude_full,
     find_next_opening,
     find_unpaused_lanes,
     find_waiting_lanes,
-    measure_sizes,
     notify_opened,
 )
 from nimburion.backends.sqlite.sessions import (
@@ -395,7 +394,7 @@ def repeat_result(db: Database, head: SessionHead, request: ReserveRequest) -> E
         None,
     )
     seqs = _decode_seqs(listed)
-    count = count_fitting(measure_sizes(db, seqs), request.max_bytes)
+    count = count_fitting_jobs(db, seqs, request.max_bytes)
     for seq in seqs[count:]:
         lease_row = db.fetch_one("get_lease", head.session, seq)
         assert lease_row is not None, "it was read just now, in this transaction"
@@ -477,15 +476,13 @@ def lease_jobs(
     """
     batch.choose()
     if db.reads_sizes_first and batch.seqs:
-        count = count_fitting(measure_sizes(db, batch.seqs), request.max_bytes)
+        count = count_fitting_jobs(db, batch.seqs, request.max_bytes)
         db.reads_sizes_first = count < len(batch.seqs)
         batch.keep(count)
     rows, size = read_reserved_jobs(db, batch.seqs)
     if size + DELIVERY_OVERHEAD * len(rows) > request.max_bytes and len(rows) > 1:
         db.reads_sizes_first = True
-        count = count_fitting(
-            [len(payload) + len(job.options or "") for job, payload, _ in rows], request.max_bytes
-        )
+        count = count_fitting_jobs(db, batch.seqs, request.max_bytes)
         batch.keep(count)
         del rows[count:]
     batch.save(session, number)

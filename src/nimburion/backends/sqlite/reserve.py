@@ -6,7 +6,6 @@ Otherwise sorting the first jobs of all lanes is enough, and takes a quarter of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -250,20 +249,12 @@ class LeaseBatch:
                 write_uses(self._db, {key: use})
 
 
-def measure_sizes(db: Database, seqs: list[int]) -> list[int]:
-    """Return the size in bytes of each job, without reading its payload."""
-    return _decode_sizes(db.fetch_value("get_sizes", _encode(seqs).decode()))
+def count_fitting_jobs(db: Database, seqs: list[int], max_bytes: int) -> int:
+    """Return how many of these jobs fit into one reply, without reading their payloads."""
+    from nimburion.backends.planning.reserve import count_fitting  # most workers never need it
 
-
-def count_fitting(sizes: Iterable[int], max_bytes: int) -> int:
-    """Return how many jobs of these sizes, from the first on, fit into one reply: at least 1."""
-    count = 0
-    for size in sizes:
-        max_bytes -= size + DELIVERY_OVERHEAD
-        if max_bytes < 0 and count:
-            break
-        count += 1
-    return count
+    sizes = _decode_sizes(db.fetch_value("get_sizes", _encode(seqs).decode()))
+    return count_fitting([size + DELIVERY_OVERHEAD for size in sizes], max_bytes)
 
 
 def find_unpaused_lanes(db: Database, request: ReserveRequest, paused: frozenset[str]) -> Lanes:
