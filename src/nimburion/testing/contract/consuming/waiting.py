@@ -470,18 +470,13 @@ class Waiting:
             pytest.skip("this backend does not notify")
         backend, other = fleet.handles[1], await fleet.worker()
         worker, cancel = await _cancel(fleet)
-        command = lambda: fleet.backend.maintenance.send_command(other.id, None)  # noqa: E731
-        await repeat_until_done(
-            command, asyncio.create_task(backend.consuming.wait_for_session(other.id))
-        )
         waiting = asyncio.create_task(backend.consuming.wait_for_session(other.id))
         await repeat_until_done(
             cancel, asyncio.create_task(backend.consuming.wait_for_session(worker.id))
         )
         assert not waiting.done()
-        waiting.cancel()
-        await asyncio.wait({waiting})
-        assert waiting.cancelled()
+        command = lambda: fleet.backend.maintenance.send_command(other.id, None)  # noqa: E731
+        await repeat_until_done(command, waiting)
 
     async def test_a_poll_finds_what_a_missed_notification_left(self, harness: Harness) -> None:
         """Notifications may be lost without losing a job."""
