@@ -367,16 +367,14 @@ async def test_a_listener_that_was_closed_reports_nothing_to_the_backend() -> No
     assert reported == [{"own"}, ["own"]]
 
 
-async def test_a_backend_that_takes_the_place_of_another_is_told_that_notifications_arrive() -> (
-    None
-):
+async def test_a_backend_that_takes_the_place_of_another_learns_that_notifications_arrive() -> None:
     """It is opened before the other one is closed."""
-    told: list[tuple[str, list[str]]] = []
+    announced: list[tuple[str, list[str]]] = []
 
     def open_backend(name: str) -> None:
         shared.attach(
             lambda _, __: FakeListener(),
-            lambda channels: told.append((name, sorted(channels))),
+            lambda channels: announced.append((name, sorted(channels))),
             lambda _, __: None,
         ).listen([name])
 
@@ -386,13 +384,13 @@ async def test_a_backend_that_takes_the_place_of_another_is_told_that_notificati
     open_backend("second")
     shared.handle(ListenerState(is_listening=True))
     shared.handle(ListenerState(is_listening=True))
-    assert told == [("first", ["first"]), ("second", ["second"])]
+    assert announced == [("first", ["first"]), ("second", ["second"])]
     await shared.close()
 
 
 async def test_a_backend_that_takes_the_place_of_another_has_a_listener_of_its_own() -> None:
     made: list[tuple[str, FakeListener, OnListening]] = []
-    told: list[tuple[str, list[str]]] = []
+    announced: list[tuple[str, list[str]]] = []
 
     def open_backend(name: str) -> None:
         def make_listener(on_listening: OnListening, _: OnNotification) -> FakeListener:
@@ -401,7 +399,7 @@ async def test_a_backend_that_takes_the_place_of_another_has_a_listener_of_its_o
 
         shared.attach(
             make_listener,
-            lambda channels: told.append((name, sorted(channels))),
+            lambda channels: announced.append((name, sorted(channels))),
             lambda _, __: None,
         ).listen([name])
 
@@ -420,7 +418,7 @@ async def test_a_backend_that_takes_the_place_of_another_has_a_listener_of_its_o
     assert made[1][1].channels == {"second", "other"}
     made[1][2](["second", "other"])
     await asyncio.sleep(0)
-    assert told == [("first", ["first"]), ("second", ["second"])]
+    assert announced == [("first", ["first"]), ("second", ["second"])]
     await shared.close()
 
 
