@@ -107,5 +107,6 @@ def test_the_parameters_are_those_of_the_async_method(name: str) -> None:
 
 def test_help_shows_the_parameters_and_the_options() -> None:
     text = re.sub("\b.", "", pydoc.render_doc(Processor("memory://").sync.enqueue))
-    assert "enqueue(job: 'AnyJob', **options: 'Unpack[EnqueueOptions]') -> 'str'" in text
+    signature = "enqueue(job: 'JobReturning[R]', **options: 'Unpack[EnqueueOptions]') -> 'JobId[R]'"
+    assert signature in text
     assert "`unique_key`" in text

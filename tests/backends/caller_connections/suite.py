@@ -121,7 +121,7 @@ class CallerConnectionSuite:
         async def lost(self: object, session_id: str, *_: object) -> None:
             raise LeaseLost("the job")
 
-        monkeypatch.setattr(self.transactions, "complete", lost)
+        monkeypatch.setattr(self.transactions, "settle", lost)
         job_id = await run_one(application, processor, fail=False)
         assert accounts() == 0
         assert (await processor.get_status(job_id)).state is not State.COMPLETED
