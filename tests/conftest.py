@@ -25,6 +25,7 @@ pytest.register_assert_rewrite("tests.crash.harness")
 # The usual run tries the same examples each time, so that one commit is green or red for all;
 # `dev.py deep` looks for new ones. Hypothesis would also try constants that it finds in the source
 # of the modules that are loaded, and which those are depends on the tests that ran before.
+assert hasattr(providers, "_get_local_constants"), "Hypothesis has renamed it"
 setattr(providers, "_get_local_constants", Constants)  # noqa: B010 - a private name
 hypothesis.settings.register_profile("quick", deadline=None, print_blob=True, derandomize=True)
 hypothesis.settings.register_profile(
