@@ -92,7 +92,8 @@ def test_no_such_job_is_code_4(command: tuple[str, ...], nimburion: CommandLine)
     ended = nimburion(*command, "nowhere")
     assert (ended.code, ended.out) == (4, "")
     assert ended.err == (
-        "nimburion: no job 'nowhere' in this backend: never enqueued here, or pruned since\n"
+        "nimburion: no job 'nowhere' in this backend: never enqueued here, pruned since, or "
+        "enqueued in a transaction that is not committed\n"
     )
 
 

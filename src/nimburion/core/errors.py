@@ -115,10 +115,14 @@ class DuplicateJob(NimburionError):
 
 
 class JobNotFound(NimburionError):
-    """There is no record of this id: it was never enqueued here, or it was pruned."""
+    """There is no record of this id: it was never enqueued here, it was pruned, or the transaction
+    that enqueued it is not committed."""
 
     def __init__(self, job_id: str) -> None:
-        super().__init__(f"no job {job_id!r} in this backend: never enqueued here, or pruned since")
+        super().__init__(
+            f"no job {job_id!r} in this backend: never enqueued here, pruned since, or enqueued in "
+            "a transaction that is not committed"
+        )
         self.job_id = job_id
 
 

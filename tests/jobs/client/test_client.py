@@ -315,7 +315,7 @@ async def test_before_open_and_after_close_it_says_how() -> None:
         await processor.enqueue(double.job(1))
     async with processor:
         job_id = await processor.enqueue(double.job(1))
-    with pytest.raises(NotOpen, match=r"processor\.sync"):
+    with pytest.raises(NotOpen, match=r"processor\.sync.*; it is <.* on memory .*, closed>"):
         await processor.get_status(job_id)
 
 

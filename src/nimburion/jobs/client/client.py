@@ -791,7 +791,7 @@ class Client:
 
     def _check_open(self) -> None:
         if self._loop is None:
-            raise NotOpen(_explain_opening(sys.modules))
+            raise NotOpen(f"{_explain_opening(sys.modules)}; it is {self!r}")
         if self._loop is not asyncio.get_running_loop():
             raise NotOpen(
                 "the processor is open on another event loop: use `processor.sync` here, or open "
