@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import uuid
+from datetime import UTC, datetime
+from unittest import mock
 
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
+from nimburion.core.errors import InvalidJob
 from nimburion.core.job import NewJob, State
 from nimburion.jobs import Job, Processor, job
 from nimburion.testing import assert_enqueued, assert_not_enqueued
@@ -79,7 +83,7 @@ async def test_fields_are_of_the_record_its_options_or_the_arguments(
 
 @pytest.mark.parametrize(
     "fields",
-    [{"queue": "default"}, {"tenant": "other"}, {"to": "bob"}, {"nothing_of_that_name": None}],
+    [{"queue": "default"}, {"tenant": "other"}, {"to": "bob"}],
     ids=lambda fields: next(iter(fields)),
 )
 async def test_every_field_must_hold(processor: Processor, fields: dict[str, object]) -> None:
@@ -169,6 +173,73 @@ async def test_a_job_that_must_not_be_enqueued_is_shown(processor: Processor) ->
     )
 
 
+NO_SUCH_FIELD = [
+    ({"too": "ann"}, "job 'send_email' has no field 'too'; did you mean 'to'?"),
+    ({"quue": "a"}, "job 'send_email' has no field 'quue'; did you mean 'queue'?"),
+    ({"xyz": None}, "job 'send_email' has no field 'xyz'; it has: to, copies"),
+    ({"to": 3}, "job 'send_email', field 'to': expected `str`, got `int`"),
+    ({"copies": "1"}, "job 'send_email', field 'copies': expected `int`, got `str`"),
+    (
+        {"priority": "7"},
+        "job 'send_email', field 'priority' of the record: expected `int`, got `str`",
+    ),
+    (
+        {"tenant": 3},
+        "job 'send_email', field 'tenant' of the options: expected `str | null`, got `int`",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), NO_SUCH_FIELD, ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize("what", ["send_email", SendEmail, SendEmail(to="ann")], ids=repr)
+async def test_a_condition_that_no_job_could_meet_is_an_error(
+    processor: Processor, what: object, fields: dict[str, object], message: str
+) -> None:
+    async with processor:
+        await processor.enqueue(SendEmail(to="ann"))
+        for check in (assert_enqueued, assert_not_enqueued):
+            with pytest.raises(InvalidJob) as caught:
+                await check(processor, what, **fields)
+            assert str(caught.value) == message
+
+
+async def test_a_name_that_is_not_registered_is_an_error(processor: Processor) -> None:
+    message = (
+        "job 'send_emial' is not registered here; did you mean 'send_email'? "
+        "For a job of another program, pass `processor.backend`"
+    )
+    async with processor:
+        with pytest.raises(InvalidJob) as caught:
+            await assert_not_enqueued(processor, "send_emial")
+        assert str(caught.value) == message
+        with pytest.raises(AssertionError) as failed:
+            await assert_enqueued(processor, "send_emial")
+        assert str(failed.value) == f"no job 'send_emial' was enqueued; nothing was\n{message}"
+        with pytest.raises(InvalidJob, match=r"; known: report, send_email\. For a job"):
+            await assert_not_enqueued(processor, "xyz")
+        await assert_not_enqueued(processor.backend, "send_emial")
+
+
+@job
+def remind(at: datetime, *, mail: uuid.UUID) -> None: ...
+
+
+async def test_a_value_may_be_a_python_object_its_json_or_an_object_that_compares(
+    nimburion_processor: MakeProcessor,
+) -> None:
+    at, mail = datetime(2026, 1, 2, tzinfo=UTC), uuid.UUID(int=7)
+    async with nimburion_processor(remind) as processor:
+        await processor.enqueue(remind.job(at, mail=mail), tags=["a"])
+        for value in (at, "2026-01-02T00:00:00Z", mock.ANY):
+            await assert_enqueued(processor, remind, at=value)
+        for other in (mail, str(mail), mock.ANY):
+            await assert_enqueued(processor, "remind", mail=other)
+        await assert_enqueued(processor, remind, tags=["a"], due=pytest.approx(0, abs=1e12))
+        await assert_not_enqueued(processor, remind, mail=uuid.UUID(int=8))
+        with pytest.raises(InvalidJob, match="field 'mail'"):
+            await assert_not_enqueued(processor, remind, mail="no id")
+
+
 @dataclasses.dataclass
 class Mail:
     to: str
@@ -188,5 +259,7 @@ async def test_a_job_of_a_batch_is_found_by_the_fields_of_its_argument(
             assert (await assert_enqueued(processor, what, to="ann", queue="default")).id == job_id
         await assert_enqueued(processor, send, mails={"to": "ann", "queue": "post"})
         await assert_not_enqueued(processor, send, to="bob")
+        with pytest.raises(InvalidJob, match="job 'send' has no field 'too'; did you mean 'to'"):
+            await assert_not_enqueued(processor, send, too="ann")
         with pytest.raises(AssertionError, match='"to":"ann"'):
             await assert_enqueued(processor, "send", to="bob")
