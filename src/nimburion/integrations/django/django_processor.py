@@ -13,7 +13,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import contextmanager
-from functools import cached_property, partial, wraps
+from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
@@ -386,6 +386,38 @@ class Transactions:
         return not all(block._from_testcase for block in blocks)  # noqa: SLF001 (as Django's tests)
 
 
+class EnqueueOnCommit:
+    """The callback of a transaction that stores its jobs after the commit."""
+
+    def __init__(
+        self, enqueue: Callable[[tuple[NewJob, ...]], None], jobs: tuple[NewJob, ...]
+    ) -> None:
+        self._enqueue = enqueue
+        self.waiting: tuple[NewJob, ...] = jobs
+        """The jobs until the callback is called. A `TestCase` keeps its callbacks after that."""
+
+    def __call__(self) -> None:
+        """Store the jobs."""
+        jobs, self.waiting = self.waiting, ()
+        self._enqueue(jobs)
+
+
+def list_waiting_jobs() -> list[NewJob]:
+    """Return the jobs that this thread has enqueued and that wait for the commit of Django's
+    transactions."""
+    callbacks = [
+        callback
+        for each in connections.all(initialized_only=True)
+        for _, callback, *_ in each.run_on_commit
+    ]
+    return [
+        job
+        for callback in callbacks
+        if isinstance(callback, EnqueueOnCommit)
+        for job in callback.waiting
+    ]
+
+
 class DjangoSyncClient(SyncProcessor):
     """The blocking methods of the processor; those that enqueue follow Django's transactions."""
 
@@ -468,7 +500,7 @@ class DjangoSyncClient(SyncProcessor):
         return result
 
     def _enqueue_after_commit(self, alias: str, jobs: Sequence[NewJob]) -> None:
-        transaction.on_commit(partial(self._enqueue_now, tuple(jobs)), using=alias)
+        transaction.on_commit(EnqueueOnCommit(self._enqueue_now, tuple(jobs)), using=alias)
 
     def _enqueue_now(self, jobs: Sequence[NewJob]) -> None:
         """Store jobs after a commit, which cannot be undone: an error is logged."""

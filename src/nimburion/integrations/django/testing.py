@@ -16,23 +16,30 @@ class OrderTests(JobsTestMixin, TestCase):
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from asgiref.sync import async_to_sync
 from django.db import connections
-from django.test import TestCase
+from django.test import SimpleTestCase, TestCase
 
+from nimburion.backends.memory import MemoryBackend
 from nimburion.core.bulk_operations import BulkAction
 from nimburion.core.errors import ConfigurationError
-from nimburion.core.job import JobRecord
+from nimburion.core.job import JobRecord, NewJob
 from nimburion.core.paging import change_matching
 from nimburion.core.queries import EVERY_JOB
 from nimburion.integrations.django import get_processor
-from nimburion.integrations.django.django_processor import DjangoProcessor, FailedAttempt
+from nimburion.integrations.django.django_processor import (
+    DjangoProcessor,
+    FailedAttempt,
+    list_waiting_jobs,
+)
 from nimburion.jobs.client.client import Client
 from nimburion.testing import assert_enqueued, assert_not_enqueued
+from nimburion.testing.assertions import format_record
+from nimburion.testing.conditions import Condition
 
 __all__ = [
     "FailedAttempt",
@@ -42,6 +49,8 @@ __all__ = [
     "keep_jobs_in_memory",
     "run_jobs",
 ]
+
+_ADVICE = "enqueue inside `with self.captureOnCommitCallbacks(execute=True):`"
 
 
 class JobRun(int):
@@ -66,7 +75,7 @@ def run_jobs(*, raise_failures: bool = True) -> JobRun:
 
     In a `TestCase` with `JobsTestMixin`, handlers use the database connections of the test, with
     its open transaction. Elsewhere, they see what is committed. `ConfigurationError` is raised
-    where an open transaction hides the jobs.
+    where an open transaction hides the jobs, and if no job is due but some wait for a commit.
     """
     processor = get_processor()
     processor.follow_settings()
@@ -80,6 +89,13 @@ def run_jobs(*, raise_failures: bool = True) -> JobRun:
     with processor.collect_failures() as failures, processor.share_connections():
         run = JobRun(async_to_sync(_drain)(processor))
     run.failures = tuple(failures)
+    waiting = list_waiting_jobs()
+    if waiting and not run:
+        names = ", ".join(sorted({repr(job.name) for job in waiting}))
+        raise ConfigurationError(
+            f"no job is due, and jobs wait for a commit ({names}): name JobsTestMixin before "
+            f"TestCase, and {_ADVICE}"
+        )
     if raise_failures and failures:
         _raise_first(failures)
     return run
@@ -129,6 +145,17 @@ class JobsTestMixin:
     ```
     """
 
+    def __init_subclass__(cls, /, **kwargs: Any) -> None:
+        """Raise `TypeError` if Django's class comes first: the mixin would do nothing."""
+        super().__init_subclass__(**kwargs)
+        first, *_ = (each for each in cls.__mro__ if each in (JobsTestMixin, SimpleTestCase))
+        if first is SimpleTestCase:
+            bases = [each.__name__ for each in cls.__bases__]
+            raise TypeError(
+                f"{cls.__name__}({', '.join(bases)}): name JobsTestMixin before the class of "
+                "Django, or it does nothing"
+            )
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (as unittest's)
         """Run one test without the jobs of earlier ones."""
         if isinstance(self, TestCase):
@@ -147,28 +174,39 @@ class JobsTestMixin:
         async def find(client: Client) -> None:
             found.append(await assert_enqueued(client, what, **fields))
 
-        self._check(find)
-        return found[0]
-
-    def assertNotEnqueued(self, what: object, /, **fields: object) -> None:  # noqa: N802
-        """Fail, with the newest such job, if a job matches."""
-
-        async def find(client: Client) -> None:
-            await assert_not_enqueued(client, what, **fields)
-
-        self._check(find)
-
-    def _check(self, find: Callable[[Client], Coroutine[Any, Any, None]]) -> None:
         waiting = any(each.run_on_commit for each in connections.all(initialized_only=True))
         try:
             get_processor().sync.call(find)
         except AssertionError as error:
             if waiting:
-                error.add_note(
-                    "Some callbacks wait for a commit, and may enqueue jobs: enqueue inside "
-                    "`with self.captureOnCommitCallbacks(execute=True):`"
-                )
+                error.add_note(f"Some callbacks wait for a commit, and may enqueue jobs: {_ADVICE}")
             raise
+        return found[0]
+
+    def assertNotEnqueued(self, what: object, /, **fields: object) -> None:  # noqa: N802
+        """Fail, with the newest such job, if a job matches, or will match after the commit.
+
+        Inside `atomic`, the jobs of this block do not count: it may be rolled back.
+        """
+        processor = get_processor()
+        processor.follow_settings()
+        waiting = list_waiting_jobs() if processor.transactions.find_open() is None else []
+
+        async def find(client: Client) -> None:
+            await assert_not_enqueued(client, what, **fields)
+            await _assert_not_waiting(waiting, Condition(client, what, fields))
+
+        processor.sync.call(find)
+
+
+async def _assert_not_waiting(jobs: Sequence[NewJob], condition: Condition) -> None:
+    """Raise `AssertionError` if one of these jobs, which wait for a commit, matches."""
+    backend = MemoryBackend()
+    for job in jobs:
+        await backend.producing.enqueue([job])
+    record = await condition.find_newest(backend)
+    if record is not None:
+        raise AssertionError(f"{condition} waits for the commit:\n  {format_record(record)}")
 
 
 async def _drain(processor: DjangoProcessor) -> int:

@@ -272,6 +272,33 @@ class TestCaseCases(JobsTestMixin, TestCase):
             self.assertEnqueued(order_tea)
         self.assertIn("captureOnCommitCallbacks(execute=True)", caught.exception.__notes__[0])
 
+    def test_a_job_that_waits_for_the_commit_of_the_test_counts_as_enqueued(self) -> None:
+        with transaction.atomic():
+            order_tea.enqueue_sync("black")
+        with self.assertRaisesMessage(AssertionError, "'black' waits for the commit:\n  order_tea"):
+            self.assertNotEnqueued(order_tea, kind="black")
+        self.assertNotEnqueued(order_tea, kind="green")
+        self.assertNotEnqueued(describe)
+
+    def test_jobs_that_wait_for_a_commit_cannot_run(self) -> None:
+        with transaction.atomic():
+            order_tea.enqueue_sync("black")
+        with self.assertRaisesMessage(ConfigurationError, "captureOnCommitCallbacks") as caught:
+            run_jobs()
+        self.assertIn("jobs wait for a commit ('order_tea')", str(caught.exception))
+
+    def test_a_misspelt_condition_is_an_error(self) -> None:
+        message = "job 'order_tea' has no field 'kinds'; did you mean 'kind'?"
+        for check in (self.assertEnqueued, self.assertNotEnqueued):
+            with self.assertRaisesMessage(InvalidJob, message):
+                check(order_tea, kinds="black")
+        with self.assertRaisesMessage(InvalidJob, "did you mean 'order_tea'?"):
+            self.assertNotEnqueued("oder_tea")
+
+    def test_the_mixin_must_come_before_the_class_of_django(self) -> None:
+        with self.assertRaisesMessage(TypeError, "Wrong(TestCase, JobsTestMixin): name JobsTestM"):
+            type("Wrong", (TestCase, JobsTestMixin), {})
+
     def test_failures_are_raised(self) -> None:
         order_tea.enqueue_sync("green")
         with self.assertRaises(TeaIsOut):
@@ -279,6 +306,12 @@ class TestCaseCases(JobsTestMixin, TestCase):
 
 
 class PlainTestCaseCases(TestCase):
+    @override_settings(NIMBURION={"url": "memory://"})
+    def test_jobs_that_wait_for_a_commit_cannot_run(self) -> None:
+        order_tea.enqueue_sync("black")
+        with self.assertRaisesMessage(ConfigurationError, "name JobsTestMixin before TestCase"):
+            run_jobs()
+
     def test_jobs_that_an_open_transaction_hides_are_an_error(self) -> None:
         if not SHARED or get_processor().transactions.shared is None:
             self.skipTest("the jobs are not in Django's database")
