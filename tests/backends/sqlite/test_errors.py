@@ -276,7 +276,10 @@ async def test_a_lock_held_too_long_is_unavailable_and_writes_nothing(
     monkeypatch.setattr("nimburion.backends.sqlite.connection.threads.BUSY_TIMEOUT", 0.05)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(BackendUnavailable, match=r"kept .* locked") as caught:
+        with pytest.raises(
+            BackendUnavailable,
+            match=r"or an open transaction of this one, kept .* locked.* pass `connection=…`",
+        ) as caught:
             await backend.producing.enqueue([NewJob("a", "n", "q", b"")])
         assert caught.value.outcome == "not applied"
         assert isinstance(caught.value.__cause__, sqlite3.OperationalError)

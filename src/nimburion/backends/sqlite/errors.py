@@ -65,7 +65,9 @@ def map_error(error: sqlite3.Error, path: Path) -> BackendError:
     code = get_error_code(error)
     if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
         return BackendUnavailable(
-            f"another process kept {path} locked; nothing was written", outcome="not applied"
+            f"another process, or an open transaction of this one, kept {path} locked; nothing was "
+            "written. To enqueue in a transaction, pass `connection=…`",
+            outcome="not applied",
         )
     if code == sqlite3.SQLITE_FULL or _cannot_grow(error):
         return BackendFull(
