@@ -271,6 +271,22 @@ def test_wrong_changes_of_limits_are_refused(
     assert (refused.code, error in refused.err) == (code, True), refused.err
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("send", "did you mean 'job:send'?"),
+        ("job:sned", "did you mean 'job:send'?"),
+        ("zzzz", "`nimburion limits` lists all limits"),
+    ],
+)
+def test_an_unknown_limit_is_shown_with_the_nearest(
+    nimburion: CommandLine, name: str, hint: str
+) -> None:
+    nimburion.call_backend(lambda backend: open_worker(backend, limits=make_limits({"send": 1})))
+    refused = nimburion("limits", "show", name)
+    assert (refused.code, f"knows no limit {name!r}; {hint}" in refused.err) == (4, True)
+
+
 def test_stats_add_up_counters(nimburion: CommandLine) -> None:
     nimburion.enqueue("a")
 

@@ -30,8 +30,8 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 
 
 def options(command: click.Command) -> set[str]:
-    """The options of a command, in their long form."""
-    found = [one for one in command.params if isinstance(one, click.Option)]
+    """The options that the help of a command shows, in their long form."""
+    found = [one for one in command.params if isinstance(one, click.Option) and not one.hidden]
     return {option.opts[-1] for option in found}
 
 

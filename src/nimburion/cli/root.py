@@ -88,7 +88,7 @@ def _leave_out_target(worker: click.Command, target: str) -> click.Command:
     assert worker.callback is not None
     return click.Command(
         "worker",
-        params=[one for one in worker.params if one.name not in {"target", "traceback"}],
+        params=[one for one in worker.params if one.name not in {"target", "traceback", "app"}],
         callback=partial(worker.callback, target=target, traceback=False),
         help="Run the jobs of this application until SIGTERM or Ctrl-C; a second one ends at once.",
     )

@@ -12,8 +12,15 @@ from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.operators import make_actions
 from nimburion.cli.output import print_result, print_table
 from nimburion.core.errors import LimitNotFound
-from nimburion.core.limits import LimitChange, LimitInfo, closes_lane
+from nimburion.core.limits import (
+    LimitChange,
+    LimitInfo,
+    closes_lane,
+    make_job_limit_name,
+    make_queue_limit_name,
+)
 from nimburion.core.text.escaping import escape_controls
+from nimburion.core.text.suggestions import find_nearest
 
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend
@@ -140,10 +147,17 @@ async def read_limit(backend: Backend, name: str) -> tuple[LimitInfo, float]:
     """Return a limit and the backend's time. Raises `LimitNotFound`."""
     found = await backend.reads.list_limits(name=name, fullest=_SHOWN_KEYS)
     if not found:
-        raise LimitNotFound(
-            name, f"this backend knows no limit {name!r}; `nimburion limits` lists all limits"
-        )
+        names = [limit.name for limit in await backend.reads.list_limits(fullest=0, holders=0)]
+        raise LimitNotFound(name, _explain_unknown_limit(name, names))
     return found[0], await backend.now()
+
+
+def _explain_unknown_limit(name: str, known: list[str]) -> str:
+    """Say that the backend knows no limit of this name, and which one may be meant."""
+    of_job_or_queue = (make_job_limit_name(name), make_queue_limit_name(name))
+    near = next((full for full in of_job_or_queue if full in known), find_nearest(name, known))
+    hint = f"did you mean {near!r}?" if near else "`nimburion limits` lists all limits"
+    return f"this backend knows no limit {name!r}; {hint}"
 
 
 def print_limit(limit: LimitInfo, now: float) -> None:

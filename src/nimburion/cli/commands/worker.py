@@ -25,8 +25,16 @@ LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
 
 
+def _refuse_app(ctx: click.Context, _: click.Parameter, given: str | None) -> None:
+    """Say what to write in place of `-A shop`, the option of Celery."""
+    if given is not None:
+        name = given if ":" in given else f"{given}:processor"
+        ctx.fail(f"there is no option -A; write MODULE:NAME, like `nimburion worker {name}`")
+
+
 @click.command()
 @click.argument("target", metavar="MODULE:NAME")
+@click.option("-A", "--app", is_eager=True, expose_value=False, hidden=True, callback=_refuse_app)
 @click.option("--queues", metavar="A,B", help="Serve only these queues.")
 @click.option("--concurrency", type=click.IntRange(1, 10_000), help="Handlers at once.")
 @click.option(
