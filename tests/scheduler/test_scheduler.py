@@ -888,6 +888,25 @@ def test_what_cannot_be_is_refused_when_it_is_declared(
         a_scheduler().schedule("@daily", Report(), **options)
 
 
+def test_a_number_is_no_interval() -> None:
+    when: Any = 3600
+    with pytest.raises(
+        DefinitionError, match=r"like '@every 1h' or timedelta\(hours=1\).* not 3600"
+    ):
+        a_scheduler().schedule(when, Report())
+
+
+def test_a_function_that_needs_arguments_is_scheduled_with_them() -> None:
+    @job
+    def archive(year: int) -> None: ...
+
+    with pytest.raises(
+        DefinitionError,
+        match=r"job 'archive': missing required argument 'year'; schedule archive\.job\(…\)",
+    ):
+        a_scheduler().schedule("@daily", archive)
+
+
 def test_what_is_no_job_is_refused() -> None:
     with pytest.raises(DefinitionError, match="is not a job"):
         a_scheduler().schedule("@daily", 7)  # type: ignore[call-overload]

@@ -195,7 +195,11 @@ def _find_compute(template: object) -> Compute | None:
 def _find_job(template: object) -> Any:  # noqa: ANN401 (prepare says what is no job)
     """Return the job of a template. A job class or function stands for a job without arguments."""
     if isinstance(template, JobFunction):
-        return template.job()
+        try:
+            return template.job()
+        except TypeError as error:
+            name = _find_name(template)
+            raise DefinitionError(f"{error}; schedule {name}.job(…)") from None
     if isinstance(template, type) and issubclass(template, Job):
         try:
             return template()

@@ -89,7 +89,12 @@ def parse_trigger(when: When, zone: ZoneInfo, anchor: int = 0) -> Trigger:
         return OnceTrigger(when)
     if isinstance(when, timedelta):
         return IntervalTrigger(_to_whole_seconds(when), anchor)
-    text = str(when).strip()
+    if not isinstance(when, str):
+        raise DefinitionError(
+            "a schedule takes a cron expression like '0 2 * * *', an interval like '@every 1h' or "
+            f"timedelta(hours=1), or a datetime, not {when!r}"
+        )
+    text = when.strip()
     if text.lower().startswith("@every"):
         return IntervalTrigger(_parse_interval(text), anchor)
     if match := _AT.fullmatch(text):
