@@ -43,6 +43,8 @@ def test_a_url_that_names_no_backend_is_refused_without_its_password(url: str) -
     [
         ({"concurency": 3}, "did you mean 'concurrency'"),
         ({"limits": SizeLimits()}, "there is no setting 'limits'; it is now 'sizes'"),
+        ({"task_routes": {}}, "there is no setting 'task_routes'; write `queue=…` on each job"),
+        ({"timezone": "Europe/Rome"}, r"write `Scheduler\(processor, timezone=…\)`"),
         ({"concurrency": "three"}, "concurrency"),
         ({"session_ttl": None}, "session_ttl"),
     ],

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from random import Random
@@ -45,7 +45,6 @@ from nimburion.core.settings import (
     TenantSettings,
     read_bounds,
 )
-from nimburion.core.text.suggestions import describe_unknown
 from nimburion.core.timing.clock import Clock, SystemClock
 from nimburion.jobs.client.client import Client, send_jobs, share_outage_log
 from nimburion.jobs.client.registered_job import (
@@ -906,9 +905,8 @@ def _merge_settings(settings: Settings, single: SettingsOptions) -> Settings:
     A wrong name, type or value raises `ConfigurationError`.
     """
     known = settings.__struct_fields__
-    unknown = describe_unknown("setting", single, known, RENAMED_SETTINGS)
-    if unknown is not None:
-        raise ConfigurationError(unknown)
+    if not single.keys() <= set(known):
+        raise ConfigurationError(_describe_unknown_setting(single, known))
     given = {name: getattr(settings, name) for name in known} | dict(single)
     _check_bounds(given)
     try:
@@ -918,6 +916,12 @@ def _merge_settings(settings: Settings, single: SettingsOptions) -> Settings:
         place = path.rstrip("`") or "of the processor"
         hint = '; write QueueSettings("mail"), from nimburion.config' if "[" in place else ""
         raise ConfigurationError(f"the setting {place!r}: {lower_first(what)}{hint}") from error
+
+
+def _describe_unknown_setting(single: Mapping[str, object], known: Collection[str]) -> str | None:
+    from nimburion.jobs.declaration.unknown_options import describe_unknown_setting
+
+    return describe_unknown_setting(single, known, RENAMED_SETTINGS)
 
 
 def _check_bounds(given: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -141,7 +142,7 @@ def test_methods_for_later_name_the_delay(processor: Processor, name: str) -> No
             getattr(declared, name)
 
 
-@pytest.mark.parametrize("name", ["kiq", "s", "perform_async", "message"])
+@pytest.mark.parametrize("name", ["kiq", "delay", "perform_async", "send"])
 def test_a_registered_job_answers_methods_of_other_systems(processor: Processor, name: str) -> None:
     registered = processor.job(queue="images")(shrink)
     with pytest.raises(AttributeError, match=r"write `await shrink\.enqueue\(…\)`"):
@@ -154,6 +155,34 @@ async def test_a_registered_job_says_how_it_is_enqueued(processor: Processor) ->
         AttributeError, match=r"write `await shrink\.enqueue\(…\)`, or `shrink\.enq"
     ):
         registered.delay("a")
+
+
+@pytest.mark.parametrize(
+    ("method", "registered_text", "plain_text"),
+    [
+        (
+            "apply_async",
+            "write `await shrink.options(after=…).enqueue(…)`",
+            "write `await processor.enqueue(count.job(…), after=…)`",
+        ),
+        ("s", "`shrink.job(…)` is a job to enqueue later", "`count.job(…)` is a job to enqueue"),
+    ],
+)
+async def test_a_method_of_another_system_names_the_form_with_the_same_use(
+    processor: Processor, method: str, registered_text: str, plain_text: str
+) -> None:
+    for function, text in ((processor.job(shrink), registered_text), (count, plain_text)):
+        with pytest.raises(AttributeError, match=re.escape(text)):
+            getattr(function, method)(1)
+
+
+async def test_an_unknown_option_is_refused_before_the_job_is_enqueued(
+    processor: Processor,
+) -> None:
+    registered: Any = processor.job(shrink)
+    with pytest.raises(InvalidJob, match=r"no option 'countdown'; write `after=…`"):
+        registered.options(id="a", countdown=3)
+    assert registered.options(id="a", connection=None)
 
 
 def shrink(path: str, width: int = 1) -> None: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -143,6 +144,18 @@ async def test_one_timeout_is_for_all_jobs(processor: Processor) -> None:
 
 
 # missing_ok
+
+
+async def test_what_is_no_list_of_ids_is_refused(processor: Processor) -> None:
+    one: Any
+    for one in (3, "ab", None):
+        with pytest.raises(InvalidJob, match=f"pass a list of job ids, not {one!r}; for one job"):
+            await processor.wait_all(one)
+        with pytest.raises(InvalidJob, match="pass a list of job ids"):
+            await processor.get_statuses(one)
+    one = processor.enqueue_many([])
+    with pytest.raises(InvalidJob, match="an `await` is missing"):
+        await processor.wait_all(one)
 
 
 async def test_wait_may_begin_before_the_job_exists(clock: FakeClock) -> None:

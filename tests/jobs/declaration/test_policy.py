@@ -118,6 +118,7 @@ def test_a_backoff_function_that_fails_is_logged_and_replaced(
         ({"retry_backoff": "soon"}, "retry_backoff must be a number of seconds, a timedelta or a"),
         ({"expires": 0}, "expires must be more than 0"),
         ({"retry_on": (OSError, "x")}, "retry_on must hold exception classes"),
+        ({"retry_backoff": True}, "retry_backoff=True: leave it out; the delay doubles"),
         ({"retry_backoff": -1.0}, "retry_backoff must be a number of seconds"),
         ({"retry_backoff": []}, "list at least one delay"),
         ({"retry_backoff": float("nan")}, "retry_backoff"),

@@ -85,6 +85,7 @@ from nimburion.jobs.declaration.options import (
     apply_uniqueness,
     parse_options,
     read_job_id,
+    read_job_ids,
 )
 from nimburion.jobs.declaration.policy import Priority
 from nimburion.jobs.declaration.registry import Registry
@@ -613,7 +614,7 @@ class Client:
         statuses = await processor.get_statuses([first, second])
         ```
         """
-        ids = [read_job_id(job_id) for job_id in job_ids]
+        ids = read_job_ids(job_ids)
         async with self._limit_reading():
             records = await self._find_records(ids, payloads=True)
         return {
@@ -717,7 +718,7 @@ class Client:
         first, second = await processor.wait_all([first_id, second_id], timeout=60)
         ```
         """
-        ids = [read_job_id(job_id) for job_id in job_ids]
+        ids = read_job_ids(job_ids)
         seconds = None if timeout is None else to_seconds(timeout)
         deadline = None if seconds is None else _get_call_start(self.clock) + seconds
         pauses = iterate_pauses(_FIRST_POLL_PAUSE, _MAX_POLL_PAUSE, factor=1.5)

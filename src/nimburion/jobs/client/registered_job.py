@@ -29,6 +29,7 @@ from typing import (
 from nimburion.jobs.declaration.batches import BatchContext
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.job import JobFunction
+from nimburion.jobs.declaration.options import check_option_names
 
 if TYPE_CHECKING:
     from nimburion.jobs.client.sync import SyncClient
@@ -89,8 +90,10 @@ class RegisteredJob(JobFunction[CallP, P, R, T]):
 
         They are `id`, `queue`, `priority`, `at`, `after`, `unique_key`, `unique`, `headers`,
         `tenant`, `correlation_id`, `max_retries`, `timeout`, `expires`, `tags` and `connection`, as
-        `help(processor.enqueue)` describes them. They are checked when the job is enqueued.
+        `help(processor.enqueue)` describes them. An unknown name raises `InvalidJob` at once;
+        values are checked when the job is enqueued.
         """
+        check_option_names(options)
         return JobWithOptions(self, self._find_processor, options)
 
 

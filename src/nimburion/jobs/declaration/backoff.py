@@ -128,6 +128,10 @@ def parse_delays(value: Delays) -> BackoffFunction:
     """Return the backoff of the option `retry_backoff`."""
     if callable(value):
         return value
+    if value is True:
+        raise DefinitionError(
+            "retry_backoff=True: leave it out; the delay doubles with each failure by default"
+        )
     if isinstance(value, list | tuple):
         return listed(*value)
     if isinstance(value, int | Duration):

@@ -121,7 +121,7 @@ class Codec:
         If the error does not name the field, each field is tried by itself.
         """
         if _AT.fullmatch(str(error)):
-            return f"job {self.name!r}{_locate(error)}"
+            return f"job {self.name!r}{_locate(error)}{_suggest_flush(error)}"
         field = self._find_faulty_field(arguments, type(error))
         path = error.path if isinstance(error, NotJson) else []
         place = _join_path([field, *path] if field else path)
@@ -220,6 +220,14 @@ def _locate(error: Exception) -> str:
         return f": {_describe(error)}"
     key = "a key of " if found["key"] else ""
     return f", {key}field {found['path']!r}: {lower_first(found['what'])}"
+
+
+def _suggest_flush(error: Exception) -> str:
+    """Return a hint if an id may be None because its row is not written yet."""
+    is_missing_id = str(error).startswith(
+        ("Expected `int`, got `null`", "Expected `uuid`, got `null`")
+    )
+    return " (the id of a new row is None until `session.flush()`)" if is_missing_id else ""
 
 
 def _join_path(path: Sequence[object]) -> str:

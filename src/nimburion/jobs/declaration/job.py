@@ -76,13 +76,17 @@ _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 _FOREIGN_NAMES = frozenset(
     {
-        *("delay", "delay_on_commit", "apply_async", "s", "si"),  # Celery
-        *("send", "send_with_options", "message"),  # Dramatiq
+        *("delay", "delay_on_commit"),  # Celery
+        "send",  # Dramatiq
         *("enqueue_job", "kiq", "kicker"),  # arq, TaskIQ
         *("perform_async", "perform_bulk"),  # Sidekiq
     }
 )
 """Methods by which other job systems enqueue a function."""
+_FOREIGN_OPTIONS = frozenset({"apply_async", "send_with_options"})
+"""Methods by which other job systems enqueue a function with options."""
+_FOREIGN_SIGNATURES = frozenset({"s", "si", "signature", "message"})
+"""Methods by which other job systems make a job without enqueueing it."""
 _FOREIGN_DELAYS = frozenset({"schedule", "perform_in", "perform_at", "enqueue_in", "apply_later"})
 """Methods by which other job systems enqueue a function for later."""
 
@@ -185,7 +189,8 @@ class _ForeignMethod:
 
     def __get__(self, instance: object, owner: type) -> object:
         kind = owner.__name__
-        call = f"{kind}(…), after=…" if self._name in _FOREIGN_DELAYS else f"{kind}(…)"
+        takes_options = self._name in _FOREIGN_DELAYS | _FOREIGN_OPTIONS
+        call = f"{kind}(…), after=…" if takes_options else f"{kind}(…)"
         raise AttributeError(
             f"{kind!r} has no method {self._name!r}; write `await processor.enqueue({call})`, "
             f"or `processor.sync.enqueue({call})` in code that is not async"
@@ -393,6 +398,19 @@ class JobFunction(Generic[CallP, P, R, T]):
                 if not hasattr(type(self), "enqueue"):
                     how = f"processor.enqueue({own}.job(…), after=…)"
                 raise AttributeError(f"the job {own!r} has no method {name!r}; write `await {how}`")
+            if name in _FOREIGN_SIGNATURES:
+                raise AttributeError(
+                    f"the job {own!r} has no method {name!r}; `{own}.job(…)` is a job to enqueue "
+                    "later"
+                )
+            if name in _FOREIGN_OPTIONS:
+                how = f"{own}.options(after=…).enqueue(…)"
+                if not hasattr(type(self), "enqueue"):
+                    how = f"processor.enqueue({own}.job(…), after=…)"
+                raise AttributeError(
+                    f"the job {own!r} has no method {name!r}; write `await {how}`; the options are "
+                    "those of `enqueue`"
+                )
             if name in _FOREIGN_NAMES and hasattr(type(self), "enqueue"):
                 raise AttributeError(
                     f"the job {own!r} has no method {name!r}; write `await {own}.enqueue(…)`, or "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypedDict
 from uuid import UUID
@@ -13,6 +13,7 @@ import msgspec
 from nimburion.core.errors import InvalidJob
 from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
 from nimburion.core.size_limits import SizeLimits, check_name, check_text
+from nimburion.core.text.shortening import shorten
 from nimburion.core.timing.durations import DURATION_FORMS, Duration, read_seconds
 from nimburion.jobs.declaration.uniqueness import (
     KeyRule,
@@ -99,6 +100,18 @@ def read_job_id(job_id: object) -> str:
     return check_name("job id", str(job_id) if isinstance(job_id, UUID) else job_id)
 
 
+def read_job_ids(job_ids: Iterable[str | UUID]) -> list[str]:
+    """Return several job ids as texts; `InvalidJob` says what is wrong with one, or with all."""
+    if isinstance(job_ids, Coroutine):
+        read_job_id(job_ids)  # raises the error about a missing `await`
+    if isinstance(job_ids, str) or not isinstance(job_ids, Iterable):
+        shown = shorten(repr(job_ids), 80)
+        raise InvalidJob(
+            f"pass a list of job ids, not {shown}; for one job, call `wait` or `get_status`"
+        )
+    return [read_job_id(job_id) for job_id in job_ids]
+
+
 def parse_options(
     sizes: SizeLimits,
     /,
@@ -131,6 +144,14 @@ def parse_options(
         return parsed
     job_options, delay = apply_key_rule(rule, parsed, parsed.options.unique_key)
     return msgspec.structs.replace(parsed, options=job_options, after=delay, key_rule=None)
+
+
+def check_option_names(options: Mapping[str, object]) -> None:
+    """Raise `InvalidJob` for the first option that `enqueue` does not have."""
+    known = EnqueueOptions.__annotations__
+    if not options.keys() <= known.keys():
+        unknown = {name: value for name, value in options.items() if name not in known}
+        raise InvalidJob(_describe_unknown_option(unknown))
 
 
 def set_options(before: ParsedOptions, options: Mapping[str, Any]) -> ParsedOptions:
