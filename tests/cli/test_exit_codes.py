@@ -46,7 +46,7 @@ BAD_INPUT = [
     (("--config", "no.yaml", "status", "x"), "no.yaml: cannot be read: No such file"),
     (("config", "check", "--config", "no.yaml"), "no.yaml: cannot be read: No such file"),
     (("worker", "app"), "'app' is not of the form MODULE:NAME, like myapp.jobs:processor"),
-    (("worker", "-A", "shop"), "no option -A; write MODULE:NAME, like `nimburion worker shop:proc"),
+    (("worker", "-A", "shop"), "there is no option -A; write MODULE:NAME, like `nimburion worker"),
     (("worker", "no_such_app:x"), "there is no module 'no_such_app' here or on the path"),
     (("worker", "app.py:processor"), "there is no module 'app.py' here or on the path; write app"),
     (("worker", "json:decodr"), "json has no 'decodr'; did you mean decoder?"),

@@ -904,7 +904,7 @@ def test_a_function_that_needs_arguments_is_scheduled_with_them() -> None:
         DefinitionError,
         match=r"job 'archive': missing required argument 'year'; schedule archive\.job\(…\)",
     ):
-        a_scheduler().schedule("@daily", archive)
+        a_scheduler().schedule("@daily", archive)  # type: ignore[arg-type]
 
 
 def test_what_is_no_job_is_refused() -> None:

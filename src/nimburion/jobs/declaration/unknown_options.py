@@ -140,7 +140,6 @@ ADVICE_FOR_CALLS: Mapping[str, str] = MappingProxyType(
 ADVICE_FOR_SETTINGS: Mapping[str, str] = MappingProxyType(
     {
         # Celery
-        "beat_schedule": "declare each schedule with `scheduler.schedule(cron, job)`",
         "broker": 'pass the URL first: `Processor("redis://…")`',
         "task_always_eager": 'in tests, write `Processor("memory://")` and call `drain()`',
         "task_routes": "write `queue=…` on each job",
