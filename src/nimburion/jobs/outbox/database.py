@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
@@ -22,6 +22,9 @@ from nimburion.core.text.redaction import redact_url
 from nimburion.core.transactions import CallerConnection
 
 T = TypeVar("T")
+
+_CLOSE_TIMEOUT = 1.0
+"""Seconds that an async driver has to close a connection whose work was cancelled."""
 
 
 def find_connect(database: Any) -> tuple[Callable[[], object], bool]:  # noqa: ANN401
@@ -82,6 +85,8 @@ class OutboxDatabase:
     """A connection to the database of an outbox. It is opened at the first use, and kept.
 
     A connection of a pool goes back after each use. After an error, the next use opens another one.
+    A use that is cancelled does not wait for a driver that hangs: its thread closes the connection
+    once the driver returns.
     """
 
     def __init__(self, connect: Callable[[], object], *, is_pooled: bool) -> None:
@@ -110,10 +115,13 @@ class OutboxDatabase:
                 await adapter.begin()
                 result = await work(adapter)
                 await adapter.commit()
-            except BaseException:
+            except Exception:
                 with suppress(Exception):
                     await adapter.rollback()
                 await self._close_connection()
+                raise
+            except BaseException:
+                await self._abandon_connection()
                 raise
             if self._is_pooled:
                 await self._close_connection()
@@ -123,30 +131,73 @@ class OutboxDatabase:
         """Close the connection. You can call it repeatedly."""
         async with self._lock:
             await self._close_connection()
-            if self._thread is not None:
-                self._thread.shutdown(wait=False)
-                self._thread = None
+            self._end_thread()
 
     async def _open(self) -> ConnectionAdapter:
         if self._adapter is None:
-            if self._thread is None:
-                self._thread = ThreadPoolExecutor(1, "nimburion-outbox")
-            loop = asyncio.get_running_loop()
-            connection = await loop.run_in_executor(self._thread, self._connect)
+            connection = await self._connect_on_thread()
             if inspect.isawaitable(connection):
                 caller = CallerConnection(await connection)
             else:
-                caller = _ThreadConnection(connection, self._thread)
-            self._adapter = find_adapter(caller)
+                caller = _ThreadConnection(connection, self._require_thread())
+            try:
+                self._adapter = find_adapter(caller)
+            except Exception:
+                await _close_quietly(caller)
+                raise
         return self._adapter
 
+    async def _connect_on_thread(self) -> object:
+        """Return what `connect` returns. If the call is cancelled, its connection is closed."""
+        connecting = self._require_thread().submit(self._connect)
+        try:
+            return await asyncio.wrap_future(connecting)
+        except asyncio.CancelledError:
+            self._require_thread().submit(_close_unused, connecting)
+            self._end_thread()
+            raise
+
+    def _require_thread(self) -> ThreadPoolExecutor:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "nimburion-outbox")
+        return self._thread
+
+    def _end_thread(self) -> None:
+        """Let the thread end after the work that it has."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=False)
+            self._thread = None
+
     async def _close_connection(self) -> None:
-        """Close the connection. An error is ignored: a broken connection is closed already."""
+        adapter, self._adapter = self._adapter, None
+        if adapter is not None:
+            await _close_quietly(adapter.caller)
+
+    async def _abandon_connection(self) -> None:
+        """Close the connection, which rolls back, without waiting for its driver."""
         adapter, self._adapter = self._adapter, None
         if adapter is None:
             return
-        close = cast("Any", adapter.caller.connection).close
-        with suppress(Exception):
-            closing = await adapter.caller.run(close)
-            if inspect.isawaitable(closing):
-                await closing
+        if isinstance(adapter.caller, _ThreadConnection):
+            self._require_thread().submit(cast("Any", adapter.caller.connection).close)
+            self._end_thread()
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
+                await _close_quietly(adapter.caller)
+
+
+async def _close_quietly(caller: CallerConnection) -> None:
+    """Close a connection. An error is ignored: a broken connection is closed already."""
+    with suppress(Exception):
+        closing = await caller.run(cast("Any", caller.connection).close)
+        if inspect.isawaitable(closing):
+            await closing
+
+
+def _close_unused(connecting: Future[object]) -> None:
+    """Close the connection that a cancelled call has opened."""
+    with suppress(Exception):
+        connection: Any = connecting.result()
+        if inspect.iscoroutine(connection) or not inspect.isawaitable(connection):
+            connection.close()
