@@ -62,6 +62,6 @@ def test_the_short_plan_is_the_plan(made: tuple[Candidates, int]) -> None:
     if short is None:
         return
     hypothesis.event("short")
-    whole = Plan(NOW, candidates, request, make_sizes(request), ())
+    whole = Plan(NOW, candidates, request, make_sizes(request))
     assert short.seqs == whole.seqs
     assert short.encode()[:-1] == whole.encode()[:-1]  # but for the lanes that wait

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
+import asyncpg
 import pytest
 
 from nimburion.backends.postgres import PostgresBackend
@@ -37,6 +38,14 @@ async def harness(clean_postgres: RunningPostgres) -> AsyncIterator[Harness]:
     yield Harness(clock, backends)
     for backend in backends:
         await backend.close()
+
+
+@pytest.fixture
+async def caller(harness: Harness, clean_postgres: RunningPostgres) -> AsyncIterator[Any]:
+    """A connection for a transaction that holds jobs."""
+    connection = await asyncpg.connect(clean_postgres.url, statement_cache_size=0)
+    yield connection
+    await connection.close()
 
 
 def get_exchange_connection(backend: Any) -> PostgresConnection:
@@ -139,6 +148,30 @@ async def test_a_released_exchange_leases_nothing_any_more(
     run_before_apply(harness.handles[0], release, monkeypatch)
     assert (await worker.exchange(want=want)).deliveries == []
     assert ids(await worker.take(9)) == ["a", "p"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [JobOptions(limit_keys={"customer": "c"}), JobOptions(tenant="t")],
+    ids=["key", "tenant"],
+)
+async def test_jobs_behind_those_that_a_caller_holds_are_leased(
+    harness: Harness, caller: asyncpg.Connection, options: JobOptions
+) -> None:
+    """A single exchange skips any number of them, and does not wait for the caller."""
+    worker = await harness.worker(names=NAMES, keyed=KEYED, backend=harness.handles[0])
+    held = [f"held{n}" for n in range(12)]
+    await harness.enqueue(*(harness.job(one, options=options) for one in [*held, "a", "b"]))
+    await harness.add("p", name="page")  # jobs of two lanes are planned
+    async with caller.transaction():
+        await caller.execute(
+            "SELECT FROM nimburion.ready r JOIN nimburion.job j USING (seq)"
+            " WHERE starts_with(encode(j.id, 'escape'), 'held') FOR UPDATE OF r"
+        )
+        async with asyncio.timeout(DEADLINE):
+            assert ids(await worker.take(1)) == ["a"]
+            assert ids(await worker.take(2)) == ["b", "p"]
+            assert (await worker.exchange(want=worker.want(1))).deliveries == []
 
 
 @pytest.mark.timeout(60)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -25,7 +25,6 @@ def make_plan(
     candidates: Candidates,
     request: ReserveRequest,
     sizes: Sizes,
-    excluded: Collection[int],
 ) -> Plan | FirstTurns:
     """Return a plan whose jobs fit into the reply.
 
@@ -34,23 +33,22 @@ def make_plan(
         candidates: what was read.
         request: the request of the exchange.
         sizes: how much was read at most.
-        excluded: the seqs of jobs that the plan must not contain.
 
     Raises:
         NeedsMore: more candidates have to be read.
     """
-    if candidates.sizes is None and not excluded:
+    if candidates.sizes is None:
         first_turns = plan_first_turns(candidates, request)
         if first_turns is not None:
             return first_turns
-    plan = Plan(now, candidates, request, sizes, excluded)
+    plan = Plan(now, candidates, request, sizes)
     if candidates.sizes is None:
         return plan
     job_sizes = dict(candidates.sizes)
     fitting = count_fitting([job_sizes[seq] for seq in plan.seqs], request.max_bytes)
     if fitting == len(plan.seqs):
         return plan
-    return Plan(now, candidates, msgspec.structs.replace(request, total=fitting), sizes, excluded)
+    return Plan(now, candidates, msgspec.structs.replace(request, total=fitting), sizes)
 
 
 class Plan:
@@ -62,9 +60,8 @@ class Plan:
         candidates: Candidates,
         request: ReserveRequest,
         sizes: Sizes,
-        excluded: Collection[int],
     ) -> None:
-        source = PostgresSource(candidates, request, sizes, excluded)
+        source = PostgresSource(candidates, request, sizes)
         lanes, uses = source.make_lanes()
         self._source = source
         self._version = candidates.version

@@ -34,7 +34,7 @@ from nimburion.core.exchange import MAX_WAITING_LANES, Reply, ReserveRequest
 from nimburion.core.lease import Delivery
 
 _BEGIN = make_call("begin_planned_exchange_1", 23)
-_READ_AGAIN = make_call("read_candidates_again_1", 10)
+_READ_AGAIN = make_call("read_candidates_again_1", 11)
 _APPLY = make_call("apply_plan_1", 37)
 
 _LOCKED_EXCHANGES = 32
@@ -42,8 +42,8 @@ _LOCKED_EXCHANGES = 32
 or tenants at the same time.
 """
 _MOST_CONFLICTS = 5
-"""After so many conflicts of one exchange it leases nothing. With locks, only jobs that the
-transactions of callers hold make a conflict, and the next plan is without them.
+"""After so many conflicts of an exchange that holds the locks, it leases nothing. Only what they do
+not cover makes a conflict, such as a queue that is paused.
 """
 
 
@@ -90,6 +90,8 @@ class PlannedExchange:
         self._insert_schema = insert_schema
         self._sizes = make_sizes(request)
         self._now = 0
+        self._is_locked = False
+        """Whether the transaction takes the locks before it reads."""
         self._candidates: Candidates | None = None
         """What was read last, and when; None: no job can be leased."""
         self._changing: list[int] = []
@@ -128,34 +130,33 @@ class PlannedExchange:
 
     async def lease(self, fetch: Fetch, *, conflicts: int) -> bool:
         """Make plans until one applies. Return False after so many conflicts."""
-        excluded: set[int] = set()
-        while (plan := await self._make_plan(fetch, excluded)) is not None:
+        while (plan := await self._make_plan(fetch)) is not None:
             status = await self._apply(fetch, plan)
             if status["outcome"] != "conflict":
                 return True
             conflicts -= 1
             if not conflicts:
                 return False
-            if status["results"]:
-                excluded.update(map(int, status["results"].split(",")))
             await self._read_again(fetch, lock=False)
         return True
 
     async def begin_and_lease_locked(self, fetch: Fetch) -> None:
         """Run all of it in a transaction that takes the locks first."""
+        self._is_locked = True
         await self.begin(fetch, lock=True)
         self._gave_up = not await self.lease(fetch, conflicts=_MOST_CONFLICTS)
 
     async def lease_locked(self, fetch: Fetch) -> None:
         """After a conflict, lease jobs in a transaction that takes the locks first."""
+        self._is_locked = True
         await self._read_again(fetch, lock=True)
         self._gave_up = not await self.lease(fetch, conflicts=_MOST_CONFLICTS)
 
-    async def _make_plan(self, fetch: Fetch, excluded: set[int]) -> Plan | FirstTurns | None:
+    async def _make_plan(self, fetch: Fetch) -> Plan | FirstTurns | None:
         """Make a plan, and read candidates until they suffice. None: no job can be leased."""
         while self._candidates is not None:
             try:
-                return make_plan(self._now, self._candidates, self._request, self._sizes, excluded)
+                return make_plan(self._now, self._candidates, self._request, self._sizes)
             except NeedsMore as more:
                 self._sizes = self._sizes.grow(more.what)
                 await self._read_again(fetch, lock=False)
@@ -174,6 +175,7 @@ class PlannedExchange:
             request.max_bytes,
             list(self._sizes),
             lock,
+            self._is_locked,
             *self._marks[:2],
         )
         self._note_candidates(row["now"], row["candidates"])

@@ -46,13 +46,10 @@ class PostgresSource:
         candidates: Candidates,
         request: ReserveRequest,
         sizes: Sizes,
-        excluded: Collection[int] = (),
     ) -> None:
-        """`excluded`: the seqs of jobs that the plan must not contain."""
         self._candidates = candidates
         self._request = request
         self._sizes = sizes
-        self._excluded = excluded
         self._lanes = list(dict.fromkeys(request.lanes))
         self.jobs: dict[int, CandidateJob] = {}
         """By seq."""
@@ -171,8 +168,6 @@ class PostgresSource:
             jobs = self._groups.get(group)
             if jobs:
                 turns.append(Turn(rank, virtual_time, *jobs[0], share))
-            elif group in self._incomplete:
-                raise NeedsMore("group_factor")  # all that were read are excluded
         if turns:
             yield turns
         if len(listed) >= self._sizes.turns:
@@ -242,9 +237,8 @@ class PostgresSource:
         counts: dict[object, int] = {}
         for place, rank, due, seq, lane, main_lane in iterate_rows(self._candidates.jobs):
             counts[place] = counts.get(place, 0) + 1
-            if seq not in self._excluded:
-                self.jobs[seq] = (due, lane, main_lane)
-                self._places.setdefault(place, []).append((rank, due, seq))
+            self.jobs[seq] = (due, lane, main_lane)
+            self._places.setdefault(place, []).append((rank, due, seq))
         self._note_incomplete(counts, self._sizes.jobs)
 
     def _index_turns(self) -> None:
@@ -260,10 +254,9 @@ class PostgresSource:
         counts: dict[object, int] = {}
         for group, due, seq in iterate_rows(self._candidates.groups):
             counts[group] = counts.get(group, 0) + 1
-            if seq not in self._excluded:
-                self.jobs[seq] = (due, group, group)
-                self.shares_by_job[seq] = shares[group]
-                self._groups.setdefault(group, []).append((due, seq))
+            self.jobs[seq] = (due, group, group)
+            self.shares_by_job[seq] = shares[group]
+            self._groups.setdefault(group, []).append((due, seq))
         self._note_incomplete(counts, self._candidates.group_size or 0)
 
     def _index_parked_jobs(self) -> None:
@@ -272,11 +265,10 @@ class PostgresSource:
         for job in self._candidates.parked or ():
             place = ((job.limit, job.key), job.place)
             counts[place] = counts.get(place, 0) + 1
-            if job.seq not in self._excluded:
-                self.jobs[job.seq] = (job.due, None, job.lane)
-                self.shares_by_job[job.seq] = job.share
-                parked = ParkedJob(job.rank, job.due, job.seq, job.share)
-                self._parked.setdefault(place, []).append(parked)
+            self.jobs[job.seq] = (job.due, None, job.lane)
+            self.shares_by_job[job.seq] = job.share
+            parked = ParkedJob(job.rank, job.due, job.seq, job.share)
+            self._parked.setdefault(place, []).append(parked)
         self._note_incomplete(counts, self._sizes.parked)
 
     def _note_incomplete(self, counts: dict[object, int], size: int) -> None:

@@ -18,7 +18,7 @@
 --   p_is_capped     whether the number of jobs of a queue is limited
 --   p_sizes         how much to read at most: jobs of each lane, turns of each lane, jobs of each turn (a factor), jobs that are
 --                   parked for each key
---   p_lock          whether to lock the share classes of tenants that the plan may change, too
+--   p_lock          whether to lock what the plan may change, too: share classes of tenants, and the rows of candidates
 -- Result: as of `exchange_1`. Further outcomes:
 --   repeated        this was the last exchange; call `exchange_1`, which repeats it
 --   plain           nothing restricts this exchange; call `exchange_1`. Nothing was changed.
@@ -109,7 +109,7 @@ BEGIN
     END IF;
     IF p_total > 0 AND reply.lanes IS NULL THEN
         reply.options := {schema}.read_candidates_1(
-            reply.now, p_total, p_queues, p_names, p_max_bytes, p_sizes, p_low_water_lanes, p_low_water_marks);
+            reply.now, p_total, p_queues, p_names, p_max_bytes, p_sizes, p_lock, p_low_water_lanes, p_low_water_marks);
     END IF;
     IF promoted.lanes IS NOT NULL AND reply.options IS NULL THEN
         reply.to_notify := reply.to_notify || {schema}.list_queues_of_left_jobs_1(promoted.lanes, session.number, p_number);
@@ -283,6 +283,7 @@ END $$;
 -- name: read_candidates
 -- Read what a plan considers (`Candidates` in candidates.py).
 -- Inputs: as for `begin_planned_exchange_1`
+-- Locks: with `p_lock`, the rows of the jobs; rows that another transaction has locked are skipped, however many there are
 -- Result: a JSON object of lists; NULL: no job can be leased. For jobs, turns, groups, shares and keys it has one list for each column
 --     open        the indexes of the requested lanes that are served
 --     changing    those to which parked jobs still return
@@ -302,7 +303,7 @@ END $$;
 --     version     of the limits by key, as from `get_limits_version_1`
 --     sizes       of the jobs above, if they may not fit into the reply: seq, bytes
 CREATE OR REPLACE FUNCTION {schema}.read_candidates_1(
-    p_now int8, p_total int4, p_queues text[], p_names text[], p_max_bytes int8, p_sizes int4[],
+    p_now int8, p_total int4, p_queues text[], p_names text[], p_max_bytes int8, p_sizes int4[], p_lock bool,
     p_low_water_lanes int4[], p_low_water_marks int8[]
 ) RETURNS text
 LANGUAGE plpgsql AS $$
@@ -334,8 +335,13 @@ BEGIN
         FROM unnest(lanes.ids, lanes.main_lanes, lanes.request_indexes, lanes.ranks, lanes.low_water_marks, lanes.head_dues)
             AS l (lane, main_lane, place, rank, low_water_mark, head),
         LATERAL (
-            SELECT r.due, r.seq FROM {schema}.ready r WHERE r.lane = l.lane AND r.due >= l.low_water_mark
-            ORDER BY r.due, r.seq LIMIT p_sizes[1]
+            (SELECT r.due, r.seq FROM {schema}.ready r WHERE NOT p_lock AND r.lane = l.lane AND r.due >= l.low_water_mark
+            ORDER BY r.due, r.seq LIMIT p_sizes[1])
+            UNION ALL
+            SELECT * FROM (  -- UNION does not allow FOR UPDATE itself
+                SELECT r.due, r.seq FROM {schema}.ready r WHERE p_lock AND r.lane = l.lane AND r.due >= l.low_water_mark
+                ORDER BY r.due, r.seq LIMIT p_sizes[1] FOR UPDATE SKIP LOCKED
+            ) r
         ) r
         WHERE l.head IS NOT NULL AND l.place = ANY (open)
         ORDER BY l.place, nth
@@ -345,13 +351,13 @@ BEGIN
         RETURN NULL;
     END IF;
     group_size := CASE WHEN cardinality(turns.lanes) > p_total THEN 1 ELSE 4 + p_total / cardinality(turns.lanes) END * p_sizes[3];
-    groups := {schema}.read_groups_1(turns.lanes, turns.places, group_size);
+    groups := {schema}.read_groups_1(turns.lanes, turns.places, group_size, p_lock);
     shares := turns.shares;
     seqs := jobs.seqs || groups.seqs;
     places := jobs.places || groups.places;
     keyed := {schema}.find_keyed_lanes_1(p_queues, p_names);
     IF p_sizes[4] > 0 THEN
-        parked := {schema}.read_parked_1(p_queues, p_names, keyed, seqs, places, p_sizes[4]);
+        parked := {schema}.read_parked_1(p_queues, p_names, keyed, seqs, places, p_sizes[4], p_lock);
         seqs := seqs || parked.seqs;
         places := places || parked.places;
         shares := shares || parked.shares;
@@ -422,15 +428,21 @@ END $$;
 
 -- name: read_groups
 -- Read the first jobs of lanes of tenants.
--- Inputs: the lanes; the requested lane of each; the maximum number of jobs of each
+-- Inputs: the lanes; the requested lane of each; the maximum number of jobs of each; whether to lock their rows
 -- Result: arrays with one element for each job: lane, due time, seq, requested lane
 CREATE OR REPLACE FUNCTION {schema}.read_groups_1(
-    p_lanes int4[], p_places int4[], p_most int4, OUT lanes int4[], OUT dues int8[], OUT seqs int8[], OUT places int4[]
+    p_lanes int4[], p_places int4[], p_most int4, p_lock bool,
+    OUT lanes int4[], OUT dues int8[], OUT seqs int8[], OUT places int4[]
 ) LANGUAGE plpgsql AS $$
 BEGIN
     SELECT array_agg(l.lane), array_agg(r.due), array_agg(r.seq), array_agg(l.place) INTO lanes, dues, seqs, places
     FROM unnest(p_lanes, p_places) AS l (lane, place), LATERAL (
-        SELECT r.due, r.seq FROM {schema}.ready r WHERE r.lane = l.lane ORDER BY r.due, r.seq LIMIT p_most
+        (SELECT r.due, r.seq FROM {schema}.ready r WHERE NOT p_lock AND r.lane = l.lane ORDER BY r.due, r.seq LIMIT p_most)
+        UNION ALL
+        SELECT * FROM (
+            SELECT r.due, r.seq FROM {schema}.ready r WHERE p_lock AND r.lane = l.lane
+            ORDER BY r.due, r.seq LIMIT p_most FOR UPDATE SKIP LOCKED
+        ) r
     ) r;
 END $$;
 
@@ -502,10 +514,11 @@ $$;
 
 -- name: read_parked
 -- Read the first jobs that are parked for the keys of jobs, of the same requested lanes.
--- Inputs: as for `list_candidate_keys_1`; the maximum number of jobs of each key and lane
+-- Inputs: as for `list_candidate_keys_1`; the maximum number of jobs of each key and lane; whether to lock their
+--   rows
 -- Result: the jobs as JSON; their seqs, the requested lane and the share of each
 CREATE OR REPLACE FUNCTION {schema}.read_parked_1(
-    p_queues text[], p_names text[], p_keyed bool[], p_seqs int8[], p_places int4[], p_most int4,
+    p_queues text[], p_names text[], p_keyed bool[], p_seqs int8[], p_places int4[], p_most int4, p_lock bool,
     OUT list json, OUT seqs int8[], OUT places int4[], OUT shares int4[]
 ) LANGUAGE plpgsql AS $$
 BEGIN
@@ -517,19 +530,29 @@ BEGIN
         FROM {schema}.read_candidate_keys_1(p_queues, p_names, p_keyed, p_seqs, p_places) k
     ) k CROSS JOIN LATERAL (
         SELECT p.*, CASE WHEN p.lane < 0 THEN (SELECT a.share FROM {schema}.lane a WHERE a.id = p.lane) END AS share
-        FROM {schema}.parked p
-        WHERE p.limit_name = k.limit_name AND p.key = k.key AND p.queue = p_queues[k.place] AND p.name = p_names[k.place]
-        ORDER BY p.rank, p.due, p.seq LIMIT p_most
+        FROM (
+            (SELECT * FROM {schema}.parked p
+            WHERE NOT p_lock AND p.limit_name = k.limit_name AND p.key = k.key
+                AND p.queue = p_queues[k.place] AND p.name = p_names[k.place]
+            ORDER BY p.rank, p.due, p.seq LIMIT p_most)
+            UNION ALL
+            SELECT * FROM (
+                SELECT * FROM {schema}.parked p
+                WHERE p_lock AND p.limit_name = k.limit_name AND p.key = k.key
+                    AND p.queue = p_queues[k.place] AND p.name = p_names[k.place]
+                ORDER BY p.rank, p.due, p.seq LIMIT p_most FOR UPDATE SKIP LOCKED
+            ) p
+        ) p
     ) p;
 END $$;
 
 -- name: read_candidates_again
 -- Read the candidates of an open exchange again, because a plan needs more of them or has met a conflict.
--- Inputs: as for `begin_planned_exchange_1`
+-- Inputs: as for `begin_planned_exchange_1`; whether to take the locks, or this transaction holds them already
 -- Result: the time, and the candidates (NULL: no job can be leased)
 CREATE OR REPLACE FUNCTION {schema}.read_candidates_again_1(
-    p_now int8, p_session text, p_total int4, p_queues text[], p_names text[], p_max_bytes int8, p_sizes int4[], p_lock bool,
-    p_low_water_lanes int4[], p_low_water_marks int8[], OUT now int8, OUT candidates text
+    p_now int8, p_session text, p_total int4, p_queues text[], p_names text[], p_max_bytes int8, p_sizes int4[],
+    p_lock bool, p_is_locked bool, p_low_water_lanes int4[], p_low_water_marks int8[], OUT now int8, OUT candidates text
 ) LANGUAGE plpgsql
 SET enable_seqscan TO off SET enable_bitmapscan TO off SET enable_hashjoin TO off
 SET enable_mergejoin TO off SET enable_material TO off SET enable_memoize TO off SET jit TO off
@@ -543,7 +566,7 @@ BEGIN
         PERFORM {schema}.lock_share_classes_1(p_queues, NULL, NULL);
     END IF;
     candidates := {schema}.read_candidates_1(
-        now, p_total, p_queues, p_names, p_max_bytes, p_sizes, p_low_water_lanes, p_low_water_marks);
+        now, p_total, p_queues, p_names, p_max_bytes, p_sizes, p_lock OR p_is_locked, p_low_water_lanes, p_low_water_marks);
 END $$;
 
 -- name: apply_plan
