@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
 import pytest
 
 from nimburion.backends.redis import RedisBackend, notifications
+from nimburion.backends.redis.url import parse_url
 from nimburion.backends.server import notifications as server_notifications
 from nimburion.core.errors import BackendUnavailable
 from nimburion.core.job import NewJob, State
@@ -18,7 +19,7 @@ from nimburion.jobs import Context, Processor
 from nimburion.jobs.worker.health import Condition, Health
 from tests.servers import Binary, Proxy, Server
 from tests.servers.server import HOUSEKEEPER
-from tests.waiting import wait_until
+from tests.waiting import DEADLINE, wait_until
 
 TTL = 2.0
 ADMIN_LOGIN = (HOUSEKEEPER, HOUSEKEEPER)
@@ -137,6 +138,22 @@ async def test_notifications_resume_after_each_cut(valkey: Server) -> None:
             for n in range(5):
                 assert await measure_wake_up(backend, other, f"a-{n}") < 1.0
                 assert proxy.cut()
+
+
+async def test_a_listener_that_wants_fewer_channels_keeps_its_connection(valkey: Server) -> None:
+    """A process that shares the listener of a supervisor has ended."""
+    reports: asyncio.Queue[Collection[str]] = asyncio.Queue()
+    listener = notifications.RedisListener(
+        parse_url(valkey.url), reports.put_nowait, lambda channel, text: None
+    )
+    async with asyncio.timeout(DEADLINE):
+        listener.listen(["a", "b"])
+        assert await reports.get() == {"a", "b"}
+        listener.listen(["a"])
+        assert await reports.get() == {"a"}
+        listener.listen(["a", "c"])
+        assert await reports.get() == {"a", "c"}
+        await listener.close()
 
 
 async def test_a_silent_connection_is_replaced(

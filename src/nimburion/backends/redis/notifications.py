@@ -59,6 +59,8 @@ class RedisListener(ServerListener):
 
     async def _subscribe(self, added: frozenset[str], removed: frozenset[str]) -> None:  # noqa: ARG002
         # UNSUBSCRIBE needs another right. Nothing is sent on the channels of handles that are gone.
+        if not added:
+            return
         self._unconfirmed = set(added)
         await self._request(
             b"".join(pack_command(("SUBSCRIBE", channel)) for channel in sorted(added))  # type: ignore[arg-type]
