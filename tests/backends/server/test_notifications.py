@@ -17,10 +17,17 @@ class FakeListener(ServerListener):
 
     def __init__(self, *failures: Exception) -> None:
         self.reports: asyncio.Queue[Collection[str]] = asyncio.Queue()
-        super().__init__(self.reports.put_nowait, lambda channel, text: None)
+        super().__init__(self._report, lambda channel, text: None)
         self.failures = [*failures]
+        self.report_failures: list[Exception] = []
+        """Each fails one report."""
         self.changes: list[tuple[set[str], set[str]]] = []
         self.lose: Callable[[], None] = self._note_lost
+
+    def _report(self, channels: Collection[str]) -> None:
+        if self.report_failures:
+            raise self.report_failures.pop(0)
+        self.reports.put_nowait(channels)
 
     async def _connect(self) -> None:
         if self.failures:
@@ -43,6 +50,17 @@ async def test_an_unexpected_error_does_not_end_the_listener() -> None:
     listener = FakeListener(KeyError("unexpected"), OSError("an outage"))
     listener.listen(["a"])
     assert await listener.wait_for_report() == {"a"}
+    await listener.close()
+
+
+async def test_a_failed_report_of_a_lost_connection_does_not_end_the_listener() -> None:
+    listener = FakeListener()
+    listener.listen(["a"])
+    assert await listener.wait_for_report() == {"a"}
+    listener.report_failures.append(KeyError("unexpected"))
+    listener.lose()
+    assert await listener.wait_for_report() == {"a"}
+    assert not listener.report_failures
     await listener.close()
 
 

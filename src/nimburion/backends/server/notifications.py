@@ -91,8 +91,7 @@ class ServerListener(Listener, ABC):
                 self._log_failure(error)
             if self._subscribed:
                 pause = _FIRST_PAUSE
-                self._subscribed = frozenset()
-                self._on_listening(self._subscribed)
+                self._report_loss()
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
@@ -119,6 +118,14 @@ class ServerListener(Listener, ABC):
         await self._subscribe(wanted - self._subscribed, self._subscribed - wanted)
         self._subscribed, self._last_warning = wanted, ""
         self._on_listening(wanted)
+
+    def _report_loss(self) -> None:
+        """Report that no notifications arrive."""
+        self._subscribed = frozenset()
+        try:
+            self._on_listening(self._subscribed)
+        except Exception as error:  # noqa: BLE001 - a loop in the background must not end
+            self._log_failure(error)
 
     def _note_lost(self) -> None:
         """Note that the connection is lost."""
