@@ -19,6 +19,7 @@ from nimburion.cli.supervisor.messages import (
     ChannelsWanted,
     ListenerState,
     ListenRequest,
+    Notification,
 )
 from nimburion.cli.supervisor.shared_listener import SharedListener
 from nimburion.cli.supervisor.supervisor_channel import SupervisorChannel
@@ -302,6 +303,9 @@ class SilentChannel:
     def send(self, message: object) -> None:
         self.sent.append(message)
 
+    def send_or_drop(self, message: object) -> None:
+        self.sent.append(message)
+
 
 class FakeListener(Listener):
     def __init__(self) -> None:
@@ -365,6 +369,33 @@ async def test_a_listener_that_was_closed_reports_nothing_to_the_backend() -> No
     on_notification("own", "late")
     await shared.close()
     assert reported == [{"own"}, ["own"]]
+
+
+async def test_a_listener_that_was_closed_sends_nothing_to_the_supervisor() -> None:
+    """The supervisor may have asked again. It cannot tell of which listener a message is."""
+    callbacks: list[tuple[OnListening, OnNotification]] = []
+
+    def make_listener(on_listening: OnListening, on_notification: OnNotification) -> FakeListener:
+        callbacks.append((on_listening, on_notification))
+        return FakeListener()
+
+    channel = SilentChannel()
+    shared = SharedListener(cast("SupervisorChannel", channel))
+    shared.attach(make_listener, lambda _: None, lambda _, __: None).listen(["own"])
+    shared.handle(ListenRequest(["other"]))
+    shared.handle(ListenRequest(None))
+    channel.sent.clear()
+    (on_listening, on_notification), *_ = callbacks
+    on_listening(["own", "other"])
+    on_notification("other", "text")
+    shared.handle(ListenRequest(["other"]))
+    on_listening(["own", "other"])
+    on_notification("other", "text")
+    assert channel.sent == []
+    callbacks[1][0](["own", "other"])
+    callbacks[1][1]("other", "text")
+    assert channel.sent == [ChannelsServed(["other", "own"]), Notification("other", "text")]
+    await shared.close()
 
 
 async def test_a_backend_that_takes_the_place_of_another_learns_that_notifications_arrive() -> None:

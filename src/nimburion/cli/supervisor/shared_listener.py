@@ -41,8 +41,9 @@ class SharedListener(Listener):
         self._wanted_by_others: frozenset[str] = frozenset()
         self._listener: ListenerThread | None = None
         """Listens for all; None: another process does."""
-        self._listener_count = 0
-        """How many were started. A message of the thread of a former one is ignored."""
+        self._listener_number = 0
+        """Changes when one is started or closed. What the thread of a former one reports or receives
+        is ignored."""
         self._announced: frozenset[str] = frozenset()
         """The channels of which the backend was told that their notifications arrive."""
         self._closing: set[asyncio.Task[None]] = set()
@@ -102,13 +103,16 @@ class SharedListener(Listener):
                 self._listener.listen(self._wanted | self._wanted_by_others)
 
     def _start_listener(self, make_listener: MakeListener) -> ListenerThread:
-        self._listener_count += 1
-        note_listening = partial(self._note_listening, self._listener_count)
-        return ListenerThread(make_listener, note_listening, self._receive)
+        self._listener_number += 1
+        number = self._listener_number
+        return ListenerThread(
+            make_listener, partial(self._note_listening, number), partial(self._receive, number)
+        )
 
     def _close_listener(self) -> None:
         """Close the listener in the background. A request that follows makes another one."""
         listener, self._listener = self._listener, None
+        self._listener_number += 1
         if listener is not None:
             closing = asyncio.get_running_loop().create_task(listener.close())
             self._closing.add(closing)
@@ -124,11 +128,15 @@ class SharedListener(Listener):
     # --- on the thread of the listener, while this process listens for all ---
 
     def _note_listening(self, number: int, channels: Collection[str]) -> None:
+        if number != self._listener_number:
+            return
         self._call_soon(self._note_own_state, number, frozenset(channels))
         self._channel.send(ChannelsServed(sorted(channels)))
 
-    def _receive(self, channel: str, text: str) -> None:
+    def _receive(self, number: int, channel: str, text: str) -> None:
         """Pass a notification on. It is lost if the supervisor does not read; workers then poll."""
+        if number != self._listener_number:
+            return
         if channel in self._wanted:
             self._call_soon(self._receive_own, channel, text)
         if channel in self._wanted_by_others:
@@ -142,7 +150,7 @@ class SharedListener(Listener):
     # --- the same, on the event loop of the backend ---
 
     def _note_own_state(self, number: int, channels: frozenset[str]) -> None:
-        if number == self._listener_count and self._listener is not None:
+        if number == self._listener_number:
             self._note_state(is_listening=self._wanted <= channels)
 
     def _receive_own(self, channel: str, text: str) -> None:
