@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection
 
 import pytest
 
+from nimburion.backends.postgres.notifications import PostgresNotifications
+from nimburion.backends.postgres.url import parse_url
 from nimburion.backends.server.notifications import Notifications, ServerListener
 from nimburion.core.listener import Listener, OnListening, OnNotification
 from tests.waiting import DEADLINE
@@ -95,9 +97,13 @@ async def test_other_channels_are_subscribed_to_on_the_same_connection() -> None
 class DeafListener(Listener):
     """Never receives anything."""
 
+    def __init__(self) -> None:
+        self.is_closed = False
+
     def listen(self, channels: Collection[str]) -> None: ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        self.is_closed = True
 
 
 class FakeNotifications(Notifications):
@@ -124,6 +130,8 @@ class FakeNotifications(Notifications):
         self.woken.append((queue, passed))
 
     def _notify_all(self, text: str) -> None: ...
+
+    async def _leave(self) -> None: ...
 
 
 @pytest.mark.parametrize("turns", range(6))
@@ -165,5 +173,24 @@ async def test_a_wake_up_for_which_no_call_waits_wakes_another_worker(
     notifications.on_listening(["channel", "own"])
     notifications.on_notification("own", text)
     assert notifications.woken == [("q", passed)]
+    waiting.cancel()
+    await asyncio.wait({waiting})
+
+
+async def test_an_unexpected_error_while_it_closes_leaves_no_listener_open() -> None:
+    listener = DeafListener()
+
+    async def fetch(*_: object) -> list[object]:
+        raise KeyError("unexpected")
+
+    notifications = PostgresNotifications(
+        parse_url("postgresql://localhost/jobs"), fetch, lambda *_: listener
+    )
+    waiting = asyncio.create_task(notifications.wait_for_session("s"))
+    await asyncio.sleep(0)
+    notifications.notify({"q": 1})
+    with pytest.raises(KeyError):
+        await notifications.close()
+    assert listener.is_closed
     waiting.cancel()
     await asyncio.wait({waiting})

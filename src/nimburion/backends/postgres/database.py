@@ -284,7 +284,9 @@ class PostgresConnections:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self.notifications.close()
-        await self.main.close()
-        await self.pool.close()
-        await self.handler_pool.close()
+        try:
+            await self.notifications.close()
+        finally:
+            await self.main.close()
+            await self.pool.close()
+            await self.handler_pool.close()

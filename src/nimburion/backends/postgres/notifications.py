@@ -246,8 +246,7 @@ class PostgresNotifications(Notifications):
             names = [name for name in names if name != EVERY_QUEUE and not is_session_name(name)]
         self._waiters.notify(names)
 
-    async def close(self) -> None:
-        """Delete the idle entry, send the pending notifications, and stop listening."""
+    async def _leave(self) -> None:
         if self._was_idle:
             with suppress(BackendError, TimeoutError):
                 async with asyncio.timeout(1.0):
@@ -259,4 +258,3 @@ class PostgresNotifications(Notifications):
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-        await super().close()

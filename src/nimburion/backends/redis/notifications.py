@@ -211,12 +211,10 @@ class RedisNotifications(Notifications):
     def _notify_all(self, text: str) -> None:
         self._waiters.notify(text.split("\0"))
 
-    async def close(self) -> None:
-        """Send the pending wake-ups, remove the idle entries, and stop listening."""
+    async def _leave(self) -> None:
         if self._wake_tasks:  # another worker has to start the job
             await asyncio.wait(self._wake_tasks, timeout=_CLOSE_TIMEOUT)
         for task in self._wake_tasks:
             task.cancel()
         await asyncio.gather(*self._wake_tasks, return_exceptions=True)
         await self._delete_idle_entries()
-        await super().close()

@@ -227,10 +227,12 @@ class RedisConnections:
         if self._closing_unused is not None:
             self._closing_unused.cancel()
             await asyncio.gather(self._closing_unused, return_exceptions=True)
-        await self.notifications.close()
-        await self.long_poll.close()
-        for connection in (self.exchanges, self.enqueues, self.commands):
-            await connection.close()
+        try:
+            await self.notifications.close()
+        finally:
+            await self.long_poll.close()
+            for connection in (self.exchanges, self.enqueues, self.commands):
+                await connection.close()
 
 
 def _check_format(found: int, settings: RedisSettings) -> None:

@@ -223,9 +223,12 @@ class Notifications(ABC):
         await self._waiters.wait_for_session(session_id)
 
     async def close(self) -> None:
-        """Stop listening."""
-        if self._listener is not None:
-            await self._listener.close()
+        """Send the pending wake-ups, delete the idle entries, and stop listening."""
+        try:
+            await self._leave()
+        finally:
+            if self._listener is not None:
+                await self._listener.close()
 
     async def _ensure_listening(self, timeout: float) -> None:
         """Wait up to `timeout` seconds until notifications arrive. Polling works without them."""
@@ -302,3 +305,7 @@ class Notifications(ABC):
     @abstractmethod
     def _notify_all(self, text: str) -> None:
         """End the calls for all that a notification on the channel of all handles names."""
+
+    @abstractmethod
+    async def _leave(self) -> None:
+        """Send the pending wake-ups, and delete the idle entries of this handle."""

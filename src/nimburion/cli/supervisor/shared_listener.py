@@ -42,8 +42,8 @@ class SharedListener(Listener):
         self._listener: ListenerThread | None = None
         """Listens for all; None: another process does."""
         self._listener_number = 0
-        """Changes when one is started or closed. What the thread of a former one reports or receives
-        is ignored."""
+        """Changes when one is started or closed. The reports and notifications of a former one are
+        ignored."""
         self._announced: frozenset[str] = frozenset()
         """The channels of which the backend was told that their notifications arrive."""
         self._closing: set[asyncio.Task[None]] = set()
