@@ -13,6 +13,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from nimburion.cli.supervisor import shared_listener
 from nimburion.cli.supervisor.listener_chooser import ListenerChooser
 from nimburion.cli.supervisor.messages import (
     ChannelsServed,
@@ -341,6 +342,25 @@ async def test_a_request_right_after_the_end_of_another_makes_a_listener() -> No
     assert not second.is_closed.is_set()
     await shared.close()
     assert second.is_closed.is_set()
+
+
+async def test_a_listener_that_does_not_end_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A worker has to stop in time: its handlers were given time too."""
+    monkeypatch.setattr(shared_listener, "_CLOSE_TIMEOUT", 0.05)
+    may_end = threading.Event()
+
+    class StuckListener(FakeListener):
+        async def close(self) -> None:
+            may_end.wait()
+
+    shared = SharedListener(cast("SupervisorChannel", SilentChannel()))
+    shared.attach(lambda _, __: StuckListener(), lambda _: None, lambda _, __: None).listen(["own"])
+    shared.handle(ListenRequest(["other"]))
+    async with asyncio.timeout(DEADLINE):
+        await shared.close()
+    may_end.set()
 
 
 async def test_a_listener_that_was_closed_reports_nothing_to_the_backend() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -19,6 +20,11 @@ from nimburion.cli.supervisor.messages import (
 from nimburion.cli.supervisor.supervisor_channel import SupervisorChannel
 from nimburion.core.listener import Listener, MakeListener, OnListening, OnNotification
 from nimburion.jobs.worker.join_thread import join_thread
+
+_log = logging.getLogger("nimburion.worker")
+
+_CLOSE_TIMEOUT = 3.0
+"""Seconds for the thread of a listener to end. A worker that stops waits no longer for it."""
 
 
 class SharedListener(Listener):
@@ -181,9 +187,13 @@ class ListenerThread(Listener):
         self._loop.call_soon_threadsafe(self._listener.listen, channels)
 
     async def close(self) -> None:
-        """Stop listening; return when the thread has ended."""
+        """Stop listening; return when the thread has ended, or after `_CLOSE_TIMEOUT`."""
         self._loop.call_soon_threadsafe(self._closing.set)
-        await join_thread(self._thread)
+        try:
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
+                await join_thread(self._thread)
+        except TimeoutError:
+            _log.warning("the listener did not stop within %g s", _CLOSE_TIMEOUT)
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
