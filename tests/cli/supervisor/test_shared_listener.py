@@ -176,7 +176,7 @@ async def test_another_process_listens_while_the_listener_is_stopped(
     start: StartSupervised, tmp_path: Path, direct_postgres: RunningPostgres, processor: Processor
 ) -> None:
     write_application(tmp_path, direct_postgres)
-    supervised = start(processes=2, settings={"report_interval": 0.2, "report_timeout": 2.0})
+    supervised = start(processes=2, settings={"report_interval": 0.2, "report_timeout": 5.0})
     workers = set(supervised.wait_until_ready(2))
     await wait_until(lambda: count_waiting(direct_postgres) == 2, "both wait")
     first = read_listener(supervised)  # a process that is slow to answer may have been replaced
