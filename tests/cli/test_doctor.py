@@ -199,3 +199,22 @@ def test_the_lag_of_a_configured_outbox_is_shown(nimburion: CommandLine) -> None
     assert (verdict, text[:27]) == ("warning", "1 job waits, the oldest for")
     assert "has not relayed it from the outbox" in nimburion("why", "waiting-1").out
     assert nimburion("why", "waiting-2").code == 4
+
+
+def test_an_outbox_that_cannot_be_used_is_one_line_of_error(nimburion: CommandLine) -> None:
+    nimburion.enqueue("a")
+    text = "jobs: {outbox_url: 'sqlite:///missing/shop.db'}"
+    (nimburion.folder / "config.yaml").write_text(text)
+    for command in (("migrate", "up"), ("migrate", "check"), ("why", "waiting-2")):
+        failed = nimburion(*command)
+        assert (failed.code, failed.out) == (3, ""), command
+        assert "shop.db cannot be used: unable to open database file; " in failed.err
+        assert failed.err.count("\n") == 1
+
+
+def test_a_backend_is_not_migrated_if_its_outbox_cannot_be_used(nimburion: CommandLine) -> None:
+    (nimburion.folder / "nimburion.db").touch()
+    text = "jobs: {outbox_url: 'sqlite:///missing/shop.db'}"
+    (nimburion.folder / "config.yaml").write_text(text)
+    assert nimburion("migrate", "up").code == 3
+    assert (nimburion.folder / "nimburion.db").stat().st_size == 0

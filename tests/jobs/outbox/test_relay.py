@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import closing
 from functools import partial
@@ -26,6 +28,7 @@ from nimburion.core.errors import (
     JobNotFound,
     NotSupported,
     UnusableConnection,
+    WaitTimeout,
 )
 from nimburion.core.job import Enqueued, NewJob, State
 from nimburion.core.queries import JobFilter
@@ -338,11 +341,63 @@ async def test_a_connection_that_commits_each_statement_is_refused(
 
 async def test_wait_waits_for_the_relay(processor: Processor, where: str, outbox: Outbox) -> None:
     (job_id,) = await store(processor, where, "ann")
-    assert await outbox.find_held([job_id, "other"]) == {job_id}
-    with pytest.raises(Exception, match="does not exist after 0 s"):
+    rows = get_rows(outbox)
+    async with rows.open_database() as database:
+        assert await rows.find_waiting_ids(database, [job_id, "other"]) == {job_id}
+    with pytest.raises(WaitTimeout, match="is in the outbox, not relayed yet"):
         await processor.wait(job_id, timeout=0)
     await processor.drain()
     assert await processor.wait(job_id) == "sent to ann"
+
+
+async def test_a_wait_opens_one_connection(where: str, outbox: Outbox, clock: FakeClock) -> None:
+    opened: list[sqlite3.Connection] = []
+
+    def connect() -> sqlite3.Connection:
+        opened.append(sqlite3.connect(where, check_same_thread=False))
+        return opened[-1]
+
+    processor = Processor(MemoryBackend(clock=clock), clock=clock, outbox=Outbox(connect))
+    processor.register(send)
+    async with processor:
+        (job_id,) = await store(processor, where, "ann")
+        waiting = asyncio.create_task(processor.wait(job_id, timeout=5))
+        async with asyncio.timeout(30):
+            while not waiting.done():
+                clock.advance(1)
+                await asyncio.sleep(0)
+        with pytest.raises(WaitTimeout, match="is in the outbox, not relayed yet"):
+            await waiting
+    assert len(opened) == 1
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened[0].execute("SELECT 1")
+
+
+async def test_a_wait_ends_in_time_while_the_database_of_the_outbox_hangs() -> None:
+    answer = threading.Event()
+    opened: list[sqlite3.Connection] = []
+
+    def connect() -> sqlite3.Connection:
+        answer.wait(30)
+        opened.append(sqlite3.connect(":memory:", check_same_thread=False))
+        return opened[-1]
+
+    async with Processor("memory://", outbox=Outbox(connect)) as processor:
+        try:
+            with pytest.raises(WaitTimeout, match="the database of the outbox did not answer"):
+                async with asyncio.timeout(20):
+                    await processor.wait("unknown", timeout=0)
+        finally:
+            answer.set()
+
+
+async def test_an_error_of_the_driver_is_one_of_nimburion() -> None:
+    def refuse() -> sqlite3.Connection:
+        raise sqlite3.OperationalError("refused")
+
+    async with Processor("memory://", outbox=Outbox(refuse)) as processor:
+        with pytest.raises(BackendUnavailable, match=r"database of the outbox .*refused"):
+            await processor.wait("unknown", timeout=5)
 
 
 async def test_an_unknown_id_is_not_found_even_without_a_table(tmp_path: Path) -> None:
@@ -426,6 +481,72 @@ async def test_a_connection_that_breaks_is_replaced(
     assert await relay.relay() == 1
     assert len(opened) == 2
     await relay.stop()
+
+
+class ClosableConnection:
+    """A connection of an unknown driver."""
+
+    def __init__(self) -> None:
+        self.closed = threading.Event()
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_connection_of_an_unknown_driver_is_closed(is_async: bool) -> None:
+    connection = ClosableConnection()
+
+    async def connect() -> ClosableConnection:
+        return connection
+
+    outbox = Outbox(connect if is_async else lambda: connection)
+    with pytest.raises(UnusableConnection, match="no connection that nimburion knows"):
+        await outbox.read_lag()
+    assert connection.closed.is_set()
+
+
+async def test_a_connection_that_opens_after_a_cancel_is_closed() -> None:
+    connecting, answer, connection = threading.Event(), threading.Event(), ClosableConnection()
+
+    def connect() -> ClosableConnection:
+        connecting.set()
+        answer.wait(30)
+        return connection
+
+    reading = asyncio.create_task(Outbox(connect).read_lag())
+    await asyncio.to_thread(connecting.wait, 30)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    answer.set()
+    assert await asyncio.to_thread(connection.closed.wait, 30)
+
+
+async def test_a_cancelled_use_does_not_wait_for_its_driver(where: str) -> None:
+    running, answer = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        running.set()
+        answer.wait(30)
+
+    opened: list[sqlite3.Connection] = []
+
+    def connect() -> sqlite3.Connection:
+        opened.append(sqlite3.connect(where))
+        return opened[-1]
+
+    async with get_rows(Outbox(connect)).open_database() as database:
+        using = asyncio.create_task(database.run(lambda adapter: adapter.caller.run(hang)))
+        await asyncio.to_thread(running.wait, 30)
+        using.cancel()
+        try:
+            with pytest.raises(asyncio.CancelledError):
+                async with asyncio.timeout(20):
+                    await using
+            assert not answer.is_set()
+        finally:
+            answer.set()
 
 
 def test_what_is_not_a_database_is_an_error() -> None:

@@ -59,9 +59,9 @@ async def migrate_configured_outbox(*, dry_run: bool = False) -> list[str]:
     url = current_invocation().load().jobs.outbox_url
     if not url:
         return []
-    from nimburion.jobs.outbox.checks import migrate_outbox
+    from nimburion.jobs.outbox.checks import TIMEOUT, migrate_outbox
 
-    return await migrate_outbox(url, dry_run=dry_run)
+    return await migrate_outbox(url, TIMEOUT, dry_run=dry_run)
 
 
 async def migrate_and_grant(backend: Backend, role: str | None) -> list[str]:
@@ -69,7 +69,8 @@ async def migrate_and_grant(backend: Backend, role: str | None) -> list[str]:
     `BadInput` if the backend has no roles."""
     if role is not None and not backend.capabilities.roles:
         raise BadInput(f"{backend.describe()} has no roles; leave out --grant")
-    steps = [*await backend.migrate(), *await migrate_configured_outbox()]
+    of_outbox = await migrate_configured_outbox()  # first: its URL may be wrong
+    steps = [*await backend.migrate(), *of_outbox]
     return steps if role is None else steps + await backend.grant(role)
 
 

@@ -46,9 +46,9 @@ def is_in_configured_outbox(job_id: str) -> bool:
     url = current_invocation().load().jobs.outbox_url
     if not url:
         return False
-    from nimburion.jobs.outbox.outbox import Outbox
+    from nimburion.jobs.outbox.checks import TIMEOUT, is_in_outbox
 
-    return bool(asyncio.run(Outbox(url).find_held([job_id])))
+    return asyncio.run(is_in_outbox(url, job_id, TIMEOUT))
 
 
 async def read_facts(backend: Backend, job_id: str) -> Facts:

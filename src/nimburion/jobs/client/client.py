@@ -100,6 +100,7 @@ if TYPE_CHECKING:
     from nimburion.actions.tenants import TenantActions
     from nimburion.actions.workers import WorkerActions
     from nimburion.core.queries import QueueInfo
+    from nimburion.jobs.outbox.database import OutboxDatabase
     from nimburion.jobs.outbox.outbox import Outbox
     from nimburion.scheduler.schedules import Schedules
     from nimburion.telemetry.registry import MetricsRegistry
@@ -132,6 +133,14 @@ class EnqueueResult(NamedTuple, Generic[R]):
     def created(self) -> bool:
         """Whether the call stored this job."""
         return self.outcome == "created"
+
+
+class _FoundJobs(NamedTuple):
+    """What one query of `wait` has found."""
+
+    records: dict[str, JobRecord]
+    in_outbox: frozenset[str]
+    """The ids of jobs without a record that wait in the outbox."""
 
 
 class Client:
@@ -654,8 +663,9 @@ class Client:
         - `ResultNotKept`: the job is completed, but what its handler returned could not be stored,
           or was returned after `ctx.transaction()` had completed the job. None means that the
           handler returned nothing, or that the job has `result=False`.
-        - `WaitTimeout`: the job did not end within `timeout`, or the backend did not answer. The
-          job continues.
+        - `WaitTimeout`: the job did not end within `timeout`, or the backend or the outbox did not
+          answer. The job continues.
+        - `BackendUnavailable`: the backend or the database of the outbox cannot be reached.
         - `JobNotFound`: no job has the id, the outbox holds none that is committed, and
           `missing_ok` is not set.
         """
@@ -724,24 +734,33 @@ class Client:
         pauses = iterate_pauses(_FIRST_POLL_PAUSE, _MAX_POLL_PAUSE, factor=1.5)
         outcomes: dict[str, object] = {}
         waiting = list(dict.fromkeys(ids))
-        while waiting:
-            try:
-                records = await self._find_records_before(deadline, waiting, seconds)
-            except WaitTimeout as late:
-                new: dict[str, object] = dict.fromkeys(waiting, late)
-            else:
-                new = self._read_outcomes(waiting, records, missing_ok=missing_ok)
-                if self.outbox is not None:
-                    new = await self._drop_unrelayed(self.outbox, new)
-                if deadline is not None and self.clock.monotonic() >= deadline:
-                    new = _make_wait_timeouts(waiting, records, seconds) | new
-            if not return_exceptions:
-                _raise_first(new.values())
-            outcomes |= new
-            waiting = [job_id for job_id in waiting if job_id not in new]
-            if waiting:
-                left = math.inf if deadline is None else deadline - self.clock.monotonic()
-                await self.clock.sleep(min(next(pauses), left))
+        outbox = None
+        if self.outbox is not None:
+            from nimburion.jobs.outbox.outbox import get_rows  # loaded already: there is an outbox
+
+            outbox = get_rows(self.outbox).open_database()
+        try:
+            while waiting:
+                try:
+                    found = await self._find_before(
+                        deadline, waiting, seconds, None if missing_ok else outbox
+                    )
+                except WaitTimeout as late:
+                    new: dict[str, object] = dict.fromkeys(waiting, late)
+                else:
+                    new = self._read_outcomes(waiting, found, missing_ok=missing_ok)
+                    if deadline is not None and self.clock.monotonic() >= deadline:
+                        new = _make_wait_timeouts(waiting, found, seconds) | new
+                if not return_exceptions:
+                    _raise_first(new.values())
+                outcomes |= new
+                waiting = [job_id for job_id in waiting if job_id not in new]
+                if waiting:
+                    left = math.inf if deadline is None else deadline - self.clock.monotonic()
+                    await self.clock.sleep(min(next(pauses), left))
+        finally:
+            if outbox is not None:
+                await outbox.close()
         return [outcomes[job_id] for job_id in ids]
 
     async def cancel(self, job_id: str | UUID) -> Cancellation:
@@ -852,37 +871,56 @@ class Client:
                 found |= {record.id: record for record in page.jobs}
         return found
 
-    async def _find_records_before(
-        self, deadline: float | None, job_ids: Sequence[str], seconds: float | None
-    ) -> dict[str, JobRecord]:
-        """Return the records as `_find_records` does.
+    async def _find_before(
+        self,
+        deadline: float | None,
+        job_ids: Sequence[str],
+        seconds: float | None,
+        outbox: OutboxDatabase | None,
+    ) -> _FoundJobs:
+        """Return what the backend and the outbox know about these jobs.
 
-        `WaitTimeout` is raised when the backend does not answer before `deadline`.
+        `WaitTimeout` is raised when one of them does not answer before `deadline`.
         """
         if deadline is None:
-            return await self._find_records(job_ids)
+            return await self._find_jobs(job_ids, outbox)
         time = asyncio.timeout(max(_MIN_QUERY_TIMEOUT, deadline - self.clock.monotonic()))
         try:
             async with time:
-                return await self._find_records(job_ids)
+                return await self._find_jobs(job_ids, outbox)
         except TimeoutError as error:
             if not time.expired():
                 raise
+            or_outbox = "" if outbox is None else " or the database of the outbox"
             raise WaitTimeout(
-                f"job {job_ids[0]}: {self.backend.describe()} did not answer within the "
+                f"job {job_ids[0]}: {self.backend.describe()}{or_outbox} did not answer within the "
                 f"{seconds:g} s of waiting"
             ) from error
 
+    async def _find_jobs(self, job_ids: Sequence[str], outbox: OutboxDatabase | None) -> _FoundJobs:
+        """Return the records of those jobs that exist, and which others wait in the outbox."""
+        records = await self._find_records(job_ids)
+        missing = [job_id for job_id in job_ids if job_id not in records]
+        if self.outbox is None or outbox is None or not missing:
+            return _FoundJobs(records, frozenset())
+        from nimburion.jobs.outbox.outbox import get_rows
+
+        in_outbox = await get_rows(self.outbox).find_waiting_ids(outbox, missing)
+        others = [job_id for job_id in missing if job_id not in in_outbox]
+        if others:  # they may have been relayed since the first query
+            records |= await self._find_records(others)
+        return _FoundJobs(records, in_outbox)
+
     def _read_outcomes(
-        self, job_ids: Iterable[str], records: Mapping[str, JobRecord], *, missing_ok: bool
+        self, job_ids: Iterable[str], found: _FoundJobs, *, missing_ok: bool
     ) -> dict[str, object]:
         """Return the result of each job that has ended, or the error that `wait` raises for it."""
         outcomes: dict[str, object] = {}
         for job_id in job_ids:
-            record = records.get(job_id)
+            record = found.records.get(job_id)
             if record is not None and record.state.finished:
                 outcomes[job_id] = self._read_outcome(record)
-            elif record is None and not missing_ok:
+            elif record is None and not missing_ok and job_id not in found.in_outbox:
                 outcomes[job_id] = JobNotFound(job_id)
         return outcomes
 
@@ -896,20 +934,6 @@ class Client:
         if record.result is None:
             return None
         return self._find_result_decoder(record.name)(record.result)
-
-    async def _drop_unrelayed(
-        self, outbox: Outbox, outcomes: dict[str, object]
-    ) -> dict[str, object]:
-        """Return the outcomes without `JobNotFound` for jobs that the outbox holds."""
-        missing = [key for key, value in outcomes.items() if isinstance(value, JobNotFound)]
-        if not missing:
-            return outcomes
-        held = await outbox.find_held(missing)
-        others = [job_id for job_id in missing if job_id not in held]
-        relayed = await self._find_records(others) if others else {}  # since the first look
-        return {
-            key: value for key, value in outcomes.items() if key not in held and key not in relayed
-        }
 
     def _find_result_decoder(self, name: str) -> Callable[[bytes], Any]:
         handler = self.registry.get(name)
@@ -1353,18 +1377,22 @@ def _raise_first(outcomes: Iterable[object]) -> None:
 
 
 def _make_wait_timeouts(
-    job_ids: Iterable[str], records: Mapping[str, JobRecord], seconds: float | None
+    job_ids: Iterable[str], found: _FoundJobs, seconds: float | None
 ) -> dict[str, object]:
     """Return the error of each job for the case that it does not end in time."""
     errors: dict[str, object] = {}
     for job_id in job_ids:
-        record = records.get(job_id)
-        errors[job_id] = WaitTimeout(
-            f"job {job_id} does not exist after {seconds:g} s of waiting"
-            if record is None
-            else f"job {job_id} is {record.state} after {seconds:g} s of waiting; "
-            f"`nimburion why {job_id}` says what it waits for"
-        )
+        record = found.records.get(job_id)
+        if record is not None:
+            state, advice = (
+                f"is {record.state}",
+                f"; `nimburion why {job_id}` says what it waits for",
+            )
+        elif job_id in found.in_outbox:
+            state, advice = "is in the outbox, not relayed yet,", ""
+        else:
+            state, advice = "does not exist", ""
+        errors[job_id] = WaitTimeout(f"job {job_id} {state} after {seconds:g} s of waiting{advice}")
     return errors
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 
 from nimburion.core.diagnosis.checks import CheckResult
-from nimburion.core.errors import UnusableConnection
+from nimburion.core.errors import BackendUnavailable, UnusableConnection
 from nimburion.core.text.redaction import redact_url
-from nimburion.jobs.outbox.outbox import Outbox
+from nimburion.jobs.outbox.outbox import Outbox, describe_error, get_rows
+
+TIMEOUT = 20.0
+"""Seconds that the database of an outbox has to answer a command."""
 
 _SLOW_SECONDS = 60.0
 """The age of the oldest job from which the lag is a warning."""
@@ -21,10 +24,8 @@ async def check_outbox(url: str, timeout: float) -> CheckResult:
     except UnusableConnection as error:
         return CheckResult("outbox", "error", str(error), "nimburion migrate up creates it")
     except Exception as error:  # noqa: BLE001 (of any driver)
-        text = " ".join(str(error).split()) or type(error).__name__
-        return CheckResult(
-            "outbox", "error", f"{redact_url(url)}: {text}", "correct jobs.outbox_url"
-        )
+        text = f"{redact_url(url)}: {describe_error(error)}"
+        return CheckResult("outbox", "error", text, "correct jobs.outbox_url")
     if not lag.jobs:
         return CheckResult("outbox", "good", "no job waits for its relay")
     text = f"{lag.jobs} {'job waits' if lag.jobs == 1 else 'jobs wait'}, the oldest for "
@@ -35,13 +36,49 @@ async def check_outbox(url: str, timeout: float) -> CheckResult:
     return CheckResult("outbox", "warning", text, advice)
 
 
-async def migrate_outbox(url: str, *, dry_run: bool = False) -> list[str]:
-    """Create the table of the outbox if it is missing. Return the step that is or would be done."""
+async def migrate_outbox(url: str, timeout: float, *, dry_run: bool = False) -> list[str]:
+    """Create the table of the outbox if it is missing. Return the step that is or would be done.
+
+    Raises:
+        BackendUnavailable: the database cannot be used, or does not answer within `timeout` s.
+    """
     outbox = Outbox(url)
+    try:
+        async with asyncio.timeout(timeout):
+            if await _has_table(outbox):
+                return []
+            if not dry_run:
+                await outbox.create_table()
+    except Exception as error:
+        raise _make_unavailable(url, error) from error
+    return [f"table {outbox.table} in {redact_url(url)}"]
+
+
+async def _has_table(outbox: Outbox) -> bool:
     try:
         await outbox.read_lag()
     except UnusableConnection:
-        if not dry_run:
-            await outbox.create_table()
-        return [f"table {outbox.table} in {redact_url(url)}"]
-    return []
+        return False
+    return True
+
+
+async def is_in_outbox(url: str, job_id: str, timeout: float) -> bool:
+    """Return whether a job waits in the outbox.
+
+    Raises:
+        BackendUnavailable: the database cannot be used, or does not answer within `timeout` s.
+    """
+    rows = get_rows(Outbox(url))
+    try:
+        async with asyncio.timeout(timeout), rows.open_database() as database:
+            return job_id in await rows.find_waiting_ids(database, [job_id])
+    except (BackendUnavailable, TimeoutError) as error:
+        raise _make_unavailable(url, error.__cause__ or error) from error
+
+
+def _make_unavailable(url: str, error: BaseException) -> BackendUnavailable:
+    return BackendUnavailable(
+        f"the outbox in {redact_url(url)} cannot be used: {describe_error(error)}; correct "
+        "jobs.outbox_url, or start its database",
+        outcome="unknown",
+    )

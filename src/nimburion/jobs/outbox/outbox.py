@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from nimburion.backends.caller_connections.registry import ConnectionAdapter, find_adapter
-from nimburion.core.errors import ConfigurationError, UnusableConnection
+from nimburion.core.errors import BackendUnavailable, ConfigurationError, UnusableConnection
 from nimburion.core.job import NewJob
 from nimburion.core.metrics.outbox_counters import OutboxCounters
 from nimburion.core.timing.clock import SystemClock
@@ -159,10 +160,6 @@ class Outbox:
 
     # Rows
 
-    async def find_held(self, job_ids: Sequence[str]) -> set[str]:
-        """Return those of these ids whose jobs wait in the outbox, in committed rows."""
-        return await self._rows.find_held(job_ids)
-
     async def read_lag(self) -> OutboxLag:
         """Return how many jobs wait, and the age of the oldest one. Any process may call it."""
         async with self._rows.open_database() as database:
@@ -227,37 +224,39 @@ class OutboxRows:
 
     async def delete(self, database: OutboxDatabase, positions: Sequence[int]) -> None:
         """Delete the rows of jobs that the backend has stored."""
-        places = ", ".join(f"${n}" for n in range(1, len(positions) + 1))
+        placeholders = ", ".join(f"${n}" for n in range(1, len(positions) + 1))
         await database.run(
             lambda adapter: self._execute(
                 adapter,
-                f"DELETE FROM {self.table} WHERE position IN ({places})",  # noqa: S608
+                f"DELETE FROM {self.table} WHERE position IN ({placeholders})",  # noqa: S608
                 positions,
             )
         )
 
-    async def find_held(self, job_ids: Sequence[str]) -> set[str]:
-        """Return those of these ids whose jobs wait in the outbox, in committed rows."""
-        held: set[str] = set()
-        async with self.open_database() as database:
-            for start in range(0, len(job_ids), _JOBS_PER_STATEMENT):
-                part = job_ids[start : start + _JOBS_PER_STATEMENT]
-                held.update(await self._find_held(database, part))
-        return held
+    async def find_waiting_ids(
+        self, database: OutboxDatabase, job_ids: Sequence[str]
+    ) -> frozenset[str]:
+        """Return those of these ids whose jobs wait in the outbox, in committed rows.
 
-    async def _find_held(self, database: OutboxDatabase, job_ids: Sequence[str]) -> list[str]:
-        places = ", ".join(f"${n}" for n in range(1, len(job_ids) + 1))
-        try:
-            rows = await database.run(
-                lambda adapter: self._execute(
-                    adapter,
-                    f"SELECT job_id FROM {self.table} WHERE job_id IN ({places})",  # noqa: S608
-                    job_ids,
-                )
-            )
-        except UnusableConnection:  # without a table, it holds nothing
-            return []
-        return [row[0] for row in rows]
+        Raises:
+            BackendUnavailable: the database of the outbox cannot be used.
+        """
+        found: set[str] = set()
+        for start in range(0, len(job_ids), _JOBS_PER_STATEMENT):
+            part = job_ids[start : start + _JOBS_PER_STATEMENT]
+            placeholders = ", ".join(f"${n}" for n in range(1, len(part) + 1))
+            statement = f"SELECT job_id FROM {self.table} WHERE job_id IN ({placeholders})"  # noqa: S608
+            try:
+                rows = await database.run(partial(self._execute, statement=statement, values=part))
+            except UnusableConnection:  # without a table, no job waits
+                return frozenset()
+            except Exception as error:
+                raise BackendUnavailable(
+                    f"the database of the outbox cannot be used: {describe_error(error)}",
+                    outcome="not applied",
+                ) from error
+            found.update(row[0] for row in rows)
+        return frozenset(found)
 
     async def measure(self, database: OutboxDatabase, now: float) -> OutboxLag:
         """Return how many jobs wait, and the age of the oldest one at this time."""
@@ -287,3 +286,8 @@ class OutboxRows:
                     "Django, or with `await outbox.create_table()`"
                 ) from error
             raise
+
+
+def describe_error(error: BaseException) -> str:
+    """Return the message of a driver's error in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
