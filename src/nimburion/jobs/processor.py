@@ -183,6 +183,7 @@ class Processor(Client):
         self._lifespan: Lifespan | None = None
         """Opens the resources of a worker or of a child process; see `lifespan`."""
         self._inline_runner: InlineRunner | None = None
+        self._inline_relay: OutboxRelay | None = None
         self._running: RunningWorker | None = None
         self.services: list[Service] = []
         """The services that start and stop with the worker; see `add_service`."""
@@ -606,11 +607,14 @@ class Processor(Client):
         self._check_open()
         if self.outbox is None:
             return 0
-        relay = self._make_outbox_relay(self.outbox, lambda: 1)
+        relay = self._inline_relay
+        if relay is None or relay.outbox is not self.outbox:
+            # Kept: it knows the rows that the log has named.
+            relay = self._inline_relay = self._make_outbox_relay(self.outbox, lambda: 1)
         try:
             return await relay.relay()
         finally:
-            await relay.stop()
+            await relay.disconnect()
 
     # Internals. The parts of a worker are imported where they are made: a process that only
     # enqueues loads none of them.

@@ -217,6 +217,134 @@ async def test_a_job_that_cannot_be_enqueued_stays_and_delays_no_other(
     assert get_rows(outbox).counters.jobs == 100
 
 
+async def test_a_job_that_cannot_be_enqueued_is_logged_once_by_all_drains(
+    processor: Processor, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(sqlite3.connect(where)) as connection, connection:
+        connection.execute(
+            "INSERT INTO nimburion_outbox (job_id, name, created_at, job) VALUES (?, ?, ?, ?)",
+            ("x", "send", processor.clock.now(), b'{"id": 5}'),
+        )
+    await processor.drain()
+    await processor.process_one()
+    assert caplog.text.count("the job in row 1 of nimburion_outbox cannot be enqueued") == 1
+
+
+async def test_a_page_ends_with_the_row_that_reaches_its_bytes(
+    processor: Processor, outbox: Outbox, where: str
+) -> None:
+    ids = await store(processor, where, *["x" * 300_000] * 7, "small")
+    sizes: list[int] = []
+
+    async def count(jobs: Sequence[NewJob]) -> list[Enqueued]:
+        sizes.append(len(jobs))
+        return await send_jobs(processor, jobs)
+
+    relay = make_relay(processor, outbox, count)
+    assert await relay.relay() == len(ids)
+    await relay.stop()
+    assert sizes == [3, 3, 2]
+    assert await processor.pending_count() == len(ids)
+
+
+async def test_a_page_is_halved_until_the_backend_answers_in_time(
+    processor: Processor, outbox: Outbox, where: str
+) -> None:
+    await store(processor, where, *map(str, range(20)))
+    sizes: list[int] = []
+
+    async def answer_few(jobs: Sequence[NewJob]) -> list[Enqueued]:
+        sizes.append(len(jobs))
+        if len(jobs) > 5:
+            raise BackendUnavailable("no answer", outcome="unknown")
+        return await send_jobs(processor, jobs)
+
+    relay = make_relay(processor, outbox, answer_few)
+    for _ in range(2):
+        with pytest.raises(BackendUnavailable):
+            await relay.tick()
+    assert count_rows(where) == 20
+    for left in (15, 10):  # the page grows after a success, and is halved again
+        with pytest.raises(BackendUnavailable):
+            await relay.tick()
+        assert count_rows(where) == left
+    await relay.tick()
+    await relay.stop()
+    assert count_rows(where) == 0
+    assert sizes == [20, 10, 5, 10, 5, 10, 5, 5]
+
+
+async def test_an_outage_of_its_database_is_two_lines_in_the_log(
+    processor: Processor, where: str, outbox: Outbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    await store(processor, where, "ann")
+    problem: Exception | None = sqlite3.OperationalError("the database is gone")
+
+    def connect() -> sqlite3.Connection:
+        if problem is not None:
+            raise problem
+        return sqlite3.connect(where)
+
+    relay = make_relay(processor, Outbox(connect))
+    for _ in range(3):
+        await relay._run_tick()
+    assert isinstance(relay.failure, sqlite3.OperationalError)  # the health check reads it
+    problem = None
+    await relay._run_tick()
+    await relay._run_tick()
+    await relay.stop()
+    assert relay.failure is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "the outbox nimburion_outbox cannot be relayed, its jobs wait: the database is gone",
+        "the outbox nimburion_outbox can be relayed again",
+    ]
+    await assert_enqueued(processor, send.job("ann"))
+
+
+async def test_an_error_of_the_measurement_does_not_hide_that_of_the_backend(
+    processor: Processor, outbox: Outbox, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store(processor, where, "ann")
+
+    async def fail(*_: object) -> list[Enqueued]:
+        raise BackendUnavailable("no answer", outcome="unknown")
+
+    async def break_down(*_: object) -> None:
+        raise sqlite3.OperationalError("the database is gone")
+
+    relay = make_relay(processor, outbox, fail)
+    monkeypatch.setattr(get_rows(outbox), "measure", break_down)
+    with pytest.raises(BackendUnavailable):
+        await relay.tick()
+    await relay.stop()
+
+
+async def test_two_relays_that_send_one_row_at_the_same_time_store_one_job(
+    processor: Processor, outbox: Outbox, relay: OutboxRelay, where: str
+) -> None:
+    (job_id,) = await store(processor, where, "ann")
+    sending, go_on = asyncio.Event(), asyncio.Event()
+
+    async def send_late(jobs: Sequence[NewJob]) -> list[Enqueued]:
+        sending.set()
+        await go_on.wait()
+        return await send_jobs(processor, jobs)
+
+    first = make_relay(processor, outbox, send_late)
+    relaying = asyncio.create_task(first.relay())
+    async with asyncio.timeout(30):
+        await sending.wait()
+        assert await relay.relay() == 1
+        assert await processor.drain() == 1  # it has even run
+        go_on.set()
+        await relaying
+    await first.stop()
+    assert await processor.drain() == 0
+    page = await processor.backend.reads.list_jobs(JobFilter(), limit=10)
+    assert [(each.id, each.attempt) for each in page.jobs] == [(job_id, 1)]
+    assert count_rows(where) == 0
+
+
 async def test_a_job_whose_unique_key_is_held_is_dropped_with_a_warning(
     processor: Processor,
     outbox: Outbox,

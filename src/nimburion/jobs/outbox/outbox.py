@@ -209,17 +209,21 @@ class OutboxRows:
             )
 
     async def read(
-        self, database: OutboxDatabase, after: int | None, limit: int
+        self, database: OutboxDatabase, after: int | None, limit: int, max_bytes: int
     ) -> list[WaitingRow]:
-        """Return the oldest rows behind a position; None: the oldest of all."""
+        """Return the oldest rows behind a position; None: the oldest of all.
+
+        The rows end at `limit`, or with the one that reaches `max_bytes`.
+        """
         where, values = ("WHERE position > $1 ", [after]) if after is not None else ("", [])
-        rows = await database.run(
-            lambda adapter: self._execute(
-                adapter,
-                f"SELECT position, job FROM {self.table} {where}ORDER BY position LIMIT {limit:d}",  # noqa: S608
-                values,
-            )
+        statement = (
+            "SELECT position, job FROM (SELECT position, job, "  # noqa: S608
+            "sum(length(job)) OVER (ORDER BY position) - length(job) AS bytes_before "
+            f"FROM (SELECT position, job FROM {self.table} {where}"
+            f"ORDER BY position LIMIT {limit:d}) AS page) AS sized "
+            f"WHERE bytes_before < {max_bytes:d} ORDER BY position"
         )
+        rows = await database.run(partial(self._execute, statement=statement, values=values))
         return [WaitingRow(position, bytes(job)) for position, job in rows]
 
     async def delete(self, database: OutboxDatabase, positions: Sequence[int]) -> None:
