@@ -20,12 +20,20 @@ from nimburion.core.errors import (
 )
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page
 from nimburion.jobs import Processor, job
+from nimburion.jobs.client import client
 from nimburion.jobs.declaration.middleware import Enqueueing, Next
 from nimburion.testing import FakeClock
 from tests.overridden import OverridableBackend
 from tests.waiting import wait_until
 
 SQLITE = "sqlite:///{}/jobs.db"
+
+
+@pytest.fixture(autouse=True)
+def slow_backend_may_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each query a minute, so that a short timeout of `wait` does not end it on a busy
+    machine."""
+    monkeypatch.setattr(client, "_MIN_QUERY_TIMEOUT", 60.0)
 
 
 @job
