@@ -144,6 +144,16 @@ async def test_a_bulk_operation_takes_its_filter_as_keywords(processor: Processo
         ({"ids": "abc"}, "ids: give a list"),
         ({"created_from": 3.0}, "created_from: give a datetime with a time zone"),
         ({"finished_to": datetime(2026, 1, 1)}, "finished_to: give a datetime with a time zone"),  # noqa: DTZ001
+        ({"tenant": None}, "tenant is None: leave it out"),
+        ({"states": None}, "states is None: leave it out"),
+        ({"created_from": None}, "created_from is None: leave it out"),
+        ({"queue": 5}, "queue: give a text, not 5"),
+        ({"tag": ["a"]}, r"tag: give a text, not \['a'\]"),
+        ({"min_failures": "x"}, "min_failures: give a whole number, not 'x'"),
+        ({"min_failures": True}, "min_failures: give a whole number, not True"),
+        ({"ids": [1]}, r"ids: give a list of ids, not \[1\]"),
+        ({"ids": 5}, "ids: give a list of ids, not 5"),
+        ({"states": 5}, "states: give a list of states, not 5"),
         ({"tenent": "a"}, "no such field of a filter: tenent; known: states"),
     ],
 )

@@ -11,8 +11,10 @@ import msgspec
 from nimburion.core.errors import InvalidJob
 from nimburion.core.job import State
 from nimburion.core.queries import JobFilter
+from nimburion.core.text.shortening import shorten
 
 _TIMES = ("created_from", "created_to", "finished_from", "finished_to")
+_TEXTS = ("queue", "name", "reason", "tenant", "correlation_id", "fingerprint", "tag")
 
 
 class FilterOptions(TypedDict, total=False):
@@ -51,6 +53,8 @@ class FilterOptions(TypedDict, total=False):
 def narrow_filter(which: JobFilter, options: FilterOptions) -> JobFilter:
     """Return a filter with the fields of the options. Raises `InvalidJob` for a wrong value.
 
+    None is wrong too: a variable that has no value by mistake must not select every job.
+
     >>> narrow_filter(JobFilter(queue="mail"), {"states": ["failed"]}).states
     frozenset({<State.FAILED: 'failed'>})
     """
@@ -59,22 +63,41 @@ def narrow_filter(which: JobFilter, options: FilterOptions) -> JobFilter:
         known = ", ".join(FilterOptions.__annotations__)
         raise InvalidJob(f"no such field of a filter: {', '.join(sorted(unknown))}; known: {known}")
     fields = cast("dict[str, Any]", dict(options))
-    if "states" in options:
-        fields["states"] = _parse_states(options["states"])
-    if "ids" in options:
-        ids = options["ids"]
-        if isinstance(ids, str):
-            raise InvalidJob(f"ids: give a list of ids, not the text {ids!r}")
-        fields["ids"] = tuple(ids)
-    for name in _TIMES:
-        if name in fields:
-            fields[name] = _parse_time(name, fields[name])
+    for name, value in fields.items():
+        if value is None:
+            raise InvalidJob(f"{name} is None: leave it out to match the jobs with any {name}")
+        if name in _TEXTS:
+            _check_type(name, value, str, "a text")
+        elif name in _TIMES:
+            fields[name] = _parse_time(name, value)
+    if "states" in fields:
+        fields["states"] = _parse_states(fields["states"])
+    if "ids" in fields:
+        fields["ids"] = _parse_ids(fields["ids"])
+    if "min_failures" in fields:
+        _check_type("min_failures", fields["min_failures"], int, "a whole number")
     return msgspec.structs.replace(which, **fields)
 
 
-def _parse_states(states: Iterable[State | str]) -> frozenset[State]:
+def _check_type(name: str, value: object, expected: type, what: str) -> None:
+    if not isinstance(value, expected) or isinstance(value, bool):
+        raise InvalidJob(f"{name}: give {what}, not {shorten(repr(value), 80)}")
+
+
+def _parse_ids(ids: object) -> tuple[str, ...]:
+    if isinstance(ids, str):
+        raise InvalidJob(f"ids: give a list of ids, not the text {ids!r}")
+    found = tuple(ids) if isinstance(ids, Iterable) else None
+    if found is None or not all(isinstance(one, str) for one in found):
+        raise InvalidJob(f"ids: give a list of ids, not {shorten(repr(ids), 80)}")
+    return found
+
+
+def _parse_states(states: object) -> frozenset[State]:
     if isinstance(states, str):
         raise InvalidJob(f"states: give a list of states, not the text {states!r}")
+    if not isinstance(states, Iterable):
+        raise InvalidJob(f"states: give a list of states, not {shorten(repr(states), 80)}")
     try:
         return frozenset(map(State, states))
     except ValueError:
