@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from nimburion import Processor, get_current_context, job
+from nimburion.core.errors import InvalidJob
 from nimburion.jobs.declaration.context import CURRENT, RequestContext
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
-@pytest.mark.parametrize("request_id", [None, "", "a\nb", "x" * 513, "a\x00"])
+@pytest.mark.parametrize("request_id", [None, "", "a\nb", "x" * 513, "a\x00", "a\x85", "\ud800"])
 @pytest.mark.parametrize(
     "traceparent",
     [
@@ -51,3 +54,17 @@ async def test_a_job_takes_what_the_request_has_and_the_call_wins() -> None:
         {"traceparent": "mine"},
         {"traceparent": PARENT},
     ]
+
+
+@pytest.mark.parametrize("headers", [["a"], 5, "a"])
+async def test_wrong_headers_are_reported_inside_a_request_too(headers: Any) -> None:
+    @job
+    async def send(to: str) -> None: ...
+
+    async with Processor("memory://") as processor:
+        token = CURRENT.set(RequestContext.read("req-7", PARENT))
+        try:
+            with pytest.raises(InvalidJob, match="headers must be a dict of str to str"):
+                await processor.enqueue(send.job("a"), headers=headers)
+        finally:
+            CURRENT.reset(token)

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, cast
 
-from nimburion.core.errors import Cancel, NotOpen, RateLimitExceeded
+from nimburion.core.errors import Cancel, InvalidJob, NotOpen, RateLimitExceeded
 from nimburion.core.rate_limits import MAX_UNITS
 from nimburion.core.settlement import Progressed, Spent
+from nimburion.core.size_limits import check_text
 from nimburion.core.timing.durations import Duration
 from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
 from nimburion.jobs.declaration.job_log import JobLog, make_job_log
@@ -32,7 +33,6 @@ else:  # Python 3.11 has no defaults of type variables
 
     StateT_co = TypeVar("StateT_co", covariant=True)
 
-_REQUEST_ID = re.compile(r"[^\x00-\x1f\x7f]{1,512}")
 _TRACEPARENT = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 )
@@ -52,8 +52,11 @@ class RequestContext(NamedTuple):
         """Return what the headers `X-Request-ID` and `traceparent` of a request say; None if that
         is nothing. A value that cannot be stored or is malformed is ignored: others send it.
         """
-        if request_id is not None and not _REQUEST_ID.fullmatch(request_id):
-            request_id = None
+        if request_id is not None:
+            try:
+                check_text("correlation_id", request_id)
+            except InvalidJob:
+                request_id = None
         headers = {}
         if traceparent is not None and _TRACEPARENT.fullmatch(traceparent):
             headers["traceparent"] = traceparent
@@ -80,6 +83,9 @@ def inherit_options(
         options["tenant"] = origin.tenant
     if origin.correlation_id is not None and options.get("correlation_id") is None:
         options["correlation_id"] = origin.correlation_id
+    own_headers = options.get("headers") or {}
+    if not isinstance(own_headers, Mapping):
+        return  # `parse_options` says what is wrong
     if inherits_headers or isinstance(origin, RequestContext):
         inherited = {
             name: value
@@ -87,7 +93,7 @@ def inherit_options(
             if not name.startswith(_OWN_HEADERS)
         }
         if inherited:
-            options["headers"] = {**inherited, **(options.get("headers") or {})}
+            options["headers"] = {**inherited, **own_headers}
 
 
 def get_record(context: Context) -> AttemptRecord:
