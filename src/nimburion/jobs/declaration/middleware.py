@@ -77,8 +77,10 @@ class Enqueueing(msgspec.Struct, kw_only=True):
     def set(self, **options: Unpack[EnqueueOptions]) -> None:
         """Set any option of `enqueue` but `connection`: `enqueueing.set(correlation_id="req-7")`.
 
-        The other options stay. None unsets `headers`, `tenant`, `correlation_id`, `unique_key`,
-        `max_retries`, `timeout` and `expires`. Raises `InvalidJob` for a wrong value.
+        The other options stay. `tags` are added to those of the job, and
+        `unique=Unique(on_duplicate=…)` keeps how long the job holds its key. None unsets `headers`,
+        `tenant`, `correlation_id`, `unique_key`, `max_retries`, `timeout`, `expires` and `tags`.
+        Raises `InvalidJob` for a wrong value.
         """
         if "connection" in options:
             raise InvalidJob("a middleware cannot set `connection`: pass it to `enqueue`")

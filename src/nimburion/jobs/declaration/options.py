@@ -56,7 +56,8 @@ class EnqueueManyOptions(TypedDict, total=False):
     tags: Sequence[str] | None
     """Names by which people find the job, in addition to those that the job declares."""
     connection: object
-    """Store inside the open transaction of this connection (SQLite, PostgreSQL)."""
+    """Store with the open transaction of this connection: in the backend's own database if it
+    is there, otherwise through the outbox."""
 
 
 class EnqueueOptions(EnqueueManyOptions, total=False):
@@ -158,18 +159,27 @@ def set_options(before: ParsedOptions, options: Mapping[str, Any]) -> ParsedOpti
     """Return parsed options with those that are given, each checked as `enqueue` checks it.
 
     The size of the headers is not checked. A queue, a priority or a time of None changes nothing;
-    another option of None is unset. Raises `InvalidJob`.
+    another option of None is unset. Tags are added. A `unique` that says nothing but `on_duplicate`
+    changes only that of a key that the job has already. Raises `InvalidJob`.
     """
     given = dict(options)
-    if given.get("unique") is not None and given.get("unique_key") is None:
+    unique: Any = given.get("unique")
+    is_same_key = unique is not None and given.get("unique_key") is None
+    if is_same_key:
         given["unique_key"] = before.options.unique_key
     parsed = parse_options(SizeLimits(headers=sys.maxsize), **given)
     if parsed.key_rule is not None:
         raise InvalidJob("unique needs a unique_key")
     names = {*_RECORD_OPTIONS.intersection(given)}
-    if "unique_key" in names:
+    if is_same_key and parsed.only_on_duplicate:
+        names.remove("unique_key")
+        if unique.on_duplicate is not None:
+            names.add("on_duplicate")
+    elif "unique_key" in names:
         names.update(_UNIQUENESS)
     changes = {name: getattr(parsed.options, name) for name in names}
+    if given.get("tags") is not None:
+        changes["tags"] = add_tags(parsed.options, before.options.tags).tags
     is_due_given = parsed.at is not None or parsed.after or given.get("after") is not None
     return ParsedOptions(
         queue=parsed.queue or before.queue,
@@ -325,9 +335,9 @@ def parse_tags(tags: object) -> tuple[str, ...]:
     return tuple(check_name("a tag", tag) for tag in found)
 
 
-def add_tags(options: JobOptions, declared: tuple[str, ...]) -> JobOptions:
-    """Return the options of a job with the tags that its name declares before its own."""
-    tags = tuple(dict.fromkeys((*declared, *options.tags)))
+def add_tags(options: JobOptions, first: tuple[str, ...]) -> JobOptions:
+    """Return the options of a job with other tags, such as those of its name, before its own."""
+    tags = tuple(dict.fromkeys((*first, *options.tags)))
     return msgspec.structs.replace(options, tags=tags)
 
 
