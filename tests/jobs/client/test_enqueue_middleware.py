@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from copy import copy
 from datetime import UTC, datetime
 from typing import Any
 
@@ -94,6 +95,39 @@ async def test_a_middleware_says_how_long_a_key_is_held(processor: Processor) ->
         await processor.enqueue(plain.job(1))
 
 
+@pytest.mark.parametrize(("given", "mode"), [("existing", "existing"), (None, "replace")])
+async def test_a_middleware_changes_only_what_a_duplicate_does(
+    processor: Processor, given: Any, mode: str
+) -> None:
+    set_in_middleware(processor, unique=Unique(on_duplicate=given))
+    record = await enqueue(
+        processor, unique_key="k", unique=Unique(for_=60, on_duplicate="replace")
+    )
+    assert (record.options.unique_key, record.options.unique_for) == ("k", 60)
+    assert record.options.on_duplicate == mode
+
+
+async def test_a_key_of_a_middleware_has_a_rule_of_its_own(processor: Processor) -> None:
+    set_in_middleware(processor, unique_key="new", unique=Unique(on_duplicate="existing"))
+    record = await enqueue(processor, unique_key="k", unique=Unique(for_=60))
+    assert (record.options.unique_key, record.options.unique_for) == ("new", None)
+
+
+@pytest.mark.parametrize(
+    ("tags", "stored"),
+    [(["new", "eu"], ("media", "eu", "own", "new")), ([], ("media", "eu", "own")), (None, ())],
+)
+async def test_tags_of_a_middleware_are_added(
+    processor: Processor, tags: Any, stored: tuple[str, ...]
+) -> None:
+    @processor.job(tags=["media", "eu"])
+    async def resize() -> None: ...
+
+    set_in_middleware(processor, tags=tags)
+    job_id = await processor.enqueue(resize.job(), tags=["own"])
+    assert (await processor.get_status(job_id)).tags == stored
+
+
 async def test_a_debounce_of_a_middleware_delays_the_job(processor: Processor) -> None:
     set_in_middleware(processor, unique_key="k", unique=Unique(debounce=60))
     first, second = await enqueue(processor, 1), await enqueue(processor, 2)
@@ -130,6 +164,49 @@ async def test_a_tenant_that_a_middleware_sets_counts_for_limits(processor: Proc
     for job_id in (typed, raw):
         record = await processor.backend.reads.get_job(job_id)
         assert record.options.limit_keys == {"count:tenant": "acme"}
+
+
+@job(limits=[Limit(1, key="number")])
+async def keyed(number: int) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("changes", "keys"),
+    [
+        ({"payload": b'{"number":2}'}, {"keyed:number": "2"}),
+        ({"payload": b"encrypted"}, {"keyed:number": "1"}),
+        ({"name": "plain"}, {}),
+        ({"name": "count"}, {"count:tenant": "acme"}),
+    ],
+)
+async def test_limit_keys_follow_the_name_and_the_payload_of_a_middleware(
+    processor: Processor, changes: dict[str, Any], keys: dict[str, str]
+) -> None:
+    async def change(enqueueing: Enqueueing, call_next: Next[Enqueueing]) -> str:
+        for field, value in changes.items():
+            setattr(enqueueing, field, value)
+        return str(await call_next(enqueueing))
+
+    processor.register(keyed)
+    processor.use_enqueue(change)
+    for job_id in (
+        await processor.enqueue(keyed.job(1), tenant="acme"),
+        await processor.enqueue_raw("keyed", {"number": 1}, tenant="acme"),
+    ):
+        record = await processor.backend.reads.get_job(job_id)
+        assert record.options.limit_keys == keys
+
+
+async def test_limit_keys_follow_a_copy_without_the_tenant(processor: Processor) -> None:
+    async def change(enqueueing: Enqueueing, call_next: Next[Enqueueing]) -> str:
+        changed = copy(enqueueing)
+        changed.set(tenant=None)
+        return str(await call_next(changed))
+
+    processor.use_enqueue(change)
+    job_id = await processor.enqueue(count.job(1), tenant="acme")
+    record = await processor.backend.reads.get_job(job_id)
+    assert record.options.limit_keys == {"count:tenant": ""}
 
 
 async def run_chain(**settings: Any) -> dict[str, str]:

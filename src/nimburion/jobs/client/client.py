@@ -67,7 +67,7 @@ from nimburion.jobs.client.batching import CALL_STARTED, EnqueueBatcher, RunOnLo
 from nimburion.jobs.client.client_statistics import ClientStatistics
 from nimburion.jobs.client.enqueue_state import EnqueueState
 from nimburion.jobs.client.lazy_jobs import LazyJobs
-from nimburion.jobs.client.pipeline import EnqueuePipeline
+from nimburion.jobs.client.pipeline import EnqueuePipeline, Original
 from nimburion.jobs.client.status import Status, make_status
 from nimburion.jobs.declaration.codec import UnreadablePayload, check_size, encode_object
 from nimburion.jobs.declaration.context import CURRENT, inherit_options
@@ -484,7 +484,7 @@ class Client:
         return await self._enqueue_together(batch, self._make_jobs(batch, parsed), parsed)
 
     async def _enqueue_pairs(self, batch: Sequence[Any], options: EnqueueManyOptions) -> list[str]:
-        """Store several jobs, of which some are pairs of a job and its options."""
+        """Store several jobs, some of them pairs of a job and its options."""
         parsed = self._parse_options(options)
         jobs, new = [], []
         try:
@@ -1222,28 +1222,47 @@ def add_limit_keys(client: Client, job: NewJob) -> NewJob:
     A payload that the handler cannot read gets no keys: its job fails at once. Raises `InvalidJob`
     if the function of a key or of a cost fails.
     """
+    return _try_add_limit_keys(client, job) or job
+
+
+def _try_add_limit_keys(client: Client, job: NewJob) -> NewJob | None:
+    """Return a job as `add_limit_keys` does; None if the name has no limits or no handler here, or
+    the handler cannot read the payload."""
     handler = client.registry.get(job.name)
     if handler is None or not handler.policy.limits:
-        return job
+        return None
     try:
         arguments = handler.decode(job.payload)
     except UnreadablePayload:
-        return job
+        return None
     limits = JobLimits(job.name, handler.policy.limits)
     options = limits.apply(job.options, job.payload, arguments)
     return msgspec.structs.replace(job, options=options)
 
 
-def renew_limit_keys(client: Client, job: object, new: NewJob) -> NewJob:
-    """Return a job with the keys for its limits by key, after a middleware changed its tenant.
+def renew_limit_keys(client: Client, job: object, new: NewJob, original: Original) -> NewJob:
+    """Return a job with the keys for its limits by key, after a middleware changed its name, its
+    payload or its tenant.
 
-    `job` is the argument of `enqueue`; None if the job was enqueued by name.
+    `job` is the argument of `enqueue`; None if the job was enqueued by name. If the handler cannot
+    read the new payload, such as an encrypted one, or is not registered here, the keys are those of
+    the original payload.
     """
+    is_renamed = new.name != original.name
+    if is_renamed:
+        options = msgspec.structs.replace(new.options, limit_keys={}, cost=None)
+        new = msgspec.structs.replace(new, options=options)
+    if is_renamed or new.payload != original.payload:
+        renewed = _try_add_limit_keys(client, new)
+        if renewed is not None or is_renamed:
+            return renewed or new
     if job is None:
-        return add_limit_keys(client, new)
+        restored = msgspec.structs.replace(new, payload=original.payload)
+        renewed = add_limit_keys(client, restored)
+        return msgspec.structs.replace(renewed, payload=new.payload)
     declaration = require_declaration(job)
     limits = JobLimits(declaration.name, declaration.policy.limits)
-    return msgspec.structs.replace(new, options=limits.apply(new.options, new.payload, job))
+    return msgspec.structs.replace(new, options=limits.apply(new.options, original.payload, job))
 
 
 def apply_fairness(client: Client, job: NewJob) -> NewJob:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 from nimburion.core.errors import InvalidJob
 from nimburion.core.job import NewJob
@@ -14,8 +16,19 @@ from nimburion.jobs.declaration.options import check_headers, check_texts
 
 StoreJobs = Callable[[list[NewJob]], Awaitable[list[str]]]
 """Stores jobs in one step and returns their ids."""
-RenewLimitKeys = Callable[[object, NewJob], NewJob]
-"""Returns a job, of which it gets the argument of `enqueue`, with the limit keys of its tenant."""
+
+
+class Original(NamedTuple):
+    """What the middleware may change and the limit keys of a job depend on, before it ran."""
+
+    name: str
+    payload: bytes
+    tenant: str | None
+
+
+RenewLimitKeys = Callable[[object, NewJob, Original], NewJob]
+"""Returns a job that a middleware has changed with its new limit keys. Its first argument is the
+argument of `enqueue`."""
 
 
 class EnqueuePipeline:
@@ -34,20 +47,18 @@ class EnqueuePipeline:
         expected: int,
         renew_limit_keys: RenewLimitKeys,
     ) -> None:
-        self._chain = compose(layers, self._collect)
+        self._layers = layers
         self._renew_limit_keys = renew_limit_keys
-        self._tenants: dict[int, str | None] = {}
-        """The tenants before the middleware, by the identity of the enqueueing."""
         self._store = store
         self._sizes = sizes
         self._missing = expected
         self._seen: set[int] = set()
+        """The identities of the originals whose jobs have passed through the middleware."""
         self._collected: list[tuple[NewJob, asyncio.Future[str]]] = []
         self._storing: asyncio.Task[None] | None = None
 
     async def run(self, enqueueings: Sequence[Enqueueing]) -> list[str]:
         """Return the ids of the jobs, in the order of `enqueueings`."""
-        self._tenants = {id(one): one.options.tenant for one in enqueueings}
         tasks = [
             asyncio.ensure_future(self._run_middleware(enqueueing)) for enqueueing in enqueueings
         ]
@@ -61,17 +72,19 @@ class EnqueuePipeline:
     async def _run_middleware(self, enqueueing: Enqueueing) -> str:
         """Run the middleware for one job. If it raises, the call stays incomplete and stores
         nothing."""
-        answer: str = await self._chain(enqueueing)
-        if id(enqueueing) not in self._seen:  # a middleware did not pass it on
+        original = Original(enqueueing.name, enqueueing.payload, enqueueing.options.tenant)
+        chain = compose(self._layers, partial(self._collect, original))
+        answer: str = await chain(enqueueing)
+        if id(original) not in self._seen:  # a middleware did not pass it on
             self._count_down()
         return answer
 
-    async def _collect(self, enqueueing: Enqueueing) -> str:
+    async def _collect(self, original: Original, enqueueing: Enqueueing) -> str:
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._seen.add(id(enqueueing))
+        self._seen.add(id(original))
         job = _validate(enqueueing, self._sizes)
-        if job.options.tenant != self._tenants.get(id(enqueueing)):
-            job = self._renew_limit_keys(enqueueing.job, job)
+        if original != (job.name, job.payload, job.options.tenant):
+            job = self._renew_limit_keys(enqueueing.job, job, original)
         self._collected.append((job, future))
         self._count_down()
         return await future
