@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nimburion.backends.postgres.candidates import Candidates, iterate_rows
+from nimburion.backends.postgres.exchange import is_capped
 from nimburion.core.fairness import TenantShare
 
 if TYPE_CHECKING:
@@ -81,4 +82,6 @@ def _has_only_turns(candidates: Candidates, request: ReserveRequest) -> bool:
     has_turns = candidates.turns is not None and candidates.turns[0] is not None
     has_jobs = candidates.jobs is not None and candidates.jobs[0] is not None
     others = (candidates.changing, candidates.own, candidates.parked, candidates.limits)
-    return len(request.lanes) == 1 and has_turns and not has_jobs and not any(others)
+    if len(request.lanes) != 1 or not has_turns or has_jobs or any(others):
+        return False
+    return not is_capped(request)

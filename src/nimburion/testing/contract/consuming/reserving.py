@@ -145,6 +145,13 @@ class Reserving:
         worker = await harness.worker(queues=("red", "blue"))
         assert ids(await worker.take(5, queues={"red": QueueOptions(limit=0)})) == ["b"]
 
+    async def test_a_queue_limit_of_zero_stops_the_jobs_of_tenants(self, harness: Harness) -> None:
+        """Tenants wait for more turns than the worker requests jobs."""
+        for tenant in "abcd":
+            await harness.put(harness.job(options=JobOptions(tenant=tenant)))
+        worker = await harness.worker()
+        assert await worker.take(2, queues={"default": QueueOptions(limit=0)}) == []
+
     async def test_a_queue_limit_counts_this_reply_not_what_is_held(self, harness: Harness) -> None:
         await harness.add("a", "b", "c")
         worker = await harness.worker()
