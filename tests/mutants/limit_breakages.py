@@ -465,6 +465,15 @@ LIMIT_MUTANTS = (
         ),
     ),
     Mutant(
+        "PostgreSQL: a plan applies although a limit was added meanwhile",
+        "backends/postgres/*.sql",
+        "IF {schema}.get_limits_version_1(p_names) IS DISTINCT FROM p_version",
+        "IF false",
+        (
+            "tests/backends/postgres/test_planned_exchange.py::test_a_plan_is_made_again_after_a_queue_got_its_first_limit",
+        ),
+    ),
+    Mutant(
         "PostgreSQL: a plan applies although the own limit is full now",
         "backends/postgres/*.sql",
         "WHERE {schema}.count_available_1(p_now, planned.name) < planned.jobs",

@@ -13,16 +13,18 @@ from nimburion.backends.postgres import PostgresBackend
 from nimburion.backends.postgres.connection.pool import PostgresConnection
 from nimburion.core.errors import BackendUnavailable
 from nimburion.core.job import JobOptions
-from nimburion.core.limits import LimitRule
+from nimburion.core.limits import LimitChange, LimitRule
 from nimburion.core.settlement import Completed
 from nimburion.testing import FakeClock
 from nimburion.testing.contract.harness import Harness, ids, list_uses
 from tests.servers.server_kinds import RunningPostgres
+from tests.waiting import wait_until
 
 DEADLINE = 30.0
 STOPPED_AFTER = 5.0
 """Seconds after which the server ends the connection of a worker that is stopped."""
 KEYED = {"mail": {"customer": LimitRule(concurrency=2)}}
+QUEUE_LIMIT = LimitChange(name="queue:default", concurrency=1)
 NAMES = ("mail", "page")
 
 Hook = Callable[[], Awaitable[None]]
@@ -113,6 +115,69 @@ async def test_a_plan_beyond_an_own_limit_is_made_again(
     assert ids(await first.take(9)) == ["a", "p"]
     (limit,) = await harness.backend.reads.list_limits()
     assert limit.in_use == 2
+
+
+async def test_a_plan_is_made_again_after_a_queue_got_its_first_limit(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan has read no limit by key: own limits of two names restrict it."""
+    worker = await harness.worker(names=NAMES, limits={"mail": 9}, backend=harness.handles[0])
+    await harness.add("a", "b")
+    await harness.add("p", name="page")
+
+    async def set_limit() -> None:
+        await harness.handles[1].maintenance.change_limit(QUEUE_LIMIT)
+
+    run_before_apply(harness.handles[0], set_limit, monkeypatch)
+    assert len(await worker.take(9)) == 1
+
+
+async def test_turns_are_taken_again_after_a_queue_got_its_first_limit(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The short plan for many tenants has read no limit by key either."""
+    worker = await harness.worker(backend=harness.handles[0])
+    for number in range(4):
+        await harness.put(harness.job(options=JobOptions(tenant=f"t{number}")))
+
+    async def set_limit() -> None:
+        await harness.handles[1].maintenance.change_limit(QUEUE_LIMIT)
+
+    run_before_apply(harness.handles[0], set_limit, monkeypatch)
+    assert len(await worker.take(2)) == 1
+
+
+async def test_a_plan_that_only_parks_jobs_of_tenants_locks_their_turns(
+    harness: Harness, clean_postgres: RunningPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It moves the turns, as another worker does that charges the tenants at the same time."""
+    keyed = {"mail": {"customer": LimitRule(concurrency=1)}}
+    worker = await harness.worker(keyed=keyed, backend=harness.handles[0])
+    options = JobOptions(limit_keys={"customer": "c"}, tenant="t")
+    await harness.enqueue(*(harness.job(job_id, options=options) for job_id in "ab"))
+    assert ids(await worker.take(1)) == ["a"]
+    other = await asyncpg.connect(clean_postgres.url, statement_cache_size=0)
+    locked = asyncio.Event()
+
+    async def lock_turns() -> None:
+        await other.execute("BEGIN")
+        await other.execute("SELECT FROM nimburion.share_class FOR NO KEY UPDATE")
+        locked.set()
+
+    async def is_waiting() -> bool:
+        assert not exchange.done()
+        waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+        return bool(await other.fetchval(waits))
+
+    run_before_apply(harness.handles[0], lock_turns, monkeypatch)
+    exchange = asyncio.create_task(worker.take(1))
+    await asyncio.wait_for(locked.wait(), DEADLINE)
+    await wait_until(is_waiting, "the exchange waits for the turns")
+    await other.execute("ROLLBACK")
+    await other.close()
+    assert await asyncio.wait_for(exchange, DEADLINE) == []
+    (use,) = await list_uses(harness.backend)
+    assert (use.in_use, use.parked) == (1, 1)
 
 
 async def test_a_plan_that_arrives_after_a_repeat_leases_nothing(

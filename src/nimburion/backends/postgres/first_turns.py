@@ -20,17 +20,35 @@ class FirstTurns:
     """The first arguments of `apply_plan_1` for jobs of tenants of which none is parked."""
 
     def __init__(
-        self, seqs: list[int], dues: list[int], lanes: list[int], shares: Sequence[Sequence[Any]]
+        self,
+        seqs: list[int],
+        dues: list[int],
+        lanes: list[int],
+        shares: Sequence[Sequence[Any]],
+        version: int | None,
     ) -> None:
-        """`shares`: what `encode_charges` returns, then what `encode_shares` returns."""
+        """`shares`: what `encode_charges` returns, then what `encode_shares` returns. `version`:
+        that of the candidates.
+        """
         self.seqs: list[int] = seqs
         self._jobs = [seqs, dues, lanes, None, len(seqs), None, None]
         self._charges = shares[:2]
         self._shares = shares[2:]
+        self._version = version
 
     def encode(self) -> list[Any]:
         """Return the arguments up to the waiting lanes. More tenants wait than get a turn."""
-        return [*self._jobs, *self._charges, None, None, *[None] * 8, None, *self._shares, [1]]
+        no_uses = [None] * 8
+        return [
+            *self._jobs,
+            *self._charges,
+            None,
+            None,
+            *no_uses,
+            self._version,
+            *self._shares,
+            [1],
+        ]
 
 
 def plan_first_turns(candidates: Candidates, request: ReserveRequest) -> FirstTurns | None:
@@ -74,7 +92,7 @@ def plan_first_turns(candidates: Candidates, request: ReserveRequest) -> FirstTu
         [first_minimum],
         [minimum],
     ]
-    return FirstTurns(seqs[:total], dues[:total], lanes[:total], changed)
+    return FirstTurns(seqs[:total], dues[:total], lanes[:total], changed, candidates.version)
 
 
 def _has_only_turns(candidates: Candidates, request: ReserveRequest) -> bool:

@@ -87,7 +87,7 @@ class Plan:
             [places[key] for key in parked.values()] or None,
             plan.unpark or None,
             *self._encode_uses(list(keys)),
-            self._version if keys else None,
+            self._version,
             *encode_shares(plan, source),
             None,
         ]

@@ -601,7 +601,7 @@ END $$;
 --   closed        the exchange is not open any more
 --   conflict      the plan does not apply any more; `results` has the seqs of planned jobs that are gone or locked
 -- If no limit by key and no tenant is concerned, such jobs are left out, unless all are gone or locked.
--- Locks: the limits of the planned jobs; their share classes; the rows of the jobs
+-- Locks: the limits of the planned jobs, and `keyed_limit` in ROW SHARE; the share classes of their tenants; the rows of the jobs
 CREATE OR REPLACE FUNCTION {schema}.apply_plan_1(
     p_now int8, p_session text, p_number int8, p_nonce bytea,
     p_seqs int8[], p_dues int8[], p_lanes int4[], p_main_lanes int4[], p_leased int4, p_key_ends int4[], p_keys int4[],
@@ -635,16 +635,17 @@ BEGIN
         RETURN NEXT reply;
         RETURN;
     END IF;
-    has_own_limits := {schema}.lock_planned_limits_1(p_main_lanes[:p_leased], p_limits, p_class_queues, p_class_ranks);
+    has_own_limits := {schema}.lock_planned_limits_1(p_main_lanes, p_leased, p_limits);
 
     -- Step 2: compare, and lock the jobs.
     IF p_limits IS NOT NULL THEN
         numbers := {schema}.match_uses_1(p_limits, p_key_names, p_in_use_before, p_spent_before, p_opens_before);
-        IF numbers IS NULL OR {schema}.get_limits_version_1(p_names) <> p_version THEN
+        IF numbers IS NULL THEN
             reply.outcome := 'conflict';
         END IF;
     END IF;
-    IF NOT {schema}.may_lease_1(p_now, p_main_lanes[:p_leased], has_own_limits)
+    IF {schema}.get_limits_version_1(p_names) IS DISTINCT FROM p_version
+        OR NOT {schema}.may_lease_1(p_now, p_main_lanes[:p_leased], has_own_limits)
         OR NOT {schema}.match_shares_1(p_charged, p_times_before, p_class_queues, p_class_ranks, p_minimums_before)
     THEN
         reply.outcome := 'conflict';
@@ -735,30 +736,35 @@ END $$;
 
 -- name: lock_planned_limits
 -- Lock the limits and share classes of a plan, in the order of all locks.
--- Inputs: the lanes of the jobs to lease; the limits by key; queues and ranks of the share classes
--- Result: whether the names of the lanes have limits of their own
-CREATE OR REPLACE FUNCTION {schema}.lock_planned_limits_1(
-    p_lanes int4[], p_limits text[], p_class_queues text[], p_class_ranks int2[]
-) RETURNS bool
+-- Inputs: the main lanes of the jobs to lease, then those of the jobs to park; how many are leased; the limits by key
+-- Result: whether the names of the leased jobs have limits of their own
+-- Locks: also the table `keyed_limit` in ROW SHARE, so that no limit by key is added or changed
+CREATE OR REPLACE FUNCTION {schema}.lock_planned_limits_1(p_main_lanes int4[], p_leased int4, p_limits text[]) RETURNS bool
 LANGUAGE plpgsql AS $$
 DECLARE
     has_own bool := {schema}.has_own_limits_1();
+    queues text[];  -- share classes
+    ranks int2[];
 BEGIN
     IF has_own THEN
         has_own := {schema}.lock_own_limits_1(ARRAY(
-            SELECT DISTINCT a.name FROM {schema}.lane a WHERE a.id = ANY (ARRAY(SELECT DISTINCT unnest(p_lanes)))
+            SELECT DISTINCT a.name FROM {schema}.lane a WHERE a.id = ANY (ARRAY(SELECT DISTINCT unnest(p_main_lanes[:p_leased])))
         ));
     END IF;
+    LOCK TABLE {schema}.keyed_limit IN ROW SHARE MODE;
     IF p_limits IS NOT NULL THEN
         PERFORM FROM {schema}.keyed_limit WHERE limit_name = ANY (ARRAY(SELECT DISTINCT unnest(p_limits)))
         ORDER BY limit_name, job_name FOR NO KEY UPDATE;
     END IF;
-    IF p_class_queues IS NOT NULL THEN
+    IF 0 > ANY (p_main_lanes) THEN
+        SELECT array_agg(c.queue), array_agg(c.rank) INTO queues, ranks FROM (
+            SELECT DISTINCT a.queue, a.rank FROM {schema}.lane a WHERE a.id = ANY (p_main_lanes) AND a.id < 0
+        ) c;
         INSERT INTO {schema}.share_class (queue, rank, min_virtual_time)
-        SELECT u.queue, u.rank, 0 FROM unnest(p_class_queues, p_class_ranks) AS u (queue, rank)
+        SELECT u.queue, u.rank, 0 FROM unnest(queues, ranks) AS u (queue, rank)
         WHERE NOT EXISTS (SELECT FROM {schema}.share_class f WHERE f.queue = u.queue AND f.rank = u.rank OFFSET 0)
         ORDER BY 1, 2 ON CONFLICT DO NOTHING;
-        PERFORM FROM {schema}.share_class f WHERE f.queue = ANY (p_class_queues) ORDER BY f.queue, f.rank FOR NO KEY UPDATE;
+        PERFORM FROM {schema}.share_class f WHERE f.queue = ANY (queues) ORDER BY f.queue, f.rank FOR NO KEY UPDATE;
     END IF;
     RETURN has_own;
 END $$;
