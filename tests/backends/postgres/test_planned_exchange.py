@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
@@ -237,6 +238,33 @@ async def test_jobs_behind_those_that_a_caller_holds_are_leased(
             assert ids(await worker.take(1)) == ["a"]
             assert ids(await worker.take(2)) == ["b", "p"]
             assert (await worker.exchange(want=worker.want(1))).deliveries == []
+
+
+async def test_promoted_jobs_are_announced_if_the_plan_is_not_applied(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the first call has promoted is committed, and a repeat does not promote it again."""
+    worker = await harness.worker(names=NAMES, keyed=KEYED, backend=harness.handles[0])
+    await harness.enqueue(*make_jobs(harness, "a"), harness.job("x", queue="other", after=1.0))
+    await harness.add("p", name="page")
+    harness.clock.advance(2.0)
+    notified: Counter[str] = Counter()
+    database: Any = harness.handles[0]
+    notifications = database._database.get_connections().notifications
+    monkeypatch.setattr(notifications, "notify", notified.update)
+    planned = asyncio.Event()
+
+    async def stop() -> None:
+        planned.set()
+        await asyncio.Event().wait()
+
+    run_before_apply(harness.handles[0], stop, monkeypatch)
+    exchange = asyncio.create_task(worker.take(9))
+    await asyncio.wait_for(planned.wait(), DEADLINE)
+    exchange.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await exchange
+    assert notified["other"] == 1
 
 
 @pytest.mark.timeout(60)

@@ -255,7 +255,11 @@ class PostgresConnections:
         exchange = planned_exchange.PlannedExchange(
             now, arguments, request, marks, self.insert_schema
         )
-        await self._planner.run(exchange, extra_time=extra_time)
+        try:
+            await self._planner.run(exchange, extra_time=extra_time)
+        except BaseException:  # what is committed may need workers, and a repeat does not say so
+            self.notifications.notify(Counter(exchange.list_queues_to_notify([])))
+            raise
         begun = exchange.begun
         self._is_restricted = begun["outcome"] != "plain"
         if begun["outcome"] in {"plain", "repeated"}:
@@ -265,7 +269,7 @@ class PostgresConnections:
         reply = exchange.make_reply()
         self.low_water_marks.learn(begun)
         self.notifications.note_exchange(
-            session_id, request, reply, exchange.list_queues_to_notify(reply)
+            session_id, request, reply, exchange.list_queues_to_notify(reply.deliveries)
         )
         return reply
 

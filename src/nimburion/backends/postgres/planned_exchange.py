@@ -9,7 +9,7 @@ such a conflict, one transaction takes the locks first, so that the next plan ap
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, cast
 
@@ -228,11 +228,13 @@ class PlannedExchange:
             to_seconds(self.begun["now"]),
         )
 
-    def list_queues_to_notify(self, reply: Reply) -> list[str]:
+    def list_queues_to_notify(self, deliveries: Iterable[Delivery]) -> list[str]:
         """Return the queues to notify: also those of promoted jobs that the reply leaves."""
+        if self.begun is None:
+            return []
         queues = get_queues_to_notify(self.begun)
         if self.begun["outcome"] == "open" and self.begun["queues"]:
             left = Counter(self.begun["queues"])
-            left -= Counter(delivery.queue for delivery in reply.deliveries)
+            left -= Counter(delivery.queue for delivery in deliveries)
             return queues + list(left.elements())
         return queues
