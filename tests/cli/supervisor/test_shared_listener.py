@@ -439,6 +439,29 @@ async def test_a_backend_that_takes_the_place_of_another_learns_that_notificatio
     await shared.close()
 
 
+async def test_a_backend_whose_place_another_has_taken_changes_nothing_when_it_is_closed() -> None:
+    received: list[str] = []
+
+    def open_backend(name: str) -> Listener:
+        listener = shared.attach(
+            lambda _, __: FakeListener(), lambda _: None, lambda _, text: received.append(text)
+        )
+        listener.listen([name])
+        return listener
+
+    channel = SilentChannel()
+    shared = SharedListener(cast("SupervisorChannel", channel))
+    first = open_backend("first")
+    second = open_backend("second")
+    await first.close()
+    first.listen(["first"])
+    assert channel.sent == [ChannelsWanted(["first"]), ChannelsWanted(["second"])]
+    shared.handle(Notification("second", "text"))
+    assert received == ["text"]
+    await second.close()
+    assert channel.sent[-1] == ChannelsWanted([])
+
+
 async def test_a_backend_that_takes_the_place_of_another_has_a_listener_of_its_own() -> None:
     made: list[tuple[str, FakeListener, OnListening]] = []
     announced: list[tuple[str, list[str]]] = []

@@ -27,8 +27,8 @@ _CLOSE_TIMEOUT = 3.0
 """Seconds for the thread of a listener to end. A worker that stops waits no longer for it."""
 
 
-class SharedListener(Listener):
-    """Receives the notifications of its channels from the supervisor.
+class SharedListener:
+    """Receives the notifications of the channels of this process from the supervisor.
 
     If the supervisor asks for it, this process listens for all, with a listener of the backend on a
     thread. Then notifications on its own channels come from there, and those for others are sent to
@@ -37,6 +37,8 @@ class SharedListener(Listener):
 
     def __init__(self, channel: SupervisorChannel) -> None:
         self._channel = channel
+        self.attached: AttachedListener | None = None
+        """That of the backend that was opened last."""
         self._make_listener: MakeListener | None = None
         """None: the backend does not listen."""
         self._loop: asyncio.AbstractEventLoop
@@ -62,7 +64,7 @@ class SharedListener(Listener):
         on_listening: OnListening,
         on_notification: OnNotification,
     ) -> Listener:
-        """Return this listener, for the backend that was opened last. See `ShareListener`.
+        """Return the listener of a backend that is opened. See `ShareListener`.
 
         The backend that was opened before it, and is not closed yet, receives nothing more.
         """
@@ -73,7 +75,8 @@ class SharedListener(Listener):
         self._make_listener = make_listener
         self._loop = asyncio.get_running_loop()
         self._on_listening, self._on_notification = on_listening, on_notification
-        return self
+        self.attached = AttachedListener(self)
+        return self.attached
 
     def listen(self, channels: Collection[str]) -> None:
         """Receive the notifications of these channels from now on."""
@@ -162,6 +165,23 @@ class SharedListener(Listener):
     def _receive_own(self, channel: str, text: str) -> None:
         if channel in self._wanted:
             self._on_notification(channel, text)
+
+
+class AttachedListener(Listener):
+    """The shared listener, for one backend. Does nothing once another backend is attached."""
+
+    def __init__(self, shared: SharedListener) -> None:
+        self._shared = shared
+
+    def listen(self, channels: Collection[str]) -> None:
+        """Receive the notifications of these channels from now on."""
+        if self._shared.attached is self:
+            self._shared.listen(channels)
+
+    async def close(self) -> None:
+        """Receive no more notifications."""
+        if self._shared.attached is self:
+            await self._shared.close()
 
 
 class ListenerThread(Listener):
