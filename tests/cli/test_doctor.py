@@ -218,3 +218,22 @@ def test_a_backend_is_not_migrated_if_its_outbox_cannot_be_used(nimburion: Comma
     (nimburion.folder / "config.yaml").write_text(text)
     assert nimburion("migrate", "up").code == 3
     assert (nimburion.folder / "nimburion.db").stat().st_size == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "is_warned"),
+    [
+        ("keep_completed: 0", True),
+        ("keep_completed_max: 1000", True),
+        ("keep_completed: none", False),
+        ("keep_completed_max: 1001", False),
+    ],
+)
+def test_records_that_are_kept_too_briefly_for_an_outbox_are_a_warning(
+    nimburion: CommandLine, setting: str, is_warned: bool
+) -> None:
+    nimburion.enqueue("a")
+    text = f"jobs: {{outbox_url: 'sqlite:///shop.db', {setting}}}"
+    (nimburion.folder / "config.yaml").write_text(text)
+    name = setting.partition(":")[0]
+    assert (f"set {name} to more than" in nimburion("doctor").out) is is_warned

@@ -22,14 +22,14 @@ class OutboxMetrics:
         yield Family(
             name="outbox_jobs",
             kind="gauge",
-            help="Jobs that waited in the outbox at the latest look; at most 10,000.",
+            help="Jobs that waited in the outbox at the latest poll; at most 10,000.",
             samples=[Sample(NO_LABELS, counters.jobs)],
             aggregation="max",
         )
         yield Family(
             name="outbox_oldest_seconds",
             kind="gauge",
-            help="Seconds that the oldest job in the outbox had waited at the latest look.",
+            help="Seconds that the oldest job in the outbox had waited at the latest poll.",
             samples=[Sample(NO_LABELS, counters.oldest_seconds)],
             aggregation="max",
         )

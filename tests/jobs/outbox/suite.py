@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nimburion.core.errors import JobNotFound, NotSupported
+from nimburion.core.errors import JobNotFound, UnusableConnection
 from nimburion.jobs import Context, Job, Processor
 from nimburion.jobs.outbox.outbox import Outbox
 from tests.backends.caller_connections.applications import Application
@@ -73,7 +73,7 @@ class OutboxSuite:
     ) -> None:
         processor.outbox = None
         await application.begin()
-        with pytest.raises((NotSupported, ValueError), match="outbox"):
+        with pytest.raises(UnusableConnection, match="outbox"):
             await application.enqueue(processor, Greet(whom="Ada"))
         await application.rollback()
 

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import closing
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -683,8 +684,19 @@ def test_what_is_not_a_database_is_an_error() -> None:
     wrong: Any = 5
     with pytest.raises(ConfigurationError, match=r"not int"):
         Outbox(wrong)
+    for url in ("sqlite:///:memory:", "sqlite:///"):
+        with pytest.raises(ConfigurationError, match=r"an outbox needs a file"):
+            Outbox(url)
     with pytest.raises(ConfigurationError, match=r"is not the name of a table"):
         Outbox("sqlite:///app.db", table="outbox; DROP TABLE account")
+
+
+def test_an_interval_is_seconds_or_a_timedelta() -> None:
+    assert Outbox("sqlite:///app.db", interval=timedelta(seconds=2)).interval == 2.0
+    wrong: Any
+    for wrong in (0, -1, float("nan"), float("inf"), None, timedelta(0), "soon"):
+        with pytest.raises(ConfigurationError, match=r"the interval of an outbox"):
+            Outbox("sqlite:///app.db", interval=wrong)
 
 
 async def test_the_table_of_sqlalchemy_is_that_of_the_statement(tmp_path: Path) -> None:

@@ -78,9 +78,11 @@ async def check_configured_outbox(config: Config) -> list[CheckResult]:
     """Check the outbox that the configuration names; return nothing if it names none."""
     if not config.jobs.outbox_url:
         return []
-    from nimburion.jobs.outbox.checks import check_outbox
+    from nimburion.jobs.outbox.checks import check_kept_records, check_outbox
 
-    return [await check_outbox(config.jobs.outbox_url, TIMEOUT)]
+    warning = check_kept_records(config.jobs)
+    answer = await check_outbox(config.jobs.outbox_url, TIMEOUT)
+    return [answer] if warning is None else [answer, warning]
 
 
 def to_data(found: list[CheckResult]) -> dict[str, object]:

@@ -14,6 +14,6 @@ class OutboxCounters:
         self.dropped: int = 0
         """How many jobs were dropped, because the backend refused their id or unique key."""
         self.jobs: int | None = None
-        """How many jobs waited after the latest look; None before the first one."""
+        """How many jobs waited after the latest poll; None before the first one."""
         self.oldest_seconds: float = 0.0
         """How long the oldest of them had waited."""

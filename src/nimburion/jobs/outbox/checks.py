@@ -6,6 +6,7 @@ import asyncio
 
 from nimburion.core.diagnosis.checks import CheckResult
 from nimburion.core.errors import BackendUnavailable, UnusableConnection
+from nimburion.core.settings import Settings
 from nimburion.core.text.redaction import redact_url
 from nimburion.jobs.outbox.outbox import Outbox, describe_error, get_rows
 
@@ -14,6 +15,12 @@ TIMEOUT = 20.0
 
 _SLOW_SECONDS = 60.0
 """The age of the oldest job from which the lag is a warning."""
+
+
+_BRIEF_SECONDS = 3600.0
+"""The setting `keep_completed` up to which the outbox has a warning."""
+_FEW_JOBS = 1_000
+"""The setting `keep_completed_max` up to which the outbox has a warning."""
 
 
 async def check_outbox(url: str, timeout: float) -> CheckResult:
@@ -34,6 +41,26 @@ async def check_outbox(url: str, timeout: float) -> CheckResult:
         return CheckResult("outbox", "good", text)
     advice = "start a worker with this outbox; the log of a worker says why it cannot relay a job"
     return CheckResult("outbox", "warning", text, advice)
+
+
+def check_kept_records(settings: Settings) -> CheckResult | None:
+    """Return a warning if the records of completed jobs are kept too briefly for an outbox.
+
+    A job that is relayed a second time runs again if its record is gone.
+    """
+    seconds, jobs = settings.keep_completed, settings.keep_completed_max
+    if seconds is not None and seconds <= _BRIEF_SECONDS:
+        name, value, least = "keep_completed", f"{seconds:g} s", f"{_BRIEF_SECONDS:g} s"
+    elif jobs is not None and jobs <= _FEW_JOBS:
+        name, value, least = "keep_completed_max", f"{jobs} jobs", f"{_FEW_JOBS} jobs"
+    else:
+        return None
+    return CheckResult(
+        "outbox",
+        "warning",
+        f"{name} is {value}: a job that is relayed twice may run twice",
+        f"set {name} to more than {least}",
+    )
 
 
 async def migrate_outbox(url: str, timeout: float, *, dry_run: bool = False) -> list[str]:

@@ -51,7 +51,12 @@ def _find_connect_by_url(url: str) -> Callable[[], object]:
     if scheme == "sqlite" and rest.startswith("/") and "?" not in rest:
         import sqlite3
 
-        return partial(sqlite3.connect, unquote(rest[1:]))
+        path = unquote(rest[1:])
+        if path in {"", ":memory:"}:
+            raise ConfigurationError(
+                f"{url!r} is a new, empty database for each connection; an outbox needs a file"
+            )
+        return partial(sqlite3.connect, path)
     if scheme in {"postgresql", "postgres"}:
         try:
             import asyncpg

@@ -20,6 +20,7 @@ from nimburion.core.errors import BackendUnavailable, ConfigurationError, Unusab
 from nimburion.core.job import NewJob
 from nimburion.core.metrics.outbox_counters import OutboxCounters
 from nimburion.core.timing.clock import SystemClock
+from nimburion.core.timing.durations import Duration, read_seconds
 from nimburion.core.transactions import CallerConnection
 from nimburion.jobs.outbox.database import OutboxDatabase, find_connect
 
@@ -93,8 +94,9 @@ class Outbox:
     - a URL, `postgresql://…` or `sqlite:///…`;
     - a function that returns a new connection of a driver: `lambda: psycopg.connect(…)`.
 
-    `table` is the name of the table, with its schema if it needs one. `interval` is the number of
-    seconds between two looks at an empty outbox.
+    `table` is the name of the table, with its schema if it needs one. `interval` is the time
+    between two polls of an empty outbox: seconds, or a timedelta. `ConfigurationError` is raised
+    for a database, a table or an interval that cannot be used.
     """
 
     def __init__(
@@ -102,14 +104,14 @@ class Outbox:
         database: str | Engine | AsyncEngine | Callable[[], object],
         *,
         table: str = "nimburion_outbox",
-        interval: float = 1.0,
+        interval: Duration = 1.0,
     ) -> None:
         if _TABLE_NAME.fullmatch(table) is None:
             raise ConfigurationError(f"{table!r} is not the name of a table, or schema.table")
         self.table: str = table
         """The name of the table, with its schema if it has one."""
-        self.interval: float = interval
-        """Seconds between two looks of a worker at an empty outbox."""
+        self.interval: float = _read_interval(interval)
+        """Seconds between two polls of an empty outbox."""
         self._rows = OutboxRows(table, *find_connect(database))
 
     def __repr__(self) -> str:
@@ -164,6 +166,15 @@ class Outbox:
         """Return how many jobs wait, and the age of the oldest one. Any process may call it."""
         async with self._rows.open_database() as database:
             return await self._rows.measure(database, SystemClock().now())
+
+
+def _read_interval(interval: Duration) -> float:
+    seconds = read_seconds(interval)
+    if seconds is None or seconds <= 0:
+        raise ConfigurationError(
+            f"the interval of an outbox is a time above 0, not {interval!r}: seconds or a timedelta"
+        )
+    return seconds
 
 
 def get_rows(outbox: Outbox) -> OutboxRows:
