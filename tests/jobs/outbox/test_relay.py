@@ -320,7 +320,7 @@ async def test_an_error_of_the_measurement_does_not_hide_that_of_the_backend(
     await relay.stop()
 
 
-async def test_two_relays_that_send_one_row_at_the_same_time_store_one_job(
+async def test_two_relays_that_send_one_row_together_enqueue_its_job_once(
     processor: Processor, outbox: Outbox, relay: OutboxRelay, where: str
 ) -> None:
     (job_id,) = await store(processor, where, "ann")
