@@ -50,6 +50,9 @@ _log = logging.getLogger("nimburion.jobs")
 IMPORT_PATH = "nimburion.integrations.django:load_processor"
 """Where workers and child processes find the processor of the project."""
 
+_CLIENTS = "nimburion_clients"
+"""The attribute of a database's creation object that holds the clients to close before teardown."""
+
 P = ParamSpec("P")
 AsyncMethod = Callable[..., Coroutine[Any, Any, Any]]
 R = TypeVar("R")
@@ -98,9 +101,8 @@ class DjangoProcessor(Processor):
 
     def __init__(self, project: ProjectSettings) -> None:
         backend, problem = _open_backend(project)
-        super().__init__(
-            backend, project.config.jobs, outbox=_make_outbox(project), import_path=IMPORT_PATH
-        )
+        super().__init__(backend, project.config.jobs, import_path=IMPORT_PATH)
+        self.outbox: Outbox | None = _make_outbox(project)
         self._project = project
         self._problem = problem
         self._database_name = self._first_database_name = _read_database_name(project)
@@ -350,7 +352,7 @@ class DjangoProcessor(Processor):
             self.settings = msgspec.structs.replace(self.settings, url=project.config.jobs.url)
             backend, self._problem = _open_backend(project)
             self.backend: Backend = backend
-            self.outbox: Outbox | None = _make_outbox(project)
+            self.outbox = _make_outbox(project)
             self.transactions = Transactions(project, ignores_tests=self._is_in_memory)
             _close_before_teardown(self.sync, project.database)
 
@@ -563,13 +565,16 @@ def _move_to_memory(config: Config) -> Config:
 
 
 def _make_outbox(project: ProjectSettings) -> Outbox | None:
-    """Return the outbox in the database of the project, if the settings want one.
+    """Return the outbox that the settings want: in the database of the project, or at `outbox_url`.
 
     Jobs in memory need none: they are stored after the commit.
     """
-    if not project.outbox or project.config.jobs.url.startswith("memory:"):
+    jobs = project.config.jobs
+    if jobs.url.startswith("memory:"):
         return None
-    return Outbox(lambda: connections[project.database])
+    if project.outbox:
+        return Outbox(lambda: connections[project.database])
+    return Outbox(jobs.outbox_url) if jobs.outbox_url else None
 
 
 def _read_database_name(project: ProjectSettings) -> object:
@@ -580,12 +585,22 @@ def _read_database_name(project: ProjectSettings) -> object:
 
 
 def _close_before_teardown(client: SyncProcessor, alias: str) -> None:
-    """Close the client before the test runner drops the database: a connection would prevent it."""
+    """Close the client before the test runner drops the database: a connection would prevent it.
+
+    A test suite calls this about once a test, so the method is replaced only once.
+    """
     creation: Any = connections[alias].creation
+    clients: set[SyncProcessor] | None = getattr(creation, _CLIENTS, None)
+    if clients is not None:
+        clients.add(client)
+        return
+    to_close = {client}
     destroy = creation.destroy_test_db
 
     def close_and_destroy(*args: object, **kwargs: object) -> None:
-        client.close()
+        for each in to_close:
+            each.close()
         destroy(*args, **kwargs)
 
     creation.destroy_test_db = close_and_destroy
+    setattr(creation, _CLIENTS, to_close)

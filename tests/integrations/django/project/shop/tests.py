@@ -10,12 +10,12 @@ import os
 import threading
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
-from unittest import mock
+from unittest import mock, skipIf
 
 from django.contrib.auth.models import Permission, User
 from django.core.management import call_command
 from django.core.management.base import CommandError, OutputWrapper
-from django.db import transaction
+from django.db import connection, transaction
 from django.test import SimpleTestCase, TestCase, TransactionTestCase, override_settings
 
 from nimburion.core.errors import (
@@ -157,6 +157,31 @@ class TransactionCases(TransactionTestCase):
         run_jobs()
         results = [get_processor().sync.get_status(job_id).result for job_id in ids]
         self.assertEqual(results, [1, "A"])
+
+
+class MoveCases(TransactionTestCase):
+    def test_the_teardown_of_the_database_is_changed_once_however_often_settings_change(
+        self,
+    ) -> None:
+        processor = get_processor()
+        destroyers = set()
+        for _ in range(3):
+            processor.mark_stale()
+            processor.follow_settings()
+            destroyers.add(connection.creation.destroy_test_db)
+        self.assertEqual(len(destroyers), 1)
+
+    @skipIf(SHARED, "jobs in Django's database")
+    def test_an_outbox_of_its_url_stays_when_settings_change(self) -> None:
+        url = "sqlite:////nowhere/outbox.db"
+        setting = {**json.loads(os.environ["NB_DJANGO_JOBS"]), "outbox_url": url}
+        with override_settings(NIMBURION=setting):
+            processor = get_processor()
+            processor.follow_settings()
+            self.assertIsNotNone(processor.outbox)
+        with override_settings(NIMBURION={"url": "memory://", "outbox_url": url}):
+            processor.follow_settings()
+            self.assertIsNone(processor.outbox)
 
 
 class RequestCases(TransactionTestCase):
