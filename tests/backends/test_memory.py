@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Collection
 from unittest import mock
 
 import pytest
@@ -45,6 +46,21 @@ async def test_a_notification_between_an_exchange_and_a_wait_ends_the_wait() -> 
     await backend.new_handle().producing.enqueue([NewJob("a", "mail", "default", b"{}")])
     assert await is_notified(backend)
     assert not await is_notified(backend, "other")
+
+
+async def test_a_wait_on_an_event_loop_that_was_closed_fails_no_enqueue() -> None:
+    """Its wake-up goes to the next call that waits."""
+    backend = MemoryBackend(clock=FakeClock())
+    closed = asyncio.new_event_loop()
+    shared = backend._data.shared
+    waiter: asyncio.Future[Collection[str]] = closed.create_future()
+    closed.close()
+    shared.waiters[waiter] = frozenset(["default"])
+    waiting = asyncio.ensure_future(backend.consuming.wait(("default",), 60.0))
+    await asyncio.sleep(0)
+    await backend.producing.enqueue([NewJob("a", "mail", "default", b"{}")])
+    async with asyncio.timeout(DEADLINE):
+        await waiting
 
 
 async def test_what_an_exchange_has_seen_ends_no_wait() -> None:

@@ -64,7 +64,7 @@ class SharedState:
         One caller of a queue for each job, all callers of a session. `passed`: another worker found
         no job for itself after this wake-up.
         """
-        woken: list[tuple[asyncio.Future[Collection[str]], Collection[str]]] = []
+        woken: list[tuple[asyncio.Future[Collection[str]], Collection[str], str]] = []
         with self.lock:
             self.notifications += 1
             for name, jobs in names.items():
@@ -72,14 +72,17 @@ class SharedState:
                 may_pass = [] if passed or left == ALL_WORKERS else [name]
                 for waiter, wanted in self.waiters.items():
                     if left and name in wanted:
-                        woken.append((waiter, may_pass))
+                        woken.append((waiter, may_pass, name))
                         left -= 1
-                for waiter, _ in woken:
+                for waiter, _, _ in woken:
                     self.waiters.pop(waiter, None)
                 if left and not passed and name[:1] != EVERY_SESSION:
                     self._last_notified[name] = self.notifications
-        for waiter, queues in woken:
-            waiter.get_loop().call_soon_threadsafe(_wake, waiter, queues)
+        for waiter, queues, name in woken:
+            try:
+                waiter.get_loop().call_soon_threadsafe(_wake, waiter, queues)
+            except RuntimeError:  # its loop was closed while it waited
+                self.notify({name: 1}, passed=passed)
 
 
 def _wake(waiter: asyncio.Future[Collection[str]], may_pass: Collection[str]) -> None:
