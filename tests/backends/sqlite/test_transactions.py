@@ -7,7 +7,7 @@ import inspect
 import logging
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -28,10 +28,11 @@ from nimburion.core.errors import (
     TransactionExpired,
     UnusableConnection,
 )
-from nimburion.core.exchange import RESERVE_NOTHING
+from nimburion.core.exchange import RESERVE_NOTHING, Reply, ReserveRequest
 from nimburion.core.job import AttemptError, NewJob, State
 from nimburion.core.maintenance import Retention
 from nimburion.core.session import Session
+from nimburion.core.settlement import Settlement
 from nimburion.core.transactions import CallerConnection
 from nimburion.jobs import Context, Processor
 from nimburion.jobs.declaration.attempt_record import RETURNED_TOO_LATE
@@ -378,6 +379,47 @@ async def test_a_row_of_a_hook_and_the_dead_letter_are_one_commit(
     status = await run(processor, pay)
     assert seen == [State.PROCESSING, (State.FAILED, "permanent", 1)]
     assert (status.state, len(status.history)) == (State.FAILED, 1)
+
+
+@pytest.mark.parametrize("in_worker", [False, True])
+async def test_an_outcome_that_a_hook_has_stored_is_not_sent_again(
+    processor: Processor,
+    backend: SQLiteBackend,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    in_worker: bool,
+) -> None:
+    """It would be stale when another worker has run the next attempt meanwhile."""
+    sent: list[Settlement] = []
+    exchange = backend.consuming.exchange
+
+    async def note(
+        session_id: str, number: int, settlements: Sequence[Settlement], want: ReserveRequest
+    ) -> Reply:
+        sent.extend(settlements)
+        return await exchange(session_id, number, settlements, want)
+
+    async def pay(ctx: Context, _: bytes) -> None:
+        raise ValueError("no money")
+
+    @processor.on_failure
+    @processor.on_dead
+    async def write(ctx: Context, _: AttemptError) -> None:
+        async with ctx.transaction() as connection:
+            connection.execute(ROW)
+
+    monkeypatch.setattr(backend.consuming, "exchange", note)
+    processor.register("pay", pay, max_retries=1)
+    job_id = await processor.enqueue_raw("pay", b"{}")
+    if in_worker:
+        await processor.start()
+        record = await wait_until_finished(processor, job_id)
+        await processor.stop()
+    else:
+        assert await processor.drain() == 2
+        record = await backend.reads.get_job(job_id)
+    assert (record.state, record.failures, rows(path), sent) == (State.FAILED, 2, 2, [])
 
 
 @pytest.mark.parametrize("where", ["inside", "after"])

@@ -1,8 +1,9 @@
 """The own transaction of a handler or a hook: its rows and the settlement of its job in one commit.
 
-Whatever the result, the worker settles the attempt afterwards as usual. The lease token tells the
-backend what the settlement means. If the commit was applied, the job is completed already. If not,
-the attempt ends with its own outcome. So an unknown outcome of the commit does no harm.
+Unless the commit of a hook has succeeded, the worker settles the attempt afterwards as usual. The
+lease token tells the backend what the settlement means. If the commit was applied, the job is
+completed already. If not, the attempt ends with its own outcome. So an unknown outcome of the
+commit does no harm.
 """
 
 from __future__ import annotations

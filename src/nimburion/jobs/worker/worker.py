@@ -577,7 +577,7 @@ class Worker:
         if settlement is not None:
             attempt.settled = True
             self.session.completer.settle(settlement)
-        elif self.is_aborted:
+        elif self.is_aborted and not attempt.settled:
             self._leaves_jobs = True
         if attempt.call is not None and attempt.in_thread:
             # A thread cannot be stopped, so the slot stays occupied until it returns.

@@ -38,7 +38,8 @@ class Attempt(AttemptRecord):
     takes_slot: bool = True
     """Whether it takes a slot of the worker. The job of a batch does not: its call does."""
     settled: bool = False
-    """Whether the settlement was handed to the completer, or the lease was released."""
+    """Whether the settlement was handed to the completer or stored by a transaction of a hook, or
+    the lease was released."""
     started: float = 0.0
     """When the attempt started, in seconds of the monotonic clock. The worker sets it."""
     lane: LaneCounters | None = None

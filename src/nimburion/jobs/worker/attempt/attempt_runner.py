@@ -240,7 +240,9 @@ class AttemptRunner:
     async def _run_failure_hooks(
         self, attempt: Attempt, settlement: Retried | Failed, handler: Handler
     ) -> Settlement | None:
-        """Call the hooks for a failed attempt; return its settlement, or None if the lease is lost.
+        """Call the hooks for a failed attempt and return its settlement.
+
+        None: the lease is lost, or a transaction of a hook has stored the outcome.
 
         The lease stays valid meanwhile. A cancel request that comes now changes nothing: the
         outcome is decided.
@@ -255,6 +257,9 @@ class AttemptRunner:
             await self._failure_hook_runner.run(
                 hooks, context, settlement.error, lambda: attempt.must_end
             )
+            if record.failure is None:  # stored; another worker may have the next attempt by now
+                attempt.settled = True
+                return None
             record.failure = None
         return None if attempt.lease_is_lost else settlement
 
