@@ -68,6 +68,20 @@ async def test_an_error_names_the_router_that_an_application_lacks(processor: Pr
         await processor.enqueue(send.job("ann"))
 
 
+async def test_a_middleware_stack_that_somebody_replaced_meanwhile_stays(
+    processor: Processor,
+) -> None:
+    app = make_app()
+    app.middleware_stack = own = app.build_middleware_stack()
+    async with lifespan(processor)(app):
+        assert app.middleware_stack is not own
+    assert app.middleware_stack is own
+    other = app.build_middleware_stack()
+    async with lifespan(processor)(app):
+        app.middleware_stack = other
+    assert app.middleware_stack is other
+
+
 def test_a_lifespan_of_the_application_runs_too(processor: Processor) -> None:
     events: list[str] = []
 

@@ -103,11 +103,13 @@ def _wrap_application(app: Any) -> Iterator[None]:  # noqa: ANN401 (Starlette's 
     if stack is None or isinstance(stack, RequestContextMiddleware):
         yield
         return
-    app.middleware_stack = RequestContextMiddleware(stack)
+    wrapped = RequestContextMiddleware(stack)
+    app.middleware_stack = wrapped
     try:
         yield
     finally:
-        app.middleware_stack = stack
+        if app.middleware_stack is wrapped:  # else somebody has replaced it meanwhile
+            app.middleware_stack = stack
 
 
 def find_processor(state: object) -> Processor:
