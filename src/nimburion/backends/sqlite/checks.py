@@ -59,7 +59,7 @@ def run_checks(db: Database, path: Path, mounts: Path) -> list[CheckResult]:
 
     A check that raises an SQLite or operating system error reports it as its result.
     """
-    looks: dict[str, Callable[[], CheckResult]] = {
+    checks: dict[str, Callable[[], CheckResult]] = {
         "file": lambda: _check_file(db, path),
         "version": _check_version,
         "format": lambda: _check_format(db),
@@ -70,7 +70,7 @@ def run_checks(db: Database, path: Path, mounts: Path) -> list[CheckResult]:
         "log": lambda: check_log(path),
         "clock": lambda: _check_clock(db),
     }
-    return [_run_check(subject, look, path) for subject, look in looks.items()]
+    return [_run_check(subject, check, path) for subject, check in checks.items()]
 
 
 def _run_check(subject: str, check: Callable[[], CheckResult], path: Path) -> CheckResult:

@@ -19,7 +19,7 @@ from nimburion.jobs.declaration.uniqueness import (
     KeyRule,
     Unique,
     Uniqueness,
-    list_given,
+    get_given_values,
     read_key_rule,
 )
 
@@ -139,7 +139,8 @@ def parse_options(
         options=_parse_job_options(sizes, **options) if options else NO_JOB_OPTIONS,
         connection=connection,
         key_rule=rule,
-        only_on_duplicate=unique is not None and list_given(unique).keys() <= {"on_duplicate"},
+        only_on_duplicate=unique is not None
+        and get_given_values(unique).keys() <= {"on_duplicate"},
     )
     if rule is None or parsed.options.unique_key is None:
         return parsed

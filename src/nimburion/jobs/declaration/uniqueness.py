@@ -81,13 +81,13 @@ class Unique:
     throttle: Duration | None = None
 
     def __repr__(self) -> str:
-        given = list_given(self)
+        given = get_given_values(self)
         first = [repr(given.pop("fields"))] if "fields" in given else []
         parts = [*first, *(f"{name}={value!r}" for name, value in given.items())]
         return f"Unique({', '.join(parts)})"
 
 
-def list_given(unique: Unique) -> dict[str, Any]:
+def get_given_values(unique: Unique) -> dict[str, Any]:
     """Return the values that are not None, by name."""
     values = {each.name: getattr(unique, each.name) for each in fields(unique)}
     return {name: value for name, value in values.items() if value is not None}
@@ -244,7 +244,9 @@ def read_key_rule(unique: Unique, error: type[InvalidJob | DefinitionError]) -> 
     `error`, which names the option that is wrong.
     """
     given = {
-        name: value for name, value in list_given(unique).items() if name not in ("fields", "key")
+        name: value
+        for name, value in get_given_values(unique).items()
+        if name not in ("fields", "key")
     }
     if not given:
         return None
