@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 from nimburion.actions.operator import SubjectActions
 from nimburion.core.audit import AuditRecord, list_audit
+from nimburion.core.paging import iterate_items
 
 
 class AuditLog(SubjectActions):
@@ -17,15 +18,11 @@ class AuditLog(SubjectActions):
     ```
     """
 
-    async def list(self) -> AsyncIterator[AuditRecord]:
+    def list(self) -> AsyncIterator[AuditRecord]:
         """Iterate over the audit records that are kept, the newest first. Use it with
         `async for`.
         """
-        after: str | None = None
-        while True:
-            page = await list_audit(self._backend, after=after)
-            for record in page.records:
-                yield record
-            after = page.next
-            if after is None:
-                return
+        backend = self._backend
+        return iterate_items(
+            lambda after: list_audit(backend, after=after), lambda page: page.records
+        )

@@ -24,6 +24,7 @@ from nimburion.core.bulk_operations import (
 from nimburion.core.errors import BulkOperationConflict, InvalidJob
 from nimburion.core.ids import make_bulk_operation_id
 from nimburion.core.job import JobRecord
+from nimburion.core.paging import iterate_items
 from nimburion.core.queries import EVERY_JOB, JobFilter, describe_filter
 
 MAX_COUNT = 1_000
@@ -66,18 +67,14 @@ class BulkActions(SubjectActions):
     (unfinished jobs) and `delete` (finished jobs).
     """
 
-    async def list(self) -> AsyncIterator[BulkOperation]:
+    def list(self) -> AsyncIterator[BulkOperation]:
         """Iterate over the bulk operations that are kept, the newest first. Use it with
         `async for`.
         """
-        after: str | None = None
-        while True:
-            page = await list_bulk_operations(self._backend, after=after)
-            for operation in page.operations:
-                yield operation
-            after = page.next
-            if after is None:
-                return
+        backend = self._backend
+        return iterate_items(
+            lambda after: list_bulk_operations(backend, after=after), lambda page: page.operations
+        )
 
     async def get(self, operation_id: str) -> BulkOperation:
         """Return a bulk operation with its progress. Raises `BulkOperationNotFound`."""

@@ -47,3 +47,9 @@ class WorkerActions(SubjectActions):
             if not await self._backend.maintenance.send_command(session, stored):
                 raise WorkerNotFound(session)
             change.count = 1
+
+
+async def send_command(workers: WorkerActions, session: str, command: Command) -> None:
+    """Send a command by its name. Raises `WorkerNotFound`."""
+    send = {"quiet": workers.quiet, "resume": workers.resume, "stop": workers.stop}[command]
+    await send(session)

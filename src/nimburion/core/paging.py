@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -12,23 +13,46 @@ from nimburion.core.job import JobRecord
 from nimburion.core.queries import EVERY_JOB, JobFilter
 
 
-async def iterate_jobs(
+class AnyPage(Protocol):
+    """A page of a list."""
+
+    @property
+    def next(self) -> str | None:
+        """The cursor of the next page; None: this is the last one."""
+        ...
+
+
+PageT = TypeVar("PageT", bound=AnyPage)
+T = TypeVar("T")
+
+
+async def iterate_items(
+    read: Callable[[str | None], Awaitable[PageT]], get_items: Callable[[PageT], Iterable[T]]
+) -> AsyncIterator[T]:
+    """Yield the items of every page. `read` returns the page after a cursor; None: the first."""
+    after: str | None = None
+    while True:
+        page = await read(after)
+        for item in get_items(page):
+            yield item
+        after = page.next
+        if after is None:
+            return
+
+
+def iterate_jobs(
     backend: Backend, which: JobFilter = EVERY_JOB, *, step: int = 100, payloads: bool = False
 ) -> AsyncIterator[JobRecord]:
-    """Yield every job that matches, most recently enqueued first; read `step` jobs at a time.
+    """Iterate over the jobs that match, most recently enqueued first; read `step` jobs at a time.
 
     Each page is a separate read. Jobs that are enqueued meanwhile are not included. A job whose
     state changes meanwhile may be left out if `which` filters by state. Without `payloads`, the
     payload of each record is None. Raises the errors of `list_jobs`.
     """
-    after: str | None = None
-    while True:
-        page = await backend.reads.list_jobs(which, limit=step, after=after, payloads=payloads)
-        for record in page.jobs:
-            yield record
-        after = page.next
-        if after is None:
-            return
+    return iterate_items(
+        lambda after: backend.reads.list_jobs(which, limit=step, after=after, payloads=payloads),
+        lambda page: page.jobs,
+    )
 
 
 class ChangedJobs(msgspec.Struct, frozen=True):

@@ -120,6 +120,8 @@ async def find_and_send(backend: Backend, text: str, command: Command) -> str:
 
     Raises `WorkerNotFound` if no session has this id, prefix or suffix, `BadInput` if several have.
     """
+    from nimburion.actions.workers import send_command
+
     sessions = await backend.reads.list_sessions()
     found = [s.id for s in sessions if text == s.id or s.id.startswith(text) or s.id.endswith(text)]
     if len(found) > 1 and text not in found:
@@ -127,7 +129,5 @@ async def find_and_send(backend: Backend, text: str, command: Command) -> str:
     if not found:
         raise WorkerNotFound(text)
     session = text if text in found else found[0]
-    workers = make_actions(backend).workers
-    send = {"quiet": workers.quiet, "resume": workers.resume, "stop": workers.stop}[command]
-    await send(session)
+    await send_command(make_actions(backend).workers, session, command)
     return session

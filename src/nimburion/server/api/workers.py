@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from nimburion.actions.workers import Command
+from nimburion.actions.workers import Command, send_command
 from nimburion.core.diagnosis.unserved import is_live
 from nimburion.core.session import SessionInfo, Vitals, WorkerCommand
 from nimburion.server.api.names import PageQuery
@@ -75,9 +75,7 @@ async def list_workers(request: ApiRequest[PageQuery, NoBody]) -> WorkerPage:
 async def command_worker(request: ApiRequest[NoQuery, CommandBody]) -> SentCommand:
     """Tell a worker to start no further job, to start jobs again, or to stop."""
     session, command = request.path["id"], request.body.command
-    workers = request.actions.workers
-    send = {"quiet": workers.quiet, "resume": workers.resume, "stop": workers.stop}[command]
-    await send(session)
+    await send_command(request.actions.workers, session, command)
     return SentCommand(session, command)
 
 
