@@ -13,6 +13,7 @@ import pytest
 from nimburion.backends.postgres import PostgresBackend
 from nimburion.backends.postgres.connection.pool import PostgresConnection
 from nimburion.core.errors import BackendUnavailable
+from nimburion.core.exchange import Lane
 from nimburion.core.job import JobOptions
 from nimburion.core.limits import LimitChange, LimitRule
 from nimburion.core.settlement import Completed
@@ -26,6 +27,7 @@ STOPPED_AFTER = 5.0
 """Seconds after which the server ends the connection of a worker that is stopped."""
 KEYED = {"mail": {"customer": LimitRule(concurrency=2)}}
 QUEUE_LIMIT = LimitChange(name="queue:default", concurrency=1)
+LOCK_LIMIT = "SELECT FROM nimburion.concurrency_limit"
 NAMES = ("mail", "page")
 
 Hook = Callable[[], Awaitable[None]]
@@ -54,6 +56,11 @@ async def caller(harness: Harness, clean_postgres: RunningPostgres) -> AsyncIter
 def get_exchange_connection(backend: Any) -> PostgresConnection:
     connection: PostgresConnection = backend._database.get_connections().main
     return connection
+
+
+def lock_next_exchange_first(backend: Any) -> None:
+    """Let the next planned exchange take the locks first, as after a conflict."""
+    backend._database.get_connections()._planner._locked_left = 1
 
 
 def run_before_apply(backend: Any, hook: Hook, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,6 +186,58 @@ async def test_a_plan_that_only_parks_jobs_of_tenants_locks_their_turns(
     assert await asyncio.wait_for(exchange, DEADLINE) == []
     (use,) = await list_uses(harness.backend)
     assert (use.in_use, use.parked) == (1, 1)
+
+
+async def test_limits_are_locked_before_jobs_are_settled(
+    harness: Harness, clean_postgres: RunningPostgres
+) -> None:
+    """The lease needs the limit of a name that has no job until one is promoted. An exchange that
+    locks it last may wait for another one, which waits for it.
+    """
+    limits = {"mail": 9, "page": 9}
+    worker = await harness.worker(names=NAMES, limits=limits, backend=harness.handles[0])
+    await harness.add("p", name="page")
+    (page,) = await worker.take(1)
+    await harness.put(harness.job("m", after=1.0))
+    harness.clock.advance(2.0)
+    other = await asyncpg.connect(clean_postgres.url, statement_cache_size=0)
+    await other.execute("BEGIN")
+    await other.execute(f"{LOCK_LIMIT} WHERE name = 'mail' FOR NO KEY UPDATE")
+    want = worker.want(1, lanes=(Lane("default", "mail"),))
+    exchange = asyncio.create_task(worker.exchange(Completed(page.lease), want=want))
+
+    async def is_waiting() -> bool:
+        return bool(await other.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+    await wait_until(is_waiting, "the exchange waits for the limit")
+    free = await other.fetch(f"{LOCK_LIMIT} WHERE name = 'page' FOR NO KEY UPDATE SKIP LOCKED")
+    await other.execute("ROLLBACK")
+    await other.close()
+    assert ids((await exchange).deliveries) == ["m"]
+    assert len(free) == 1
+
+
+async def test_an_exchange_that_locks_first_locks_the_limits_of_promoted_jobs_too(
+    harness: Harness, clean_postgres: RunningPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its plan locks them after the turns of tenants."""
+    limits = {"mail": 9, "page": 9}
+    worker = await harness.worker(names=NAMES, limits=limits, backend=harness.handles[0])
+    assert await worker.take(1) == []
+    await harness.add("p", name="page")
+    await harness.put(harness.job("m", after=1.0))
+    harness.clock.advance(2.0)
+    free: list[Any] = []
+
+    async def find_free_limits() -> None:
+        other = await asyncpg.connect(clean_postgres.url, statement_cache_size=0)
+        free.extend(await other.fetch(f"{LOCK_LIMIT} FOR NO KEY UPDATE SKIP LOCKED"))
+        await other.close()
+
+    lock_next_exchange_first(harness.handles[0])
+    run_before_apply(harness.handles[0], find_free_limits, monkeypatch)
+    assert sorted(ids(await worker.take(2))) == ["m", "p"]
+    assert free == []
 
 
 async def test_a_plan_that_arrives_after_a_repeat_leases_nothing(

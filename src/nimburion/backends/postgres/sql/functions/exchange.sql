@@ -122,7 +122,7 @@ BEGIN
 
     -- Step 2: settle.
     IF has_limits THEN
-        PERFORM {schema}.lock_affected_limits_1(now, session.number, p_seqs, p_queues, p_names, true);
+        PERFORM {schema}.lock_affected_limits_1(now, session.number, p_seqs, p_queues, p_names, true, true);
     END IF;
     IF p_seqs IS NOT NULL THEN
         settled := {schema}.settle_all_1(now, session.number, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies, p_delays,
@@ -153,7 +153,6 @@ BEGIN
 
     -- Step 5: lease.
     IF has_limits AND first_dues <> '{}' THEN
-        PERFORM {schema}.lock_own_limits_1(p_names);
         most := LEAST(most, {schema}.count_available_1(now, p_names[1]));
     END IF;
     IF most > 0 AND first_dues <> '{}' THEN
@@ -339,7 +338,7 @@ BEGIN
     UPDATE {schema}.exchange_log e SET is_open = false WHERE e.session = p_session AND e.number = p_number AND e.is_open;
     PERFORM {schema}.lock_affected_limits_1(p_now, p_session, ARRAY(
         SELECT l.seq FROM {schema}.lease l WHERE l.session = p_session AND l.exchange_number = p_number
-    ), p_queues, p_names, false);
+    ), p_queues, p_names, false, false);
     PERFORM {schema}.lock_share_classes_1(p_queues, p_session, NULL);
     status.to_notify := {schema}.get_queues_of_lanes_1({schema}.release_excess_1(p_now, p_session, p_number, p_max_bytes));
     RETURN QUERY SELECT * FROM {schema}.repeat_exchange_1(p_session, p_number);

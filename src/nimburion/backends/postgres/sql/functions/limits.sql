@@ -17,14 +17,14 @@
 -- name: lock_affected_limits
 -- Lock the limits that an exchange changes before it plans.
 -- Inputs: the time; the session; the seqs that it settles; queues and names of the requested lanes; whether to lock the limits of
---   all these names that have jobs
+--   all these names that have jobs; whether also without jobs, because some may come before the lease
 -- Result: the job names whose limits are locked
 -- The locked limits are those of the settled jobs, and those whose parked jobs may return to a requested lane: by a settlement,
 --   because a rate allows one now, or after a change. And once a second those of requested lanes with jobs, to note the time.
 -- Locks: limits in the order of their names. The caller has locked the table, so no limit is added.
 -- Atomic: held until the transaction ends. A later statement then reads the latest state of the limits.
 CREATE OR REPLACE FUNCTION {schema}.lock_affected_limits_1(
-    p_now int8, p_session int4, p_seqs int8[], p_queues text[], p_names text[], p_all bool
+    p_now int8, p_session int4, p_seqs int8[], p_queues text[], p_names text[], p_all bool, p_also_empty bool
 ) RETURNS text[]
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -53,7 +53,7 @@ BEGIN
         SELECT a.name FROM {schema}.lane a WHERE a.id = ANY (held_lanes)
         UNION
         SELECT w.name FROM unnest(p_queues, p_names) AS w (queue, name)
-        WHERE (p_all OR w.name = ANY (noted_earlier)) AND (EXISTS (
+        WHERE (p_all OR w.name = ANY (noted_earlier)) AND (p_also_empty OR EXISTS (
             SELECT FROM {schema}.lane a WHERE a.queue = w.queue AND a.name = w.name AND a.tenant = ''
                 AND EXISTS (SELECT FROM {schema}.ready r WHERE r.lane = a.id OFFSET 0) OFFSET 0
         ) OR EXISTS (SELECT FROM {schema}.tenant_turn t WHERE t.queue = w.queue AND t.name = w.name OFFSET 0))

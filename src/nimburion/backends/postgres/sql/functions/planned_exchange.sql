@@ -62,7 +62,7 @@ BEGIN
     END IF;
     has_tenants := EXISTS (SELECT FROM {schema}.lane a WHERE a.id < 0);
     locked_names := {schema}.lock_affected_limits_1(
-        reply.now, session.number, p_seqs, p_queues, p_names, p_lock OR NOT has_tenants);
+        reply.now, session.number, p_seqs, p_queues, p_names, p_lock OR NOT has_tenants, p_lock);
     IF has_tenants THEN
         PERFORM {schema}.lock_share_classes_1(p_queues, session.number, p_seqs);
     END IF;
@@ -562,7 +562,7 @@ BEGIN
     IF p_lock THEN
         PERFORM {schema}.begin_exchange_1(p_session);
         PERFORM set_config('idle_in_transaction_session_timeout', '5s', true);
-        PERFORM {schema}.lock_affected_limits_1(now, NULL, NULL, p_queues, p_names, true);
+        PERFORM {schema}.lock_affected_limits_1(now, NULL, NULL, p_queues, p_names, true, true);
         PERFORM {schema}.lock_share_classes_1(p_queues, NULL, NULL);
     END IF;
     candidates := {schema}.read_candidates_1(
