@@ -67,7 +67,8 @@
 -- A repeated call applies nothing. It releases the jobs that no longer fit in `p_max_bytes`.
 -- The sizes of payloads are checked only if payloads were ever stored outside their rows (TOAST), or if `p_total` times
 -- 4 KB is more than `p_max_bytes`. A payload inside its row has 2 KB at most, unless it compresses well.
--- Locks: the advisory lock of the session; unique keys; then the rows of jobs. In a repeat also limits by name
+-- Locks: the advisory lock of the session; the own limits of the settled jobs and of the requested name, all before anything is
+-- settled; unique keys; then the rows of jobs. In a repeat the limits of its jobs, share classes of tenants, then the rows of jobs
 -- Atomic: one transaction with an asynchronous commit
 CREATE OR REPLACE FUNCTION {schema}.exchange_1(
     p_now int8, p_session text, p_number int8,

@@ -250,7 +250,7 @@ END $$;
 -- considered again.
 -- Inputs: the time; queues and names of the requested lanes
 -- Result: the time; NULL: no limit delays a job until a time that is known
--- Atomic: one read
+-- It reads in three statements. A change in between is found by the next exchange.
 CREATE OR REPLACE FUNCTION {schema}.find_next_opening_1(p_now int8, p_queues text[], p_names text[]) RETURNS int8
 LANGUAGE plpgsql AS $$
 BEGIN

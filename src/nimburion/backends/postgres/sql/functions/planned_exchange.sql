@@ -1,7 +1,8 @@
 -- The planned exchange: what `exchange_1` refuses because limits, tenants or changes of limits may restrict it.
 --
 -- 1. `begin_planned_exchange_1` settles and promotes. If one lane has jobs, and all their keys have room for all of them, it leases
---    them: nothing has to be decided. Else it reads candidates. It commits, so no lock is held while the plan is made.
+--    them: nothing has to be decided. Else it reads candidates. The call is a transaction of its own, so no lock is held while the
+--    plan is made.
 -- 2. `nimburion.backends.planning` decides which jobs are leased and parked. It runs in the worker.
 -- 3. `apply_plan_1` leases and parks what was planned. It first locks limits and share classes, and compares their state with
 --    what the plan has read. If anything differs, or a planned job is gone, it changes nothing and returns `conflict`.

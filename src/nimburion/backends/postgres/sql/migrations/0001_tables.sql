@@ -470,7 +470,9 @@ CREATE INDEX record_due ON {schema}.record (kind, due) WHERE due IS NOT NULL;
 
 -- The status of an exchange: what its reply contains besides the leased jobs.
 CREATE TYPE {schema}.exchange_status AS (
-    outcome text,                       -- ok, session_lost, out_of_order or restricted; of a plan also closed or conflict
+    outcome text,                       -- ok, session_lost or out_of_order; of `exchange_1` also restricted; of
+                                        -- `begin_planned_exchange_1` also repeated, plain or open; of `apply_plan_1` ok,
+                                        -- closed or conflict
     last_number int8,                   -- of out_of_order: the number of the last exchange
     now int8,                           -- the time of the exchange
     results text,                       -- one letter for each settlement: d done, a already settled, s stale
