@@ -49,6 +49,7 @@ def make_candidates(draw: st.DrawFn) -> tuple[Candidates, int]:
             group_size=1,
             shares=[shares, stored, means, unmeasured, units],
             classes=[("default", 4, minimum)],
+            version=7,
         ),
         total,
     )
@@ -65,3 +66,24 @@ def test_the_short_plan_is_the_plan(made: tuple[Candidates, int]) -> None:
     whole = Plan(NOW, candidates, request, make_sizes(request))
     assert short.seqs == whole.seqs
     assert short.encode()[:-1] == whole.encode()[:-1]  # but for the lanes that wait
+
+
+def test_the_first_turns_of_new_tenants_are_a_short_plan() -> None:
+    """No tenant has run a job yet, so each is charged as much as the others."""
+    lanes = [-4, -3, -2, -1]
+    shares = [4, 3, 2, 1]
+    candidates = Candidates(
+        open=[1],
+        changing=[],
+        turns=[[1] * 4, [4] * 4, [0] * 4, lanes, shares],
+        groups=[lanes, [NOW] * 4, [1, 2, 3, 4]],
+        group_size=1,
+        shares=[shares, [None] * 4, [0] * 4, [0] * 4, [100] * 4],
+        classes=[],
+    )
+    request = ReserveRequest(total=2, lanes=(LANE,), nonce=bytes(16))
+    short = plan_first_turns(candidates, request)
+    assert short is not None
+    assert short.seqs == [1, 2]
+    request = ReserveRequest(total=4, lanes=(LANE,), nonce=bytes(16))
+    assert plan_first_turns(candidates, request) is None
