@@ -16,6 +16,7 @@ from nimburion.core.errors import BackendUnavailable
 from nimburion.core.exchange import Lane
 from nimburion.core.job import JobOptions
 from nimburion.core.limits import LimitChange, LimitRule
+from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settlement import Completed
 from nimburion.testing import FakeClock
 from nimburion.testing.contract.harness import Harness, ids, list_uses
@@ -331,6 +332,26 @@ async def test_promoted_jobs_are_announced_if_the_plan_is_not_applied(
     with pytest.raises(asyncio.CancelledError):
         await exchange
     assert notified["other"] == 1
+
+
+async def test_a_reply_says_when_a_limit_opens_if_the_planned_jobs_are_gone(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = {"mail": {"customer": LimitRule(rate=RateLimit("1/min", 60_000_000, burst=1))}}
+    worker = await harness.worker(names=NAMES, keyed=once, backend=harness.handles[0])
+    await harness.enqueue(*make_jobs(harness, "a", "b"))
+    assert ids(await worker.take(9)) == ["a"]  # `b` is parked
+    await harness.add("c")
+    await harness.add("p", name="page")
+
+    async def cancel() -> None:
+        for job_id in "cp":
+            await harness.backend.producing.cancel(job_id)
+
+    run_before_apply(harness.handles[0], cancel, monkeypatch)
+    reply = await worker.exchange(want=worker.want(9))
+    assert reply.deliveries == []
+    assert reply.next_due == harness.clock.now() + 60.0
 
 
 @pytest.mark.timeout(60)

@@ -98,6 +98,8 @@ class PlannedExchange:
         """The requested lanes to which parked jobs still return."""
         self.begun: Any = None
         """The status row of the first statement."""
+        self._last_read: Any = None
+        """The row of the statement that has read candidates again; None: none has."""
         self._leased_rows: list[Any] | None = None
         """The rows of the statement that has leased jobs; None: nothing was leased."""
         self._plan: Plan | FirstTurns | None = None
@@ -165,7 +167,7 @@ class PlannedExchange:
     async def _read_again(self, fetch: Fetch, *, lock: bool) -> None:
         """Read candidates again."""
         request = self._request
-        (row,) = await fetch(
+        (self._last_read,) = await fetch(
             self._insert_schema(_READ_AGAIN),
             self._clock,
             self._session_id,
@@ -178,7 +180,7 @@ class PlannedExchange:
             self._is_locked,
             *self._marks[:2],
         )
-        self._note_candidates(row["now"], row["candidates"])
+        self._note_candidates(self._last_read["now"], self._last_read["candidates"])
 
     def _note_candidates(self, now: int, encoded: str | None) -> None:
         self._now = now
@@ -206,17 +208,15 @@ class PlannedExchange:
     def make_reply(self) -> Reply:
         """Return the reply of the exchange."""
         lanes = list(dict.fromkeys(self._request.lanes))
-        waiting = {*self._changing, *(self.begun["waiting"] or ())}
-        next_due = self.begun["next_due"]
+        rows = [self.begun] if self._last_read is None else [self.begun, self._last_read]
         deliveries: list[Delivery] = []
+        if self._leased_rows is not None:
+            rows.append(self._leased_rows[-1])
+            deliveries = decode_deliveries(self._leased_rows, rows[-1])
+        waiting = set(self._changing).union(*(row["waiting"] or () for row in rows))
+        dues = [row["next_due"] for row in rows if row["next_due"] is not None]
         if self._gave_up:
             waiting.update(range(1, len(lanes) + 1))
-        if self._leased_rows is not None:
-            status = self._leased_rows[-1]
-            waiting.update(status["waiting"] or ())
-            dues = (next_due, status["next_due"])
-            next_due = min((due for due in dues if due is not None), default=None)
-            deliveries = decode_deliveries(self._leased_rows, status)
         if self._plan is not None:
             places = {seq: place for place, seq in enumerate(self._plan.seqs)}
             deliveries.sort(key=lambda delivery: places[cast("int", delivery.lease.ref)])
@@ -224,7 +224,7 @@ class PlannedExchange:
             [RESULTS_BY_CODE[letter] for letter in self.begun["results"]],
             deliveries,
             [lanes[place - 1] for place in sorted(waiting)[:MAX_WAITING_LANES]],
-            to_optional_seconds(next_due),
+            to_optional_seconds(min(dues, default=None)),
             to_seconds(self.begun["now"]),
         )
 

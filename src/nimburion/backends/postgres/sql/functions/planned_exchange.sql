@@ -550,10 +550,12 @@ END $$;
 -- name: read_candidates_again
 -- Read the candidates of an open exchange again, because a plan needs more of them or has met a conflict.
 -- Inputs: as for `begin_planned_exchange_1`; whether to take the locks, or this transaction holds them already
--- Result: the time, and the candidates (NULL: no job can be leased)
+-- Result: the time, and the candidates. NULL: no job can be leased, and the others are as in the reply of `exchange_1`; `next_due` is
+--   only when a limit opens.
 CREATE OR REPLACE FUNCTION {schema}.read_candidates_again_1(
     p_now int8, p_session text, p_total int4, p_queues text[], p_names text[], p_max_bytes int8, p_sizes int4[],
-    p_lock bool, p_is_locked bool, p_low_water_lanes int4[], p_low_water_marks int8[], OUT now int8, OUT candidates text
+    p_lock bool, p_is_locked bool, p_low_water_lanes int4[], p_low_water_marks int8[],
+    OUT now int8, OUT candidates text, OUT waiting int4[], OUT next_due int8
 ) LANGUAGE plpgsql
 SET enable_seqscan TO off SET enable_bitmapscan TO off SET enable_hashjoin TO off
 SET enable_mergejoin TO off SET enable_material TO off SET enable_memoize TO off SET jit TO off
@@ -568,6 +570,10 @@ BEGIN
     END IF;
     candidates := {schema}.read_candidates_1(
         now, p_total, p_queues, p_names, p_max_bytes, p_sizes, p_lock OR p_is_locked, p_low_water_lanes, p_low_water_marks);
+    IF candidates IS NULL THEN
+        waiting := {schema}.find_waiting_lanes_1(now, p_queues, p_names, p_low_water_lanes, p_low_water_marks);
+        next_due := {schema}.find_next_opening_1(now, p_queues, p_names);
+    END IF;
 END $$;
 
 -- name: apply_plan
