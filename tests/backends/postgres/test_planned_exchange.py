@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from nimburion.backends.postgres import PostgresBackend
 from nimburion.backends.postgres.connection.pool import PostgresConnection
 from nimburion.core.errors import BackendUnavailable
-from nimburion.core.exchange import Lane
+from nimburion.core.exchange import Lane, QueueOptions
 from nimburion.core.job import JobOptions
 from nimburion.core.limits import LimitChange, LimitRule
 from nimburion.core.rate_limits import RateLimit
@@ -352,6 +353,28 @@ async def test_a_reply_says_when_a_limit_opens_if_the_planned_jobs_are_gone(
     reply = await worker.exchange(want=worker.want(9))
     assert reply.deliveries == []
     assert reply.next_due == harness.clock.now() + 60.0
+
+
+async def test_only_the_limits_of_requested_queues_need_a_plan(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exchange that has such a limit is planned, and the next one without it is not."""
+    worker = await harness.worker(queues=("one", "two"), backend=harness.handles[0])
+    connection = get_exchange_connection(harness.handles[0])
+    original: Any = connection._fetch
+    called: list[str] = []
+
+    async def fetch(opened: Any, statement: str, arguments: Sequence[Any]) -> Any:
+        called.extend(re.findall(r"\b(?:begin_planned_)?exchange_1\b", statement))
+        return await original(opened, statement, arguments)
+
+    monkeypatch.setattr(connection, "_fetch", fetch)
+    capped, other = QueueOptions(limit=1), worker.lanes[:1]
+    await worker.take(2, queues={"one": capped})
+    await worker.take(2, queues={"two": capped}, lanes=other)
+    await worker.take(2, queues={"one": capped, "two": capped}, lanes=other)
+    await worker.take(2)
+    assert called == ["begin_planned_exchange_1", *["exchange_1"] * 3]
 
 
 @pytest.mark.timeout(60)

@@ -155,7 +155,9 @@ class PostgresConnections:
         self.low_water_marks: LowWaterMarks = LowWaterMarks(time.monotonic)
         self.pooled: bool = False
         self._is_restricted = False
-        """Whether limits or tenants restricted the last exchange. Then the next one is planned."""
+        """Whether limits or tenants restrict exchanges, as the server said last. Then they are
+        planned. If only the jobs of a queue in a reply are limited, the server does not say it.
+        """
         self._planner: ExchangePlanner | None = None
         self._statements: dict[str, str] = {}
 
@@ -261,7 +263,8 @@ class PostgresConnections:
             self.notifications.notify(Counter(exchange.list_queues_to_notify([])))
             raise
         begun = exchange.begun
-        self._is_restricted = begun["outcome"] != "plain"
+        if begun["outcome"] == "plain":
+            self._is_restricted = False
         if begun["outcome"] in {"plain", "repeated"}:
             return None
         if begun["outcome"] not in {"ok", "open"}:

@@ -202,16 +202,18 @@ def is_capped(request: ReserveRequest) -> bool:
 
 
 def apply_cap(request: ReserveRequest) -> ReserveRequest:
-    """Return a request without the limit of a queue, if no other queue is requested."""
-    queues = list({lane.queue for lane in request.lanes})
-    options = request.queues.get(queues[0]) if len(queues) == 1 else None
-    if options is None or not options.limit:  # a total of 0 would request no jobs
-        return request
-    return msgspec.structs.replace(
-        request,
-        total=min(request.total, options.limit),
-        queues={queues[0]: msgspec.structs.replace(options, limit=None)},
-    )
+    """Return a request with the limits of requested queues only; if that is a single queue, with a
+    smaller total in place of its limit.
+    """
+    names = {lane.queue for lane in request.lanes}
+    queues = {name: options for name, options in request.queues.items() if name in names}
+    total = request.total
+    if len(names) == 1:
+        for name, options in queues.items():
+            if options.limit:  # a total of 0 would request no jobs
+                total = min(total, options.limit)
+                queues[name] = msgspec.structs.replace(options, limit=None)
+    return msgspec.structs.replace(request, total=total, queues=queues)
 
 
 def make_refusal(status: Any, session_id: str, number: int) -> BackendError:  # noqa: ANN401 - a row
