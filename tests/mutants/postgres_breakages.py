@@ -175,9 +175,18 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: cap ignored",
         "backends/postgres/exchange.py",
-        "total=min(request.total, options.limit),",
-        "total=request.total,",
+        "total = min(total, options.limit)",
+        "total = request.total",
         (f"{POSTGRES}test_a_queue_cap_spans_the_lanes_of_the_queue",),
+    ),
+    Mutant(
+        "PostgreSQL: a plan with locks reads the jobs that a caller holds",
+        "backends/postgres/sql/functions/planned_exchange.sql",
+        "ORDER BY r.due, r.seq LIMIT p_sizes[1] FOR UPDATE SKIP LOCKED",
+        "ORDER BY r.due, r.seq LIMIT p_sizes[1]",
+        (
+            "tests/backends/postgres/test_planned_exchange.py::test_jobs_behind_those_that_a_caller_holds_are_leased",
+        ),
     ),
     Mutant(
         "PostgreSQL: ageing ignored",
