@@ -75,7 +75,7 @@ class TestEmptyDatabase:
         name = f"{clean_postgres.database}_app_{secrets.token_hex(4)}"
         clean_postgres.ask(f'CREATE DATABASE "{name}"')
         yield clean_postgres.url.replace(f"/{clean_postgres.database}", f"/{name}")
-        clean_postgres.ask(f'DROP DATABASE "{name}"')
+        clean_postgres.ask(f'DROP DATABASE "{name}" WITH (FORCE)')
 
     @pytest.mark.parametrize("kind", POSTGRES, ids=lambda kind: kind.__name__)
     async def test_the_check_of_the_database_leaves_the_transaction_usable(
