@@ -61,6 +61,7 @@ async def test_a_wait_on_an_event_loop_that_was_closed_fails_no_enqueue() -> Non
     await backend.producing.enqueue([NewJob("a", "mail", "default", b"{}")])
     async with asyncio.timeout(DEADLINE):
         await waiting
+    assert not shared.waiters
 
 
 async def test_what_an_exchange_has_seen_ends_no_wait() -> None:
