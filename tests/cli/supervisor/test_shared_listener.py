@@ -349,17 +349,19 @@ async def test_a_listener_that_does_not_end_is_left_behind(
 ) -> None:
     """A worker has to stop in time: its handlers were given time too."""
     monkeypatch.setattr(shared_listener, "_CLOSE_TIMEOUT", 0.05)
-    may_end = threading.Event()
+    may_end, has_ended = threading.Event(), threading.Event()
 
     class StuckListener(FakeListener):
         async def close(self) -> None:
             may_end.wait()
+            has_ended.set()
 
     shared = SharedListener(cast("SupervisorChannel", SilentChannel()))
     shared.attach(lambda _, __: StuckListener(), lambda _: None, lambda _, __: None).listen(["own"])
     shared.handle(ListenRequest(["other"]))
     async with asyncio.timeout(DEADLINE):
         await shared.close()
+    assert not has_ended.is_set()
     may_end.set()
 
 
