@@ -196,7 +196,7 @@ def test_what_is_refused_points_at_the_field(text: str, problem: str) -> None:
 
 @pytest.mark.parametrize("wrong", [None, 5, b"* * * * *"])
 def test_what_is_no_text_is_refused(wrong: object) -> None:
-    with pytest.raises(DefinitionError, match="a text like"):
+    with pytest.raises(DefinitionError, match="a schedule takes a cron expression"):
         parse_trigger(wrong, UTC_ZONE)  # type: ignore[arg-type]
 
 
