@@ -12,7 +12,9 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Awaitable, Callable
+from multiprocessing.connection import wait
 from typing import Any
 
 from nimburion.jobs import Context, Processor
@@ -161,23 +163,32 @@ def _thread_child_returns() -> int | None:
     return _fork()
 
 
+_STARTING = threading.Lock()
+"""Held while a process starts or its exit code is read: a start also reaps the processes of other
+threads, whose exit code is unknown to these for a moment."""
+
+
 def _process(method: str) -> int | None:
     """Start a process, end it at once."""
     context: Any = multiprocessing.get_context(method)
     process = context.Process(target=signal.pause)
-    process.start()
+    with _STARTING:
+        process.start()
     process.terminate()
-    process.join(DEADLINE / 2)
-    if process.is_alive():
-        process.kill()
-        process.join()
-    code: int | None = process.exitcode
+    wait([process.sentinel], DEADLINE / 2)
+    with _STARTING:
+        if process.is_alive():
+            process.kill()
+            process.join()
+        code: int | None = process.exitcode
     return code
 
 
 def _pool(method: str) -> int:
     """Use a pool and leave it, which ends its processes by SIGTERM."""
-    with multiprocessing.get_context(method).Pool(1) as pool:
+    with _STARTING:
+        started = multiprocessing.get_context(method).Pool(1)
+    with started as pool:
         assert pool.map(abs, [-1, -2]) == [1, 2]
     return 0
 
