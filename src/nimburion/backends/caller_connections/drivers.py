@@ -33,8 +33,7 @@ class DbApiAdapter:
 
         Otherwise the driver begins one with the first statement.
         """
-        if commits_each_statement(self._connection):
-            await self.caller.run(lambda: self._connection.execute(choose_begin(self._connection)))
+        await self.caller.run(self._begin)
 
     async def commit(self) -> None:
         """Commit the transaction, also if the driver leaves that to SQL."""
@@ -43,6 +42,10 @@ class DbApiAdapter:
     async def rollback(self) -> None:
         """Roll back the transaction."""
         await self.caller.run(self._connection.rollback)
+
+    def _begin(self) -> None:
+        if commits_each_statement(self._connection):
+            self._connection.execute(choose_begin(self._connection))
 
     def _execute(self, statement: str, arguments: Sequence[object]) -> Rows:
         if commits_each_statement(self._connection):

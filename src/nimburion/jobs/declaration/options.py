@@ -174,7 +174,7 @@ def set_options(before: ParsedOptions, options: Mapping[str, Any]) -> ParsedOpti
     names = {*_RECORD_OPTIONS.intersection(given)}
     if is_same_key and parsed.only_on_duplicate:
         names.remove("unique_key")
-        if unique.on_duplicate is not None:
+        if unique is not None and unique.on_duplicate is not None:
             names.add("on_duplicate")
     elif "unique_key" in names:
         names.update(_UNIQUENESS)
