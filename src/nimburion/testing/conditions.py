@@ -35,8 +35,10 @@ class Condition:
     def __init__(self, where: Client | Backend, what: object, fields: Mapping[str, object]) -> None:
         self._registry: Registry | None = getattr(where, "registry", None)
         self._is_name = isinstance(what, str)
-        self.fields = fields
-        self.name, self.arguments, declared = _describe(what, self._registry)
+        name, arguments, declared = _describe(what, self._registry)
+        self.name: str = name
+        self.arguments: Mapping[str, object] = arguments
+        self.fields: Mapping[str, object] = fields
         self._is_batch = declared is not None and declared.policy.batch is not None
         self._accepted: dict[str, tuple[object, ...]] = {
             field: (value, *self._encode_value(declared, field, value))
