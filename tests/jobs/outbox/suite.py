@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.core.errors import JobNotFound, UnusableConnection
 from nimburion.jobs import Context, Job, Processor
 from nimburion.jobs.outbox.outbox import Outbox
@@ -24,6 +27,13 @@ class OutboxSuite:
 
     `processor` has the outbox, and its backend is in another database than `application`.
     """
+
+    @pytest.fixture
+    async def processor(self, tmp_path: Path, outbox: Outbox) -> AsyncIterator[Processor]:
+        made = Processor(SQLiteBackend(tmp_path / "jobs.db"), outbox=outbox)
+        made.register(Greet)
+        async with made:
+            yield made
 
     async def test_the_job_runs_after_the_commit(
         self, application: Application, processor: Processor, accounts: Any

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nimburion.backends.postgres import PostgresBackend
-from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.jobs import Processor
 from nimburion.jobs.outbox.outbox import Outbox
 from tests.backends.caller_connections.applications import Application
@@ -44,13 +42,6 @@ class TestPostgres(OutboxSuite):
         made = Outbox(where, interval=0.05)
         await made.create_table()
         return made
-
-    @pytest.fixture
-    async def processor(self, tmp_path: Path, outbox: Outbox) -> AsyncIterator[Processor]:
-        made = Processor(SQLiteBackend(tmp_path / "jobs.db"), outbox=outbox)
-        made.register(Greet)
-        async with made:
-            yield made
 
     @pytest.fixture
     async def sharing(self, where: str, outbox: Outbox) -> AsyncIterator[Processor]:

@@ -14,7 +14,7 @@ from nimburion.jobs import Processor
 from nimburion.jobs.outbox.outbox import Outbox
 from tests.backends.caller_connections.applications import Application
 from tests.backends.caller_connections.sqlite_drivers import SQLITE, count_accounts, create_table
-from tests.jobs.outbox.suite import Greet, OutboxSuite
+from tests.jobs.outbox.suite import OutboxSuite
 
 
 class TestSQLite(OutboxSuite):
@@ -33,13 +33,6 @@ class TestSQLite(OutboxSuite):
         made = Outbox(f"sqlite:///{where}", interval=0.05)
         await made.create_table()
         return made
-
-    @pytest.fixture
-    async def processor(self, tmp_path: Path, outbox: Outbox) -> AsyncIterator[Processor]:
-        made = Processor(SQLiteBackend(tmp_path / "jobs.db"), outbox=outbox)
-        made.register(Greet)
-        async with made:
-            yield made
 
     @pytest.fixture
     async def sharing(self, where: str, outbox: Outbox) -> AsyncIterator[Processor]:

@@ -42,8 +42,8 @@ _LOCKED_EXCHANGES = 32
 or tenants at the same time.
 """
 _MOST_CONFLICTS = 5
-"""After so many conflicts of an exchange that holds the locks, it leases nothing. Only what they do
-not cover makes a conflict, such as a queue that is paused.
+"""An exchange that holds the locks leases nothing after this number of conflicts. They are then
+due to what the locks do not cover, such as a queue that is paused.
 """
 
 
@@ -131,7 +131,7 @@ class PlannedExchange:
         self._note_candidates(self.begun["now"], self.begun["options"])
 
     async def lease(self, fetch: Fetch, *, conflicts: int) -> bool:
-        """Make plans until one applies. Return False after so many conflicts."""
+        """Make plans until one applies. Return False after `conflicts` plans that did not."""
         while (plan := await self._make_plan(fetch)) is not None:
             status = await self._apply(fetch, plan)
             if status["outcome"] != "conflict":
