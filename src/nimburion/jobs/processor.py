@@ -758,12 +758,7 @@ class Processor(Client):
         """Return a worker of this processor, not started."""
         from nimburion.jobs.worker.worker import Worker
 
-        worker_class = Worker
-        if self.registry.batch_sizes:
-            from nimburion.jobs.worker.batch_worker import BatchWorker
-
-            worker_class = BatchWorker
-        return worker_class(
+        return Worker(
             self.backend,
             self.registry,
             self.settings,

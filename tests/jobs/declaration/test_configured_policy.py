@@ -49,7 +49,7 @@ def test_the_settings_win_over_the_declaration() -> None:
             KeyedLimitSettings(name="smtp", rate="5/s", burst=4),
         ),
     ).registry
-    assert registry.batch_sizes == {"digest": 50}
+    assert [each.policy.batch for each in registry.batch_handlers] == [50]
     assert registry.limits == {
         "send": {"job:send": LimitRule(5, parse_rate("100/min", None, cost=2))},
         "sync": {

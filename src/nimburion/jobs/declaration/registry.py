@@ -199,13 +199,9 @@ class Registry:
         )
 
     @property
-    def batch_sizes(self) -> dict[str, int]:
-        """The most jobs of one call by job name, for the names with a batch handler."""
-        return {
-            handler.name: handler.policy.batch
-            for handler in self._handlers.values()
-            if handler.policy.batch is not None
-        }
+    def batch_handlers(self) -> list[Handler]:
+        """The handlers that one call gives several jobs."""
+        return [handler for handler in self._handlers.values() if handler.policy.batch is not None]
 
     @property
     def limits(self) -> dict[str, dict[str, LimitRule]]:

@@ -30,6 +30,7 @@ from nimburion.jobs.worker.attempt.attempt_runner import (
     MakeAttemptRunner,
     raise_keyboard_interrupt,
 )
+from nimburion.jobs.worker.attempt.batch_run import BatchRun
 from nimburion.jobs.worker.attempt.threads import HandlerThreads
 from nimburion.jobs.worker.exchange.fetcher import MAX_EMPTY_REPLIES
 from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
@@ -224,10 +225,14 @@ class InlineRunner:
     async def _run_and_settle(self, attempts: Sequence[Attempt]) -> None:
         threads = HandlerThreads(1, asyncio.get_running_loop())
         runner = self._make_attempt_runner(threads, self._note_report, self._state)
-        runner.start_batches_at_once()
         ended: dict[Attempt, Settlement | None] = {
             attempt: Released(attempt.delivery.lease) for attempt in attempts
         }
+
+        if len(attempts) > 1:
+            batch_run = BatchRun(len(attempts))
+            for attempt in attempts:
+                attempt.batch_run = batch_run
 
         async def perform(attempt: Attempt) -> None:
             attempt.started = self._clock.monotonic()
@@ -235,6 +240,9 @@ class InlineRunner:
                 ended[attempt] = await runner.perform(attempt)
             except BaseException as error:  # noqa: BLE001 - the attempt counts after any error
                 ended[attempt] = await runner.settle_after_error(attempt, error)
+            finally:
+                if attempt.batch_run is not None:
+                    attempt.batch_run.leave(attempt)
 
         # Separate tasks, so that later `enqueue` calls of the caller do not see the context of a
         # handler.

@@ -44,9 +44,11 @@ from nimburion.jobs.worker.attempt.attempt_runner import (
     AttemptRunner,
     raise_keyboard_interrupt,
 )
+from nimburion.jobs.worker.attempt.batch_run import BatchRun
 from nimburion.jobs.worker.attempt.forking import end_forked
 from nimburion.jobs.worker.attempt.unresponsive_handlers import UnresponsiveHandlers
 from nimburion.jobs.worker.connectivity import BackendConnectivity
+from nimburion.jobs.worker.exchange.batches import Batches
 from nimburion.jobs.worker.exchange.exchange_size import ExchangeSize
 from nimburion.jobs.worker.exchange.fetcher import Fetcher
 from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
@@ -74,12 +76,7 @@ if sys.version_info >= (3, 12):
 
 
 class Worker:
-    """A worker that runs jobs in this process until it is stopped. Use each instance once.
-
-    `BatchWorker` in batch_worker.py also serves batch handlers.
-    """
-
-    _fetcher_class: type[Fetcher] = Fetcher
+    """A worker that runs jobs in this process until it is stopped. Use each instance once."""
 
     def __init__(
         self,
@@ -112,9 +109,15 @@ class Worker:
         self.failure: BaseException | None = None
         """The latest error inside the engine; None once an exchange succeeds again."""
         self.lanes: LaneSelector = LaneSelector(registry, settings, entropy)
-        self._slots = slots = self._make_slots(
-            Prefetch(settings.concurrency, remote=backend.capabilities.out_of_process)
+        self._slots = slots = Slots(
+            settings.concurrency,
+            Prefetch(settings.concurrency, remote=backend.capabilities.out_of_process),
         )
+        self._batches: Batches | None = None
+        if registry.batch_handlers:
+            self._batches = Batches(
+                registry.batch_handlers, slots, self._loop, on_ready=self._start_jobs
+            )
         self.vitals: VitalsReader = VitalsReader(
             settings.concurrency, lambda: slots.occupied_count, settings.code_version
         )
@@ -128,13 +131,14 @@ class Worker:
         """The nonce of the exchange in flight, if its reply may contain deliveries; else empty."""
         self.session: WorkerSession = self._make_session()
         """The current session. It is not open before `start`."""
-        self.fetcher: Fetcher = self._fetcher_class(
+        self.fetcher: Fetcher = Fetcher(
             backend,
             clock,
             self._loop,
             slots,
             self.session.completer,
             lanes=self.lanes,
+            batches=self._batches,
             waits_for_jobs=not stop_conditions.until_empty,
             session_ttl=settings.session_ttl,
         )
@@ -154,9 +158,6 @@ class Worker:
         self._leaves_jobs = False
         """Whether the session still holds jobs of handlers that an abort has interrupted."""
         self._attempt_runner: AttemptRunner
-
-    def _make_slots(self, prefetch: Prefetch) -> Slots:
-        return Slots(self._settings.concurrency, prefetch)
 
     # Start and stop
 
@@ -477,6 +478,8 @@ class Worker:
         slots, completer = self._slots, self.session.completer
         held, running = slots.prefetched, slots.running
         try:
+            if self._batches is not None:
+                self._start_batches(self._batches)
             while (
                 held
                 and len(running) + self._ended_in_first_step < slots.max_running
@@ -487,7 +490,7 @@ class Worker:
                 except IndexError:  # the watchdog has taken it
                     break
                 self._start_job(delivery)
-            if slots.suspects and not running and not held and completer.all_stored:
+            if slots.suspects and slots.hold_only_suspects and completer.all_stored:
                 suspect = take(slots.suspects)
                 if suspect is not None:
                     # From here on its lease is the only lease of this session. If the suspect kills
@@ -499,6 +502,35 @@ class Worker:
         if held and not self._prefetch_watchdog.is_watching:
             self._prefetch_watchdog.watch()
 
+    def _start_batches(self, batches: Batches) -> None:
+        """Start batches that are ready while slots are free. They take turns with other jobs."""
+        slots, completer = self._slots, self.session.completer
+        while (
+            batches.are_ready
+            and slots.count_free_slots() > 0
+            and not (slots.runs_suspect or completer.is_full)
+        ):
+            if batches.are_next or (delivery := take(slots.prefetched)) is None:
+                batches.are_next = False
+                self._start_batch(batches.take_ready())
+            else:
+                batches.are_next = True
+                self._start_job(delivery)
+
+    def _start_batch(self, deliveries: Sequence[Delivery]) -> None:
+        """Start jobs that share one call of their handler, and one slot."""
+        if deliveries:  # else the watchdog has taken them
+            batch_run = BatchRun(len(deliveries), self._end_batch)
+            self._slots.max_running += len(deliveries) - 1
+            for delivery in deliveries:
+                self._start_job(delivery, batch_run)
+
+    def _end_batch(self) -> None:
+        """Free the slot of a batch."""
+        self._slots.max_running += 1
+        self._start_jobs()
+        self.fetcher.note_result()
+
     def _note_end_in_first_step(self) -> None:
         if not self._ended_in_first_step:
             self._loop.call_soon(self._start_further_jobs)
@@ -509,16 +541,15 @@ class Worker:
         self._ended_in_first_step = 0
         self._start_jobs()
 
-    def _start_job(
-        self, delivery: Delivery, make_attempt: Callable[[Delivery, str], Attempt] = Attempt
-    ) -> None:
+    def _start_job(self, delivery: Delivery, batch_run: BatchRun | None = None) -> None:
         """Start a job."""
         slots = self._slots
         if slots.remaining is not None:
             slots.remaining -= 1
-        attempt = make_attempt(delivery, self.session.id)
-        if attempt.takes_slot:
-            self._prefetch_watchdog.started_count += 1
+        attempt = Attempt(delivery, self.session.id)
+        if batch_run is not None:
+            attempt.batch_run = batch_run
+        self._prefetch_watchdog.started_count += 1
         slots.running.add(attempt)
         slots.not_begun.add(attempt)
         task = _create_task(
@@ -563,7 +594,7 @@ class Worker:
         finally:
             prefetch = slots.prefetch
             seconds = (attempt.ended or self._monotonic()) - started
-            if attempt.takes_slot:
+            if attempt.batch_run is None:
                 prefetch.learn(seconds)
             if self.lanes.counts_jobs:
                 self.lanes.note_run(attempt.delivery, seconds)
@@ -611,10 +642,13 @@ class Worker:
         attempt.context = attempt.call = attempt.timeout = attempt.task = None
         if self.lanes.counts_jobs:
             self.lanes.free_slot(attempt.delivery)
+        if attempt.batch_run is not None:
+            slots.max_running -= 1
+            attempt.batch_run.leave(attempt)
         if not slots.running:
             slots.runs_suspect = False
             self._idle.set()
-        if slots.prefetched or slots.suspects:
+        if slots.prefetched or slots.suspects or self._batches is not None:
             self._start_jobs()
         if self._is_finishing:
             self._check_finished()

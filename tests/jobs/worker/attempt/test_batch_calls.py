@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from nimburion.core.errors import Cancel
 from nimburion.core.job import State
 from nimburion.core.settings import QueueSettings
-from nimburion.jobs import Batch, Processor
+from nimburion.jobs import Batch, Context, Processor
 from tests.waiting import DEADLINE, wait_until
 
 LONG_FOR_PREFETCH = 0.025
@@ -220,3 +222,72 @@ async def test_the_limits_of_queues_and_names_hold_for_each_job() -> None:
         await processor.enqueue_many([limited.job(n) for n in range(8)])
         await processor.run(signals=False, until_empty=True)
     assert sizes == {"capped": [3, 3], "limited": [4, 4]}
+
+
+async def test_a_job_whose_middleware_waits_for_another_gets_a_call_of_its_own() -> None:
+    processor = Processor("memory://", concurrency=1)
+    one_at_a_time = asyncio.Lock()
+    sizes: list[int] = []
+
+    async def wait_for_others(ctx: Context, call_next: Any) -> Any:
+        async with one_at_a_time:
+            return await call_next(ctx)
+
+    @processor.job(batch=10)
+    async def add(numbers: list[int]) -> None:
+        sizes.append(len(numbers))
+
+    processor.use(wait_for_others)
+    async with asyncio.timeout(DEADLINE), processor:
+        await processor.enqueue_many([add.job(n) for n in range(3)])
+        await processor.run(signals=False, until_empty=True)
+        assert (await processor.backend.reads.count_jobs())[State.COMPLETED] == 3
+    assert sizes == [1, 1, 1]
+
+
+async def test_a_job_that_its_middleware_ends_delays_no_call() -> None:
+    processor = Processor("memory://", concurrency=1)
+    called: list[list[int]] = []
+
+    async def refuse_two(ctx: Context, call_next: Any) -> Any:
+        if b"2" in ctx.payload:
+            raise Cancel("not two")
+        return await call_next(ctx)
+
+    @processor.job(batch=3)
+    async def add(numbers: list[int]) -> None:
+        called.append(numbers)
+
+    processor.use(refuse_two)
+    async with asyncio.timeout(DEADLINE), processor:
+        await processor.enqueue_many([add.job(n) for n in range(3)])
+        await processor.run(signals=False, until_empty=True)
+        counts = await processor.backend.reads.count_jobs()
+    assert (counts[State.COMPLETED], counts[State.CANCELLED]) == (2, 1)
+    assert called == [[0, 1]]
+
+
+async def test_middleware_of_a_job_does_not_run_before_its_batch_starts() -> None:
+    processor = Processor("memory://", concurrency=1)
+    started: list[int] = []
+
+    async def note_start(ctx: Context, call_next: Any) -> Any:
+        started.append(ctx.attempt)
+        return await call_next(ctx)
+
+    @processor.job(batch=Batch(2, wait=60))
+    async def add(numbers: list[int]) -> None: ...
+
+    async def waits() -> bool:
+        return (await processor.backend.reads.count_jobs())[State.PROCESSING] == 1
+
+    processor.use(note_start)
+    async with asyncio.timeout(DEADLINE), processor:
+        first = await add.enqueue(1)
+        await processor.start()
+        await wait_until(waits, "the job waits for its batch")
+        assert not started
+        await add.enqueue(2)
+        await processor.wait(first)
+        assert started == [1, 1]
+        await processor.stop()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from nimburion.core.metrics.job_counters import LaneCounters
 from nimburion.jobs.declaration.attempt_record import AttemptRecord
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.worker.attempt.threads import ThreadCall
+
+if TYPE_CHECKING:
+    from nimburion.jobs.worker.attempt.batch_run import BatchRun
 
 
 class AttemptTimeout(NamedTuple):
@@ -35,8 +38,8 @@ class Interruption(enum.Enum):
 class Attempt(AttemptRecord):
     """One attempt at one job, with the state that the worker and its watchdog need."""
 
-    takes_slot: bool = True
-    """Whether it takes a slot of the worker. The job of a batch does not: its call does."""
+    batch_run: BatchRun | None = None
+    """The attempts that share one call of a batch handler, and one slot; None for other jobs."""
     settled: bool = False
     """Whether the settlement was handed to the completer or stored by a transaction of a hook, or
     the lease was released."""

@@ -48,7 +48,6 @@ from nimburion.jobs.declaration.middleware import Middleware
 from nimburion.jobs.declaration.registry import Handler, Registry
 from nimburion.jobs.worker.attempt import outcome as outcomes
 from nimburion.jobs.worker.attempt.attempt import Attempt, AttemptTimeout, Interruption
-from nimburion.jobs.worker.attempt.batch_calls import BatchCalls
 from nimburion.jobs.worker.attempt.failure_hook_runner import FailureHookRunner
 from nimburion.jobs.worker.attempt.forking import ForkGuard
 from nimburion.jobs.worker.attempt.handler_chains import HandlerChains, HandlerCoroutine
@@ -122,7 +121,6 @@ class AttemptRunner:
             threads=threads,
             guard=guard,
             process_calls=process_calls,
-            clock=clock,
         )
         self._clock = clock
         self._monotonic = clock.monotonic
@@ -136,14 +134,6 @@ class AttemptRunner:
         self.is_worker_aborted: Callable[[], bool] = lambda: False
         """Returns whether code in this process ends the worker: what it interrupts is lost."""
         self._host = socket.gethostname()
-
-    def start_batches_at_once(self) -> None:
-        """Let batch handlers take what is there, in place of waiting `batch_wait` for more jobs."""
-        self._chains.waits_for_batches = False
-
-    def use_batch_calls(self, calls: BatchCalls) -> None:
-        """Let the calls of batch handlers take the slots of a worker. Call before the first job."""
-        self._chains.batch_calls = calls
 
     async def perform(self, attempt: Attempt) -> Settlement | None:
         """Run the handler and return its settlement; None if the lease is lost."""

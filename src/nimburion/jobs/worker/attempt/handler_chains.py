@@ -10,7 +10,6 @@ from functools import partial
 from typing import NamedTuple, cast
 
 from nimburion.core.metrics.job_counters import LaneCounters
-from nimburion.core.timing.clock import Clock
 from nimburion.jobs.declaration.context import Context, get_record
 from nimburion.jobs.declaration.handler_hooks import (
     HandlerCall,
@@ -21,8 +20,7 @@ from nimburion.jobs.declaration.handler_hooks import (
 from nimburion.jobs.declaration.middleware import Middleware, compose
 from nimburion.jobs.declaration.registry import Handler, Registry
 from nimburion.jobs.worker.attempt.attempt import Attempt
-from nimburion.jobs.worker.attempt.batch_calls import BatchCalls
-from nimburion.jobs.worker.attempt.batches import BatchCollector
+from nimburion.jobs.worker.attempt.batch_run import BatchHandler
 from nimburion.jobs.worker.attempt.forking import ForkGuard
 from nimburion.jobs.worker.attempt.process_calls import NotRunInChild, ProcessCalls
 from nimburion.jobs.worker.attempt.threads import HandlerThreads
@@ -54,7 +52,6 @@ class HandlerChains:
         threads: HandlerThreads,
         guard: ForkGuard,
         process_calls: ProcessCalls | None,
-        clock: Clock,
     ) -> None:
         self._registry = registry
         self._middlewares = tuple(middlewares)
@@ -62,11 +59,6 @@ class HandlerChains:
         self._threads = threads
         self._guard = guard
         self._process_calls = process_calls
-        self._clock = clock
-        self.waits_for_batches: bool = True
-        """Whether batch handlers wait for more jobs before they are called."""
-        self.batch_calls: BatchCalls | None = None
-        """The batches of the worker whose slots the calls take; None: they take no slots."""
         self.known: dict[str, HandlerChain] = {}
         """The chains that `find` has made."""
 
@@ -88,8 +80,6 @@ class HandlerChains:
         If the handler cannot run in a child, it runs where its policy says.
         """
         handler, calls = chain.handler, self._process_calls
-        if handler.policy.batch is not None and calls is None:
-            return chain._replace(run=self._add_middleware(self._make_call(handler, alone=True)))
         if calls is None or handler.policy.execution == "process":
             return chain
         call_in_child = self._make_process_call(handler, calls)
@@ -105,29 +95,30 @@ class HandlerChains:
                     error,
                 )
                 cast("Attempt", get_record(context)).start_timeout()
-                return await self._make_call(handler, alone=True)(context)
+                return await self._make_call(handler)(context)
 
         return chain._replace(run=self._add_middleware(call))
 
-    def _make_call(self, handler: Handler, *, alone: bool = False) -> HandlerCoroutine:
-        """Return a function that runs a handler where its policy says.
-
-        Args:
-            alone: whether each job of a batch handler has a call, and a slot, of its own.
-        """
+    def _make_call(self, handler: Handler) -> HandlerCoroutine:
+        """Return a function that runs a handler where its policy says."""
         if handler.policy.execution == "process" and self._process_calls is not None:
             return self._make_process_call(handler, self._process_calls)
-        if handler.policy.batch is not None:
-            return BatchCollector(
-                handler,
-                partial(surround_call, handler, self._hooks, self._guard),
-                self._threads,
-                self._clock,
-                waits=self.waits_for_batches and not alone,
-                calls=None if alone else self.batch_calls,
-            ).run
         call = make_handler_call(handler, self._hooks, self._guard)
-        return call if handler.is_async else self._make_thread_call(call)
+        run = call if handler.is_async else self._make_thread_call(call)
+        return run if handler.policy.batch is None else self._make_batch_call(handler, run)
+
+    def _make_batch_call(self, handler: Handler, run_alone: HandlerCoroutine) -> HandlerCoroutine:
+        """Return a function that joins the call of a batch. A job without a batch runs alone."""
+        surround = partial(surround_call, handler, self._hooks, self._guard)
+        batch_handler = BatchHandler(handler, surround, self._threads)
+
+        async def join_call(context: Context) -> object:
+            batch_run = cast("Attempt", get_record(context)).batch_run
+            if batch_run is None:
+                return await run_alone(context)
+            return await batch_run.run(batch_handler, context)
+
+        return join_call
 
     def _make_process_call(self, handler: Handler, calls: ProcessCalls) -> HandlerCoroutine:
         async def call_in_child(context: Context) -> object:

@@ -1,8 +1,7 @@
 """Decides whether a worker makes an exchange now, and which jobs it requests.
 
-Everything that decides is here: what the worker holds (`Slots`, `Completer`), the lanes that it may
-serve now (`LaneSelector`), and the signs of work (`WakeupListener`, `DueTimer`, `LongPoll`). Only
-what concerns batches (BATCH_HAS_ROOM) is in batch_worker.py.
+It depends on what the worker holds (`Slots`, `Batches`, `Completer`), on the lanes that it may
+serve now (`LaneSelector`), and on the signs of work (`WakeupListener`, `DueTimer`, `LongPoll`).
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from enum import Enum, auto
 from nimburion.core.backend import Backend
 from nimburion.core.exchange import RESERVE_NOTHING, Reply, ReserveRequest
 from nimburion.core.timing.clock import Clock
+from nimburion.jobs.worker.exchange.batches import Batches
 from nimburion.jobs.worker.exchange.completer import Completer
 from nimburion.jobs.worker.exchange.exchange_size import MAX_SETTLEMENTS
 from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
@@ -67,12 +67,14 @@ class Fetcher:
         slots: the jobs that the worker holds.
         completer: the settlements that wait, and the connection to the session.
         lanes: the lanes that the worker may serve.
+        batches: the batches of the worker; None without batch handlers.
         waits_for_jobs: whether a request may wait inside the backend for a job (long poll).
         session_ttl: the seconds after which the session expires without a heartbeat.
     """
 
     __slots__ = (
         "_batch_size",
+        "_batches",
         "_completer",
         "_empty_replies",
         "_flush_timer",
@@ -81,6 +83,7 @@ class Fetcher:
         "_refill_level",
         "_slots",
         "_waits_for_jobs",
+        "_was_batch_skipped",
         "_woken",
         "cancelled",
         "closing",
@@ -103,6 +106,7 @@ class Fetcher:
         completer: Completer,
         *,
         lanes: LaneSelector,
+        batches: Batches | None = None,
         waits_for_jobs: bool,
         session_ttl: float,
     ) -> None:
@@ -129,6 +133,9 @@ class Fetcher:
         self._slots = slots
         self._completer = completer
         self._lanes = lanes
+        self._batches = batches
+        self._was_batch_skipped = False
+        """Whether a request left out a batch handler because no slot was free for its call."""
         self._waits_for_jobs = waits_for_jobs
         self._empty_replies = 0
         """The number of replies in a row that named lanes, but had no job."""
@@ -188,17 +195,18 @@ class Fetcher:
         return None
 
     def _find_work_reason(self) -> ExchangeReason | None:
-        if self.may_have_work:
+        reason: ExchangeReason | None = None
+        if self.may_have_work or (self._was_batch_skipped and self._slots.count_free_slots() > 0):
             reason = ExchangeReason.WORK_POSSIBLE
         elif self.lanes_not_empty:
             reason = ExchangeReason.LANES_NOT_EMPTY
         elif self.long_poll.is_supported and self._slots.are_empty:
             reason = ExchangeReason.IDLE
-        else:
-            return None
-        if self._slots.count_free() > 0:
-            return reason
-        return ExchangeReason.JOB_DUE if self.job_due else None
+        if reason is not None and self._slots.count_free() <= 0:
+            reason = ExchangeReason.JOB_DUE if self.job_due else None
+        if reason is None and self._batches is not None and self._batches.find_fillable():
+            reason = ExchangeReason.BATCH_HAS_ROOM
+        return reason
 
     @property
     def is_over(self) -> bool:
@@ -235,6 +243,8 @@ class Fetcher:
     def note_possible_work(self) -> None:
         """Note that there may be jobs, and wake the reserve loop."""
         self.may_have_work = True
+        if self._batches is not None:
+            self._batches.note_possible_work()
         self._woken.set()
 
     def note_job_due(self) -> None:
@@ -256,6 +266,8 @@ class Fetcher:
         """Use the completer of a new session, and look for jobs in all lanes."""
         self._completer = completer
         self.may_have_work = True
+        if self._batches is not None:  # the last request of the former session has no reply
+            self._batches.end_request()
 
     def _on_flush_due(self) -> None:
         self.flush_due = True
@@ -272,14 +284,12 @@ class Fetcher:
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None
-        return self._choose_request()
-
-    def _choose_request(self) -> ReserveRequest:
-        """Return a request for jobs, or for none."""
-        room = min(self._slots.count_free(), MAX_REQUESTED)
-        if room <= 0 or self._completer.is_full:
+        if self._completer.is_full:
             return RESERVE_NOTHING
-        return self._make_lanes_request(room)
+        room = min(self._slots.count_free(), MAX_REQUESTED)
+        if self._batches is not None:
+            return self._make_request_with_batches(room, self._batches)
+        return self._make_lanes_request(room) if room > 0 else RESERVE_NOTHING
 
     def _make_lanes_request(self, room: int, without: Collection[str] = ()) -> ReserveRequest:
         """Return a request for `room` jobs: from all lanes if any may hold new jobs.
@@ -303,24 +313,48 @@ class Fetcher:
             self.lanes_not_empty = self.may_have_work = False
         return request
 
+    def _make_request_with_batches(self, room: int, batches: Batches) -> ReserveRequest:
+        """Return a request for jobs of all lanes, for the jobs of one batch, or for none.
+
+        The two kinds take turns, so that neither waits for the other.
+        """
+        request = None
+        if room <= 0 or not batches.was_filled:
+            request = batches.make_request(self._lanes)
+        batches.was_filled = request is not None
+        if request is None and room > 0:
+            free = self._slots.count_free_slots()
+            without = batches.find_full(free)
+            if self._was_batch_skipped and free > 0:
+                self.may_have_work = True
+            self._was_batch_skipped = bool(without)
+            if batches.had_jobs:
+                room = max(1, min(room, free))
+            request = self._make_lanes_request(room, without)
+        if request is None or not request.total:
+            return RESERVE_NOTHING
+        batches.note_request(request)
+        return request
+
     # What the reply says
 
     def note_reply(self, reply: Reply, request: ReserveRequest) -> None:
-        """Note of which lanes the backend holds more jobs."""
+        """Note of which lanes the backend holds more jobs, and when the next job is due."""
+        batches = self._batches
         if request.total:
+            is_partial = batches is not None and batches.was_filled
+            if batches is not None:
+                batches.note_reply(reply)
             is_empty = bool(reply.waiting) and not reply.deliveries
             self._empty_replies = self._empty_replies + 1 if is_empty else 0
             self.expects_jobs = bool(reply.waiting) and self._empty_replies < MAX_EMPTY_REPLIES
-            self._note_lanes(reply)
+            if not is_partial:
+                self.lanes_not_empty = self.expects_jobs
+                if self._lanes.uses_waiting:
+                    self._lanes.note_non_empty(reply.waiting)
+                self.wakeups.is_idle = not reply.deliveries
+            self.due_timer.note_reply(reply, is_partial=is_partial)
         if request.long_poll or not self._slots.can_start:
             self.wakeups.withdraw()
         elif not self.lanes_not_empty:  # else the next exchange looks for jobs in any case
             self.wakeups.resume()
-
-    def _note_lanes(self, reply: Reply) -> None:
-        """Note of which lanes the backend holds more jobs, and when the next job is due."""
-        self.lanes_not_empty = self.expects_jobs
-        if self._lanes.uses_waiting:
-            self._lanes.note_non_empty(reply.waiting)
-        self.wakeups.is_idle = not reply.deliveries
-        self.due_timer.note_reply(reply, is_partial=False)

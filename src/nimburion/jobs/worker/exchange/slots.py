@@ -1,7 +1,4 @@
-"""The jobs that a worker holds, running or not started, and the room for more.
-
-`BatchSlots` in batch_worker.py also holds the jobs of batch handlers.
-"""
+"""The jobs that a worker holds, running or not started, and the room for more."""
 
 from __future__ import annotations
 
@@ -25,6 +22,7 @@ class Slots:
     """
 
     __slots__ = (
+        "batched",
         "concurrency",
         "draining",
         "max_running",
@@ -42,7 +40,8 @@ class Slots:
         self.concurrency: int = concurrency
         """The number of slots."""
         self.max_running: int = concurrency
-        """The most attempts in `running`."""
+        """The most attempts in `running`: one for each slot, and more while batches run, whose
+        attempts take one slot together."""
         self.prefetch: Prefetch = prefetch
         """Decides how many jobs to hold beyond the running ones."""
         self.running: set[Attempt] = set()
@@ -53,6 +52,9 @@ class Slots:
         """The jobs that wait for a slot."""
         self.suspects: deque[Delivery] = deque()
         """The jobs whose workers were lost repeatedly. Each runs alone, after all other jobs."""
+        self.batched: dict[str, deque[Delivery]] = {}
+        """The jobs of batch handlers that wait for the start of their batch, by name; empty without
+        batch handlers. They take no slot."""
         self.runs_suspect: bool = False
         """Whether a suspect runs: no other job starts until it has ended."""
         self.quiet: bool = False
@@ -65,12 +67,18 @@ class Slots:
     @property
     def waiting_count(self) -> int:
         """The number of jobs that are reserved and have not started."""
-        return len(self.prefetched) + len(self.suspects)
+        batched = sum(map(len, self.batched.values())) if self.batched else 0
+        return len(self.prefetched) + len(self.suspects) + batched
 
     @property
     def are_empty(self) -> bool:
         """Whether the worker holds no job, running or not."""
-        return not (self.running or self.prefetched or self.suspects)
+        return not (self.running or self.prefetched or self.suspects or any(self.batched.values()))
+
+    @property
+    def hold_only_suspects(self) -> bool:
+        """Whether no job runs, and only suspects wait."""
+        return not self.running and self.waiting_count == len(self.suspects)
 
     @property
     def occupied_count(self) -> int:
@@ -90,8 +98,17 @@ class Slots:
 
     @property
     def can_start(self) -> bool:
-        """Whether the worker can start another job at once."""
+        """Whether the worker can start another job at once, or let it join a batch."""
+        if self.batched and self.takes_batched:
+            return True
         return self.count_free() > 0 and self.count_free_slots() > len(self.prefetched)
+
+    @property
+    def takes_batched(self) -> bool:
+        """Whether more jobs may join the batches."""
+        if self.draining or self.quiet or self.suspects or self.runs_suspect:
+            return False
+        return self.remaining is None or self.remaining > self.waiting_count
 
     def count_unused_start(self) -> None:
         """Note that a started job was released before its handler was called."""
@@ -99,13 +116,16 @@ class Slots:
             self.remaining += 1
 
     def add_all(self, deliveries: Sequence[Delivery]) -> None:
-        """Hold delivered jobs until they start."""
+        """Hold delivered jobs until they start. A suspect joins no batch: it runs alone."""
         for delivery in deliveries:
-            (self.suspects if delivery.lost >= SUSPECT_AFTER else self.prefetched).append(delivery)
+            if delivery.lost >= SUSPECT_AFTER:
+                self.suspects.append(delivery)
+            else:
+                self.batched.get(delivery.name, self.prefetched).append(delivery)
 
     def list_unstarted(self) -> tuple[deque[Delivery], ...]:
         """Return where jobs wait that have not started."""
-        return (self.prefetched, self.suspects)
+        return (self.prefetched, self.suspects, *self.batched.values())
 
     def take_all(self) -> Iterator[Delivery]:
         """Remove and yield all jobs that have not started."""
