@@ -77,14 +77,11 @@ class Service:
         """Wait `seconds`, or less if `stopping` is set meanwhile."""
         await wait_for_first(self.clock.sleep(seconds), self.stopping.wait())
 
-    def _note(self, failure: BaseException | None) -> None:
-        self.failure = failure
-
     def _note_success(self) -> None:
         """Note that the backend answered; end the outage if it did not answer before."""
         if self.failure is not None:
             self.outage.end()
-        self._note(None)
+        self.failure = None
         self._reports_failure = True
 
     def _note_backend_error(self, error: BackendError, *, in_outage: bool) -> None:
@@ -108,7 +105,7 @@ class Service:
             f"answered with {type(error).__name__}" if _is_answer(error) else "did not answer"
         )
         self._log.log(level, "%s: the backend %s (%s)", type(self).__name__, answered, error)
-        self._note(error)
+        self.failure = error
 
     async def _supervise(self) -> None:
         pauses = iterate_pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
@@ -183,7 +180,7 @@ def _is_answer(error: BackendError) -> bool:
 
 async def wait_for_first(*waits: Coroutine[Any, Any, object]) -> None:
     """Return when the first coroutine returns, or raise its exception; cancel the others."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    tasks = list(map(asyncio.ensure_future, waits))
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:

@@ -177,11 +177,14 @@ async def test_a_reader_that_stays_makes_it_full_until_it_goes(path: Path) -> No
     await backend.close()
 
 
-def test_a_disk_that_cannot_be_measured_counts_as_large(path: Path) -> None:
+def test_a_disk_that_cannot_be_measured_counts_as_large(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(_: Path) -> int:
         raise PermissionError
 
-    space = DiskSpace(path, fail)
+    monkeypatch.setattr(os, "statvfs", fail)
+    space = DiskSpace(path)
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE t (x)")
         space.prepare(connection)

@@ -146,7 +146,7 @@ class LeaseBatch:
 
     def choose(self) -> None:
         """Choose up to `total` jobs."""
-        plain = self._choose_plain_jobs() if self._is_plain() else None
+        plain = self._choose_plain_jobs()
         if plain is None:
             self._make_plan(self._request.total)
         else:
@@ -179,28 +179,21 @@ class LeaseBatch:
         if plan is not None:
             return_parked(db, plan.unpark)
 
-    def _is_plain(self) -> bool:
-        """Return whether the jobs may be leased in the order of their rank.
-
-        Nothing restricts the lanes, or there is one lane and no job of it is parked.
-        """
-        if self._has_turns:
-            return False
-        lanes = self._lanes.values()
-        if self._rules and any(lane.name in self._rules for lane in lanes):
-            return False
-        return len(lanes) == 1 or not (
-            any(options.limit is not None for options in self._request.queues.values())
-            or any(lane.name in self._limits for lane in lanes)
-        )
-
     def _choose_plain_jobs(self) -> list[int] | None:
-        """Return the first jobs of the lanes; None: sorting them is not exact."""
+        """Return the first jobs of the lanes by rank; None if the planner must choose: jobs may be
+        parked, tenants take turns, several lanes have limits, or priorities differ.
+        """
         db, lanes, total = self._db, self._lanes, self._request.total
+        names = {lane.name for lane in lanes.values()} if self._rules or self._limits else set()
+        if self._has_turns or not names.isdisjoint(self._rules):
+            return None
         if len(lanes) == 1:
             ((number, lane),) = lanes.items()
             most = min(total, self._count_room(lane))
             return _decode_seqs(db.fetch_value("read_lane", number, most)) if most > 0 else []
+        has_queue_limit = any(each.limit is not None for each in self._request.queues.values())
+        if has_queue_limit or not names.isdisjoint(self._limits):
+            return None
         return merge_by_sorting(open_lane_readers(db, self._request, lanes), total)
 
     def _count_room(self, lane: Lane) -> int:

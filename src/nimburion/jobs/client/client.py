@@ -185,7 +185,7 @@ class Client:
         self._sizes = self.settings.sizes
         self._fairness = QueueFairness(self.settings)
         self._batcher: EnqueueBatcher | None = None
-        self._batcher_loop: asyncio.AbstractEventLoop | None = None
+        """Batches the calls on this event loop; None before the first of them."""
         self._enqueue_middlewares: list[EnqueueMiddleware] = []
         self._enqueue_state = EnqueueState(self.clock)
         """Shared with its handles for other event loops."""
@@ -258,7 +258,7 @@ class Client:
         if self._loop is not None and self._loop.is_running():
             raise NotOpen("the processor is open on another event loop; use `processor.sync` here")
         await self.backend.open()
-        self._loop = loop
+        self._loop, self._batcher = loop, None
         self._statistics.abandon()  # the loop of its writer has ended
         # After a fork, the parent may still hold the same unused randomness: start with new ids.
         self._ids = JobIds(self.clock.now, self._entropy)
@@ -266,7 +266,7 @@ class Client:
     async def close(self) -> None:
         """Close the backend. You can call it repeatedly."""
         if self._loop is not None:
-            owner, self._loop = self._loop, None
+            owner, self._loop, self._batcher = self._loop, None, None
             self._enqueue_state.clear()
             try:
                 if owner is asyncio.get_running_loop():
@@ -940,9 +940,9 @@ class Client:
         return msgspec.json.decode if handler is None else handler.decode_result
 
     def _require_batcher(self) -> EnqueueBatcher:
-        if self._loop is not asyncio.get_running_loop():
-            self._check_open()
-        if self._batcher is None or self._batcher_loop is not self._loop:
+        """Return the batcher of this event loop; `NotOpen` if the client is not open on it."""
+        self._check_open()
+        if self._batcher is None:
             self._batcher = EnqueueBatcher(
                 self.backend.producing,
                 self.clock,
@@ -950,7 +950,6 @@ class Client:
                 self._statistics.calls,
                 self._enqueue_state,
             )
-            self._batcher_loop = self._loop
         return self._batcher
 
     def _parse_options(self, options: EnqueueManyOptions) -> ParsedOptions:
@@ -1066,7 +1065,9 @@ class Client:
 
     async def _enqueue_plain(self, job: NewJob) -> str:
         """Do what `_store` does for one job without options, in fewer calls."""
-        batcher = self._require_batcher()
+        batcher = self._batcher
+        if batcher is None or self._loop is not asyncio.get_running_loop():
+            batcher = self._require_batcher()
         if self._fairness.has_exceptions:
             job = self._fairness.apply(job)
         result = await batcher.enqueue(job)
@@ -1084,8 +1085,7 @@ class Client:
         """Return whether `enqueue` with these options does anything on the event loop besides the
         call of the backend."""
         return (
-            self._loop is None
-            or self._loop is not self._batcher_loop
+            self._batcher is None
             or self._statistics.writer is None
             or not self.backend.capabilities.blocking_enqueue
             or "connection" in options

@@ -89,7 +89,7 @@ class OutboxRelay(Periodic):
         if self._is_database_failing:
             self._log.warning("the outbox %s can be relayed again", self._rows.table)
             self._is_database_failing = False
-            self._note(None)
+            self.failure = None
 
     async def _run_tick(self) -> None:
         """Run one tick. After an error of either database, the next tick tries again."""
@@ -104,7 +104,7 @@ class OutboxRelay(Periodic):
                 )
             self._log.debug("the error of the outbox", exc_info=error)
             self._is_database_failing = True
-            self._note(error)
+            self.failure = error
 
     async def _measure_lag(self) -> None:
         lag = OutboxLag(0, 0.0)

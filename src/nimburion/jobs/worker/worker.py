@@ -15,7 +15,6 @@ import contextvars
 import logging
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -127,8 +126,9 @@ class Worker:
         self._is_finishing = stop_conditions.max_jobs is not None
         """Whether to request a stop as soon as no more jobs may start and none runs."""
         self._exchange_size = ExchangeSize(settings.sizes.exchange)
-        self._under_way: deque[bytes] = deque()
-        """The nonce of the exchange in flight, if its reply may contain deliveries; else empty."""
+        self._under_way: dict[bytes, bool] = {}
+        """The nonce of the exchange in flight, if its reply may contain deliveries; else empty. The
+        watchdog's thread takes it to recall these deliveries: `pop` is atomic."""
         self.session: WorkerSession = self._make_session()
         """The current session. It is not open before `start`."""
         self.fetcher: Fetcher = Fetcher(
@@ -278,8 +278,8 @@ class Worker:
         if held:
             self._loop.call_soon_threadsafe(self._free_all, held)
         nonce = None
-        with suppress(IndexError):
-            nonce = self._under_way.pop()
+        with suppress(KeyError):
+            nonce, _ = self._under_way.popitem()
         return leases, nonce
 
     def _free_all(self, deliveries: Sequence[Delivery]) -> None:
@@ -366,8 +366,7 @@ class Worker:
             self._settle(attempt, Released(attempt.delivery.lease, unstarted=True))
 
     async def _make_exchanges(self) -> None:
-        while not self.fetcher.is_over:
-            await self.fetcher.wait_for_reason()
+        while await self.fetcher.wait_for_reason():
             try:
                 await self._exchange()
                 self.failure = None
@@ -383,7 +382,7 @@ class Worker:
         session = self.session
         request = self.fetcher.make_request()
         if request.total:
-            self._under_way.append(request.nonce)
+            self._under_way[request.nonce] = True
         try:
             reply = await session.completer.exchange(request)
         except (SessionLost, OutOfOrder) as error:
@@ -393,7 +392,7 @@ class Worker:
             await self._reopen_session()
             return
         finally:
-            was_recalled = request.total > 0 and take(self._under_way) is None
+            was_recalled = request.total > 0 and not self._under_way.pop(request.nonce, False)
         if was_recalled:
             # The watchdog recalled this exchange because the loop was blocked. Other workers may
             # hold these jobs by now.

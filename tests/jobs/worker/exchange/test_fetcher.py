@@ -76,11 +76,6 @@ class State:
         """The reason to send an exchange now; None if there is none."""
         return self.fetcher.find_reason()
 
-    @property
-    def is_over(self) -> bool:
-        """Whether the worker sends no more exchanges."""
-        return self.fetcher.is_over
-
 
 def _make_lease(number: int) -> Lease:
     return Lease(f"job-{number}", Token(1, b"nonce"))
@@ -260,18 +255,20 @@ async def test_a_closing_worker_sends_what_is_left_and_is_over() -> None:
     state.prefetch_many_jobs()
     state.settle()
     state.fetcher.closing = True
-    assert [state.reason, state.is_over] == [ExchangeReason.CLOSING, False]
+    assert state.reason is ExchangeReason.CLOSING
+    assert await state.fetcher.wait_for_reason()
     state.completer.pending.clear()
-    assert state.is_over
+    assert not await state.fetcher.wait_for_reason()
 
 
 async def test_a_cancelled_worker_is_over_when_nothing_runs() -> None:
     state = State()
     state.run_job()
     state.fetcher.cancelled = True
-    assert [state.reason, state.is_over] == [None, False]
+    assert [state.reason] == [None]
     state.slots.running.clear()
-    assert [state.reason, state.is_over] == [ExchangeReason.CLOSING, True]
+    assert state.reason is ExchangeReason.CLOSING
+    assert not await state.fetcher.wait_for_reason()
 
 
 async def test_an_exchange_that_requests_jobs_clears_all_flags() -> None:

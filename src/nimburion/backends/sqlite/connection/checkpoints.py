@@ -123,8 +123,13 @@ def run_checkpoint(connection: sqlite3.Connection) -> None:
 
 
 def get_free_bytes(folder: Path) -> int:
-    """Return the free bytes that the file system reports for this user."""
-    found = os.statvfs(folder)
+    """Return the free bytes that the file system reports for this user; if it reports none, enough
+    for everything, so that a write reports a full disk.
+    """
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return PLENTY_OF_SPACE
     return found.f_bavail * found.f_frsize
 
 
@@ -158,7 +163,7 @@ class DiskSpace:
         if now < self._next_check and not self._is_scarce:
             return False
         self._next_check = now + _INTERVAL
-        free = self._measure_free()
+        free = self._measure(self._folder)
         self._is_scarce = free < PLENTY_OF_SPACE
         if self._is_scarce:
             log = measure_size(self._log)
@@ -203,7 +208,7 @@ class DiskSpace:
 
         For a caller's connection, whose own size limit is not changed.
         """
-        if self._measure_free() >= PLENTY_OF_SPACE:
+        if self._measure(self._folder) >= PLENTY_OF_SPACE:
             return
         page, pages, free = self._measure_after_checkpoint(connection)
         if free < 2 * (min(MAX_REWRITE, page * pages) + length + _AROUND):
@@ -217,13 +222,7 @@ class DiskSpace:
         (page,) = connection.execute("PRAGMA page_size").fetchone()
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
         pending = max(0, page * pages - measure_size(self._path))
-        return page, pages, self._measure_free() - pending
-
-    def _measure_free(self) -> int:
-        try:
-            return self._measure(self._folder)
-        except OSError:
-            return PLENTY_OF_SPACE  # unknown: then a write reports a full disk
+        return page, pages, self._measure(self._folder) - pending
 
 
 def empty_log(connection: sqlite3.Connection) -> None:

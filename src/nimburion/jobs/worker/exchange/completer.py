@@ -205,13 +205,11 @@ class Completer:
     ) -> Reply:
         pauses: Iterator[float] | None = None
         monotonic = self._clock.monotonic
-        # Equal at first: `_prepare_try` takes a difference for a failure.
         began = sent = monotonic()
-        failed_alone = False
+        part, part_request = self._take_part(batch), request
+        if request.total:
+            part_request = replace(request, max_bytes=self._size.max_bytes)
         while not self.closed:
-            part, part_request = self._prepare_try(
-                batch, request, sent - began, failed_alone=failed_alone
-            )
             left = self._give_up_after - (sent - began)
             try:
                 async with asyncio.timeout(None if left == math.inf else max(0.0, left)):
@@ -225,13 +223,15 @@ class Completer:
                 now = monotonic()
                 pauses = pauses or iterate_pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
                 pause = next(pauses)
-                failed_alone = len(part) == 1
                 self._size.note_failure(now - sent)
                 self._note_failure(error, pause)
                 if self._give_up_if_failing(error, now + pause - began):
                     break
                 await self._clock.sleep(pause)
                 sent = monotonic()
+                part, part_request = self._prepare_repeat(
+                    batch, request, sent - began, failed_alone=len(part) == 1
+                )
             else:
                 seconds = monotonic() - sent
                 if not self._size.is_whole:
@@ -248,7 +248,7 @@ class Completer:
                 return reply
         raise SessionLost(self.session_id)
 
-    def _prepare_try(
+    def _prepare_repeat(
         self,
         batch: list[Settlement],
         request: ReserveRequest,
@@ -256,11 +256,10 @@ class Completer:
         *,
         failed_alone: bool,
     ) -> tuple[list[Settlement], ReserveRequest]:
-        """Return the settlements and the reserve request of this try."""
-        size, part = self._size, self._take_part(batch)
-        if request.total:
-            long_poll = 0.0 if failed_for else request.long_poll  # the awaited job may have arrived
-            request = replace(request, max_bytes=size.max_bytes, long_poll=long_poll)
+        """Return the settlements and the reserve request of the next try."""
+        part = self._take_part(batch)
+        if request.total:  # without a long poll: the awaited job may have arrived
+            request = replace(request, max_bytes=self._size.max_bytes, long_poll=0.0)
         reduce_after = _REDUCE_AFTER_FAILING_ALONE if failed_alone else _REDUCE_AFTER
         if (
             len(part) == 1

@@ -185,7 +185,16 @@ class Fetcher:
             return self._find_flush_reason(batch_size)
         if completer.has_pending:
             return ExchangeReason.RESULTS_WAIT
-        return self._find_work_reason()
+        reason: ExchangeReason | None = None
+        if self.may_have_work:
+            reason = ExchangeReason.WORK_POSSIBLE
+        elif self.lanes_not_empty:
+            reason = ExchangeReason.LANES_NOT_EMPTY
+        elif self.long_poll.is_supported and slots.are_empty:
+            reason = ExchangeReason.IDLE
+        if reason is not None and slots.count_free() <= 0:
+            reason = ExchangeReason.JOB_DUE if self.job_due else None
+        return reason if self._batches is None else self._find_batch_reason(self._batches, reason)
 
     def _find_flush_reason(self, batch_size: int) -> ExchangeReason | None:
         if self.flush_due:
@@ -194,32 +203,24 @@ class Fetcher:
             return ExchangeReason.BATCH_FULL
         return None
 
-    def _find_work_reason(self) -> ExchangeReason | None:
-        reason: ExchangeReason | None = None
-        if self.may_have_work or (self._was_batch_skipped and self._slots.count_free_slots() > 0):
-            reason = ExchangeReason.WORK_POSSIBLE
-        elif self.lanes_not_empty:
-            reason = ExchangeReason.LANES_NOT_EMPTY
-        elif self.long_poll.is_supported and self._slots.are_empty:
-            reason = ExchangeReason.IDLE
-        if reason is not None and self._slots.count_free() <= 0:
-            reason = ExchangeReason.JOB_DUE if self.job_due else None
-        if reason is None and self._batches is not None and self._batches.find_fillable():
-            reason = ExchangeReason.BATCH_HAS_ROOM
-        return reason
+    def _find_batch_reason(
+        self, batches: Batches, reason: ExchangeReason | None
+    ) -> ExchangeReason | None:
+        """Return the reason of a worker with batch handlers; `reason` is that of other jobs."""
+        slots = self._slots
+        if self._was_batch_skipped and min(slots.count_free_slots(), slots.count_free()) > 0:
+            return ExchangeReason.WORK_POSSIBLE
+        return reason or (ExchangeReason.BATCH_HAS_ROOM if batches.find_fillable() else None)
 
-    @property
-    def is_over(self) -> bool:
-        """Whether the last exchange was made: the reserve loop ends."""
-        if self._completer.has_pending:
-            return False
-        return self.closing or (self.cancelled and not self._slots.running)
+    async def wait_for_reason(self) -> bool:
+        """Wait until there is a reason to exchange. Checks again after each wake-up.
 
-    async def wait_for_reason(self) -> None:
-        """Wait until there is a reason to exchange. Checks again after each wake-up."""
-        while self.find_reason() is None:
+        Returns False if the worker is closing and nothing is left to send: the reserve loop ends.
+        """
+        while (reason := self.find_reason()) is None:
             self._woken.clear()
             await self._woken.wait()
+        return reason is not ExchangeReason.CLOSING or self._completer.has_pending
 
     def note_result(self) -> None:
         """Note the end of an attempt: wake the reserve loop, or start the flush timer (20 ms)."""

@@ -118,10 +118,10 @@ class WakeupListener(Service):
         try:
             await self._backend.consuming.wait(self._queues, timeout)
         except BackendError as error:
-            self._note(error)
+            self.failure = error
             await self.clock.sleep(_PAUSE_AFTER_ERROR)
         else:
-            self._note(None)
+            self.failure = None
         self.resumed.clear()
         self._on_wakeup()
 
