@@ -15,7 +15,7 @@ from nimburion.core.errors import BackendUnavailable
 from nimburion.core.events import Events
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import NewJob
-from nimburion.core.metrics.job_counters import JobCounters, LaneCounters
+from nimburion.core.metrics.counters import JobCounters, LaneCounters
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.session import Session
 from nimburion.jobs import Processor

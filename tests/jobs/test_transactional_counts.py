@@ -15,7 +15,7 @@ from nimburion.backends import open_backend
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.core.backend import Backend
 from nimburion.core.job import NewJob
-from nimburion.core.metrics.job_counters import JobCounters
+from nimburion.core.metrics.counters import JobCounters
 from nimburion.core.transactions import CallerConnection, EnqueueCount
 from nimburion.jobs import Processor
 from nimburion.jobs.statistics_writer import count_committed

@@ -9,7 +9,7 @@ import pytest
 from nimburion.core.errors import BackendUnavailable
 from nimburion.core.job import NewJob, State
 from nimburion.core.limits import LimitChange, LimitRule
-from nimburion.core.metrics.job_counters import OTHER
+from nimburion.core.metrics.counters import OTHER
 from nimburion.core.queries import QueueInfo
 from nimburion.core.session import Session, SessionInfo
 from nimburion.telemetry.backend_metrics import MAX_NAMES, MAX_QUEUES, BackendMetrics

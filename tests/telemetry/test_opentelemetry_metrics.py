@@ -17,7 +17,7 @@ from opentelemetry.sdk.metrics.export import (
 from nimburion.core.events import AttemptEnded, AttemptStarted, Events
 from nimburion.core.job import JobOptions, NewJob
 from nimburion.core.limits import LimitChange, LimitRule
-from nimburion.core.metrics.job_counters import JobCounters
+from nimburion.core.metrics.counters import JobCounters
 from nimburion.core.metrics.outbox_counters import OutboxCounters
 from nimburion.core.metrics.statistics import RUN_BOUNDS
 from nimburion.core.rate_limits import RateLimit

@@ -8,7 +8,7 @@ from nimburion import job
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import PermanentError
 from nimburion.core.events import StaleSettlement, TickDecided
-from nimburion.core.metrics.job_counters import MAX_LANES
+from nimburion.core.metrics.counters import MAX_LANES
 from nimburion.jobs import Processor
 from nimburion.telemetry.families import Family
 from nimburion.testing import FakeClock

@@ -9,7 +9,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
 
-from nimburion.core.metrics.job_counters import JobCounters
+from nimburion.core.metrics.counters import JobCounters
 from nimburion.core.metrics.statistics import RUN_BOUNDS, WAIT_BOUNDS
 from nimburion.telemetry.families import Family, HistogramSample, Labels, Sample
 from nimburion.telemetry.job_metrics import JobMetrics

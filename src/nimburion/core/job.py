@@ -7,8 +7,7 @@ are checked against this table.
 from __future__ import annotations
 
 import enum
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import msgspec
@@ -256,14 +255,6 @@ class NewJob(msgspec.Struct, frozen=True):
             return self
         return msgspec.structs.replace(self, at=now + self.after, after=0.0)
 
-    def compute_digest(self) -> bytes:
-        """Return 16 bytes that distinguish this body (name and payload) from others with the
-        same id.
-        """
-        body = hashlib.blake2b(self.name.encode() + b"\0", digest_size=16)
-        body.update(self.payload)
-        return body.digest()
-
 
 def sort_states(states: Iterable[State]) -> tuple[State, ...]:
     """Return states without duplicates, in the order of `State`.
@@ -273,35 +264,6 @@ def sort_states(states: Iterable[State]) -> tuple[State, ...]:
     """
     wanted = set(states)
     return tuple(state for state in State if state in wanted)
-
-
-def compute_digest(name: str, payload: bytes) -> bytes:
-    """Return the digest of a body: BLAKE2b, 16 bytes, over name, NUL, payload."""
-    body = _start_digest(name)
-    body.update(payload)
-    return body.digest()
-
-
-def compute_digests(jobs: Sequence[NewJob]) -> list[bytes]:
-    """Return the digests of the bodies of many jobs, in their order.
-
-    Each takes half the time of a single `compute_digest`.
-    """
-    begun: dict[str, hashlib.blake2b] = {}
-    made = []
-    for job in jobs:
-        name = begun.get(job.name)
-        if name is None:
-            name = begun[job.name] = _start_digest(job.name)
-        body = name.copy()
-        body.update(job.payload)
-        made.append(body.digest())
-    return made
-
-
-def _start_digest(name: str) -> hashlib.blake2b:
-    """Return the digest state after the name of a body; the payload comes next."""
-    return hashlib.blake2b(name.encode() + b"\0", digest_size=16)
 
 
 class Enqueued(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ from random import Random
 
 from nimburion.core.backend import Consuming, Transactional
 from nimburion.core.errors import BackendError
-from nimburion.core.metrics.job_counters import JobCounters
+from nimburion.core.metrics.counters import JobCounters
 from nimburion.core.metrics.statistics import WRITE_INTERVAL
 from nimburion.core.metrics.statistics_recorder import StatisticsRecorder
 from nimburion.core.service import Periodic

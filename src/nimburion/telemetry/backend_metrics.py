@@ -17,7 +17,7 @@ from nimburion.core.errors import BackendError
 from nimburion.core.fairness import TenantUse
 from nimburion.core.job import State
 from nimburion.core.limits import LimitInfo, get_limited_job
-from nimburion.core.metrics.job_counters import OTHER
+from nimburion.core.metrics.counters import OTHER
 from nimburion.core.queries import QueueInfo
 from nimburion.core.session import SessionInfo
 from nimburion.telemetry.families import NO_LABELS, Family, Labels, Sample

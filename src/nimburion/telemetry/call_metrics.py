@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from nimburion.core.metrics.call_counters import (
+from nimburion.core.metrics.counters import (
     CALL_BOUNDS,
     SIZE_BOUNDS,
     CallCounters,

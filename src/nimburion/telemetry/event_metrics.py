@@ -13,7 +13,7 @@ from nimburion.core.events import (
     StaleSettlement,
     TickDecided,
 )
-from nimburion.core.metrics.job_counters import OTHER
+from nimburion.core.metrics.counters import OTHER
 from nimburion.telemetry.families import NO_LABELS, Family, Labels, Sample
 
 _MAX_SCHEDULES = 1_000

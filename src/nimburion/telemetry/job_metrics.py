@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from nimburion.core.metrics.job_counters import JobCounters, LaneCounters
+from nimburion.core.metrics.counters import JobCounters, LaneCounters
 from nimburion.core.metrics.statistics import RUN_BOUNDS, WAIT_BOUNDS
 from nimburion.telemetry.families import (
     NO_LABELS,

@@ -25,7 +25,7 @@ import msgspec
 from opentelemetry.metrics import CallbackOptions, Histogram, Observation, get_meter
 
 from nimburion.core.events import AttemptEnded, AttemptStarted, Event, Events
-from nimburion.core.metrics.job_counters import OTHER
+from nimburion.core.metrics.counters import OTHER
 from nimburion.core.metrics.statistics import RUN_BOUNDS, WAIT_BOUNDS
 from nimburion.core.version import __version__
 from nimburion.telemetry.families import Family, MetricKind

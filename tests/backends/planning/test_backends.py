@@ -39,6 +39,7 @@ from nimburion.backends.postgres import PostgresBackend
 from nimburion.backends.redis import RedisBackend
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.core.backend import Backend
+from nimburion.core.ids import compute_digest
 from nimburion.core.job import (
     FINISHED,
     REPEAT_WINDOW,
@@ -227,13 +228,16 @@ class EnqueueCheck:
         """Remember what a call has stored."""
         stored = [(job.id, job) for job in plan.new] + plan.replacing
         for job in plan.new:
-            self.bodies[job.id] = job.compute_digest()
+            self.bodies[job.id] = compute_digest(job.name, job.payload)
         for job_id, job in stored:
             if job.options.unique_key is not None:
                 self.taken[job.name, job.options.unique_key] = (job_id, job.options, now)
         for replaced_id, job in plan.replacing:
             until = now + to_micros(REPEAT_WINDOW)
-            self.replacements[job.id] = (Replacement(replaced_id, job.compute_digest()), until)
+            self.replacements[job.id] = (
+                Replacement(replaced_id, compute_digest(job.name, job.payload)),
+                until,
+            )
 
     async def work(self, worker: HandDrivenWorker) -> None:
         """Change the states of some jobs."""

@@ -20,6 +20,7 @@ from nimburion.backends.planning.enqueue import (
     holds_key,
     plan_enqueue,
 )
+from nimburion.core.ids import compute_digest
 from nimburion.core.job import JobOptions, NewJob, OnDuplicate, State
 
 NOW = 1_000_000_000
@@ -42,14 +43,16 @@ class Model(msgspec.Struct):
         plan = plan_enqueue(jobs, KnownJobs(self.digests, self.holders, self.replacements))
         for job in plan.new:
             assert job.id not in self.digests
-            self.digests[job.id] = job.compute_digest()
+            self.digests[job.id] = compute_digest(job.name, job.payload)
             self.bodies[job.id] = job.payload
             if job.options.unique_key is not None:
                 key = (job.name, job.options.unique_key)
                 assert key not in self.holders
                 self.holders[key] = KeyHolder(job.id, is_waiting=True)
         for replaced_id, job in plan.replacing:
-            self.replacements[job.id] = Replacement(replaced_id, job.compute_digest())
+            self.replacements[job.id] = Replacement(
+                replaced_id, compute_digest(job.name, job.payload)
+            )
             self.bodies[replaced_id] = job.payload
         return plan
 

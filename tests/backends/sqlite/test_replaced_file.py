@@ -14,7 +14,7 @@ import pytest
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.backends.sqlite.connection import opening
 from nimburion.backends.sqlite.connection.database import Database
-from nimburion.backends.sqlite.connection.identity import OpenFiles
+from nimburion.backends.sqlite.connection.disk import OpenFiles
 from nimburion.core.errors import BackendReplaced
 from nimburion.core.job import NewJob, State
 from nimburion.core.session import Session

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nimburion.backends.sqlite import SQLiteBackend
-from nimburion.backends.sqlite.connection.checkpoints import DiskSpace, measure_size
+from nimburion.backends.sqlite.connection.disk import DiskSpace, measure_size
 from nimburion.core.errors import BackendFull
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import NewJob, State

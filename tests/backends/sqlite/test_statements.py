@@ -12,7 +12,7 @@ import pytest
 from nimburion.backends.sql_files import Statements
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.backends.sqlite.connection import opening
-from nimburion.backends.sqlite.connection.identity import OpenFiles
+from nimburion.backends.sqlite.connection.disk import OpenFiles
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import JobOptions, NewJob
 from nimburion.core.session import Session

@@ -8,8 +8,8 @@ from random import Random
 import msgspec
 import pytest
 
+from nimburion.core.metrics.counters import JobCounters
 from nimburion.core.metrics.histogram import Histogram
-from nimburion.core.metrics.job_counters import JobCounters
 from nimburion.core.metrics.statistics import Counters, Statistics, add_statistics
 from nimburion.core.metrics.statistics_recorder import StatisticsRecorder
 

@@ -7,8 +7,8 @@ from bisect import bisect_left
 
 import pytest
 
+from nimburion.core.metrics.counters import MAX_LANES, OTHER, JobCounters, LaneCounters
 from nimburion.core.metrics.histogram import Histogram
-from nimburion.core.metrics.job_counters import MAX_LANES, OTHER, JobCounters, LaneCounters
 from nimburion.core.metrics.statistics import (
     STEPS,
     WAIT_BOUNDS,

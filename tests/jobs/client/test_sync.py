@@ -32,7 +32,7 @@ from nimburion.core.errors import (
 )
 from nimburion.core.events import Event, JobEnqueued
 from nimburion.core.job import Enqueued, NewJob
-from nimburion.core.metrics.job_counters import JobCounters
+from nimburion.core.metrics.counters import JobCounters
 from nimburion.core.settings import Settings
 from nimburion.jobs import Priority, Processor, job
 from nimburion.jobs.client.client import Client

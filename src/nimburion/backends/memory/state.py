@@ -13,13 +13,13 @@ import msgspec
 from nimburion.backends.memory.heaps import iter_heap
 from nimburion.backends.memory.tenants import TenantTurns
 from nimburion.core.exchange import DUE_WINDOW
+from nimburion.core.ids import compute_digest
 from nimburion.core.job import (
     AttemptError,
     JobOptions,
     JobRecord,
     Progress,
     State,
-    compute_digest,
 )
 from nimburion.core.lease import Lease, Token
 from nimburion.core.limits import (

@@ -38,6 +38,7 @@ from nimburion.backends.planning.settle import (
 )
 from nimburion.backends.waiters import JobCounts, make_session_name
 from nimburion.core.errors import JobNotFound
+from nimburion.core.ids import compute_digest
 from nimburion.core.job import REPEAT_WINDOW, WAITING, Enqueued, NewJob, Progress
 from nimburion.core.limits import LimitKey, get_limited_job
 from nimburion.core.maintenance import Cancellation
@@ -173,7 +174,7 @@ class AtomicStep:
         self.take_key(entry)
         self.state.add_waiting(entry, self.now)
         self.state.replacements[job.id] = ReplacementEntry(
-            entry.id, job.compute_digest(), self.now + to_micros(REPEAT_WINDOW)
+            entry.id, compute_digest(job.name, job.payload), self.now + to_micros(REPEAT_WINDOW)
         )
         self.names_to_notify[job.queue] += 1
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
+from nimburion.core.ids import compute_digest
 from nimburion.core.job import Enqueued, JobOptions, NewJob, State
 from nimburion.core.timing.clock import to_micros
 
@@ -71,7 +72,7 @@ def plan_enqueue(jobs: Sequence[NewJob], known: KnownJobs) -> EnqueuePlan:
     known = KnownJobs(digests, holders, replacements)
     plan = EnqueuePlan([], [], [])
     for job in jobs:
-        digest = job.compute_digest()
+        digest = compute_digest(job.name, job.payload)
         result = decide_outcome(job, digest, known)
         plan.results.append(result)
         if result.outcome == "created":

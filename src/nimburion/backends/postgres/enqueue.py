@@ -15,7 +15,8 @@ from nimburion.backends.postgres.encoding import (
     reject_unstorable_text,
 )
 from nimburion.backends.server.encoding import decode_id, encode_id
-from nimburion.core.job import NO_JOB_OPTIONS, Enqueued, NewJob, compute_digests
+from nimburion.core.ids import compute_digest, compute_digests
+from nimburion.core.job import NO_JOB_OPTIONS, Enqueued, NewJob
 from nimburion.core.timing.clock import to_micros
 
 MAX_SINGLE_STATEMENT = 500
@@ -138,7 +139,7 @@ def encode_single(job: NewJob) -> list[Any] | None:
         encode_text(job.name),
         9 - job.priority,
         packed,
-        job.compute_digest(),
+        compute_digest(job.name, job.payload),
         job.payload,
         options,
         compute_earliest_end([packed]),

@@ -24,6 +24,7 @@ from nimburion.backends.redis.record_format import (
 )
 from nimburion.backends.server.encoding import UnstorableTextGuard, encode_id, encode_json
 from nimburion.core.errors import Unstorable
+from nimburion.core.ids import compute_digest
 from nimburion.core.job import MAX_PRIORITY, NO_JOB_OPTIONS, JobOptions, NewJob, OnDuplicate
 from nimburion.core.lease import Lease
 from nimburion.core.timing.clock import MICRO, to_micros
@@ -94,7 +95,9 @@ def encode_body(job: NewJob) -> tuple[bytes, bytes | None]:
     if len(payload) > MAX_INLINE_PAYLOAD:
         flags |= FLAG_LARGE_PAYLOAD
         payload, apart = len(payload).to_bytes(4, "big"), payload
-    front = NEW_JOB_HEAD.pack(flags, job.priority, job.compute_digest(), len(job_id))
+    front = NEW_JOB_HEAD.pack(
+        flags, job.priority, compute_digest(job.name, job.payload), len(job_id)
+    )
     return b"".join((front, job_id, middle, payload)), apart
 
 

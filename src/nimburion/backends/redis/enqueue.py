@@ -25,6 +25,7 @@ from nimburion.backends.redis.scripts import Script
 from nimburion.backends.redis.url import RedisSettings
 from nimburion.backends.server.encoding import decode_id, encode_id
 from nimburion.core.errors import BackendUnavailable
+from nimburion.core.ids import compute_digest
 from nimburion.core.job import Enqueued, NewJob
 
 BATCH_SIZE = 500
@@ -136,7 +137,7 @@ def encode_lookups(jobs: Sequence[NewJob]) -> list[bytes]:
         key = encode_unique_key(job)
         if key:
             key = (b"1" if job.options.on_duplicate == "replace" else b"0") + key
-        lookups += (encode_id(job.id), job.compute_digest(), key)
+        lookups += (encode_id(job.id), compute_digest(job.name, job.payload), key)
     return lookups
 
 
@@ -167,7 +168,9 @@ def _predict_outcome(
         return Enqueued(job.id, _OUTCOMES[code])  # type: ignore[arg-type]
     known = bodies.get(job.id)
     if known is not None:
-        return Enqueued(job.id, "exists" if known == job.compute_digest() else "conflict")
+        return Enqueued(
+            job.id, "exists" if known == compute_digest(job.name, job.payload) else "conflict"
+        )
     if holder is not None and code == REPLACED[0]:
         return Enqueued(holder, "replaced")
     field = encode_unique_key(job)
@@ -179,7 +182,7 @@ def _predict_outcome(
         can_replace = earlier is not None or code == REPLACEABLE[0]
         replaces = job.options.on_duplicate == "replace" and can_replace
         return Enqueued(holder, "replaced" if replaces else "taken")
-    bodies[job.id] = job.compute_digest()
+    bodies[job.id] = compute_digest(job.name, job.payload)
     if field:
         keys[field] = job.id
     return Enqueued(job.id, "created")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from nimburion.backends.server.errors import make_no_roles_error
 from nimburion.backends.sqlite.connection import opening
-from nimburion.backends.sqlite.connection.checkpoints import Measure, get_free_bytes
+from nimburion.backends.sqlite.connection.disk import Measure, get_free_bytes
 from nimburion.backends.sqlite.connection.path import MOUNTS_FILE, file_exists, parse_url
 from nimburion.backends.sqlite.consuming import SQLiteConsuming
 from nimburion.backends.sqlite.file import SQLiteFile

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from nimburion.backends.checks import format_size, measure_seconds
-from nimburion.backends.sqlite.connection.checkpoints import MAX_REWRITE
 from nimburion.backends.sqlite.connection.database import Database
+from nimburion.backends.sqlite.connection.disk import MAX_REWRITE
 from nimburion.backends.sqlite.connection.opening import CHECKPOINT_PAGES, open_reader
 from nimburion.backends.sqlite.connection.path import NETWORK_FILE_SYSTEMS, find_file_system
 from nimburion.backends.sqlite.errors import get_error_code, map_error

@@ -12,9 +12,8 @@ from typing import NoReturn, Protocol, TypeVar
 
 from nimburion.backends.sql_files import Statements, read_statements
 from nimburion.backends.sqlite.connection import opening
-from nimburion.backends.sqlite.connection.checkpoints import Checkpointer, DiskSpace, Measure
 from nimburion.backends.sqlite.connection.database import Database
-from nimburion.backends.sqlite.connection.identity import OpenFiles
+from nimburion.backends.sqlite.connection.disk import Checkpointer, DiskSpace, Measure, OpenFiles
 from nimburion.backends.sqlite.connection.path import check_path, read_boot_id
 from nimburion.backends.sqlite.connection.threads import (
     ReaderThread,

@@ -33,6 +33,7 @@ from nimburion.backends.waiters import make_session_name
 from nimburion.core.backend import BlockingProducing, Producing, Transactional
 from nimburion.core.errors import JobNotFound
 from nimburion.core.exchange import Lane
+from nimburion.core.ids import compute_digest
 from nimburion.core.job import NO_JOB_OPTIONS, REPEAT_WINDOW, Enqueued, NewJob
 from nimburion.core.maintenance import Cancellation
 from nimburion.core.timing.clock import MICRO, to_micros
@@ -176,7 +177,7 @@ def make_columns(db: Database, jobs: Sequence[NewJob]) -> Columns:
             compute_due(job, now) if job.after or job.at is not None else now,
             now,
             options,
-            job.compute_digest(),
+            compute_digest(job.name, job.payload),
             job.payload,
         )
     return values
@@ -238,7 +239,7 @@ def replace_job(db: Database, replaced_id: str, job: NewJob) -> None:
     put_in_lane(db, lane, job.priority, due, seq, retry=failures > 0)
     take_key(db, job.name, replaced_id, job.options)
     until = db.now + to_micros(REPEAT_WINDOW)
-    db.run("put_replacement", job.id, replaced_id, job.compute_digest(), until)
+    db.run("put_replacement", job.id, replaced_id, compute_digest(job.name, job.payload), until)
 
 
 def count_enqueued(db: Database, jobs: Sequence[NewJob], results: Sequence[Enqueued]) -> None:

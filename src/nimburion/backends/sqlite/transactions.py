@@ -23,9 +23,8 @@ from nimburion.backends.caller_connections.drivers import (
 )
 from nimburion.backends.caller_connections.registry import ConnectionAdapter, find_adapter
 from nimburion.backends.sql_files import Statements
-from nimburion.backends.sqlite.connection.checkpoints import DiskSpace
 from nimburion.backends.sqlite.connection.database import Database
-from nimburion.backends.sqlite.connection.identity import OpenFiles
+from nimburion.backends.sqlite.connection.disk import DiskSpace, OpenFiles
 from nimburion.backends.sqlite.connection.opening import connect_for_handler
 from nimburion.backends.sqlite.connection.threads import ReaderThread
 from nimburion.backends.sqlite.errors import map_errors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nimburion.core.metrics.job_counters import JobCounters
+from nimburion.core.metrics.counters import JobCounters
 from nimburion.core.metrics.statistics import MERGE_AFTER, STEPS, Counters, Statistics
 
 _MAX_DELAY = MERGE_AFTER / 2

@@ -21,7 +21,7 @@ from typing import Any, cast
 from nimburion.core.backend import BlockingProducing, Producing
 from nimburion.core.errors import BackendUnavailable, EnqueueBlocked, NotOpen, Outcome, Unstorable
 from nimburion.core.job import Enqueued, NewJob
-from nimburion.core.metrics.call_counters import CallCounters
+from nimburion.core.metrics.counters import CallCounters
 from nimburion.core.timing.clock import Clock
 from nimburion.core.timing.pauses import iterate_pauses
 from nimburion.core.timing.timers import SharedTimer

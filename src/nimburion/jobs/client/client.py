@@ -1074,7 +1074,7 @@ class Client:
         if result.outcome != "created":
             require_stored(job, result)
         statistics = self._statistics
-        statistics.count_one(job, result)
+        statistics.jobs.count_one(job, result)
         if statistics.writer is None:
             await statistics.start(self.backend)
         if JobEnqueued in self.events.wanted:
@@ -1107,7 +1107,7 @@ class Client:
         result = self._batcher.enqueue_blocking(new, run_on_loop)
         if result.outcome != "created":
             require_stored(new, result)
-        self._statistics.count_one(new, result)
+        self._statistics.jobs.count_one(new, result)
         return result.id
 
     async def _store(
@@ -1140,7 +1140,7 @@ class Client:
             all_results += results
         statistics = self._statistics
         if parsed.connection is None:
-            statistics.count_enqueued(jobs, results)
+            statistics.jobs.count_enqueued(jobs, results)
         else:
             statistics.enqueues_in_transactions = True
         if statistics.writer is None:
@@ -1172,7 +1172,7 @@ class Client:
 
     def _count_stored_later(self, jobs: Sequence[NewJob], results: list[Enqueued]) -> None:
         """Count and announce jobs that were stored after a commit, on any thread."""
-        self._statistics.count_enqueued(jobs, results)
+        self._statistics.jobs.count_enqueued(jobs, results)
         loop = self._loop
         if JobEnqueued not in self.events.wanted or loop is None or not loop.is_running():
             return
@@ -1325,7 +1325,7 @@ async def send_jobs(client: Client, jobs: Sequence[NewJob]) -> list[Enqueued]:
     announce them. Return the results of the backend, refusals too.
     """
     results = await client._send(jobs)
-    client._statistics.count_enqueued(jobs, results)
+    client._statistics.jobs.count_enqueued(jobs, results)
     if client._statistics.writer is None:
         await client._statistics.start(client.backend)
     if JobEnqueued in client.events.wanted:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from random import Random
 from typing import cast
 
 from nimburion.core.backend import Backend, Transactional
 from nimburion.core.ids import Entropy, make_session_id
-from nimburion.core.job import Enqueued, NewJob
-from nimburion.core.metrics.call_counters import CallCounters
-from nimburion.core.metrics.job_counters import JobCounters, LaneCounters
+from nimburion.core.metrics.counters import CallCounters, JobCounters
 from nimburion.core.metrics.statistics_recorder import StatisticsRecorder
 from nimburion.core.outage_log import OutageLog
 from nimburion.core.timing.clock import Clock
@@ -28,7 +25,6 @@ class ClientStatistics:
         "_clock",
         "_entropy",
         "_handles",
-        "_latest_lane",
         "_random",
         "_recorder",
         "calls",
@@ -54,8 +50,6 @@ class ClientStatistics:
         self.enqueues_in_transactions: bool = False
         """Whether the client has enqueued in a caller's transaction. The backend counts these jobs,
         and the writer asks it which transactions have committed."""
-        self._latest_lane = LaneCounters("", "")
-        """The counters of the job that was enqueued last."""
         self._recorder = StatisticsRecorder(self.jobs)
         self._handles: list[ClientStatistics] = [self]
 
@@ -70,26 +64,6 @@ class ClientStatistics:
     def list_call_counters(self) -> list[CallCounters]:
         """Return the call counters of the client and of its handles."""
         return [handle.calls for handle in self._handles]
-
-    def count_enqueued(self, jobs: Sequence[NewJob], results: Sequence[Enqueued]) -> None:
-        """Count the jobs that were stored now. Consecutive jobs often share queue and name."""
-        lane = self._latest_lane
-        for job, result in zip(jobs, results, strict=True):
-            if result.outcome == "created":
-                if lane.name != job.name or lane.queue != job.queue:
-                    lane = self._latest_lane = self.jobs.get_lane(job.queue, job.name)
-                lane.enqueued += 1
-
-    def count_one(self, job: NewJob, result: Enqueued) -> None:
-        """Count one job, as `count_enqueued` does.
-
-        Any thread may call it: the interpreter lets no other thread run within the addition.
-        """
-        if result.outcome == "created":
-            lane = self._latest_lane
-            if lane.name != job.name or lane.queue != job.queue:
-                lane = self._latest_lane = self.jobs.get_lane(job.queue, job.name)
-            lane.enqueued += 1
 
     async def start(self, backend: Backend) -> None:
         """Start to store what is counted. Call it on the event loop that opened the backend.

@@ -10,7 +10,7 @@ import threading
 from itertools import count
 from typing import Literal
 
-from nimburion.core.metrics.call_counters import CallCounters, OperationCalls
+from nimburion.core.metrics.counters import CallCounters, OperationCalls
 from nimburion.core.outage_log import OutageLog
 from nimburion.core.timing.clock import Clock
 

@@ -17,7 +17,7 @@ from nimburion.core.errors import BackendUnavailable, JobNotFound
 from nimburion.core.events import Events, JobsRescued
 from nimburion.core.job import Reason
 from nimburion.core.maintenance import Rescued, Retention
-from nimburion.core.metrics.job_counters import JobCounters
+from nimburion.core.metrics.counters import JobCounters
 from nimburion.core.queries import JobFilter
 from nimburion.core.service import Periodic
 from nimburion.core.settings import Settings

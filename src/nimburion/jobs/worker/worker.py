@@ -28,7 +28,7 @@ from nimburion.core.events import Events
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.ids import Entropy
 from nimburion.core.lease import Delivery, Lease
-from nimburion.core.metrics.call_counters import CallCounters
+from nimburion.core.metrics.counters import CallCounters
 from nimburion.core.outage_log import OutageLog
 from nimburion.core.service import wait_for_first
 from nimburion.core.session import HeartbeatReply, WorkerCommand
@@ -51,8 +51,7 @@ from nimburion.jobs.worker.exchange.batches import Batches
 from nimburion.jobs.worker.exchange.exchange_size import ExchangeSize
 from nimburion.jobs.worker.exchange.fetcher import Fetcher
 from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
-from nimburion.jobs.worker.exchange.prefetch import Prefetch, PrefetchWatchdog
-from nimburion.jobs.worker.exchange.slots import Slots, take
+from nimburion.jobs.worker.exchange.slots import Prefetch, PrefetchWatchdog, Slots, take
 from nimburion.jobs.worker.session.session import WorkerSession, make_session
 from nimburion.jobs.worker.session.vitals import VitalsReader
 from nimburion.jobs.worker.stop_conditions import RUN_UNTIL_STOPPED, StopConditions

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nimburion.backends.sqlite import SQLiteBackend
-from nimburion.backends.sqlite.connection import checkpoints
+from nimburion.backends.sqlite.connection import disk
 from nimburion.backends.sqlite.connection.database import Database
 from nimburion.core.errors import (
     BackendFull,
@@ -264,7 +264,7 @@ async def test_one_durable_call_syncs_the_whole_group(backend: SQLiteBackend) ->
 async def test_the_log_of_synced_commits_stays_short(
     backend: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoints, "_SYNCED_COMMITS_PER_CHECKPOINT", 10)
+    monkeypatch.setattr(disk, "_SYNCED_COMMITS_PER_CHECKPOINT", 10)
     log = backend.path.with_name(f"{backend.path.name}-wal")
     sizes = []
     for part in range(3):

@@ -21,8 +21,7 @@ from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.exchange.completer import Completer
 from nimburion.jobs.worker.exchange.fetcher import MAX_EMPTY_REPLIES, ExchangeReason, Fetcher
 from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
-from nimburion.jobs.worker.exchange.prefetch import Prefetch
-from nimburion.jobs.worker.exchange.slots import Slots
+from nimburion.jobs.worker.exchange.slots import Prefetch, Slots
 
 FULL_BATCH = 88
 """The number of results that fill a batch when 100 jobs may be prefetched."""

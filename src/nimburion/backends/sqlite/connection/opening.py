@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from nimburion.backends.sql_files import read_migrations
-from nimburion.backends.sqlite.connection.identity import OpenFiles
+from nimburion.backends.sqlite.connection.disk import OpenFiles
 from nimburion.backends.sqlite.errors import is_busy, map_errors
 from nimburion.core.errors import ConfigurationError, FormatMismatch
 

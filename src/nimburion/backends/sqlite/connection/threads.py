@@ -27,9 +27,8 @@ from nimburion.backends.waiters import JobCounts
 from nimburion.core.errors import BackendFull, BackendReplaced, BackendUnavailable, NotOpen
 
 if TYPE_CHECKING:
-    from nimburion.backends.sqlite.connection.checkpoints import Checkpointer, DiskSpace
     from nimburion.backends.sqlite.connection.database import Database
-    from nimburion.backends.sqlite.connection.identity import OpenFiles
+    from nimburion.backends.sqlite.connection.disk import Checkpointer, DiskSpace, OpenFiles
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ import enum
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from nimburion.core.metrics.job_counters import LaneCounters
+from nimburion.core.metrics.counters import LaneCounters
 from nimburion.jobs.declaration.attempt_record import AttemptRecord
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.worker.attempt.threads import ThreadCall

@@ -70,7 +70,7 @@ from nimburion.jobs.worker.attempt.retry_or_dead_letter import decide_settlement
 from nimburion.jobs.worker.attempt.threads import HandlerThreads
 
 if TYPE_CHECKING:
-    from nimburion.core.metrics.job_counters import LaneCounters
+    from nimburion.core.metrics.counters import LaneCounters
 
 _log = logging.getLogger("nimburion.worker")
 

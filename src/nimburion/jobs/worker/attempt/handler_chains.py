@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import NamedTuple, cast
 
-from nimburion.core.metrics.job_counters import LaneCounters
+from nimburion.core.metrics.counters import LaneCounters
 from nimburion.jobs.declaration.context import Context, get_record
 from nimburion.jobs.declaration.handler_hooks import (
     HandlerCall,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from nimburion.core.events import AttemptEnded, AttemptStarted, Events
 from nimburion.core.lease import Delivery
-from nimburion.core.metrics.job_counters import JobCounters, LaneCounters
+from nimburion.core.metrics.counters import JobCounters, LaneCounters
 from nimburion.core.settlement import (
     Cancelled,
     Completed,

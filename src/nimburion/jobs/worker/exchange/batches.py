@@ -15,8 +15,7 @@ from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.lease import Delivery
 from nimburion.jobs.declaration.registry import Handler
 from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
-from nimburion.jobs.worker.exchange.prefetch import MAX_REQUESTED
-from nimburion.jobs.worker.exchange.slots import Slots, take
+from nimburion.jobs.worker.exchange.slots import MAX_REQUESTED, Slots, take
 
 
 class _Batch:

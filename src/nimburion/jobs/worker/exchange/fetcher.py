@@ -17,8 +17,7 @@ from nimburion.jobs.worker.exchange.batches import Batches
 from nimburion.jobs.worker.exchange.completer import Completer
 from nimburion.jobs.worker.exchange.exchange_size import MAX_SETTLEMENTS
 from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
-from nimburion.jobs.worker.exchange.prefetch import MAX_REQUESTED
-from nimburion.jobs.worker.exchange.slots import Slots
+from nimburion.jobs.worker.exchange.slots import MAX_REQUESTED, Slots
 from nimburion.jobs.worker.exchange.wakeups import (
     DueTimer,
     LongPoll,

@@ -11,7 +11,7 @@ from nimburion.core.lease import Delivery
 from nimburion.core.settings import QueueSettings, Settings
 from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.worker.children.pool import count_children
-from nimburion.jobs.worker.exchange.prefetch import Prefetch
+from nimburion.jobs.worker.exchange.slots import Prefetch
 
 
 class LaneSelector:

@@ -1,4 +1,5 @@
-"""Counters of this process's jobs by queue and name, since it started.
+"""Counters of this process since it started: its jobs by queue and name, and its calls to the
+backend.
 
 The statistics of the backend and the metrics are both read from them. A worker updates them for
 every job. On that path it only appends two numbers to lists. `count_pending` counts them later,
@@ -9,8 +10,9 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.metrics.histogram import Histogram
 from nimburion.core.metrics.statistics import RUN_BOUNDS, WAIT_BOUNDS, Counters
 from nimburion.core.transactions import EnqueueCount
@@ -19,6 +21,16 @@ MAX_LANES = 2_000
 """The maximum number of pairs of queue and name that are counted separately."""
 OTHER = "other"
 """The queue and the name under which all further pairs are counted."""
+
+CALL_BOUNDS: tuple[float, ...] = (
+    0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0,
+)  # fmt: skip
+"""Inclusive upper bounds of the buckets of call times, in seconds; one more bucket has the rest."""
+
+SIZE_BOUNDS: tuple[float, ...] = (0, 1, 3, 10, 30, 100, 300, 1000)
+"""Inclusive upper bounds of the buckets of jobs in one exchange; one more bucket has the rest."""
+_MAX_PENDING = 1_000
+"""Times are counted when there are 1,000, or when they are read."""
 
 
 ExemplarValue = tuple[Mapping[str, str], float, float]
@@ -174,6 +186,8 @@ class JobCounters:
         self._lanes: dict[tuple[str, str], LaneCounters] = {}
         self.overflowed: int = 0
         """How often a pair of queue and name was counted as `OTHER`, because of `MAX_LANES`."""
+        self._latest_lane = LaneCounters("", "")
+        """The counters of the job that was enqueued last: consecutive jobs often share them."""
 
     def get_lane(self, queue: str, name: str) -> LaneCounters:
         """Return the counters of a queue and name, new ones if there are none.
@@ -188,6 +202,26 @@ class JobCounters:
             queue = name = OTHER
         return self._lanes.setdefault((queue, name), LaneCounters(queue, name))
 
+    def count_one(self, job: NewJob, result: Enqueued) -> None:
+        """Count a job if it was stored now.
+
+        Any thread may call it: the interpreter lets no other thread run within the addition.
+        """
+        if result.outcome == "created":
+            lane = self._latest_lane
+            if lane.name != job.name or lane.queue != job.queue:
+                lane = self._latest_lane = self.get_lane(job.queue, job.name)
+            lane.enqueued += 1
+
+    def count_enqueued(self, jobs: Iterable[NewJob], results: Iterable[Enqueued]) -> None:
+        """Count the jobs that were stored now."""
+        lane = self._latest_lane
+        for job, result in zip(jobs, results, strict=True):
+            if result.outcome == "created":
+                if lane.name != job.name or lane.queue != job.queue:
+                    lane = self._latest_lane = self.get_lane(job.queue, job.name)
+                lane.enqueued += 1
+
     def add_enqueued(self, counts: Iterable[EnqueueCount]) -> None:
         """Count jobs that callers' transactions stored."""
         for queue, name, jobs in counts:
@@ -199,6 +233,83 @@ class JobCounters:
         for lane in lanes:
             lane.count_pending()
         return lanes
+
+
+class Observations:
+    """Numbers in buckets, and their sum."""
+
+    __slots__ = ("bounds", "buckets", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds: tuple[float, ...] = bounds
+        self.buckets: list[int] = [0] * (len(bounds) + 1)
+        self.sum: float = 0.0
+
+    def observe(self, values: Sequence[float]) -> None:
+        """Count these numbers."""
+        bounds, buckets = self.bounds, self.buckets
+        for value in values:
+            buckets[bisect_left(bounds, value)] += 1
+        self.sum += sum(values)
+
+
+class OperationCalls:
+    """The calls of one operation. Any thread may note a call."""
+
+    __slots__ = ("_lock", "_seconds", "answered", "failed", "times")
+
+    def __init__(self) -> None:
+        self.answered: int = 0
+        self.failed: int = 0
+        """Calls that the backend did not answer, or could not execute."""
+        self.times: list[float] = []
+        """The seconds of answered calls that are not counted yet: append to it."""
+        self._seconds = Observations(CALL_BOUNDS)
+        self._lock = threading.Lock()
+
+    def note_answer(self, seconds: float | None) -> None:
+        """Count an answered call. `seconds` is None if the call waited on purpose."""
+        if seconds is None:
+            self.answered += 1
+            return
+        self.times.append(seconds)
+        if len(self.times) >= _MAX_PENDING:
+            self.count_pending()
+
+    def count_pending(self) -> Observations:
+        """Count the times, and return those of all calls. Safe from any thread.
+
+        While another thread counts, it returns what is counted so far.
+        """
+        if self._lock.acquire(blocking=False):
+            try:
+                count = len(self.times)
+                taken = self.times[:count]
+                del self.times[:count]
+                self.answered += count
+                self._seconds.observe(taken)
+            finally:
+                self._lock.release()
+        return self._seconds
+
+
+class CallCounters:
+    """The calls of one process by operation."""
+
+    def __init__(self) -> None:
+        self.operations: dict[str, OperationCalls] = {}
+        self.exchange_jobs: Observations = Observations(SIZE_BOUNDS)
+        """The numbers of jobs in the replies to exchanges."""
+
+    def get_operation(self, operation: str) -> OperationCalls:
+        """Return the calls of an operation, new ones if there are none.
+
+        Keep them: they stay the same object.
+        """
+        found = self.operations.get(operation)
+        if found is None:
+            found = self.operations.setdefault(operation, OperationCalls())
+        return found
 
 
 def _take(times: list[float]) -> list[float]:
