@@ -37,6 +37,8 @@ class FaultInjector:
                 await self._progress.wait_for(fault.at)
                 if fault.kind == "kill":
                     await self._kill(fault)
+                elif fault.kind == "rolling restart":
+                    await self._restart_workers(fault)
                 elif fault.kind == "pause":
                     pid = await self._choose_worker(fault)
                     self._fleet.pause(pid)  # now: the next fault may choose its worker first
@@ -66,6 +68,13 @@ class FaultInjector:
         at = now()
         self._fleet.kill(pid)
         self._writer.write(Fault(at, "kill", now(), [pid]))
+
+    async def _restart_workers(self, fault: PlannedFault) -> None:
+        """Restart all workers. They lose nothing by it, so the log names none of them."""
+        at = now()
+        async with asyncio.timeout(MAX_STANDSTILL):
+            await self._fleet.restart_one_by_one()
+        self._writer.write(Fault(at, fault.kind, now(), []))
 
     async def _resume_later(self, fault: PlannedFault, pid: int, paused_at: float) -> None:
         await asyncio.sleep(fault.seconds)

@@ -12,7 +12,9 @@ from typing import Literal
 
 import msgspec
 
-FaultKind = Literal["kill", "pause", "cut", "black hole", "lost reply", "restart"]
+FaultKind = Literal[
+    "kill", "pause", "rolling restart", "cut", "black hole", "lost reply", "restart"
+]
 
 RECOVERABLE = ("kill", "pause")
 """The faults that take a worker from its jobs."""
@@ -28,9 +30,17 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     black_holes: int = 10
     lost_replies: int = 100
     restarts: int = 10
+    rolling_restarts: int = 0
+    """How often all workers are asked to stop and started again, one member after another."""
     workers: int = 4
     processes: int = 1
     """Worker processes of each `nimburion worker`; with more than one, it is a supervisor."""
+    sessions: int = 1
+    """Workers in each process. With more than one, a fault of a process hits all of them."""
+    names: int = 0
+    """With a number, the jobs have so many names, and their handlers do nothing."""
+    filled: bool = False
+    """Whether all jobs are enqueued before the workers start."""
     ttl: float = 2.0
     """The session TTL in seconds."""
     seconds: float = 170.0
@@ -38,7 +48,11 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
 
     def count_faults(self, *, has_server: bool) -> dict[FaultKind, int]:
         """Return how many faults of each kind the run has. Without a server, none concerns one."""
-        own: dict[FaultKind, int] = {"kill": self.kills, "pause": self.pauses}
+        own: dict[FaultKind, int] = {
+            "kill": self.kills,
+            "pause": self.pauses,
+            "rolling restart": self.rolling_restarts,
+        }
         server: dict[FaultKind, int] = {
             "cut": self.cuts,
             "black hole": self.black_holes,

@@ -18,6 +18,8 @@ TARGET = "benchmarks.chaos.application:make_processor"
 BEGAN, RESERVED = b'"SessionBegan"', b'"Reserved"'
 """What the lines of these events contain."""
 STOP_SECONDS = 30.0
+LOOK_AGAIN = 0.02
+"""Seconds between two looks for the session of a worker that was started."""
 
 
 class Fleet:
@@ -47,6 +49,8 @@ class Fleet:
         command = [sys.executable, "-m", "nimburion", "worker", TARGET, "--log-level", "warning"]
         if self._size.processes > 1:
             command += ["--processes", str(self._size.processes)]
+        if self._size.sessions > 1:
+            command = [sys.executable, "-m", "benchmarks.chaos.several_workers"]
         return subprocess.Popen(
             command,
             cwd=ROOT,
@@ -62,6 +66,20 @@ class Fleet:
             if process.poll() is not None:
                 self.restarts += 1
                 self._members[number] = self._start(number)
+
+    async def restart_one_by_one(self) -> None:
+        """Ask each member to stop, start it again, and wait until it has a session."""
+        for number, process in enumerate([*self._members]):
+            before = {*find_processes(self._folder, f"worker{number}")}
+            process.terminate()
+            await asyncio.to_thread(process.wait, STOP_SECONDS)
+            self.restart_ended()
+            while not self._has_new_session(number, before):
+                await asyncio.sleep(LOOK_AGAIN)
+
+    def _has_new_session(self, number: int, before: set[int]) -> bool:
+        paths = find_processes(self._folder, f"worker{number}")
+        return any(BEGAN in path.read_bytes() for pid, path in paths.items() if pid not in before)
 
     def find_workers(self, *, idle: bool = False) -> dict[int, int]:
         """Return the workers that run and have received jobs: member by pid.
@@ -124,6 +142,9 @@ def make_environment(folder: Path, url: str, size: Size) -> dict[str, str]:
     """Return the environment of a worker or a producer: its settings, and where it logs."""
     return os.environ | {
         "CHAOS_FOLDER": str(folder),
+        "CHAOS_SESSIONS": str(size.sessions),
+        "CHAOS_NAMES": str(size.names),
+        "CHAOS_FILLED": str(int(size.filled)),
         "NIMBURION_CONFIG": os.devnull,
         "NIMBURION_JOBS__URL": url,
         "NIMBURION_JOBS__SESSION_TTL": str(size.ttl),

@@ -28,8 +28,15 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--black-holes", type=int, default=whole.black_holes)
     parser.add_argument("--lost-replies", type=int, default=whole.lost_replies)
     parser.add_argument("--restarts", type=int, default=whole.restarts)
-    parser.add_argument("--workers", type=int, default=whole.workers)
+    parser.add_argument("--rolling-restarts", type=int, default=whole.rolling_restarts)
+    parser.add_argument("--workers", type=int, default=whole.workers, help="processes to start")
     parser.add_argument("--processes", type=int, default=whole.processes)
+    parser.add_argument("--sessions", type=int, default=whole.sessions, help="of each process")
+    parser.add_argument("--names", type=int, default=whole.names, help="of jobs that do nothing")
+    parser.add_argument("--filled", action="store_true", help="enqueue all before workers start")
+    parser.add_argument("--jobs-per-second", type=float, default=JOBS_PER_SECOND)
+    parser.add_argument("--kills-per-second", type=float, default=KILLS_PER_SECOND)
+    parser.add_argument("--runs", type=int, default=1, help="with seeds one after another")
     parser.add_argument("--ttl", type=float, default=whole.ttl, help="session TTL in seconds")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", help="keep the files of each run here")
@@ -43,8 +50,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 def make_size(options: argparse.Namespace) -> Size:
     """Return the size of the run: it lasts as long as its jobs and its faults need."""
     seconds = max(
-        options.jobs / JOBS_PER_SECOND,
-        options.kills / KILLS_PER_SECOND,
+        0.0 if options.filled else options.jobs / options.jobs_per_second,
+        options.kills / options.kills_per_second,
         options.pauses * PAUSE_SECONDS,
         1.0,
     )
@@ -56,6 +63,10 @@ def make_size(options: argparse.Namespace) -> Size:
         black_holes=options.black_holes,
         lost_replies=options.lost_replies,
         restarts=options.restarts,
+        rolling_restarts=options.rolling_restarts,
+        sessions=options.sessions,
+        names=options.names,
+        filled=options.filled,
         workers=options.workers,
         processes=options.processes,
         ttl=options.ttl,
@@ -69,12 +80,13 @@ def main(arguments: list[str]) -> int:
     size = make_size(options)
     broken = False
     for name in options.targets or TARGETS:
-        heading = make_heading()
-        run = asyncio.run(run_chaos(name, size, options.seed, options.folder))
-        print(heading, show(run), describe_violations(run), sep="\n\n", flush=True)
-        broken |= bool(run.reconciliation.violations)
-        if options.save:
-            keep(name, heading, run)
+        for seed in range(options.seed, options.seed + options.runs):
+            heading = make_heading()
+            run = asyncio.run(run_chaos(name, size, seed, options.folder))
+            print(heading, show(run), describe_violations(run), sep="\n\n", flush=True)
+            broken |= bool(run.reconciliation.violations)
+            if options.save:
+                keep(name, heading, run)
     print(LIMITS)
     print("a promise was broken" if broken else "0 lost, 0 stale accepted", file=sys.stderr)
     return int(broken)

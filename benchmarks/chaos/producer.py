@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from random import Random
 
-from benchmarks.chaos.application import UNWANTED, choose_name
+from benchmarks.chaos.application import UNWANTED, choose_name, list_instant_names
 from benchmarks.chaos.event_log import Acknowledged, EventWriter, now
 from nimburion import config
 from nimburion.core.errors import BackendUnavailable
@@ -29,11 +29,15 @@ LOOK_AGAIN = 0.1
 
 async def produce(jobs: int, seconds: float, random: Random, writer: EventWriter) -> None:
     """Enqueue `jobs` jobs, spread over so many seconds."""
-    names = [choose_name(random) for _ in range(jobs)]
+    instant = list_instant_names()
+    names = [
+        instant[number % len(instant)] if instant else choose_name(random) for number in range(jobs)
+    ]
+    backlog = jobs if os.environ["CHAOS_FILLED"] == "1" else BACKLOG
     async with Processor.from_config(config.load()) as processor:
         began = now()
         for start in range(0, jobs, GROUP):
-            if start % BACKLOG == 0:
+            if start % backlog == 0:
                 await wait_for_workers(processor)
             await asyncio.sleep(began + seconds * start / jobs - now())
             group = {f"job-{n}": names[n] for n in range(start, min(jobs, start + GROUP))}

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from benchmarks.chaos.fault_plan import Size
 from benchmarks.chaos.reconcile import Reconciliation
 from benchmarks.chaos.run import RunOutcome
 from benchmarks.report import Rows, at, table
@@ -45,8 +46,11 @@ def show(run: RunOutcome) -> str:
     """Return the two tables of a run."""
     found, size = run.reconciliation, run.size
     title = (
-        f"{run.target}: {found.acknowledged:,} jobs, {size.workers} workers"
-        f"{f' of {size.processes} processes' if size.processes > 1 else ''}, "
+        f"{run.target}: {found.acknowledged:,} jobs"
+        f"{f' of {size.names:,} names' if size.names else ''}, "
+        f"{size.workers * size.sessions} workers"
+        f"{f' of {size.processes} processes' if size.processes > 1 else ''}"
+        f"{f' in {size.workers} processes' if size.sessions > 1 else ''}, "
         f"session TTL {size.ttl:g} s, seed {run.seed}, {run.seconds:.0f} s"
     )
     return "\n".join([table(title, ["", "jobs"], list_counts(found)), show_faults(found, size.ttl)])
@@ -114,12 +118,23 @@ def describe_violations(run: RunOutcome) -> str:
     )
 
 
+def describe_kind(size: Size) -> str:
+    """Return what distinguishes the fleet and the faults of a run from the usual ones."""
+    kinds = {
+        "-processes": size.processes > 1,
+        "-sessions": size.sessions > 1,
+        "-rolling": size.rolling_restarts > 0,
+        "-names": size.names > 0,
+    }
+    return "".join(kind for kind, is_this in kinds.items() if is_this)
+
+
 def keep(name: str, heading: str, run: RunOutcome) -> None:
-    """Add a run to the day's results; one of the same backend and kind of fleet is replaced."""
+    """Add a run to the day's results; one of the same backend, kind and seed is replaced."""
     stem = RESULTS / time.strftime("chaos-%Y%m%d")
     path = stem.with_suffix(".json")
     kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    key = name if run.size.processes == 1 else f"{name}-processes"
+    key = f"{name}{describe_kind(run.size)}" + (f"-{run.seed:02}" if run.seed > 1 else "")
     kept[key] = {"heading": heading, "run": msgspec.to_builtins(run)}
     path.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
     shown = []

@@ -63,11 +63,14 @@ async def run_on_target(target: Target, size: Size, seed: int, folder: Path) -> 
             closing(EventWriter(folder, "harness")) as writer,
             closing(Fleet(folder, target, size)) as fleet,
         ):
+            if size.filled:
+                await produce(folder, target, size, seed)
             fleet.start()
             progress = Progress(backend, fleet, size.jobs)
             async with asyncio.TaskGroup() as group:
                 group.create_task(FaultInjector(target, fleet, writer, progress).run(plan))
-                group.create_task(produce(folder, target, size, seed))
+                if not size.filled:
+                    group.create_task(produce(folder, target, size, seed))
             with suppress(TimeoutError):  # what has not ended is reported as lost
                 await progress.wait_for(1.0)
             seconds = now() - began

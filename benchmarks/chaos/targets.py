@@ -87,7 +87,8 @@ async def serve(name: TargetName, folder: Path) -> AsyncIterator[Target]:
             yield await _add_proxies(stack, title, server, crash)
         else:
             binary = POSTGRES.program()
-            postgres = stack.enter_context(PostgresServer(binary, durable=True))
+            server_of_fleet = PostgresServer(binary, "max_connections=600", durable=True)
+            postgres = stack.enter_context(server_of_fleet)
             title, crash = f"{binary.name}, fsync on", postgres.stop_immediately
             yield await _add_proxies(stack, title, postgres, crash)
 

@@ -30,4 +30,4 @@ def test_a_pause_is_longer_than_the_ttl() -> None:
 
 
 def test_a_file_has_no_network_and_no_server() -> None:
-    assert {*Size().count_faults(has_server=False)} == {"kill", "pause"}
+    assert {*Size().count_faults(has_server=False)} == {"kill", "pause", "rolling restart"}
