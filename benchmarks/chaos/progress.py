@@ -36,7 +36,7 @@ class Progress:
         while True:
             self._fleet.restart_ended()
             with suppress(BackendUnavailable):
-                counts = await self._backend.reads.count_jobs()
+                counts = await self._backend.reads.count_jobs(budget=None)
                 ended = sum(counts[state] for state in FINISHED) / self._jobs
                 if ended > self._share:
                     self._share = ended

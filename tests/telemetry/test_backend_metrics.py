@@ -7,10 +7,10 @@ import logging
 import pytest
 
 from nimburion.core.errors import BackendUnavailable
-from nimburion.core.job import NewJob, State
+from nimburion.core.job import NewJob
 from nimburion.core.limits import LimitChange, LimitRule
 from nimburion.core.metrics.counters import OTHER
-from nimburion.core.queries import QueueInfo
+from nimburion.core.queries import JobCounts, QueueInfo
 from nimburion.core.session import Session, SessionInfo
 from nimburion.telemetry.backend_metrics import MAX_NAMES, MAX_QUEUES, BackendMetrics
 from nimburion.telemetry.registry import MetricsRegistry
@@ -35,9 +35,9 @@ class CountingBackend(OverridableBackend):
         self._read("list_sessions")
         return await super().list_sessions()
 
-    async def count_jobs(self, queue: str | None = None) -> dict[State, int]:
+    async def count_jobs(self, queue: str | None = None, *, budget: int | None = None) -> JobCounts:
         self._read("count_jobs")
-        return await super().count_jobs(queue)
+        return await super().count_jobs(queue, budget=budget)
 
     def _read(self, name: str) -> None:
         self.names.append(name)

@@ -170,14 +170,14 @@ def _explain_reset(name: str, key: str | None, changes: Iterable[LimitChange]) -
 async def _list_jobs(backend: Backend) -> set[str]:
     """Return the names of jobs that wait, or are served by a worker."""
     names: set[str] = set()
-    names.update(*(queue.names for queue in await backend.reads.list_queues()))
+    names.update(*(queue.names for queue in await backend.reads.list_queues(budget=None)))
     names.update(*(session.names for session in await backend.reads.list_sessions()))
     return names
 
 
 async def _list_queues(backend: Backend) -> set[str]:
     """Return the queues that have jobs, or are served by a worker."""
-    names = {queue.name for queue in await backend.reads.list_queues()}
+    names = {queue.name for queue in await backend.reads.list_queues(budget=None)}
     names.update(*(session.queues for session in await backend.reads.list_sessions()))
     return names
 

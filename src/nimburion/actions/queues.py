@@ -19,7 +19,12 @@ class QueueActions(SubjectActions):
     """List, pause and resume queues: `processor.queues`."""
 
     async def list(self) -> AsyncIterator[QueueInfo]:
-        """Iterate over the queues that hold jobs or are paused. Use it with `async for`."""
+        """Iterate over the queues that hold jobs or are paused. Use it with `async for`.
+
+        SQLite and PostgreSQL count up to about 10,000 waiting jobs. If there may be more, the
+        numbers are marked (`size_complete`, `scheduled_complete`). `processor.queue_size` and
+        `pending_count` count all.
+        """
         for queue in await self._backend.reads.list_queues():
             yield queue
 
@@ -71,7 +76,8 @@ class QueueActions(SubjectActions):
         details = _describe(reason, seconds, until)
         async with self._operator.record(backend, "queue.pause_all", **details) as change:
             end = await self._find_end(seconds, until)
-            found, sessions = await backend.reads.list_queues(), await backend.reads.list_sessions()
+            found = await backend.reads.list_queues(budget=None)
+            sessions = await backend.reads.list_sessions()
             served = {queue for one in sessions if is_live(one) for queue in one.queues}
             paused = {queue.name for queue in found if queue.paused}
             names = sorted({queue.name for queue in found}.union(served) - paused)

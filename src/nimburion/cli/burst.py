@@ -31,7 +31,7 @@ async def _log_waiting_jobs(processor: Processor) -> None:
     from nimburion.core.job import State
 
     backend = processor.backend
-    counts = await backend.reads.count_jobs()
+    counts = await backend.reads.count_jobs(budget=None)
     retries, scheduled = counts.get(State.RETRYING, 0), counts.get(State.SCHEDULED, 0)
     parts = [
         f"{count} {'job waits' if count == 1 else 'jobs wait'} for {what}"

@@ -124,6 +124,15 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / 86_400:.0f} d"
 
 
+def format_counted(count: int, *, is_complete: bool) -> int | str:
+    """Format a number of jobs; `2500+` says that there may be more.
+
+    >>> format_counted(2500, is_complete=True), format_counted(2500, is_complete=False)
+    (2500, '2500+')
+    """
+    return count if is_complete else f"{count}+"
+
+
 def format_bytes(count: int) -> str | None:
     """Format a size: `850 B`, `12 MiB`; None for 0, which means unknown."""
     if not count:

@@ -39,7 +39,15 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, QueueInfo
+from nimburion.core.queries import (
+    COUNT_BUDGET,
+    EVERY_JOB,
+    SCAN_BUDGET,
+    JobCounts,
+    JobFilter,
+    Page,
+    QueueInfo,
+)
 
 if TYPE_CHECKING:  # a protocol needs no values: each command and each client would load all
     from nimburion.core.bulk_operations import BulkAction
@@ -546,17 +554,24 @@ class Inspecting(Protocol):
         """
         ...
 
-    async def count_jobs(self, queue: str | None = None) -> dict[State, int]:
-        """Return the number of jobs in each state, of one queue or of all. Every state is a key."""
+    async def count_jobs(
+        self, queue: str | None = None, *, budget: int | None = COUNT_BUDGET
+    ) -> JobCounts:
+        """Return the number of jobs in each state, of one queue or of all. Every state is a key.
+
+        A backend without counters counts the jobs that wait and the dead letters, which takes long
+        where there are millions. `budget` bounds this: about this many are counted. With None, all
+        are. If numbers may be too small, `JobCounts.is_complete` is False. Backends with counters
+        ignore the budget. Completed, cancelled and processing jobs are always counted exactly.
+        """
         ...
 
-    async def list_queues(self, *, budget: int | None = None) -> list[QueueInfo]:
+    async def list_queues(self, *, budget: int | None = COUNT_BUDGET) -> list[QueueInfo]:
         """Return every queue that holds an unfinished job or is paused, ordered by name.
 
-        A backend without counters counts the jobs, which takes long where millions wait. `budget`
-        bounds this: in each place where jobs wait, about this many are counted. Numbers that are
-        then too small are marked (`QueueInfo.size_complete`, `scheduled_complete`), and a queue
-        whose jobs are all scheduled may be missing. Backends with counters ignore it.
+        `budget` is that of `count_jobs`, and at least one job of each lane is counted. Numbers
+        that are then too small are marked (`QueueInfo.size_complete`, `scheduled_complete`), and a
+        queue whose jobs are all scheduled may be missing.
         """
         ...
 

@@ -95,6 +95,15 @@ EVERY_JOB = JobFilter()
 
 SCAN_BUDGET = 10_000
 """The default maximum number of records that one call examines to find matching jobs."""
+COUNT_BUDGET = 10_000
+"""The default maximum number of waiting jobs and dead letters that one call counts."""
+
+
+class JobCounts(dict[State, int]):
+    """The number of jobs in each state."""
+
+    is_complete: bool = True
+    """False: there may be more waiting jobs and dead letters. The count ended at its budget."""
 
 
 class Page(msgspec.Struct, frozen=True):

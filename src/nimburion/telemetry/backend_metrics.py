@@ -54,7 +54,7 @@ class BackendMetrics:
         """
         try:
             async with asyncio.timeout(READ_TIMEOUT):
-                queues = await self._backend.reads.list_queues()
+                queues = await self._backend.reads.list_queues(budget=None)
                 sessions = await self._backend.reads.list_sessions()
         except (BackendError, TimeoutError) as error:
             _log.debug("the metrics of the backend could not be read: %r", error)
@@ -73,7 +73,7 @@ class BackendMetrics:
             async with asyncio.timeout(READ_TIMEOUT):
                 self._limits = await self._backend.reads.list_limits(fullest=1, holders=0)
                 self._tenants = (await self._backend.reads.list_tenants(MAX_TENANTS)).tenants
-                dead = (await self._backend.reads.count_jobs())[State.FAILED]
+                dead = (await self._backend.reads.count_jobs(budget=None))[State.FAILED]
         except (BackendError, TimeoutError) as error:
             _log.log(
                 logging.WARNING if self._slow_readings_work else logging.DEBUG,

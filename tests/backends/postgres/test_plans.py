@@ -14,8 +14,10 @@ import psycopg
 import pytest
 
 from nimburion.backends.postgres import PostgresBackend
+from nimburion.backends.postgres.reads import share_budget
 from nimburion.core.job import NewJob
 from nimburion.core.lease import Delivery
+from nimburion.core.queries import COUNT_BUDGET
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
 from nimburion.testing.contract.harness import HandDrivenWorker
@@ -201,6 +203,33 @@ async def test_queues_are_counted_within_the_budget(
                 if node.get("Relation Name") == "ready"
             ]
             assert most / 2 < max(read) <= most, f"{read} rows with the budget {budget}"
+
+
+async def test_counts_read_no_more_rows_than_their_budget(
+    server: PostgresServer, worker: ExplainedBackend
+) -> None:
+    """By default, a call reads about 10,000 rows, whether a queue is named or not."""
+    server.ask(_FILL.replace("JOBS", str(JOBS)))
+    server.ask(
+        "INSERT INTO nimburion.scheduled (due, seq, lane, attempt_status)"
+        " SELECT due + 86400000000, seq + 10000000, lane, 0 FROM nimburion.ready"
+    )
+    server.ask("VACUUM ANALYZE")
+    share = share_budget(COUNT_BUDGET)
+    for call in (
+        f"list_queues_1(0, {share})",
+        f"count_by_state_1(0, NULL, {share})",
+        f"count_by_state_1(0, 'default', {share})",
+    ):
+        for _ in range(OFTEN):
+            found = await worker.explain(f"SELECT * FROM nimburion.{call}")
+            read = [
+                node["Actual Rows"] * node["Actual Loops"] + node.get("Rows Removed by Filter", 0)
+                for plan in found
+                for node in iter_nodes(plan["Plan"])
+                if node.get("Relation Name") in LARGE
+            ]
+            assert COUNT_BUDGET / 4 < sum(read) <= COUNT_BUDGET, f"{read} rows read by {call}"
 
 
 async def check(worker: ExplainedBackend, when: str, most: int | None = MOST_BLOCKS) -> None:

@@ -27,8 +27,10 @@ from nimburion.core.job import FAILED_ONLY, PROCESSING_ONLY, JobRecord, State
 from nimburion.core.limits import LimitInfo, closes_lane, concerns_lane
 from nimburion.core.metrics.statistics import Statistics, add_statistics, check_interval
 from nimburion.core.queries import (
+    COUNT_BUDGET,
     EVERY_JOB,
     SCAN_BUDGET,
+    JobCounts,
     JobFilter,
     Page,
     Pause,
@@ -136,17 +138,25 @@ class MemoryInspecting(Inspecting):
                 sessions=list_sessions(state, monotonic),
             )
 
-    async def count_jobs(self, queue: str | None = None) -> dict[State, int]:
+    async def count_jobs(
+        self,
+        queue: str | None = None,
+        *,
+        budget: int | None = COUNT_BUDGET,  # noqa: ARG002 (counts all jobs)
+    ) -> JobCounts:
         with AtomicStep(self._data) as step:
             found = Counter(
                 entry.get_state(step.now)
                 for entry in step.state.jobs.values()
                 if queue in (None, entry.queue)
             )
-        return {state: found[state] for state in State}
+        return JobCounts({state: found[state] for state in State})
 
-    async def list_queues(self, *, budget: int | None = None) -> list[QueueInfo]:  # noqa: ARG002
-        # Counts all jobs.
+    async def list_queues(
+        self,
+        *,
+        budget: int | None = COUNT_BUDGET,  # noqa: ARG002 (counts all jobs)
+    ) -> list[QueueInfo]:
         with AtomicStep(self._data) as step:
             state, now = step.state, step.now
             unfinished: dict[str, list[JobEntry]] = {name: [] for name in state.list_paused(now)}

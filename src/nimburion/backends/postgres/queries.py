@@ -41,7 +41,7 @@ from nimburion.core.limits import (
     closes_lane,
 )
 from nimburion.core.metrics.statistics import Counters, Statistics, add_statistics, check_interval
-from nimburion.core.queries import JobFilter, Page, Pause, QueueInfo, parse_cursor
+from nimburion.core.queries import JobCounts, JobFilter, Page, Pause, QueueInfo, parse_cursor
 from nimburion.core.rate_limits import RateLimit, make_rate_limit
 from nimburion.core.session import (
     Session,
@@ -184,11 +184,12 @@ def _decode_job(row: Any) -> JobRecord:  # noqa: ANN401 - a row
 # --- numbers --------------------------------------------------------------------------------------
 
 
-def decode_counts(rows: list[Any]) -> dict[State, int]:
+def decode_counts(rows: list[Any]) -> JobCounts:
     """Decode the rows of `count_by_state_1`."""
-    counts = dict.fromkeys(State, 0)
-    for state, number in rows:
+    counts = JobCounts(dict.fromkeys(State, 0))
+    for state, number, is_complete in rows:
         counts[State(state)] += number
+        counts.is_complete = counts.is_complete and is_complete
     return counts
 
 

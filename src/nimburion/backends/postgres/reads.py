@@ -12,10 +12,18 @@ from nimburion.core.backend import MAX_HOLDERS, Inspecting
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import GROUP_NAMES, FailureGroups
 from nimburion.core.fairness import MAX_WAITING_COUNTED, TenantUses
-from nimburion.core.job import JobRecord, State
+from nimburion.core.job import JobRecord
 from nimburion.core.limits import LimitInfo, get_limited_job
 from nimburion.core.metrics.statistics import Statistics
-from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, QueueInfo
+from nimburion.core.queries import (
+    COUNT_BUDGET,
+    EVERY_JOB,
+    SCAN_BUDGET,
+    JobCounts,
+    JobFilter,
+    Page,
+    QueueInfo,
+)
 from nimburion.core.records import (
     Record,
     RecordKind,
@@ -209,19 +217,21 @@ class PostgresInspecting(Inspecting):
             rows = await self._database.fetch(_LIST_RECORDS, now, kind, limit + 1, before)
         return records.decode_page(rows, limit)
 
-    async def count_jobs(self, queue: str | None = None) -> dict[State, int]:
-        arguments = None if queue is None else encode_lookup_text(queue)
-        statement = "SELECT * FROM {schema}.count_by_state_1({schema}.get_read_time_1($1), $2)"
+    async def count_jobs(
+        self, queue: str | None = None, *, budget: int | None = COUNT_BUDGET
+    ) -> JobCounts:
+        arguments = None if queue is None else encode_lookup_text(queue), share_budget(budget)
+        statement = "SELECT * FROM {schema}.count_by_state_1({schema}.get_read_time_1($1), $2, $3)"
         return queries.decode_counts(
             await self._database.fetch(
-                statement, self._database.now(), arguments, extra_time=LARGE_READ_TIMEOUT
+                statement, self._database.now(), *arguments, extra_time=LARGE_READ_TIMEOUT
             )
         )
 
-    async def list_queues(self, *, budget: int | None = None) -> list[QueueInfo]:
+    async def list_queues(self, *, budget: int | None = COUNT_BUDGET) -> list[QueueInfo]:
         statement = "SELECT * FROM {schema}.list_queues_1({schema}.get_read_time_1($1), $2)"
         return queries.decode_queues(
-            await self._database.fetch(statement, self._database.now(), budget)
+            await self._database.fetch(statement, self._database.now(), share_budget(budget))
         )
 
     async def list_sessions(self) -> list[SessionInfo]:
@@ -229,3 +239,8 @@ class PostgresInspecting(Inspecting):
         return queries.decode_sessions(
             await self._database.fetch_for_worker(statement, self._database.monotonic())
         )
+
+
+def share_budget(budget: int | None) -> int | None:
+    """Return how many jobs are counted in each table: due, parked, scheduled, and dead letters."""
+    return None if budget is None else max(1, budget // 4)

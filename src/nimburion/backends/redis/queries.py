@@ -58,7 +58,7 @@ from nimburion.core.limits import (
     get_limited_job,
     summarize_limits,
 )
-from nimburion.core.queries import JobFilter, Page, Pause, QueueInfo, parse_cursor
+from nimburion.core.queries import JobCounts, JobFilter, Page, Pause, QueueInfo, parse_cursor
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import (
     Session,
@@ -416,9 +416,9 @@ def add_errors(groups: Sequence[FailureGroup], jobs: Iterable[JobRecord]) -> lis
 # --- numbers --------------------------------------------------------------------------------------
 
 
-def decode_counts(reply: list[int]) -> dict[State, int]:
+def decode_counts(reply: list[int]) -> JobCounts:
     """Decode the reply of `count_jobs.lua`."""
-    return dict(zip(STATE_CODES, reply, strict=True))
+    return JobCounts(zip(STATE_CODES, reply, strict=True))
 
 
 def decode_queues(reply: list[Any]) -> list[QueueInfo]:

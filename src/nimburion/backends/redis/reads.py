@@ -20,7 +20,15 @@ from nimburion.core.fairness import TenantUses
 from nimburion.core.job import FINISHED, JobRecord, State
 from nimburion.core.limits import LimitInfo
 from nimburion.core.metrics.statistics import Statistics, add_statistics
-from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, QueueInfo
+from nimburion.core.queries import (
+    COUNT_BUDGET,
+    EVERY_JOB,
+    SCAN_BUDGET,
+    JobCounts,
+    JobFilter,
+    Page,
+    QueueInfo,
+)
 from nimburion.core.records import (
     Record,
     RecordKind,
@@ -140,12 +148,20 @@ class RedisInspecting(Inspecting):
         reply = await self._server.run_script("list_records", *arguments)
         return records.decode_page(reply, limit)
 
-    async def count_jobs(self, queue: str | None = None) -> dict[State, int]:
+    async def count_jobs(
+        self,
+        queue: str | None = None,
+        *,
+        budget: int | None = COUNT_BUDGET,  # noqa: ARG002 (reads counters)
+    ) -> JobCounts:
         arguments = [] if queue is None else [encode_lookup_text(queue)]
         return queries.decode_counts(await self._run_counting_script("count_jobs", *arguments))
 
-    async def list_queues(self, *, budget: int | None = None) -> list[QueueInfo]:  # noqa: ARG002
-        # Reads counters.
+    async def list_queues(
+        self,
+        *,
+        budget: int | None = COUNT_BUDGET,  # noqa: ARG002 (reads counters)
+    ) -> list[QueueInfo]:
         return queries.decode_queues(await self._run_counting_script("list_queues"))
 
     async def list_sessions(self) -> list[SessionInfo]:

@@ -39,8 +39,10 @@ from nimburion.core.job import (
 from nimburion.core.limits import LimitInfo, concerns_lane
 from nimburion.core.metrics.statistics import Counters, Statistics, add_statistics, check_interval
 from nimburion.core.queries import (
+    COUNT_BUDGET,
     EVERY_JOB,
     SCAN_BUDGET,
+    JobCounts,
     JobFilter,
     Page,
     Pause,
@@ -180,14 +182,20 @@ class SQLiteInspecting(Inspecting):
 
         return await self._file.read(explain)
 
-    async def count_jobs(self, queue: str | None = None) -> dict[State, int]:
-        counts = await self._file.read_slowly(
-            lambda db: db.fetch_one("count_by_state", queue, db.now)
-        )
-        return dict(zip(_COUNT_COLUMNS, counts or (), strict=True))
+    async def count_jobs(
+        self, queue: str | None = None, *, budget: int | None = COUNT_BUDGET
+    ) -> JobCounts:
+        most = share_budget(budget)
+        read = self._file.read_slowly if budget is None else self._file.read
+        row = await read(lambda db: db.fetch_one("count_by_state", queue, db.now, most))
+        assert row is not None
+        *numbers, is_complete = row
+        counts = JobCounts(zip(_COUNT_COLUMNS, numbers, strict=True))
+        counts.is_complete = bool(is_complete)
+        return counts
 
-    async def list_queues(self, *, budget: int | None = None) -> list[QueueInfo]:
-        most = _NO_BUDGET if budget is None else budget
+    async def list_queues(self, *, budget: int | None = COUNT_BUDGET) -> list[QueueInfo]:
+        most = share_budget(budget)
 
         def list_queues(db: Database) -> list[QueueInfo]:
             return combine_rows(
@@ -422,6 +430,13 @@ def make_job(db: Database, row: Row) -> JobRecord:
 def to_seconds(micros: int | None) -> float | None:
     """Convert microseconds to seconds; None stays None."""
     return None if micros is None else micros / MICRO
+
+
+def share_budget(budget: int | None) -> int:
+    """Return how many jobs are counted in each place where jobs wait: due ones without and with a
+    tenant, parked ones, and scheduled ones.
+    """
+    return _NO_BUDGET if budget is None else max(1, budget // 4)
 
 
 def to_micros_or_none(seconds: float | None) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -10,11 +11,17 @@ import msgspec
 from nimburion.cli.exit_codes import BadInput
 from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.operators import make_actions
-from nimburion.cli.output import format_duration, format_time, print_result, print_table
+from nimburion.cli.output import (
+    format_counted,
+    format_duration,
+    format_time,
+    print_result,
+    print_table,
+)
 from nimburion.cli.parameters import parse_duration
 from nimburion.cli.readings import BackendReading, print_legend, print_readings, read_backends
 from nimburion.core.diagnosis.unserved import QueueSummary, describe_unserved, summarize_queues
-from nimburion.core.queries import QueueInfo
+from nimburion.core.queries import COUNT_BUDGET, QueueInfo
 from nimburion.core.size_limits import check_name
 from nimburion.core.text.escaping import escape_controls
 
@@ -31,24 +38,29 @@ def queues() -> None:
 
 
 @queues.command("list")
+@click.option("--exact", is_flag=True, help="Count all jobs. It takes long where millions wait.")
 @add_shared_options
-def list_queues() -> None:
+def list_queues(*, exact: bool) -> None:
     """List queues: jobs due now, waiting for their time, processing; the age of the oldest.
+
+    About 10,000 waiting jobs are counted; 2500+ says that there may be more than 2,500.
 
     Then list jobs that no live worker takes: none serves their queue, or none has their handler.
     --backend can be repeated: a queue then has a line for each backend that has it.
     """
+    read = partial(read_queues, budget=None if exact else COUNT_BUDGET)
     if current_invocation().has_several_backends:
-        readings = read_backends(read_queues)
+        readings = read_backends(read)
         print_readings(readings, msgspec.to_builtins, lambda: print_queues_of_each(readings))
         return
-    found = current_invocation().run(read_queues)
+    found = current_invocation().run(read)
     print_result(msgspec.to_builtins(found), lambda: print_queues(found))
 
 
-async def read_queues(backend: Backend) -> list[QueueSummary]:
+async def read_queues(backend: Backend, *, budget: int | None) -> list[QueueSummary]:
     """Return all queues, with the waiting jobs that no live worker serves."""
-    return summarize_queues(await backend.reads.list_queues(), await backend.reads.list_sessions())
+    queues = await backend.reads.list_queues(budget=budget)
+    return summarize_queues(queues, await backend.reads.list_sessions())
 
 
 def print_queues(found: list[QueueSummary]) -> None:
@@ -70,12 +82,14 @@ def print_queues_of_each(readings: list[BackendReading[list[QueueSummary]]]) -> 
             click.echo(escape_controls(f"{number}: {line}"))
 
 
-def format_queue(queue: QueueInfo) -> tuple[str, int, int, int, str | None, str | None]:
+def format_queue(
+    queue: QueueInfo,
+) -> tuple[str, int | str, int | str, int, str | None, str | None]:
     """Return the columns of `HEADERS`."""
     return (
         queue.name,
-        queue.size,
-        queue.scheduled,
+        format_counted(queue.size, is_complete=queue.size_complete),
+        format_counted(queue.scheduled, is_complete=queue.scheduled_complete),
         queue.processing,
         format_duration(queue.oldest_age) if queue.size else None,
         describe_pause(queue),

@@ -13,7 +13,7 @@ import msgspec
 from nimburion.cli.commands.workers import describe_slots, describe_state
 from nimburion.cli.filters import format_count
 from nimburion.cli.invocation import add_shared_options, current_invocation
-from nimburion.cli.output import format_duration, format_table, print_result
+from nimburion.cli.output import format_counted, format_duration, format_table, print_result
 from nimburion.cli.readings import (
     BackendReader,
     BackendReading,
@@ -215,10 +215,10 @@ def _format_queue(
     run = counters.run.estimate_quantile(0.95)
     return (
         name,
-        queue.size if queue else 0,
+        format_counted(queue.size, is_complete=queue.size_complete) if queue else 0,
         format_duration(queue.oldest_age) if queue and queue.size else None,
         queue.processing if queue else 0,
-        queue.scheduled if queue else 0,
+        format_counted(queue.scheduled, is_complete=queue.scheduled_complete) if queue else 0,
         f"{rates.get(name, 0.0):.1f}",
         None if wait is None else format_duration(wait),
         None if run is None else format_duration(run),

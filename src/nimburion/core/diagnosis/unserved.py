@@ -32,6 +32,8 @@ class Unserved(msgspec.Struct, frozen=True):
     name: str
     count: int
     why: Literal["worker", "queue", "name", "lane"]
+    is_complete: bool = True
+    """False: at least `count` jobs wait."""
 
     @property
     def reason(self) -> str:
@@ -44,13 +46,18 @@ class Unserved(msgspec.Struct, frozen=True):
         >>> Unserved("mail", "send", 2, "queue").describe()
         "2 jobs 'send' wait in queue 'mail': no live worker serves this queue"
         """
-        return describe_jobs(self.queue, self.name, self.count, self.reason)
+        return describe_jobs(
+            self.queue, self.name, self.count, self.reason, is_complete=self.is_complete
+        )
 
 
-def describe_jobs(queue: str, name: str, count: int, reason: str) -> str:
+def describe_jobs(
+    queue: str, name: str, count: int, reason: str, *, is_complete: bool = True
+) -> str:
     """Return one line for waiting jobs of one name that no live worker takes."""
     jobs, wait = ("job", "waits") if count == 1 else ("jobs", "wait")
-    return f"{count} {jobs} {name!r} {wait} in queue {queue!r}: {reason}"
+    number = count if is_complete else f"at least {count}"
+    return f"{number} {jobs} {name!r} {wait} in queue {queue!r}: {reason}"
 
 
 def is_live(session: SessionInfo) -> bool:
@@ -67,9 +74,13 @@ def find_unserved(queues: Iterable[QueueInfo], sessions: Sequence[SessionInfo]) 
     known = {name for session in filter(is_live, sessions) for name in session.names}
     has_workers = any(map(is_live, sessions))
     return [
-        Unserved(info.name, name, count, _explain(names_by_queue.get(info.name), name, known))
-        if has_workers
-        else Unserved(info.name, name, count, "worker")
+        Unserved(
+            info.name,
+            name,
+            count,
+            _explain(names_by_queue.get(info.name), name, known) if has_workers else "worker",
+            info.size_complete and info.scheduled_complete,
+        )
         for info in queues
         for name, count in info.names.items()
         if name not in names_by_queue.get(info.name, ())
@@ -100,7 +111,13 @@ def summarize_queues(
 def describe_unserved(queues: Iterable[QueueSummary]) -> list[str]:
     """Return one line for each group of jobs that no live worker takes."""
     return [
-        describe_jobs(queue.name, name, queue.names[name], reason)
+        describe_jobs(
+            queue.name,
+            name,
+            queue.names[name],
+            reason,
+            is_complete=queue.size_complete and queue.scheduled_complete,
+        )
         for queue in queues
         for name, reason in queue.unserved.items()
     ]

@@ -841,7 +841,7 @@ class Client:
     async def _list_queues(self) -> list[QueueInfo]:
         self._check_open()
         async with self._limit_reading():
-            return await self.backend.reads.list_queues()
+            return await self.backend.reads.list_queues(budget=None)
 
     async def _get_record(self, job_id: str | UUID) -> JobRecord:
         self._check_open()

@@ -26,6 +26,8 @@ class QueueCounts(msgspec.Struct, frozen=True):
 
     queue: str | None
     counts: dict[str, int]
+    complete: bool
+    """False: there may be more waiting and failed jobs than were counted."""
 
 
 class PauseState(msgspec.Struct, frozen=True):
@@ -86,7 +88,7 @@ async def count_jobs(request: ApiRequest[CountsQuery, NoBody]) -> QueueCounts:
     """Count the jobs in each state, of one queue or of all."""
     queue = request.query.queue
     counts = await request.services.backend.reads.count_jobs(queue)
-    return QueueCounts(queue, {state.value: counts[state] for state in State})
+    return QueueCounts(queue, {state.value: counts[state] for state in State}, counts.is_complete)
 
 
 async def pause_queue(request: ApiRequest[NoQuery, PauseBody]) -> PauseState:

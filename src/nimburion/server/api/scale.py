@@ -19,6 +19,7 @@ from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.queries import QueueInfo
 from nimburion.server.api.names import END
 from nimburion.server.api.operation import ApiRequest, NoBody, Operation
+from nimburion.server.dashboard.queue_counts import is_complete
 
 DEFAULT_RUN = 1.0
 """The seconds that a job counts for, if no job of its name ended within the last hour."""
@@ -60,13 +61,17 @@ class ScaleReport(msgspec.Struct, frozen=True, kw_only=True):
     zero.
     """
     queues: list[QueueDemand]
+    complete: bool
+    """False: more jobs wait than were counted for this report. `ready` is then the number of the
+    last full count, which is made in the background, or at least as many as were counted.
+    """
 
 
 async def get_scale(request: ApiRequest[ScaleQuery, NoBody]) -> ScaleReport:
     """Say how many slots the jobs of some queues want: those processing, and those for the due
     work."""
     query, backend = request.query, request.services.backend
-    found = await backend.reads.list_queues()
+    found = await request.services.readings.list_queues()
     if query.queues is not None:
         known = {queue.name: queue for queue in found}
         asked = dict.fromkeys(query.queues.split(","))
@@ -126,6 +131,7 @@ def compute_scale(
         wanted=processing + math.ceil(slots),
         processing=processing,
         ready=sum(demand.ready for demand in demands),
+        complete=is_complete(queues),
         oldest_age=max((queue.oldest_age for queue in queues if not queue.paused), default=0.0),
         queues=demands,
     )

@@ -8,8 +8,8 @@ import msgspec
 
 from nimburion.core.queries import QueueInfo
 
-COUNT_BUDGET = 20_000
-"""The jobs that a live update counts in each place where jobs wait: 10 ms on SQLite."""
+LIVE_COUNT_BUDGET = 80_000
+"""The jobs that a live update counts: 10 ms on SQLite."""
 EXACT_AGE = 10.0
 """Seconds after which all jobs are counted again, in the background, where there are more."""
 

@@ -17,8 +17,8 @@ from nimburion.core.session import SessionInfo
 from nimburion.core.text.escaping import escape_controls
 from nimburion.core.timing.clock import Clock
 from nimburion.server.dashboard.queue_counts import (
-    COUNT_BUDGET,
     EXACT_AGE,
+    LIVE_COUNT_BUDGET,
     fill_up_counts,
     is_complete,
 )
@@ -27,6 +27,8 @@ from nimburion.server.dashboard.statistics_window import StatisticsWindows
 
 T = TypeVar("T")
 
+COUNTED_QUEUES = "queues counted to the end"
+"""The key of the last full count."""
 UPDATE_AGE = 1.0
 """The usual maximum age of a value in seconds. An open page asks again when it is over."""
 SIDE_AGE = 4.0
@@ -248,6 +250,20 @@ class SharedReadings:
         value: object | None = entry.value
         return value if has_value else None
 
+    async def list_queues(self) -> list[QueueInfo]:
+        """Return all queues as they are now. Numbers that are not complete are those of the last
+        full count, which happens in the background, or as many as were counted.
+        """
+        counted = await self.backend.reads.list_queues()
+        if is_complete(counted):
+            return counted
+        last = await self.peek(COUNTED_QUEUES, self.count_all_jobs, EXACT_AGE)
+        return counted if last is None else fill_up_counts(counted, cast("list[QueueInfo]", last))
+
+    async def count_all_jobs(self) -> list[QueueInfo]:
+        """Read all queues, and count the jobs to the end."""
+        return await self.backend.reads.list_queues(budget=None)
+
     async def stop(self) -> None:
         """End the reads that run."""
         tasks = list(self._tasks)
@@ -406,13 +422,11 @@ class PageReadings:
         full count, or at least as many as were counted.
         """
         counted = await self.read(
-            "queues", lambda: self.backend.reads.list_queues(budget=COUNT_BUDGET), max_age
+            "queues", lambda: self.backend.reads.list_queues(budget=LIVE_COUNT_BUDGET), max_age
         )
         if is_complete(counted):
             return counted
-        last = await self.peek(
-            "queues counted to the end", self.backend.reads.list_queues, EXACT_AGE
-        )
+        last = await self.peek(COUNTED_QUEUES, self._shared.count_all_jobs, EXACT_AGE)
         if last is None:
             return counted
         self.precision = "about"

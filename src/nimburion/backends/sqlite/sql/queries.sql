@@ -147,19 +147,23 @@ WHERE queue = ?1 AND (until IS NULL OR until > ?2);
 
 -- name: count_by_state
 -- Count the jobs in each state.
--- Inputs: ?1 queue; NULL: all queues; ?2 now
--- Result: pending, scheduled, processing, retrying, completed, failed, cancelled
+-- Inputs: ?1 queue; NULL: all queues; ?2 now; ?3 how many jobs are counted in each place where jobs wait
+-- Result: pending, scheduled, processing, retrying, completed, failed, cancelled; 1 if all jobs that wait are counted
+-- The lanes of tenants are behind all others. Their due jobs are examined up to ?3, those of other lanes are looked up.
 WITH
-served AS (SELECT id FROM lane WHERE ?1 IS NULL OR queue = ?1),
-waiting AS (
-    SELECT has_failed, 1 AS ready, count(*) AS many FROM ready
-    WHERE ?1 IS NULL OR lane & 1048575 IN served GROUP BY has_failed
+served AS MATERIALIZED (SELECT id FROM lane WHERE ?1 IS NULL OR queue = ?1),
+waiting AS MATERIALIZED (
+    SELECT 1 AS place, has_failed, 1 AS ready, count(*) AS examined, count(*) AS many
+    FROM (SELECT r.has_failed FROM served CROSS JOIN ready AS r ON r.lane = served.id LIMIT ?3) GROUP BY has_failed
     UNION ALL
-    SELECT has_failed, 1, count(*) FROM parked
-    WHERE ?1 IS NULL OR lane & 1048575 IN served GROUP BY has_failed
+    SELECT 2, has_failed, 1, count(*), sum(?1 IS NULL OR lane & 1048575 IN served)
+    FROM (SELECT lane, has_failed FROM ready WHERE lane > 1048575 LIMIT ?3) GROUP BY has_failed
     UNION ALL
-    SELECT has_failed, due <= ?2, count(*) FROM scheduled
-    WHERE ?1 IS NULL OR lane & 1048575 IN served GROUP BY has_failed, due <= ?2
+    SELECT 3, has_failed, 1, count(*), sum(?1 IS NULL OR lane & 1048575 IN served)
+    FROM (SELECT lane, has_failed FROM parked LIMIT ?3) GROUP BY has_failed
+    UNION ALL
+    SELECT 4, has_failed, due <= ?2, count(*), sum(?1 IS NULL OR lane & 1048575 IN served)
+    FROM (SELECT lane, has_failed, due FROM scheduled ORDER BY due LIMIT ?3) GROUP BY has_failed, due <= ?2
 ),
 finished AS (
     SELECT state, sum(number) AS many FROM finished_count
@@ -172,15 +176,16 @@ SELECT
     (SELECT coalesce(sum(many), 0) FROM waiting WHERE has_failed = 1),
     coalesce((SELECT many FROM finished WHERE state = 1), 0),
     coalesce((SELECT many FROM finished WHERE state = 2), 0),
-    coalesce((SELECT many FROM finished WHERE state = 3), 0);
+    coalesce((SELECT many FROM finished WHERE state = 3), 0),
+    NOT EXISTS (SELECT 1 FROM waiting GROUP BY place HAVING sum(examined) >= ?3);
 
 -- name: list_queues
 -- List every lane that has an unfinished job, and every queue that is paused now.
--- Inputs: ?1 now, ?2 the budget: how many jobs are counted in each table
+-- Inputs: ?1 now, ?2 how many jobs are counted in each place where jobs wait
 -- Result: queue; name (NULL: the row says that the queue is paused); number of jobs that are due and wait; number of
 --   jobs that are not due; number of jobs that are processing; the earliest due time of those that are due; 1 if all due
 --   jobs are counted, 1 if all that are not due are; and of a paused queue: who paused it, the reason, since, until
--- The lanes share the budget for `ready`. The earliest due time of a lane is the least of those of its ranks: each is the
+-- The lanes share ?2 in `ready`. The earliest due time of a lane is the least of those of its ranks: each is the
 -- first row of the rank, so that it costs no count.
 WITH served AS MATERIALIZED (
     SELECT id FROM lane WHERE EXISTS (SELECT 1 FROM ready WHERE ready.lane = lane.id)
@@ -213,21 +218,27 @@ counted_turns AS MATERIALIZED (
         (SELECT min(due) FROM (SELECT due FROM tenant_turn WHERE main_lane = turns.id LIMIT ?2)) AS oldest
     FROM turns
 ),
+counted_parked AS MATERIALIZED (
+    SELECT lane, count(*) AS size, min(due) AS oldest FROM (SELECT lane, due FROM parked LIMIT ?2) GROUP BY lane
+),
+counted_scheduled AS MATERIALIZED (
+    SELECT lane, sum(due <= ?1) AS size, sum(due > ?1) AS later, min(iif(due <= ?1, due, NULL)) AS oldest
+    FROM (SELECT lane, due FROM scheduled ORDER BY due LIMIT ?2) GROUP BY lane
+),
 unfinished AS (
     SELECT lane, size, 0 AS later, 0 AS running, oldest, size < most AS complete FROM counted
     UNION ALL
     SELECT lane, size, 0, 0, oldest, size < most FROM counted_turns
     UNION ALL
-    SELECT lane, count(*), 0, 0, min(due), 1 FROM (SELECT lane, due FROM parked LIMIT ?2) GROUP BY lane
+    SELECT lane, size, 0, 0, oldest, 1 FROM counted_parked
     UNION ALL
-    SELECT lane, sum(due <= ?1), sum(due > ?1), 0, min(iif(due <= ?1, due, NULL)), 1
-    FROM (SELECT lane, due FROM scheduled ORDER BY due LIMIT ?2) GROUP BY lane
+    SELECT lane, size, later, 0, oldest, 1 FROM counted_scheduled
     UNION ALL
     SELECT lane, 0, 0, count(*), NULL, 1 FROM lease GROUP BY lane
 ),
 whole (size, later) AS MATERIALIZED (
-    SELECT (SELECT count(*) FROM (SELECT 1 FROM parked LIMIT ?2)) < ?2,
-        (SELECT count(*) FROM (SELECT 1 FROM scheduled LIMIT ?2)) < ?2
+    SELECT (SELECT coalesce(sum(size), 0) FROM counted_parked) < ?2,
+        (SELECT coalesce(sum(size + later), 0) FROM counted_scheduled) < ?2
 )
 SELECT lane.queue, lane.name, unfinished.size, unfinished.later, running, oldest, complete AND whole.size, whole.later,
     NULL, NULL, NULL, NULL

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nimburion.core.errors import InvalidJob, JobNotFound
-from nimburion.core.job import State
+from nimburion.core.job import JobOptions, State
 from nimburion.core.maintenance import Retention
 from nimburion.core.queries import JobFilter, QueueInfo
 from nimburion.core.settlement import Completed, Failed, Retried
@@ -284,6 +284,28 @@ class Reading:
             assert not info.scheduled_complete or info.scheduled == true.scheduled
             assert (info.processing, info.oldest_age) == (true.processing, true.oldest_age)
         assert bounded["few"].size == 1
+
+    async def test_a_budget_bounds_how_many_jobs_are_counted(self, harness: Harness) -> None:
+        """A count that is marked as complete is exact. Others are too small, but those of jobs that
+        ended or run are not."""
+        tenant = JobOptions(tenant="a")
+        await harness.enqueue(*(harness.job(queue="many") for _ in range(5)))
+        await harness.enqueue(*(harness.job(queue="many", options=tenant) for _ in range(5)))
+        await harness.enqueue(*(harness.job(after=60.0, queue="many") for _ in range(5)))
+        await harness.enqueue(*(harness.job(queue="few") for _ in range(3)))
+        worker = await harness.worker(queues=("few",))
+        completed, failed, _ = await worker.take(3)
+        await worker.settle(Completed(completed.lease), Failed(failed.lease, "permanent", FAILURE))
+        for queue in (None, "many", "few", "none"):
+            exact = await harness.backend.reads.count_jobs(queue, budget=None)
+            assert exact.is_complete
+            assert exact == await harness.backend.reads.count_jobs(queue, budget=1_000)
+            for budget in (4, 12, 20):
+                counts = await harness.backend.reads.count_jobs(queue, budget=budget)
+                assert counts == exact if counts.is_complete else counts.keys() == exact.keys()
+                assert all(counts[state] <= exact[state] for state in State)
+                for state in (State.COMPLETED, State.PROCESSING, State.CANCELLED):
+                    assert counts[state] == exact[state]
 
     async def test_queues_show_how_many_jobs_of_each_name_wait(self, harness: Harness) -> None:
         """All priorities count, due or not. Running jobs do not count."""

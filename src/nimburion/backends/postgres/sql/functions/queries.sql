@@ -311,32 +311,50 @@ $$;
 
 -- name: count_by_state
 -- Count the jobs in each state.
--- Inputs: the time; the queue (NULL: all queues)
--- Result: states, each with a number; a state may occur in several rows
-CREATE OR REPLACE FUNCTION {schema}.count_by_state_1(p_now int8, p_queue text) RETURNS TABLE (state text, number int8)
+-- Inputs: the time; the queue (NULL: all queues); how many jobs are counted in each table (NULL: all)
+-- Result: states, each with a number, and whether all jobs of the table are counted; a state may occur in several rows
+-- The due jobs of a lane are looked up. Of the other tables, rows of all queues are examined.
+CREATE OR REPLACE FUNCTION {schema}.count_by_state_1(p_now int8, p_queue text, p_budget int4)
+RETURNS TABLE (state text, number int8, is_complete bool)
 LANGUAGE sql STABLE SET jit TO off AS $$
-    WITH lanes AS (SELECT a.id FROM {schema}.lane a WHERE p_queue IS NULL OR a.queue = p_queue)
-    SELECT CASE WHEN r.attempt_status = 2 THEN 'retrying' ELSE 'pending' END, count(*) FROM {schema}.ready r
-    WHERE r.lane IN (SELECT id FROM lanes) GROUP BY 1
+    WITH lanes AS MATERIALIZED (SELECT a.id FROM {schema}.lane a WHERE p_queue IS NULL OR a.queue = p_queue),
+    waiting AS MATERIALIZED (
+        SELECT 1 AS place, CASE WHEN r.attempt_status = 2 THEN 'retrying' ELSE 'pending' END AS state, count(*) AS number,
+            count(*) AS examined
+        FROM {schema}.ready r WHERE p_budget IS NULL AND r.lane IN (SELECT id FROM lanes) GROUP BY 2
+        UNION ALL
+        SELECT 1, CASE WHEN r.attempt_status = 2 THEN 'retrying' ELSE 'pending' END, count(*), count(*)
+        FROM (
+            SELECT f.attempt_status FROM lanes a CROSS JOIN LATERAL (
+                SELECT r.attempt_status FROM {schema}.ready r WHERE r.lane = a.id ORDER BY r.due, r.seq LIMIT p_budget
+            ) f WHERE p_budget IS NOT NULL LIMIT p_budget
+        ) r GROUP BY 2
+        UNION ALL
+        SELECT 2, CASE WHEN k.attempt_status = 2 THEN 'retrying' ELSE 'pending' END,
+            count(*) FILTER (WHERE k.lane IN (SELECT id FROM lanes)), count(*)
+        FROM (SELECT p.lane, p.attempt_status FROM {schema}.parked p LIMIT p_budget) k GROUP BY 2
+        UNION ALL
+        SELECT 3, CASE WHEN s.attempt_status = 2 THEN 'retrying' WHEN s.due > p_now THEN 'scheduled' ELSE 'pending' END,
+            count(*) FILTER (WHERE s.lane IN (SELECT id FROM lanes)), count(*)
+        FROM (SELECT t.lane, t.attempt_status, t.due FROM {schema}.scheduled t LIMIT p_budget) s GROUP BY 2
+        UNION ALL
+        SELECT 4, 'failed', count(*) FILTER (WHERE p_queue IS NULL OR EXISTS (
+            SELECT FROM {schema}.job j WHERE j.seq = d.seq AND j.lane IN (SELECT id FROM lanes)
+        )), count(*)
+        FROM (SELECT e.seq FROM {schema}.dead_letter e LIMIT p_budget) d
+    ),
+    whole AS (SELECT w.place, p_budget IS NULL OR sum(w.examined) < p_budget AS is_complete FROM waiting w GROUP BY w.place)
+    SELECT w.state, w.number, h.is_complete FROM waiting w JOIN whole h ON h.place = w.place
     UNION ALL
-    SELECT CASE WHEN k.attempt_status = 2 THEN 'retrying' ELSE 'pending' END, count(*) FROM {schema}.parked k
-    WHERE k.lane IN (SELECT id FROM lanes) GROUP BY 1
+    SELECT 'processing', count(*), true FROM {schema}.lease l WHERE l.lane IN (SELECT id FROM lanes)
     UNION ALL
-    SELECT CASE WHEN s.attempt_status = 2 THEN 'retrying' WHEN s.due > p_now THEN 'scheduled' ELSE 'pending' END, count(*)
-    FROM {schema}.scheduled s WHERE s.lane IN (SELECT id FROM lanes) GROUP BY 1
-    UNION ALL
-    SELECT 'processing', count(*) FROM {schema}.lease l WHERE l.lane IN (SELECT id FROM lanes)
-    UNION ALL
-    SELECT 'failed', count(*) FROM {schema}.dead_letter d JOIN {schema}.job j ON j.seq = d.seq
-    WHERE j.lane IN (SELECT id FROM lanes)
-    UNION ALL
-    SELECT CASE e.state WHEN 1 THEN 'completed' ELSE 'cancelled' END, e.number
+    SELECT CASE e.state WHEN 1 THEN 'completed' ELSE 'cancelled' END, e.number, true
     FROM {schema}.count_finished_1(CASE WHEN p_queue IS NOT NULL THEN ARRAY(SELECT id FROM lanes) END) e
 $$;
 
 -- name: list_queues
 -- List every lane that has an unfinished job, and every paused queue.
--- Inputs: the time; the budget: how many jobs are counted in each table (NULL: all)
+-- Inputs: the time; how many jobs are counted in each table (NULL: all)
 -- Result:
 --   queue, name     the lane; a NULL name says that the queue is paused
 --   size            the number of jobs that are due and wait
@@ -369,16 +387,24 @@ LANGUAGE sql STABLE SET jit TO off AS $$
         ) AS number
         FROM served s
     ),
-    later AS (
-        SELECT s.lane, s.due FROM {schema}.scheduled s WHERE p_budget IS NULL
-        UNION ALL
-        SELECT b.lane, b.due FROM (
-            SELECT s.lane, s.due FROM {schema}.scheduled s WHERE p_budget IS NOT NULL ORDER BY s.due, s.seq LIMIT p_budget
-        ) b
+    later AS MATERIALIZED (
+        SELECT s.lane, count(*) FILTER (WHERE s.due <= p_now) AS due, count(*) FILTER (WHERE s.due > p_now) AS later,
+            min(s.due) FILTER (WHERE s.due <= p_now) AS oldest
+        FROM (
+            SELECT s.lane, s.due FROM {schema}.scheduled s WHERE p_budget IS NULL
+            UNION ALL
+            SELECT b.lane, b.due FROM (
+                SELECT s.lane, s.due FROM {schema}.scheduled s WHERE p_budget IS NOT NULL ORDER BY s.due, s.seq LIMIT p_budget
+            ) b
+        ) s GROUP BY s.lane
+    ),
+    held_back AS MATERIALIZED (
+        SELECT k.lane, count(*) AS due, min(k.due) AS oldest
+        FROM (SELECT p.lane, p.due FROM {schema}.parked p LIMIT p_budget) k GROUP BY k.lane
     ),
     whole AS MATERIALIZED (
-        SELECT p_budget IS NULL OR (SELECT count(*) FROM (SELECT FROM {schema}.parked LIMIT p_budget) k) < p_budget AS size,
-            p_budget IS NULL OR (SELECT count(*) FROM (SELECT FROM {schema}.scheduled LIMIT p_budget) k) < p_budget AS later
+        SELECT p_budget IS NULL OR (SELECT coalesce(sum(b.due), 0) FROM held_back b) < p_budget AS size,
+            p_budget IS NULL OR (SELECT coalesce(sum(l.due + l.later), 0) FROM later l) < p_budget AS later
     ),
     unfinished AS (
         SELECT r.lane, count(*) AS due, 0::int8 AS later, 0::int8 AS held, min(r.due) AS oldest, true AS complete
@@ -386,11 +412,9 @@ LANGUAGE sql STABLE SET jit TO off AS $$
         UNION ALL
         SELECT c.id, c.number, 0, 0, c.oldest, c.number < (SELECT most FROM share) FROM counted c
         UNION ALL
-        SELECT k.lane, count(*), 0, 0, min(k.due), true FROM (SELECT * FROM {schema}.parked LIMIT p_budget) k GROUP BY k.lane
+        SELECT b.lane, b.due, 0, 0, b.oldest, true FROM held_back b
         UNION ALL
-        SELECT s.lane, count(*) FILTER (WHERE s.due <= p_now), count(*) FILTER (WHERE s.due > p_now), 0,
-            min(s.due) FILTER (WHERE s.due <= p_now), true
-        FROM later s GROUP BY s.lane
+        SELECT s.lane, s.due, s.later, 0, s.oldest, true FROM later s
         UNION ALL
         SELECT l.lane, 0, 0, count(*), NULL, true FROM {schema}.lease l GROUP BY l.lane
     )
