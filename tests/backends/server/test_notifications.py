@@ -9,9 +9,10 @@ import pytest
 
 from nimburion.backends.postgres.notifications import PostgresNotifications
 from nimburion.backends.postgres.url import parse_url
+from nimburion.backends.server import notifications as module
 from nimburion.backends.server.notifications import Notifications, ServerListener
 from nimburion.core.listener import Listener, OnListening, OnNotification
-from tests.waiting import DEADLINE
+from tests.waiting import DEADLINE, wait_until
 
 
 class FakeListener(ServerListener):
@@ -138,7 +139,7 @@ class FakeNotifications(Notifications):
 async def test_a_wait_that_is_cancelled_while_the_connection_opens_ends(turns: int) -> None:
     """Whatever turn of the event loop the cancellation comes in: the loop may be closing."""
     notifications = FakeNotifications()
-    waiting = asyncio.create_task(notifications.wait_for_session("s"))
+    waiting = asyncio.create_task(notifications.wait(["q"], 10 * DEADLINE, asyncio.sleep))
     for _ in range(3):
         await asyncio.sleep(0)
     notifications.on_listening(["channel", "own"])
@@ -194,3 +195,33 @@ async def test_an_unexpected_error_while_it_closes_leaves_no_listener_open() -> 
     assert listener.is_closed
     waiting.cancel()
     await asyncio.wait({waiting})
+
+
+async def test_a_session_is_notified_when_its_handle_listens() -> None:
+    """A cancel that came before, or while the connection was lost, was not received."""
+    notifications = FakeNotifications()
+    connection = ["channel", "own"]
+    for channels in (connection, [], connection):
+        waiting = asyncio.create_task(notifications.wait_for_session("s"))
+        done, _ = await asyncio.wait({waiting}, timeout=0)
+        assert not done
+        notifications.on_listening(channels)
+        async with asyncio.timeout(DEADLINE):
+            await waiting
+    again = asyncio.create_task(notifications.wait_for_session("s"))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not again.done()
+    again.cancel()
+
+
+async def test_a_session_that_waits_without_a_connection_is_notified_by_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_LISTEN_TIMEOUT", 0.0)
+    notifications = FakeNotifications()
+    waiting = asyncio.create_task(notifications.wait_for_session("s"))
+    await wait_until(lambda: bool(notifications._waiters.calls), "the call waits")
+    notifications.on_listening(["channel", "own"])
+    async with asyncio.timeout(DEADLINE):
+        await waiting

@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 from collections.abc import Collection
-from functools import partial
 from pathlib import Path
 from typing import cast
 from unittest.mock import Mock
@@ -262,14 +261,9 @@ async def check_cancel(
             return set(states) == {State.PROCESSING}
 
         await wait_until(both_run, "each process runs a job")
-
-        async def cancel_until_ended(job_id: str) -> bool:
-            """Its process may not listen yet: then the next cancel ends it."""
-            await processor.cancel(job_id)
-            return (await processor.get_status(job_id)).state is State.CANCELLED
-
         for job_id in ids:
-            await wait_until(partial(cancel_until_ended, job_id), "the job is cancelled")
+            await processor.cancel(job_id)
+            await wait_until_finished(processor, job_id)
     assert supervised.stop() == 0
 
 

@@ -216,11 +216,14 @@ class Notifications(ABC):
         self._has_polled = clock.time() >= until
 
     async def wait_for_session(self, session_id: str) -> None:
-        """Return when the session is notified, or when notifications may have been lost. Where
-        notifications cannot be received, only those of this handle count.
+        """Return when the session is notified, or when notifications may have been lost: before the
+        handle listened, too. Where notifications cannot be received, only those of this handle
+        count.
         """
+        was_connected = self._is_connected.is_set()
         await self._ensure_listening(_LISTEN_TIMEOUT)
-        await self._waiters.wait_for_session(session_id)
+        if was_connected or not self._is_connected.is_set():
+            await self._waiters.wait_for_session(session_id)
 
     async def close(self) -> None:
         """Send the pending wake-ups, delete the idle entries, and stop listening."""
@@ -257,6 +260,7 @@ class Notifications(ABC):
         self.forget_idle_entries()  # a wake-up may have been lost
         if channels:
             self._is_connected.set()
+            self._waiters.notify([EVERY_SESSION])
         else:
             self._is_connected.clear()
             self._waiters.notify([EVERY_QUEUE, EVERY_SESSION])

@@ -470,10 +470,11 @@ class Waiting:
             pytest.skip("this backend does not notify")
         backend, other = fleet.handles[1], await fleet.worker()
         worker, cancel = await _cancel(fleet)
-        waiting = asyncio.create_task(backend.consuming.wait_for_session(other.id))
-        await repeat_until_done(
-            cancel, asyncio.create_task(backend.consuming.wait_for_session(worker.id))
-        )
+        wait_for = backend.consuming.wait_for_session
+        # A call may end without cause when its handle begins to listen.
+        await repeat_until_done(cancel, asyncio.create_task(wait_for(worker.id)))
+        waiting = asyncio.create_task(wait_for(other.id))
+        await repeat_until_done(cancel, asyncio.create_task(wait_for(worker.id)))
         assert not waiting.done()
         command = lambda: fleet.backend.maintenance.send_command(other.id, None)  # noqa: E731
         await repeat_until_done(command, waiting)
