@@ -282,13 +282,24 @@ def find_stale_accepted(log: EventLog, ends: Mapping[str, End]) -> list[str]:
 
 def ended_under_old_token(deliveries: Sequence[Delivery], end: End) -> bool:
     """Tell whether a job's end names another token or session than its newest delivery."""
-    if end.session is None or end.reason == Reason.LOST:
+    if end.session is None or end.reason == Reason.LOST or was_cancelled_by_rescue(deliveries, end):
         return False
     if not deliveries:
         return True
     newest = deliveries[-1]
     wrong_token = end.state is State.COMPLETED and end.token != newest.token
     return wrong_token or end.session != newest.session
+
+
+def was_cancelled_by_rescue(deliveries: Sequence[Delivery], end: End) -> bool:
+    """Tell whether a rescue ended a job whose cancel was requested: no worker settled it.
+
+    Its session may have been killed before it logged the delivery.
+    """
+    if end.state is not State.CANCELLED or not end.rescued:
+        return False
+    session, at = end.rescued[-1]
+    return session == end.session and all(one.at <= at for one in deliveries)
 
 
 def check_settled_twice(log: EventLog, outcome: Reconciliation) -> None:

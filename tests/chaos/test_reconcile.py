@@ -243,3 +243,26 @@ def test_a_line_that_a_killed_process_did_not_finish_is_left_out(tmp_path: Path)
     (path,) = tmp_path.glob("producer-*.jsonl")
     path.write_bytes(path.read_bytes() + b'{"type":"Acknow')
     assert [event for _, event in read_events(tmp_path)] == [Acknowledged(1.0, ["j"])]
+
+
+def cancelled_by_rescue(pid: int, rescued_at: float) -> End:
+    session = f"s{pid}"
+    return End(State.CANCELLED, session=session, lost=1, rescued=((session, rescued_at),))
+
+
+def test_a_rescue_may_end_a_cancelled_job_whose_delivery_was_not_logged() -> None:
+    assert History().reconcile(cancelled_by_rescue(FIRST, 5.0)).violations == {}
+    history = History()
+    history.deliver(SECOND, make_token(1))
+    history.fail("kill", [SECOND])
+    assert history.reconcile(cancelled_by_rescue(FIRST, 9.0)).violations == {}
+
+
+def test_an_end_by_a_session_that_was_rescued_before_is_stale() -> None:
+    history = History()
+    history.deliver(FIRST, make_token(1))
+    history.fail("kill", [FIRST])
+    history.deliver(SECOND, make_token(2))
+    history.fail("kill", [SECOND])
+    found = history.reconcile(cancelled_by_rescue(FIRST, 3.5))
+    assert found.violations == {"stale settlement accepted": ["j"]}
