@@ -263,3 +263,22 @@ async def test_a_job_of_a_batch_is_found_by_the_fields_of_its_argument(
             await assert_not_enqueued(processor, send, too="ann")
         with pytest.raises(AssertionError, match='"to":"ann"'):
             await assert_enqueued(processor, "send", to="bob")
+
+
+async def test_an_argument_with_the_name_of_a_field_of_the_record_is_the_argument(
+    nimburion_processor: MakeProcessor,
+) -> None:
+    @job(queue="mails")
+    async def greet(name: str, queue: int, tenant: str = "none") -> None: ...
+
+    async with nimburion_processor(greet) as processor:
+        await processor.enqueue(greet.job("ann", 3), tenant="acme")
+        for what in (greet, "greet"):
+            await assert_enqueued(processor, what, name="ann", queue=3, tenant="none")
+            with pytest.raises(AssertionError, match="name='ann'"):
+                await assert_not_enqueued(processor, what, name="ann")
+            with pytest.raises(InvalidJob, match="queue"):
+                await assert_enqueued(processor, what, queue="mails")
+        # The arguments of a job are its own already.
+        await assert_enqueued(processor, greet.job("ann", 3), queue="mails", tenant="acme")
+        await assert_enqueued(processor.backend, "greet", name="ann")

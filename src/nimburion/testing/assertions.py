@@ -23,9 +23,10 @@ async def assert_enqueued(where: Client | Backend, what: object, /, **fields: ob
 
     Raises `AssertionError` with a list of the enqueued jobs if no job matches. `where` is a
     processor, a client or a backend. `what` is a name, a job class or function, or a job, whose
-    arguments must then be equal too. `fields` are fields of a `JobRecord` (`queue`, `priority`,
-    `state`, `due` …) or of its options (`tenant`, `unique_key`, `headers` …). Any other name is an
-    argument of the job or, for a batch handler, a field of this argument. Finished jobs match too.
+    arguments must then be equal too. Each of `fields` is an argument of the job, else a field of
+    its `JobRecord` (`queue`, `priority`, `state`, `due` …), of its options (`tenant`, `unique_key`,
+    `headers` …) or, for a batch handler, of its argument. If an argument hides a field of the
+    record, give a job: its arguments are compared already. Finished jobs match too.
     A completed job has lost its arguments, so a condition on an argument never matches it.
     `InvalidJob` is raised for a name that is none of these, and for a value that does not fit the
     type of its field. The arguments of a name can be checked only if the processor registers it.

@@ -39,6 +39,7 @@ class Condition:
         self.name: str = name
         self.arguments: Mapping[str, object] = arguments
         self.fields: Mapping[str, object] = fields
+        self._is_job = not _is_declaration(what)
         self._is_batch = declared is not None and declared.policy.batch is not None
         self._accepted: dict[str, tuple[object, ...]] = {
             field: (value, *self._encode_value(declared, field, value))
@@ -78,13 +79,16 @@ class Condition:
         self, declared: Declaration | None, field: str, value: object
     ) -> tuple[object, ...]:
         """Return the value as the backend stores it; nothing if that is not known."""
+        struct = msgspec.structs.fields(declared.codec.struct) if declared is not None else ()
+        types = {each.name: each.type for each in struct}
+        if field in types and not self._is_job:
+            return _encode(self.name, field, value, types[field])
         if field in _OF_RECORD:
             return _convert(self.name, field, value, JobRecord)
         if field in _OF_OPTIONS:
             return _convert(self.name, field, value, JobOptions)
         if declared is None:
             return ()
-        types = {each.name: each.type for each in msgspec.structs.fields(declared.codec.struct)}
         if field in types:
             return _encode(self.name, field, value, types[field])
         members = _list_members(*types.values()) if self._is_batch else []
@@ -96,25 +100,49 @@ class Condition:
         given = _decode_arguments(record.payload)
         if self.arguments and given != self.arguments:
             return False
-        if self._is_batch:  # the payload has one argument, with the name of the handler's list
-            given = {**_read_members(given), **given}
+        members = _read_members(given) if self._is_batch else {}
         return all(
-            _read_field(record, given, field) in accepted
+            self._read_field(record, given, members, field) in accepted
             for field, accepted in self._accepted.items()
         )
+
+    def _read_field(
+        self,
+        record: JobRecord,
+        arguments: Mapping[str, object],
+        members: Mapping[str, object],
+        name: str,
+    ) -> object:
+        """Return the argument of this name, else the field of the record, of its options, or of the
+        argument of a batch handler. The arguments of a job were compared already: they come last.
+        """
+        if name in arguments and not self._is_job:
+            return arguments[name]
+        if name in _OF_RECORD:
+            return getattr(record, name)
+        if name in _OF_OPTIONS:
+            return getattr(record.options, name)
+        return {**members, **arguments}.get(name, _MISSING)
+
+
+def _is_declaration(what: object) -> bool:
+    """Return whether this is a name, a job class or a function, and not a job with arguments."""
+    from nimburion.jobs.declaration.job import JobFunction
+
+    return isinstance(what, str | type | JobFunction)
 
 
 def _describe(
     what: object, registry: Registry | None
 ) -> tuple[str, Mapping[str, object], Declaration | None]:
     """Return the name of a job, its arguments if `what` is a job, and its declaration if known."""
-    from nimburion.jobs.declaration.job import JobFunction, find_declaration, require_declaration
+    from nimburion.jobs.declaration.job import find_declaration, require_declaration
 
     if isinstance(what, str):
         handler = None if registry is None else registry.get(what)
         return what, {}, None if handler is None else find_declaration(handler.target)
     declared = find_declaration(what)
-    if declared is not None and isinstance(what, type | JobFunction):
+    if declared is not None and _is_declaration(what):
         return declared.name, {}, declared
     declared = require_declaration(what)
     return declared.name, _decode_arguments(declared.encode(what, SizeLimits())), declared
@@ -187,11 +215,3 @@ def _read_members(arguments: Mapping[str, object]) -> Mapping[str, Any]:
     """Return the fields of the only argument of a batch handler; none if it has no fields."""
     (argument,) = arguments.values() if len(arguments) == 1 else (None,)
     return cast("Mapping[str, Any]", argument) if isinstance(argument, dict) else {}
-
-
-def _read_field(record: JobRecord, arguments: Mapping[str, object], name: str) -> object:
-    if name in _OF_RECORD:
-        return getattr(record, name)
-    if name in _OF_OPTIONS:
-        return getattr(record.options, name)
-    return arguments.get(name, _MISSING)
