@@ -10,28 +10,15 @@ from urllib.parse import urlencode
 
 import pytest
 
+from nimburion.actions.search import UnusableSearch, parse_search
 from nimburion.core.job import AttemptError, JobOptions, NewJob, State
 from nimburion.server.dashboard.pages.jobs.job import group_errors
 from nimburion.server.dashboard.pages.jobs.job_contents import find_own_frames
-from nimburion.server.dashboard.pages.jobs.job_list import QUALIFIERS, UnusableSearch, parse_search
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
 from tests.server.conftest import Api
 from tests.server.dashboard.conftest import OWN_PAGE
 
 JOBS = f"{DASHBOARD_PATH}/jobs"
-
-
-def test_a_search_is_a_filter() -> None:
-    which = parse_search("state:failed,retrying queue:mail name:send failures:2 created:2h", 7210.0)
-    assert which.states == frozenset({State.FAILED, State.RETRYING})
-    assert (which.queue, which.name, which.min_failures) == ("mail", "send", 2)
-    assert which.created_from == 10.0
-    assert parse_search("a b id:c", 0.0).ids == ("a", "b", "c")
-    assert parse_search('tenant:"acme inc" queue:a', 0.0).tenant == "acme inc"
-    assert parse_search(" ", 0.0) == parse_search("", 0.0)
-    for example in QUALIFIERS.values():
-        word = example.partition(" ")[0].rstrip(",").replace("…", "")
-        assert parse_search(word, 0.0) != parse_search("", 0.0), word
 
 
 @pytest.mark.parametrize(

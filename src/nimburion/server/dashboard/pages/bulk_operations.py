@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from nimburion.actions.bulk import BulkPreview, preview_jobs
+from nimburion.actions.search import UnusableSearch, parse_search
 from nimburion.core.bulk_operations import BulkAction, BulkOperationPage, list_bulk_operations
 from nimburion.core.queries import JobFilter
 from nimburion.server.api import bulk_operations
@@ -20,7 +21,7 @@ from nimburion.server.dashboard.page import (
     PageRequest,
     find_operation,
 )
-from nimburion.server.dashboard.pages.jobs.job_list import SearchText, UnusableSearch, parse_search
+from nimburion.server.dashboard.pages.jobs.job_list import SearchText
 
 PAGE_SIZE = 50
 

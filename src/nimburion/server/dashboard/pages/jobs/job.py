@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from nimburion.actions.search import format_qualifier
 from nimburion.core.diagnosis.explanations import (
     Cause,
     Facts,
@@ -23,11 +24,7 @@ from nimburion.server.dashboard.page import (
     PageRequest,
     find_operation,
 )
-from nimburion.server.dashboard.pages.jobs.job_list import (
-    describe_purge,
-    describe_replay,
-    format_qualifier,
-)
+from nimburion.server.dashboard.pages.jobs.job_list import describe_purge, describe_replay
 
 MAX_RUNS = 60
 RUNS_BUDGET = 2_000

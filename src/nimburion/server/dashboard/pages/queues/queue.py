@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from nimburion.actions.search import format_qualifier
 from nimburion.core.diagnosis.unserved import (
     QueueSummary,
     is_live,
@@ -25,7 +26,6 @@ from nimburion.core.metrics.statistics import STEPS, Counters, Statistics
 from nimburion.core.session import SessionInfo
 from nimburion.server.dashboard.charts import Series, fill_intervals
 from nimburion.server.dashboard.page import DashboardPage, PageRequest
-from nimburion.server.dashboard.pages.jobs.job_list import format_qualifier
 from nimburion.server.dashboard.pages.queues.queue_list import (
     QueueRow,
     compute_failed_share,
