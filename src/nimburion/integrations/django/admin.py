@@ -6,16 +6,21 @@ A user needs the permission `nimburion.view_storedjob` to see the pages, and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlencode
 
+import django
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
+from django.urls import reverse
+from django.utils import timezone
 
+from nimburion.actions.search import SEARCH_BUDGET, UnusableSearch, parse_search
 from nimburion.core.errors import InvalidJob, JobNotFound, NimburionError
 from nimburion.core.job import JobRecord, State
 from nimburion.core.queries import JobFilter, Page
@@ -30,6 +35,7 @@ else:
     JobAdminBase = admin.ModelAdmin
 
 _PAGE_SIZE = 50
+_STATE_WORD = re.compile(r"(?<!\S)state:\S+")
 
 
 @admin.register(StoredJob)
@@ -51,30 +57,29 @@ class JobAdmin(JobAdminBase):
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Show a page of jobs, filtered by `state`, `queue` and `name` of the query."""
+        """Show a page of jobs: those that the text `q` of the query describes."""
         self._require_view(request)
-        chosen = {
-            key: request.GET[key] for key in ("state", "queue", "name") if request.GET.get(key)
-        }
+        text = request.GET.get("q", "")
         context: dict[str, Any] = {"jobs": [], "next": None, "problem": None}
         try:
-            page = get_processor().sync.call(
-                _list_jobs, _make_filter(chosen), request.GET.get("after")
-            )
-        except NimburionError as error:
+            which = parse_search(text, timezone.now().timestamp())
+            page = get_processor().sync.call(_list_jobs, which, request.GET.get("after"))
+        except (NimburionError, UnusableSearch) as error:
             context["problem"] = str(error)
         else:
             context["jobs"] = [_describe(record) for record in page.jobs]
             if page.next is not None:
-                context["next"] = "?" + urlencode({**chosen, "after": page.next})
+                context["next"] = "?" + urlencode({"q": text, "after": page.next})
         return self._render(
             request,
             "changelist",
             {
                 **context,
                 "title": "Jobs",
-                "states": [state.value for state in State],
-                "chosen": chosen,
+                "text": text,
+                "is_first": "after" not in request.GET,
+                "states": _link_states(text),
+                "breadcrumbs": [(None, "Jobs")],
                 **(extra_context or {}),
             },
         )
@@ -98,8 +103,13 @@ class JobAdmin(JobAdminBase):
             request,
             "detail",
             {
-                "title": f"Job {record.id}",
-                "job": _describe(record),
+                "title": record.name,
+                "subtitle": record.id,
+                "facts": _list_facts(record),
+                "breadcrumbs": [
+                    (reverse("admin:nimburion_storedjob_changelist"), "Jobs"),
+                    (None, record.id),
+                ],
                 "attempts": [
                     {
                         "number": attempt.number,
@@ -113,6 +123,8 @@ class JobAdmin(JobAdminBase):
                 ],
                 "errors": record.history if shows_arguments else [],
                 "shows_arguments": shows_arguments,
+                "unique_key": record.options.described_key,
+                "headers": record.options.headers,
                 "payload": _to_text(record.payload),
                 "result": _to_text(record.result),
                 **(extra_context or {}),
@@ -151,44 +163,70 @@ class JobAdmin(JobAdminBase):
         return TemplateResponse(
             request,
             f"admin/nimburion/storedjob/{template}.html",
-            {**self.admin_site.each_context(request), "opts": self.opts, **context},
+            {
+                **self.admin_site.each_context(request),
+                "opts": self.opts,
+                "has_list_of_breadcrumbs": django.VERSION >= (6, 1),
+                **context,
+            },
         )
 
 
 async def _list_jobs(client: Client, which: JobFilter, after: str | None) -> Page:
-    return await client.backend.reads.list_jobs(which, limit=_PAGE_SIZE, after=after)
+    return await client.backend.reads.list_jobs(
+        which, limit=_PAGE_SIZE, after=after, budget=SEARCH_BUDGET
+    )
 
 
 async def _get_job(client: Client, job_id: str) -> JobRecord:
     return await client.backend.reads.get_job(job_id)
 
 
-def _make_filter(chosen: Mapping[str, str]) -> JobFilter:
-    """Return the filter of a page. Raises `InvalidJob` for a state that does not exist."""
-    states = None
-    if "state" in chosen:
-        if chosen["state"] not in list(State):
-            raise InvalidJob(f"there is no state {chosen['state']!r}")
-        states = frozenset({State(chosen["state"])})
-    return JobFilter(states=states, queue=chosen.get("queue"), name=chosen.get("name"))
+def _link_states(text: str) -> list[tuple[str, str, bool]]:
+    """Return the links that narrow a search to one state: label, address, and whether chosen."""
+    others = _STATE_WORD.sub("", text).strip()
+    found = _STATE_WORD.findall(text)
+    links = [("All", "?" + urlencode({"q": others}), not found)]
+    for state in State:
+        word = f"state:{state.value}"
+        search = urlencode({"q": f"{others} {word}".strip()})
+        links.append((state.value.capitalize(), f"?{search}", word in found))
+    return links
 
 
 def _describe(record: JobRecord) -> dict[str, Any]:
-    """Return the columns of a job."""
+    """Return the columns of a job in the list."""
     return {
         "id": record.id,
         "name": record.name,
         "queue": record.queue,
         "state": record.state.value,
-        "priority": record.priority,
         "attempt": record.attempt,
         "created": _to_datetime(record.created_at),
         "due": _to_datetime(record.due),
-        "started": _to_datetime(record.started_at),
-        "finished": _to_datetime(record.finished_at),
         "error": None if record.error is None else record.error.type,
-        "reason": record.reason,
     }
+
+
+def _list_facts(record: JobRecord) -> list[tuple[str, object]]:
+    """Return what the page of a job says about it: a label and a value each."""
+    options = record.options
+    facts: list[tuple[str, object]] = [
+        ("State", record.state.value),
+        ("Reason", record.reason),
+        ("Queue", record.queue),
+        ("Priority", record.priority),
+        ("Attempt", record.attempt),
+        ("Created", _to_datetime(record.created_at)),
+        ("Due", _to_datetime(record.due)),
+        ("Started", _to_datetime(record.started_at)),
+        ("Finished", _to_datetime(record.finished_at)),
+        ("Error", record.error and record.error.type),
+        ("Tenant", options.tenant),
+        ("Correlation id", options.correlation_id),
+        ("Tags", ", ".join(options.tags)),
+    ]
+    return [(label, value) for label, value in facts if value not in (None, "")]
 
 
 def _to_datetime(seconds: float | None) -> datetime | None:

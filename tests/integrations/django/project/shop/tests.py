@@ -7,9 +7,11 @@ import io
 import json
 import logging
 import os
+import re
 import threading
-from contextlib import redirect_stderr, redirect_stdout
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
+from html import unescape
+from typing import TYPE_CHECKING, Any
 from unittest import mock, skipIf
 
 from django.contrib.auth.models import Permission, User
@@ -247,8 +249,66 @@ class ClearJobsCases(JobsTestMixin, TransactionTestCase):
         self.check_leave_jobs()
 
 
-class TestCaseCases(JobsTestMixin, TestCase):
-    """The transaction of these tests never commits."""
+if TYPE_CHECKING:
+
+    class AnyTestCase(JobsTestMixin, TestCase):
+        pass
+else:
+    AnyTestCase = JobsTestMixin
+
+
+class SharedCases(AnyTestCase):
+    """What holds both in a `TestCase`, which never commits, and in a `TransactionTestCase`."""
+
+    def commit(self) -> AbstractContextManager[object]:
+        """Return a block whose jobs are stored at its end."""
+        return nullcontext()
+
+    def test_jobs_run_and_handlers_share_the_rows_of_the_test(self) -> None:
+        User.objects.create(username="ann")
+        ids = [greet.enqueue_sync("ann"), get_processor().sync.enqueue(CountUsers())]
+        ids.append(create_user.enqueue_sync("bob"))
+        self.assertEqual(run_jobs(), 3)
+        self.assertEqual(get_processor().sync.wait_all(ids), ["hello ann", 1, None])
+        self.assertTrue(User.objects.filter(username="bob").exists())
+
+    def test_a_job_is_stored_with_the_rows_of_its_block(self) -> None:
+        with self.commit(), transaction.atomic():
+            User.objects.create(username="ann")
+            greet.enqueue_sync("ann")
+            self.assertNotEnqueued(greet)
+        self.assertEqual(self.assertEnqueued(greet, name="ann").queue, "mail")
+        self.assertEqual(run_jobs(), 1)
+
+    def test_a_rollback_leaves_no_job(self) -> None:
+        with self.commit():
+            with self.assertRaises(ZeroDivisionError), transaction.atomic():
+                greet.enqueue_sync("ann")
+                raise ZeroDivisionError
+            with transaction.atomic():
+                describe.enqueue_sync("kept")
+        self.assertNotEnqueued(greet)
+        self.assertEnqueued(describe, word="kept")
+
+    def test_many_jobs_and_a_delay(self) -> None:
+        with self.commit(), transaction.atomic():
+            get_processor().sync.enqueue_many([describe.job("a"), describe.job("b")])
+            describe.options(after=3600).enqueue_sync("later")
+        self.assertEqual(run_jobs(), 2)
+        self.assertEnqueued(describe, word="later")
+
+    def test_a_request_enqueues(self) -> None:
+        with self.commit():
+            job_id = self.client.get("/orders/tea").content.decode()
+        self.assertEqual(self.assertEnqueued(describe, word="tea").id, job_id)
+        run_jobs()
+        self.assertEqual(get_processor().sync.get_status(job_id).result, "<tea>")
+
+    def test_a_failure_is_raised_and_the_job_is_retried(self) -> None:
+        job_id = order_tea.enqueue_sync("green")
+        with self.assertRaises(TeaIsOut):
+            run_jobs()
+        self.assertEqual(find_state(job_id), State.RETRYING)
 
     def check_starts_without_jobs(self) -> None:
         self.assertEqual(get_processor().sync.pending_count(), 0)
@@ -261,15 +321,27 @@ class TestCaseCases(JobsTestMixin, TestCase):
     def test_another_starts_without_jobs(self) -> None:
         self.check_starts_without_jobs()
 
-    def test_handlers_see_and_change_the_rows_of_the_test(self) -> None:
-        User.objects.create(username="ann")
-        ids = [greet.enqueue_sync("ann"), get_processor().sync.enqueue(CountUsers())]
-        ids.append(create_user.enqueue_sync("bob"))
-        self.assertEqual(run_jobs(), 3)
-        sync = get_processor().sync
-        self.assertEqual(sync.wait_all(ids), ["hello ann", 1, None])
-        self.assertTrue(User.objects.filter(username="bob").exists())
-        self.assertEqual(User.objects.count(), 2)
+    def test_a_misspelt_condition_is_an_error(self) -> None:
+        message = "job 'order_tea' has no field 'kinds'; did you mean 'kind'?"
+        for check in (self.assertEnqueued, self.assertNotEnqueued):
+            with self.assertRaisesMessage(InvalidJob, message):
+                check(order_tea, kinds="black")
+        with self.assertRaisesMessage(InvalidJob, "did you mean 'order_tea'?"):
+            self.assertNotEnqueued("oder_tea")
+
+
+@CLEARABLE
+class SharedTransactionTestCases(SharedCases, TransactionTestCase):
+    pass
+
+
+class SharedTestCases(SharedCases, TestCase):
+    def commit(self) -> AbstractContextManager[object]:
+        return self.captureOnCommitCallbacks(execute=True)
+
+
+class TestCaseCases(JobsTestMixin, TestCase):
+    """The transaction of these tests never commits."""
 
     def test_a_job_is_stored_when_the_block_commits(self) -> None:
         with self.captureOnCommitCallbacks(execute=True) as callbacks, transaction.atomic():
@@ -312,22 +384,9 @@ class TestCaseCases(JobsTestMixin, TestCase):
             run_jobs()
         self.assertIn("jobs wait for a commit ('order_tea')", str(caught.exception))
 
-    def test_a_misspelt_condition_is_an_error(self) -> None:
-        message = "job 'order_tea' has no field 'kinds'; did you mean 'kind'?"
-        for check in (self.assertEnqueued, self.assertNotEnqueued):
-            with self.assertRaisesMessage(InvalidJob, message):
-                check(order_tea, kinds="black")
-        with self.assertRaisesMessage(InvalidJob, "did you mean 'order_tea'?"):
-            self.assertNotEnqueued("oder_tea")
-
     def test_the_mixin_must_come_before_the_class_of_django(self) -> None:
         with self.assertRaisesMessage(TypeError, "Wrong(TestCase, JobsTestMixin): name JobsTestM"):
             type("Wrong", (TestCase, JobsTestMixin), {})
-
-    def test_failures_are_raised(self) -> None:
-        order_tea.enqueue_sync("green")
-        with self.assertRaises(TeaIsOut):
-            run_jobs()
 
 
 class PlainTestCaseCases(TestCase):
@@ -520,13 +579,11 @@ class AdminCases(TransactionTestCase):
     def test_pages_show_jobs_to_those_who_may_see_them(self) -> None:
         job_id = describe.options(queue="admin").enqueue_sync("secret")
         self.log_in("view_storedjob")
-        listed = self.client.get("/admin/nimburion/storedjob/?queue=admin&state=pending")
-        self.assertContains(listed, job_id)
-        self.assertNotContains(self.client.get("/admin/nimburion/storedjob/?queue=none"), job_id)
+        self.assertContains(self.list_jobs("queue:admin state:pending"), job_id)
+        self.assertNotContains(self.list_jobs("queue:none"), job_id)
         shown = self.client.get(f"/admin/nimburion/storedjob/{job_id}/change/")
         self.assertContains(shown, "describe")
         self.assertNotContains(shown, "secret")
-        self.assertContains(self.client.get("/admin/nimburion/storedjob/?state=odd"), "no state")
         self.assertEqual(
             self.client.get("/admin/nimburion/storedjob/none/change/").status_code, 404
         )
@@ -534,6 +591,46 @@ class AdminCases(TransactionTestCase):
         for page in ("history", "delete"):
             answer = self.client.get(f"/admin/nimburion/storedjob/{job_id}/{page}/")
             self.assertEqual(answer.status_code, 404, page)
+
+    def test_a_search_finds_jobs_by_id_and_by_qualifiers(self) -> None:
+        describe.enqueue_sync("other")
+        job_id = describe.options(tags=("urgent",)).enqueue_sync("searched")
+        self.log_in("view_storedjob")
+        for text in (job_id, "tag:urgent", "name:describe tag:urgent created:1h"):
+            listed = self.list_jobs(text)
+            self.assertContains(listed, "describe</td>", 1, msg_prefix=text)
+            self.assertContains(listed, job_id)
+        self.assertContains(self.list_jobs("tga:urgent"), "did you mean")
+        self.assertContains(self.list_jobs("state:odd"), "no state")
+
+    def test_a_link_narrows_a_search_to_one_state(self) -> None:
+        self.log_in("view_storedjob")
+        listed = self.list_jobs("tag:urgent state:failed")
+        self.assertContains(listed, 'href="?q=tag%3Aurgent+state%3Apending"')
+        self.assertContains(listed, 'href="?q=tag%3Aurgent">All')
+        self.assertContains(listed, '<span aria-current="true">Failed</span>')
+
+    def test_older_jobs_have_a_page_of_their_own(self) -> None:
+        ids = get_processor().sync.enqueue_many([describe.job("many")] * 51)
+        self.log_in("view_storedjob")
+        newest = self.list_jobs("queue:default name:describe")
+        self.assertNotContains(newest, ids[0])
+        (address,) = re.findall(r'href="(\S+)">Older jobs', newest.content.decode())
+        older = self.client.get(f"/admin/nimburion/storedjob/{unescape(address)}")
+        self.assertContains(older, ids[0])
+
+    def list_jobs(self, text: str) -> Any:
+        return self.client.get("/admin/nimburion/storedjob/", {"q": text})
+
+    def test_breadcrumbs_follow_the_version_of_django(self) -> None:
+        """Django 6.1 has a list, and styles no other element."""
+        job_id = describe.enqueue_sync("shown")
+        self.log_in("view_storedjob")
+        breadcrumbs = []
+        for page in ("nimburion/", "nimburion/storedjob/", f"nimburion/storedjob/{job_id}/change/"):
+            shown = self.client.get(f"/admin/{page}").content.decode()
+            breadcrumbs.append(re.findall(r'<(\w+) class="breadcrumbs">', shown))
+        self.assertEqual(breadcrumbs, [breadcrumbs[0]] * 3)
 
     def test_arguments_need_a_permission_of_their_own(self) -> None:
         job_id = describe.options(queue="admin").enqueue_sync("secret")
