@@ -56,6 +56,8 @@ POSTGRES_KINDS = [
     *("pgbouncer", "pgbouncer-unprepared", "pgbouncer-serializable", "postgres-serializable"),
     *("postgres17", "postgres15"),
 ]
+OLDEST_DJANGO = "django~=5.2.0"
+DJANGO_VERSIONS = [OLDEST_DJANGO, "django~=6.0.0", "django>=6.1"]
 
 
 @nox.session
@@ -274,33 +276,39 @@ def release(session: nox.Session) -> None:
 
 @nox.session
 def django(session: nox.Session) -> None:
-    """Run Django's own tests of tasks, and ours, on the newest Django (Python 3.12 and newer)."""
-    with temporary_folder() as scratch:
-        python = sys.executable if sys.version_info >= (3, 12) else find_other_python([])
-        if python is None or "python3.11" in Path(python).name:
-            session.error("Django 6 needs Python 3.12 or newer, and there is none on PATH")
-        own = make_environment(session, scratch / "environment", python)
+    """Run our tests of Django on 5.2, 6.0 and the newest, and Django's own tests of tasks on that.
+
+    This needs Python 3.12 or newer.
+    """
+    python = sys.executable if sys.version_info >= (3, 12) else find_other_python([])
+    if python is None or "python3.11" in Path(python).name:
+        session.error("Django 6 needs Python 3.12 or newer, and there is none on PATH")
+    with temporary_folder() as scratch, session.chdir(ROOT):
         # As a wheel: of a folder, uv keeps what it built until pyproject.toml changes.
         package = f"nimburion[django,server] @ file://{build_wheel(session, scratch)}"
-        # pip fetches the source of Django, which holds its tests.
-        install(session, own, package, "django>=6.1", "pip", *session.posargs)
-        with session.chdir(ROOT):
-            run(session, str(own), "-m", "tests.integrations.django.upstream.run")
+        for django_version in DJANGO_VERSIONS:
+            folder = scratch / django_version.translate({ord(sign): "_" for sign in "<>=~."})
+            own = make_environment(session, folder, python)
+            # pip fetches the source of Django, which holds its tests.
+            install(session, own, package, django_version, "pip", *session.posargs)
+            apps = ("shop", "tasked") if django_version != OLDEST_DJANGO else ("shop",)
             project = "tests.integrations.django.project"
             run(
                 session,
                 str(own),
-                *("-m", "django", "test", "--noinput", f"{project}.shop", f"{project}.tasked"),
+                *("-m", "django", "test", "--noinput", *(f"{project}.{app}" for app in apps)),
                 DJANGO_SETTINGS_MODULE=f"{project}.settings",
                 NB_DJANGO_DATABASE=json.dumps(
                     {
                         "ENGINE": "django.db.backends.sqlite3",
-                        "NAME": str(scratch / "app.db"),
-                        "TEST": {"NAME": str(scratch / "test.db")},
+                        "NAME": str(folder / "app.db"),
+                        "TEST": {"NAME": str(folder / "test.db")},
                         "OPTIONS": {"transaction_mode": "IMMEDIATE"},
                     }
                 ),
             )
+            if django_version == DJANGO_VERSIONS[-1]:
+                run(session, str(own), "-m", "tests.integrations.django.upstream.run")
 
 
 @nox.session

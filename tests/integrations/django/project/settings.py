@@ -46,6 +46,7 @@ _BACKEND = "nimburion.integrations.django.task_backend.NimburionBackend"
 TASKS = {
     "default": {"BACKEND": _BACKEND, "QUEUES": ["default", "reports", "other"]},
     "second": {"BACKEND": _BACKEND},
+    "retrying": {"BACKEND": _BACKEND, "OPTIONS": {"max_retries": 2, "retry_backoff": 0}},
 }
 # Without their migrations, the tables are made in a fraction of the time.
 MIGRATION_MODULES = dict.fromkeys(["admin", "auth", "contenttypes", "sessions"])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from django.tasks import TaskContext, task
+import django
+from django.tasks import Task, TaskContext, task
 
 
 @task
@@ -34,12 +35,22 @@ def tell_attempt(context: TaskContext[Any, Any]) -> list[Any]:
     return [context.attempt, result.worker_ids[-1], str(result.status)]
 
 
-def succeed_later(context: TaskContext[Any, Any]) -> int:
+@task(takes_context=True, backend="retrying")
+def fail_once(context: TaskContext[Any, Any]) -> int:
     if context.attempt == 1:
         raise LookupError("the first time")
     return context.attempt
 
 
-# The stubs of Django do not know the options of other task classes.
-_task_with_policy: Any = task
-fail_once = _task_with_policy(takes_context=True, max_retries=2, retry_backoff=0)(succeed_later)
+def succeed_later(context: TaskContext[Any, Any]) -> int:
+    return fail_once.func(context)
+
+
+HAS_OPTIONS_OF_TASKS = django.VERSION >= (6, 1)
+"""Whether `@task` takes the options of a task class. The stubs of Django do not know them."""
+_task_with_options: Any = task
+fail_once_by_option: Task[..., int] = (
+    _task_with_options(takes_context=True, max_retries=2, retry_backoff=0)(succeed_later)
+    if HAS_OPTIONS_OF_TASKS
+    else fail_once
+)
