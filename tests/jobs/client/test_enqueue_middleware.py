@@ -209,6 +209,56 @@ async def test_limit_keys_follow_a_copy_without_the_tenant(processor: Processor)
     assert record.options.limit_keys == {"count:tenant": ""}
 
 
+@job(unique=True)
+async def other(number: int) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "key"),
+    [
+        ({"payload": b'{"number":2}'}, {}, "number=2"),
+        ({"payload": b'{"number":2}'}, {"unique_key": "own"}, "own"),
+        ({"payload": b"encrypted"}, {}, "number=1"),
+        ({"payload": b'{"secret":"x"}'}, {}, "number=1"),
+        ({"name": "other", "payload": b'{"number":3}'}, {}, "number=3"),
+        ({"name": "plain", "payload": b'{"number":3}'}, {}, "number=1"),
+    ],
+)
+@pytest.mark.parametrize(
+    "declared", [Unique("number"), Unique(key=lambda made: f"number={made.number}")]
+)
+async def test_a_declared_unique_key_follows_the_payload_of_a_middleware(
+    processor: Processor,
+    declared: Unique,
+    changes: dict[str, Any],
+    options: dict[str, Any],
+    key: str,
+) -> None:
+    @job(name="once", unique=declared)
+    async def once(number: int) -> None: ...
+
+    async def change(enqueueing: Enqueueing, call_next: Next[Enqueueing]) -> str:
+        for field, value in changes.items():
+            setattr(enqueueing, field, value)
+        return str(await call_next(enqueueing))
+
+    processor.register(once, other)
+    processor.use_enqueue(change)
+    job_id = await processor.enqueue(once.job(1), **options)
+    assert (await processor.get_status(job_id)).unique_key == key
+
+
+async def test_a_unique_key_that_a_middleware_sets_stays(processor: Processor) -> None:
+    async def change(enqueueing: Enqueueing, call_next: Next[Enqueueing]) -> str:
+        enqueueing.payload = b'{"number":2}'
+        enqueueing.set(unique_key="set")
+        return str(await call_next(enqueueing))
+
+    processor.use_enqueue(change)
+    job_id = await processor.enqueue(count.job(1))
+    assert (await processor.get_status(job_id)).unique_key == "set"
+
+
 async def run_chain(**settings: Any) -> dict[str, str]:
     """Return the headers of a job that a handler enqueued."""
     ids: list[str] = []

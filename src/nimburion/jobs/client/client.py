@@ -507,7 +507,7 @@ class Client:
             lambda some: self._store(some, parsed),
             self._sizes,
             len(new),
-            partial(renew_limit_keys, self),
+            partial(renew_keys, self),
         )
         return await pipeline.run(
             [_make_enqueueing(job, one) for job, one in zip(batch, new, strict=True)]
@@ -1059,7 +1059,7 @@ class Client:
             lambda some: self._store(some, parsed, results),
             self._sizes,
             1,
-            partial(renew_limit_keys, self),
+            partial(renew_keys, self),
         )
         return (await pipeline.run([_make_enqueueing(job, new)]))[0]
 
@@ -1210,7 +1210,7 @@ async def run_enqueue_middleware(
     async def enqueue_new(jobs: list[NewJob]) -> list[str]:
         return [await store(apply_fairness(client, jobs[0]))]
 
-    renew = partial(renew_limit_keys, client)
+    renew = partial(renew_keys, client)
     pipeline = EnqueuePipeline(middlewares, enqueue_new, client._sizes, 1, renew)
     return (await pipeline.run([_make_enqueueing(job, new)]))[0]
 
@@ -1240,7 +1240,44 @@ def _try_add_limit_keys(client: Client, job: NewJob) -> NewJob | None:
     return msgspec.structs.replace(job, options=options)
 
 
-def renew_limit_keys(client: Client, job: object, new: NewJob, original: Original) -> NewJob:
+def renew_keys(client: Client, job: object, new: NewJob, original: Original) -> NewJob:
+    """Return a job with the keys of its limits and with its declared unique key, after a middleware
+    changed its name, its payload or its tenant. `job` is as `_renew_limit_keys` takes it.
+    """
+    renewed = _renew_limit_keys(client, job, new, original)
+    return renewed if job is None else _renew_unique_key(client, job, renewed, original)
+
+
+def _renew_unique_key(client: Client, job: object, new: NewJob, original: Original) -> NewJob:
+    """Return a job whose declared unique key is made of its present payload.
+
+    A key that the call or a middleware has set stays. So does the key of the original payload, if
+    the present one cannot be read, or if the present name declares no key.
+    """
+    declaration = require_declaration(job)
+    unique = declaration.policy.unique
+    if unique is None or new.options.unique_key != unique.make_key(original.payload, job):
+        return new
+    handler = client.registry.get(new.name)
+    if handler is not None:
+        unique = handler.policy.unique
+    elif new.name != declaration.name:
+        return new
+    if unique is None:
+        return new
+    try:
+        if handler is None:
+            changed = declaration.codec.decode(new.payload, client._sizes)
+        else:
+            changed = handler.decode(new.payload)
+    except UnreadablePayload:
+        return new
+    key = unique.make_key(new.payload, changed)
+    options = msgspec.structs.replace(new.options, unique_key=key)
+    return msgspec.structs.replace(new, options=options)
+
+
+def _renew_limit_keys(client: Client, job: object, new: NewJob, original: Original) -> NewJob:
     """Return a job with the keys for its limits by key, after a middleware changed its name, its
     payload or its tenant.
 

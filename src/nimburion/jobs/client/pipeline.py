@@ -19,16 +19,16 @@ StoreJobs = Callable[[list[NewJob]], Awaitable[list[str]]]
 
 
 class Original(NamedTuple):
-    """What the middleware may change and the limit keys of a job depend on, before it ran."""
+    """What the middleware may change and the keys of a job depend on, before it ran."""
 
     name: str
     payload: bytes
     tenant: str | None
 
 
-RenewLimitKeys = Callable[[object, NewJob, Original], NewJob]
-"""Returns a job that a middleware has changed with its new limit keys. Its first argument is the
-argument of `enqueue`."""
+RenewKeys = Callable[[object, NewJob, Original], NewJob]
+"""Returns a job that a middleware has changed with its new limit keys and unique key. Its first
+argument is the argument of `enqueue`."""
 
 
 class EnqueuePipeline:
@@ -45,10 +45,10 @@ class EnqueuePipeline:
         store: StoreJobs,
         sizes: SizeLimits,
         expected: int,
-        renew_limit_keys: RenewLimitKeys,
+        renew_keys: RenewKeys,
     ) -> None:
         self._layers = layers
-        self._renew_limit_keys = renew_limit_keys
+        self._renew_keys = renew_keys
         self._store = store
         self._sizes = sizes
         self._missing = expected
@@ -84,7 +84,7 @@ class EnqueuePipeline:
         self._seen.add(id(original))
         job = _validate(enqueueing, self._sizes)
         if original != (job.name, job.payload, job.options.tenant):
-            job = self._renew_limit_keys(enqueueing.job, job, original)
+            job = self._renew_keys(enqueueing.job, job, original)
         self._collected.append((job, future))
         self._count_down()
         return await future
