@@ -69,9 +69,24 @@ def test_the_cap_holds_however_many_failures_there_were() -> None:
     policy = parse_policy(retry_backoff=Backoff(1.0, max_delay=30)).with_defaults(Settings())
     assert [delay(policy, n, MostJitter()) for n in (5, 6, 5_000)] == [
         pytest.approx(19.2, abs=0.01),
-        30.0,
-        30.0,
+        pytest.approx(30.0, abs=0.01),
+        pytest.approx(30.0, abs=0.01),
     ]
+
+
+def test_jitter_spreads_the_jobs_at_the_cap_too() -> None:
+    policy = parse_policy(retry_backoff=Backoff(1.0, max_delay=30)).with_defaults(Settings())
+    seen = [delay(policy, 20, Random(seed)) for seed in range(200)]
+    assert min(seen) >= 25.0
+    assert max(seen) <= 30.0
+    assert max(seen) - min(seen) > 4.5
+    assert len(set(seen)) > 100
+
+
+def test_listed_delays_are_capped_by_the_declaration_only() -> None:
+    assert delays([1, 3600], 2) == [1.0, 3600.0]
+    capped = parse_policy(retry_backoff=Backoff([1, 3600], max_delay=60))
+    assert delay(capped.with_defaults(Settings()), 2, MostJitter()) == pytest.approx(60, abs=0.1)
 
 
 def test_jitter_only_adds_and_at_most_a_fifth() -> None:
@@ -86,7 +101,7 @@ def test_what_is_not_declared_is_taken_from_the_settings() -> None:
     settings = Settings(max_retries=7, retry_backoff=3.0, retry_backoff_max=5.0, timeout=9.0)
     policy = Policy().with_defaults(settings)
     assert (policy.max_retries, policy.timeout, policy.backoff_max) == (7, 9.0, 5.0)
-    assert [delay(policy, n) for n in (1, 2)] == [3.0, 5.0]
+    assert [delay(policy, n) for n in (1, 2)] == [3.0, pytest.approx(5.0 / 1.2)]
 
 
 def test_what_is_declared_wins_over_the_settings() -> None:

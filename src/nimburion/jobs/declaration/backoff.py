@@ -17,7 +17,7 @@ from nimburion.core.timing.durations import DURATION_FORMS, Duration, read_secon
 _log = logging.getLogger("nimburion.jobs")
 
 BackoffFunction = Callable[[int], float]
-"""Returns the seconds to wait after failure number n (1 for the first), before jitter and cap."""
+"""Returns the seconds to wait after failure number n (1 for the first), before cap and jitter."""
 Delays = Duration | Sequence[Duration] | BackoffFunction
 """Seconds that double with each failure, a list of seconds, or a function of the failure's
 number."""
@@ -35,7 +35,8 @@ class Backoff:
     Args:
         delays: as the option `retry_backoff`: seconds that double with each failure, a list of
             seconds, or a function of the number of the failure. None: as the settings say.
-        max_delay: the largest delay, in seconds or as a timedelta. None: as the settings say.
+        max_delay: the largest delay with its jitter, in seconds or as a timedelta. None: as the
+            settings say; a list of seconds then has no maximum.
         retry_for: no retry starts later than this after the job was enqueued, whatever
             `max_retries` allows. None: without an end.
     """
@@ -49,7 +50,8 @@ class Backoff:
 JITTER = 0.2
 """The largest fraction of a delay that is added at random.
 
-Jitter only lengthens a delay, so retries spread out and none comes early.
+Jitter only lengthens a delay, so retries spread out and none comes early. At the cap, the delay
+is shortened first, so that it is between five sixths of the cap and the cap.
 """
 
 _MAX_DOUBLINGS = 60
@@ -61,17 +63,19 @@ earlier.
 def compute_delay(
     backoff: BackoffFunction | None, longest: float | None, failures: int, random: Random
 ) -> float:
-    """Return the seconds from failure number `failures` to the next attempt.
+    """Return the seconds from failure number `failures` to the next attempt, at most `longest`.
 
-    The backoff is lengthened by jitter, then capped at `longest`. None: as the settings say.
+    The backoff is capped so that it stays below `longest` with all of its jitter: jobs that failed
+    together are spread there too. `longest` None: as the settings say.
     """
     if longest is None:
         longest = Settings().retry_backoff_max
-    return min(_call_backoff(backoff, failures) * (1.0 + JITTER * random.random()), longest)
+    capped = min(_call_backoff(backoff, failures), longest / (1.0 + JITTER))
+    return min(capped * (1.0 + JITTER * random.random()), longest)
 
 
 def _call_backoff(backoff: BackoffFunction | None, failures: int) -> float:
-    """Return the delay of a backoff, in seconds, before jitter and cap.
+    """Return the delay of a backoff, in seconds, before cap and jitter.
 
     A user's function may raise, or return a value that is no delay. Both are logged, and
     exponential backoff from 1 s, the default of the settings, is used instead, so that the job is
@@ -114,7 +118,7 @@ def exponential(base: Duration) -> BackoffFunction:
 
 
 def listed(*seconds: Duration) -> BackoffFunction:
-    """Return a backoff with exactly these delays, in seconds; the last one repeats.
+    """Return a backoff with these delays, in seconds, before jitter; the last one repeats.
 
     >>> [listed(1, 60)(failures) for failures in (1, 2, 3)]
     [1.0, 60.0, 60.0]
@@ -122,6 +126,15 @@ def listed(*seconds: Duration) -> BackoffFunction:
     if not seconds:
         raise DefinitionError("retry_backoff: list at least one delay")
     return _Listed(tuple(parse_seconds("retry_backoff", delay) for delay in seconds))
+
+
+def is_listed(backoff: BackoffFunction | None) -> bool:
+    """Return whether a backoff is a list of delays, which the declaration has chosen one by one.
+
+    >>> is_listed(listed(1, 3600)), is_listed(exponential(1))
+    (True, False)
+    """
+    return isinstance(backoff, _Listed)
 
 
 def parse_delays(value: Delays) -> BackoffFunction:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, TypeVar, get_args
@@ -20,6 +21,7 @@ from nimburion.jobs.declaration.backoff import (
     BackoffFunction,
     Delays,
     exponential,
+    is_listed,
     parse_delays,
     parse_seconds,
 )
@@ -140,7 +142,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
             self,
             max_retries=_value_or_default(self.max_retries, settings.max_retries),
             backoff=_value_or_default(self.backoff, exponential(settings.retry_backoff)),
-            backoff_max=_value_or_default(self.backoff_max, settings.retry_backoff_max),
+            backoff_max=_value_or_default(
+                self.backoff_max,
+                math.inf if is_listed(self.backoff) else settings.retry_backoff_max,
+            ),
             timeout=_value_or_default(self.timeout, settings.timeout),
         )
 
