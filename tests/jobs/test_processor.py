@@ -9,10 +9,11 @@ import pytest
 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import ConfigurationError, DefinitionError, InvalidJob
-from nimburion.core.settings import QueueSettings
+from nimburion.core.settings import Config, QueueSettings, Settings
 from nimburion.core.size_limits import SizeLimits
 from nimburion.jobs import Processor, job
 from nimburion.jobs.declaration.middleware import Enqueueing, Next
+from nimburion.jobs.outbox.outbox import Outbox
 from nimburion.testing import FakeClock
 
 
@@ -27,6 +28,28 @@ async def test_a_url_is_opened_as_its_backend() -> None:
         assert processor.settings.concurrency == 3
         await processor.enqueue(fail.job(), id="a")
         assert await processor.pending_count() == 1
+
+
+async def test_a_configuration_takes_an_outbox_an_import_path_and_a_clock() -> None:
+    clock, outbox = FakeClock(), Outbox("sqlite:///app.db")
+    loaded = Config(jobs=Settings(url="memory://", concurrency=3))
+    processor = Processor.from_config(
+        loaded, outbox=outbox, import_path="shop:processor", clock=clock
+    )
+    assert (processor.outbox, processor.import_path) == (outbox, "shop:processor")
+    assert processor.settings.concurrency == 3
+    processor = Processor.from_config(loaded, clock=clock)
+    processor.register(fail)
+    async with processor:
+        await processor.enqueue(fail.job(), id="later", after="3 days")
+        assert await processor.drain(advance=True) == 2
+    assert clock.now() - FakeClock().now() > 3 * 86_400
+
+
+def test_a_configuration_is_no_backend() -> None:
+    loaded: Any = Config(jobs=Settings(url="memory://"))
+    with pytest.raises(ConfigurationError, match=r"write `Processor.from_config\(…\)`"):
+        Processor(loaded)
 
 
 @pytest.mark.parametrize(

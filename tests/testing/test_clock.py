@@ -18,7 +18,9 @@ def test_both_clocks_advance_together_and_the_wall_may_step_alone() -> None:
     assert (clock.now(), clock.monotonic() - booted) == (1_060.0, 90.0)
 
 
-@pytest.mark.parametrize("duration", [259_200, timedelta(days=3), "3d"])
+@pytest.mark.parametrize(
+    "duration", [259_200, timedelta(days=3), "3d", "3 days", "71 hours 60 minutes"]
+)
 def test_it_advances_by_any_duration(duration: float | timedelta | str) -> None:
     clock = FakeClock(start=1_000.0)
     clock.advance(duration)

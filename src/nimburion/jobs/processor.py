@@ -25,7 +25,7 @@ from typing import (
 
 import msgspec
 
-from nimburion.backends import open_backend
+from nimburion.backends import open_backend, parse_scheme
 from nimburion.core.backend import Backend
 from nimburion.core.errors import ConfigurationError, DefinitionError, NotOpen, UseAwait
 from nimburion.core.ids import Entropy
@@ -124,6 +124,13 @@ LifespanT = TypeVar("LifespanT", bound=LifespanFunction)
 DeclaredJob = type[Job] | JobFunction[..., ..., Any, Any]
 
 
+def _open_backend(url: str, clock: Clock | None) -> Backend:
+    """Return the backend of a URL; one in memory uses the clock of its processor."""
+    if clock is not None and parse_scheme(url) == "memory":
+        return open_backend(url, clock=clock)
+    return open_backend(url)
+
+
 class Processor(Client):
     """Enqueues jobs, registers their handlers and, once you start it, runs them.
 
@@ -138,7 +145,7 @@ class Processor(Client):
     `backend` is an object that `open_backend` returned, or a URL to pass to it. `settings` come
     from `nimburion.config`; keywords override single settings (`concurrency=20`). An unknown
     setting or a value outside its bounds raises `ConfigurationError`. `clock`, `random` and
-    `entropy` are for tests.
+    `entropy` are for tests; a backend in memory that a URL names uses the clock too.
 
     `outbox` is an `Outbox` for jobs that are enqueued in a transaction of another database than the
     backend's. Workers relay them.
@@ -162,8 +169,13 @@ class Processor(Client):
         entropy: Entropy = os.urandom,
         **single_settings: Unpack[SettingsOptions],
     ) -> None:
+        if isinstance(backend, Config):
+            raise ConfigurationError(
+                f"{type(self).__name__} takes a backend or a URL; for a configuration, write "
+                f"`{type(self).__name__}.from_config(…)`"
+            )
         if isinstance(backend, str):
-            backend = open_backend(backend)
+            backend = _open_backend(backend, clock)
         chosen = _merge_settings(settings or Settings(), single_settings)
         if outbox is None and chosen.outbox_url:
             from nimburion.jobs.outbox.outbox import Outbox
@@ -195,10 +207,27 @@ class Processor(Client):
         """Whether a worker was started since the processor was opened."""
 
     @classmethod
-    def from_config(cls, config: Config) -> Self:
-        """Return a processor built from loaded configuration:
-        `Processor.from_config(config.load())`."""
-        processor = cls(open_backend(config.jobs.url), config.jobs)
+    def from_config(
+        cls,
+        config: Config,
+        *,
+        outbox: Outbox | None = None,
+        import_path: str | None = None,
+        clock: Clock | None = None,
+        random: Random | None = None,
+        entropy: Entropy = os.urandom,
+    ) -> Self:
+        """Return a processor built from loaded configuration, with the keywords of `Processor`:
+        `Processor.from_config(config.load(), outbox=outbox)`."""
+        processor = cls(
+            config.jobs.url,
+            config.jobs,
+            outbox=outbox,
+            import_path=import_path,
+            clock=clock,
+            random=random,
+            entropy=entropy,
+        )
         _log.info("settings: %s", config.source or "defaults (no file) and environment")
         return processor
 

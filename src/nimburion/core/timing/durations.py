@@ -8,16 +8,21 @@ from datetime import timedelta
 from types import MappingProxyType
 
 Duration = float | timedelta | str
-"""Seconds, a timedelta, or a text like `500ms`, `30s`, `5m`, `1h30m` or `90d`."""
+"""Seconds, a timedelta, or a text like `500ms`, `30s`, `5m`, `1h30m`, `90d` or `3 days`."""
 
 DURATION_FORMS = "a number of seconds, a timedelta or a text like '1h30m'"
 
 _UNITS = MappingProxyType({"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001})
-_TEXT = re.compile(
-    r"(?:(?P<d>\d{1,9}(?:\.\d{1,9})?)d)?(?:(?P<h>\d{1,9}(?:\.\d{1,9})?)h)?"
-    r"(?:(?P<m>\d{1,9}(?:\.\d{1,9})?)m)?(?:(?P<s>\d{1,9}(?:\.\d{1,9})?)s)?"
-    r"(?:(?P<ms>\d{1,9}(?:\.\d{1,9})?)ms)?"
+_WORDS = MappingProxyType(
+    {"d": "d|days?", "h": "h|hours?", "m": "m|minutes?", "s": "s|seconds?", "ms": "ms"}
 )
+_TEXT = re.compile(
+    r"\s?".join(
+        rf"(?:(?P<{unit}>\d{{1,9}}(?:\.\d{{1,9}})?)\s?(?:{words}))?"
+        for unit, words in _WORDS.items()
+    )
+)
+"""Some of the units, in this order, each with a number: `1h30m`, `3 days`."""
 
 
 def to_seconds(duration: Duration) -> float:
@@ -63,8 +68,10 @@ def parse_duration_text(text: str) -> float | None:
 
     >>> parse_duration_text("1h30m"), parse_duration_text("500ms"), parse_duration_text("90")
     (5400.0, 0.5, None)
+    >>> parse_duration_text("3 days"), parse_duration_text("1 hour 30 minutes")
+    (259200.0, 5400.0)
     """
     match = _TEXT.fullmatch(text)
-    if not text or match is None:
+    if match is None or match.lastgroup is None:
         return None
     return sum(float(count) * _UNITS[unit] for unit, count in match.groupdict("0").items())
