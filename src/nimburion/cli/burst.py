@@ -17,6 +17,7 @@ async def log_end_of_burst(processor: Processor) -> None:
     """Log how many attempts this process has made, and how many jobs wait for a later time."""
     _log_attempts(processor)
     await _log_waiting_jobs(processor)
+    await _log_outbox(processor)
 
 
 def _log_attempts(processor: Processor) -> None:
@@ -49,3 +50,16 @@ async def _log_waiting_jobs(processor: Processor) -> None:
     _log.info(
         "%s; the next one is due %s. A worker without --burst runs it", " and ".join(parts), when
     )
+
+
+async def _log_outbox(processor: Processor) -> None:
+    """Log how many jobs wait in the outbox, such as those that the last jobs have enqueued."""
+    if processor.outbox is None:
+        return
+    try:
+        lag = await processor.outbox.read_lag()
+    except Exception:  # noqa: BLE001 (of any driver; the relay has logged why)
+        return
+    if lag.jobs:
+        waiting = "1 job waits" if lag.jobs == 1 else f"{lag.jobs} jobs wait"
+        _log.info("%s in the outbox; the next worker relays it", waiting)

@@ -522,6 +522,8 @@ class Processor(Client):
             self._warn_about_processes()
             for message in self.registry.find_unknown_names():
                 _log.warning("limits in the settings: %s", message)
+            if conditions.until_empty:
+                await self._relay_before_burst()
             self._had_worker = True
             self._running = running = self._make_running_worker(conditions)
             try:
@@ -630,6 +632,13 @@ class Processor(Client):
         while await self._relay_outbox():  # the jobs have stored others in it
             attempts += await runner.drain(advance=advance)
         return attempts
+
+    async def _relay_before_burst(self) -> None:
+        """Relay the outbox: a worker that ends when no job is due might end before its relay."""
+        try:
+            await self._relay_outbox()
+        except Exception as error:  # noqa: BLE001 (of any driver)
+            _log.warning("the outbox cannot be relayed, its jobs wait: %s", error)
 
     async def _relay_outbox(self) -> int:
         """Relay the jobs of the outbox here and now, and return their number."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from nimburion.core.errors import InvalidJob
@@ -13,6 +14,7 @@ from nimburion.testing.conditions import Condition
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend
     from nimburion.jobs.client.client import Client
+    from nimburion.jobs.outbox.outbox import Outbox
 
 _SHOWN = 20
 _MAX_PAYLOAD_CHARACTERS = 200
@@ -26,8 +28,8 @@ async def assert_enqueued(where: Client | Backend, what: object, /, **fields: ob
     arguments must then be equal too. Each of `fields` is an argument of the job, else a field of
     its `JobRecord` (`queue`, `priority`, `state`, `due` …), of its options (`tenant`, `unique_key`,
     `headers` …) or, for a batch handler, of its argument. If an argument hides a field of the
-    record, give a job: its arguments are compared already. Finished jobs match too.
-    A completed job has lost its arguments, so a condition on an argument never matches it.
+    record, give a job: its arguments are compared already. Jobs in the outbox and finished jobs
+    match too. A completed job has lost its arguments: a condition on an argument never matches it.
     `InvalidJob` is raised for a name that is none of these, and for a value that does not fit the
     type of its field. The arguments of a name can be checked only if the processor registers it.
 
@@ -36,9 +38,10 @@ async def assert_enqueued(where: Client | Backend, what: object, /, **fields: ob
     """
     backend = cast("Backend", getattr(where, "backend", where))
     condition = Condition(where, what, fields)
-    record = await condition.find_newest(backend)
+    waiting = await _read_outbox(where)
+    record = condition.find_first(waiting) or await condition.find_newest(backend)
     if record is None:
-        raise AssertionError(await _format_message(backend, condition))
+        raise AssertionError(await _format_message(backend, waiting, condition))
     return record
 
 
@@ -53,7 +56,8 @@ async def assert_not_enqueued(where: Client | Backend, what: object, /, **fields
     """
     backend = cast("Backend", getattr(where, "backend", where))
     condition = Condition(where, what, fields)
-    record = await condition.find_newest(backend)
+    waiting = await _read_outbox(where)
+    record = condition.find_first(waiting) or await condition.find_newest(backend)
     if record is not None:
         raise AssertionError(f"{condition} was enqueued:\n  {format_record(record)}")
     problem = condition.explain_unregistered_name()
@@ -61,12 +65,29 @@ async def assert_not_enqueued(where: Client | Backend, what: object, /, **fields
         raise InvalidJob(problem)
 
 
-async def _format_message(backend: Backend, condition: Condition) -> str:
+async def _read_outbox(where: Client | Backend) -> list[JobRecord]:
+    """Return the jobs that wait in the outbox of a processor, newest first."""
+    outbox: Outbox | None = getattr(where, "outbox", None)
+    if outbox is None:
+        return []
+    from nimburion.jobs.outbox.outbox import get_rows
+
+    client = cast("Client", where)
+    rows = get_rows(outbox)
+    async with rows.open_database() as database:
+        jobs = await rows.list_waiting(database)
+    records = (job.make_record(client.clock.now()) for job in jobs)
+    return [record for record in records if record is not None]
+
+
+async def _format_message(
+    backend: Backend, waiting: Sequence[JobRecord], condition: Condition
+) -> str:
     head = f"no {condition} was enqueued"
     problem = condition.explain_unregistered_name()
     notes = [] if problem is None else [problem]
-    lines: list[str] = []
-    count = 0
+    lines = [f"  {format_record(record)}" for record in waiting[:_SHOWN]]
+    count = len(waiting)
     async for record in iterate_jobs(backend, payloads=True):
         count += 1
         if count <= _SHOWN:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -61,6 +61,10 @@ class Condition:
             f"job {self.name!r} is not registered here; {hint} "
             "For a job of another program, pass `processor.backend`"
         )
+
+    def find_first(self, records: Iterable[JobRecord]) -> JobRecord | None:
+        """Return the first of these jobs that matches."""
+        return next((one for one in records if one.name == self.name and self._matches(one)), None)
 
     async def find_newest(self, backend: Backend) -> JobRecord | None:
         """Return the newest job that matches."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import sqlite3
 import subprocess
 import sys
@@ -107,7 +108,7 @@ async def test_a_committed_job_is_relayed_with_its_options(
     (job_id,) = await store(
         *(processor, where, "ann"), queue="mail", priority=7, after=60, headers={"a": "b"}
     )
-    await assert_not_enqueued(processor, send)
+    await assert_not_enqueued(processor.backend, send)
     clock.advance(10)
     assert await relay.relay() == 1
     record = await assert_enqueued(
@@ -472,11 +473,63 @@ async def test_wait_waits_for_the_relay(processor: Processor, where: str, outbox
     (job_id,) = await store(processor, where, "ann")
     rows = get_rows(outbox)
     async with rows.open_database() as database:
-        assert await rows.find_waiting_ids(database, [job_id, "other"]) == {job_id}
+        assert (await rows.find_waiting(database, [job_id, "other"])).keys() == {job_id}
     with pytest.raises(WaitTimeout, match="is in the outbox, not relayed yet"):
         await processor.wait(job_id, timeout=0)
     await processor.drain()
     assert await processor.wait(job_id) == "sent to ann"
+
+
+async def test_a_status_shows_a_job_that_is_not_relayed(
+    processor: Processor, where: str, clock: FakeClock
+) -> None:
+    options: dict[str, Any] = {"priority": 7, "tenant": "acme", "tags": ["media"]}
+    now = await store(processor, where, "ann", **options)
+    later = await store(processor, where, "bob", after=60)
+    statuses = [await processor.get_status(job_id) for job_id in now + later]
+    assert [status.state for status in statuses] == [State.PENDING, State.SCHEDULED]
+    assert (statuses[0].args, statuses[0].attempt) == ({"to": "ann"}, 1)
+    assert (statuses[0].priority, statuses[0].tenant, statuses[0].tags) == (7, "acme", ("media",))
+    assert statuses[1].due.timestamp() == clock.now() + 60
+    known = await processor.get_statuses(["unknown", *now])
+    assert known == {"unknown": None, now[0]: statuses[0]}
+    with pytest.raises(JobNotFound):
+        await processor.get_status("unknown")
+    await processor.drain()
+    assert (await processor.get_status(now[0])).state == State.COMPLETED
+
+
+async def test_a_job_that_is_not_relayed_can_be_cancelled_and_run_now(
+    processor: Processor, relay: OutboxRelay, where: str
+) -> None:
+    first, second = await store(processor, where, "ann", "bob", after=60)
+    assert await processor.cancel(first) == "cancelled"
+    assert await processor.run_now(second)
+    assert await relay.relay() == 2
+    assert count_rows(where) == 0
+    assert await processor.drain() == 1
+    statuses = await processor.get_statuses([first, second])
+    assert [status and status.state for status in statuses.values()] == ["cancelled", "completed"]
+    for method in (processor.cancel, processor.run_now):
+        with pytest.raises(JobNotFound):
+            await method("unknown")
+
+
+async def test_assertions_see_the_outbox(processor: Processor, where: str) -> None:
+    await assert_not_enqueued(processor, send)
+    await store(processor, where, "ann", priority=7)
+    assert (await assert_enqueued(processor, send, to="ann")).priority == 7
+    with pytest.raises(AssertionError, match=re.escape('{"to":"ann"}')):
+        await assert_enqueued(processor, send, to="bob")
+    with pytest.raises(AssertionError, match="was enqueued"):
+        await assert_not_enqueued(processor, send, to="ann")
+
+
+async def test_a_burst_relays_before_it_ends(processor: Processor, where: str) -> None:
+    (job_id,) = await store(processor, where, "ann")
+    await processor.run(signals=False, until_empty=True)
+    assert await processor.wait(job_id, timeout=0) == "sent to ann"
+    assert count_rows(where) == 0
 
 
 async def test_a_wait_opens_one_connection(where: str, outbox: Outbox, clock: FakeClock) -> None:

@@ -101,7 +101,7 @@ if TYPE_CHECKING:
     from nimburion.actions.workers import WorkerActions
     from nimburion.core.queries import QueueInfo
     from nimburion.jobs.outbox.database import OutboxDatabase
-    from nimburion.jobs.outbox.outbox import Outbox
+    from nimburion.jobs.outbox.outbox import Outbox, WaitingJob
     from nimburion.scheduler.schedules import Schedules
     from nimburion.telemetry.registry import MetricsRegistry
 
@@ -604,17 +604,23 @@ class Client:
     # Queries
 
     async def get_status(self, job_id: str | UUID) -> Status:
-        """Return what the backend knows about a job. `JobNotFound` is raised for an unknown id.
+        """Return the state of a job. `JobNotFound` is raised for an unknown id.
+
+        A job that waits in the outbox is pending or scheduled.
 
         `BackendUnavailable` is raised when a server did not answer for `enqueue_timeout` seconds.
         The same is true of `queue_size` and `pending_count`.
         """
+        checked_id = read_job_id(job_id)
         async with self._limit_reading():
-            record = await self._get_record(job_id)
+            records = await self._find_stored_or_waiting([checked_id])
+        if checked_id not in records:
+            raise JobNotFound(checked_id)
+        record = records[checked_id]
         return make_status(record, self._find_result_decoder(record.name))
 
     async def get_statuses(self, job_ids: Iterable[str | UUID]) -> dict[str, Status | None]:
-        """Return what the backend knows about several jobs: by id, in the order of `job_ids`.
+        """Return the states of several jobs: by id, in the order of `job_ids`.
 
         The value of an unknown id is None. The backend is read once for each 1,000 ids. The errors
         are those of `get_status`.
@@ -625,7 +631,7 @@ class Client:
         """
         ids = read_job_ids(job_ids)
         async with self._limit_reading():
-            records = await self._find_records(ids, payloads=True)
+            records = await self._find_stored_or_waiting(ids)
         return {
             job_id: make_status(found, self._find_result_decoder(found.name))
             if (found := records.get(job_id))
@@ -771,10 +777,17 @@ class Client:
           the completion counts.
         - `finished`: the job has ended already; nothing changes.
 
-        `JobNotFound` is raised for an unknown id.
+        `JobNotFound` is raised for an unknown id. A job that waits in the outbox is relayed first.
         """
         self._check_open()
-        return await self.backend.producing.cancel(read_job_id(job_id))
+        job_id = read_job_id(job_id)
+        try:
+            return await self.backend.producing.cancel(job_id)
+        except JobNotFound:
+            if self.outbox is None:
+                raise
+        await self._send_waiting(job_id)
+        return await self.backend.producing.cancel(job_id)
 
     async def run_now(self, job_id: str | UUID) -> bool:
         """Make a job due now that waits for a later time, and return whether it waited for one.
@@ -787,12 +800,22 @@ class Client:
         await processor.run_now(job_id)
         ```
 
-        `JobNotFound` is raised for an unknown id.
+        `JobNotFound` is raised for an unknown id. A job that waits in the outbox is relayed first.
         """
-        from nimburion.core.bulk_operations import BulkAction
-
         self._check_open()
         job_id = read_job_id(job_id)
+        try:
+            return await self._make_due(job_id)
+        except JobNotFound:
+            if self.outbox is None:
+                raise
+        await self._send_waiting(job_id)
+        return await self._make_due(job_id)
+
+    async def _make_due(self, job_id: str) -> bool:
+        """Make a stored job due now; return whether it waited for a later time."""
+        from nimburion.core.bulk_operations import BulkAction
+
         if (await self.backend.maintenance.change_jobs(BulkAction.RUN_NOW, (job_id,))).ids:
             return True
         await self.backend.reads.get_job(job_id)  # raises JobNotFound
@@ -843,10 +866,6 @@ class Client:
         async with self._limit_reading():
             return await self.backend.reads.list_queues(budget=None)
 
-    async def _get_record(self, job_id: str | UUID) -> JobRecord:
-        self._check_open()
-        return await self.backend.reads.get_job(read_job_id(job_id))
-
     async def _find_records(
         self, job_ids: Sequence[str], *, payloads: bool = False
     ) -> dict[str, JobRecord]:
@@ -870,6 +889,39 @@ class Client:
                 )
                 found |= {record.id: record for record in page.jobs}
         return found
+
+    async def _find_stored_or_waiting(self, job_ids: Sequence[str]) -> dict[str, JobRecord]:
+        """Return the records of those jobs that the backend or the outbox has, by id."""
+        records = await self._find_records(job_ids, payloads=True)
+        missing = [job_id for job_id in job_ids if job_id not in records]
+        if self.outbox is None or not missing:
+            return records
+        waiting = await self._read_outbox(self.outbox, missing)
+        now = self.clock.now()
+        found = {job_id: job.make_record(now) for job_id, job in waiting.items()}
+        records |= {job_id: record for job_id, record in found.items() if record is not None}
+        others = [job_id for job_id in missing if job_id not in waiting]
+        if others:  # they may have been relayed since the first query
+            records |= await self._find_records(others, payloads=True)
+        return records
+
+    async def _read_outbox(self, outbox: Outbox, job_ids: Sequence[str]) -> dict[str, WaitingJob]:
+        """Return those of these jobs that wait in the outbox, by id."""
+        from nimburion.jobs.outbox.outbox import get_rows  # loaded already: there is an outbox
+
+        rows = get_rows(outbox)
+        async with rows.open_database() as database:
+            return await rows.find_waiting(database, job_ids)
+
+    async def _send_waiting(self, job_id: str) -> None:
+        """Store a job of the outbox in the backend. Its relay finds it there, and deletes the row.
+
+        So no relay can store the job after an action of an operator has decided about it.
+        """
+        assert self.outbox is not None, "the caller has checked it"
+        waiting = await self._read_outbox(self.outbox, [job_id])
+        if waiting:
+            await send_jobs(self, [msgspec.json.decode(waiting[job_id].job, type=NewJob)])
 
     async def _find_before(
         self,
@@ -905,7 +957,7 @@ class Client:
             return _FoundJobs(records, frozenset())
         from nimburion.jobs.outbox.outbox import get_rows
 
-        in_outbox = await get_rows(self.outbox).find_waiting_ids(outbox, missing)
+        in_outbox = frozenset(await get_rows(self.outbox).find_waiting(outbox, missing))
         others = [job_id for job_id in missing if job_id not in in_outbox]
         if others:  # they may have been relayed since the first query
             records |= await self._find_records(others)

@@ -98,7 +98,7 @@ async def is_in_outbox(url: str, job_id: str, timeout: float) -> bool:
     rows = get_rows(Outbox(url))
     try:
         async with asyncio.timeout(timeout), rows.open_database() as database:
-            return job_id in await rows.find_waiting_ids(database, [job_id])
+            return job_id in await rows.find_waiting(database, [job_id])
     except (BackendUnavailable, TimeoutError) as error:
         raise _make_unavailable(url, error.__cause__ or error) from error
 

@@ -17,7 +17,7 @@ import msgspec
 
 from nimburion.backends.caller_connections.registry import ConnectionAdapter, find_adapter
 from nimburion.core.errors import BackendUnavailable, ConfigurationError, UnusableConnection
-from nimburion.core.job import NewJob
+from nimburion.core.job import JobRecord, NewJob, State
 from nimburion.core.metrics.outbox_counters import OutboxCounters
 from nimburion.core.timing.clock import SystemClock
 from nimburion.core.timing.durations import Duration, read_seconds
@@ -66,6 +66,37 @@ class WaitingRow(NamedTuple):
     position: int
     job: bytes
     """The `NewJob` as JSON."""
+
+
+class WaitingJob(NamedTuple):
+    """A job that waits in the outbox, with the time of its enqueue."""
+
+    created_at: float
+    """Epoch seconds, on the clock of the process that enqueued it."""
+    job: bytes
+    """The `NewJob` as JSON."""
+
+    def make_record(self, now: float) -> JobRecord | None:
+        """Return the job as a backend would show it at the time `now`, pending or scheduled.
+
+        None if the row holds no job; the relay logs it.
+        """
+        try:
+            job = msgspec.json.decode(self.job, type=NewJob)
+        except msgspec.MsgspecError:
+            return None
+        due = job.due_at(self.created_at)
+        return JobRecord(
+            id=job.id,
+            name=job.name,
+            queue=job.queue,
+            state=State.SCHEDULED if due > now else State.PENDING,
+            priority=job.priority,
+            payload=job.payload,
+            due=due,
+            created_at=self.created_at,
+            options=job.options,
+        )
 
 
 class OutboxLag(msgspec.Struct, frozen=True):
@@ -248,30 +279,47 @@ class OutboxRows:
             )
         )
 
-    async def find_waiting_ids(
+    async def find_waiting(
         self, database: OutboxDatabase, job_ids: Sequence[str]
-    ) -> frozenset[str]:
-        """Return those of these ids whose jobs wait in the outbox, in committed rows.
+    ) -> dict[str, WaitingJob]:
+        """Return those of these jobs that wait in the outbox, in committed rows, by id.
 
         Raises:
             BackendUnavailable: the database of the outbox cannot be used.
         """
-        found: set[str] = set()
+        found: dict[str, WaitingJob] = {}
         for start in range(0, len(job_ids), _JOBS_PER_STATEMENT):
             part = job_ids[start : start + _JOBS_PER_STATEMENT]
             placeholders = ", ".join(f"${n}" for n in range(1, len(part) + 1))
-            statement = f"SELECT job_id FROM {self.table} WHERE job_id IN ({placeholders})"  # noqa: S608
-            try:
-                rows = await database.run(partial(self._execute, statement=statement, values=part))
-            except UnusableConnection:  # without a table, no job waits
-                return frozenset()
-            except Exception as error:
-                raise BackendUnavailable(
-                    f"the database of the outbox cannot be used: {describe_error(error)}",
-                    outcome="not applied",
-                ) from error
-            found.update(row[0] for row in rows)
-        return frozenset(found)
+            rows = await self._read_waiting(database, f"WHERE job_id IN ({placeholders})", part)
+            found |= {row[0]: WaitingJob(row[1], bytes(row[2])) for row in rows}
+        return found
+
+    async def list_waiting(self, database: OutboxDatabase) -> list[WaitingJob]:
+        """Return the jobs that wait in the outbox, newest first, at most 10,000.
+
+        Raises:
+            BackendUnavailable: the database of the outbox cannot be used.
+        """
+        rows = await self._read_waiting(
+            database, f"ORDER BY position DESC LIMIT {_MAX_COUNTED:d}", ()
+        )
+        return [WaitingJob(row[1], bytes(row[2])) for row in rows]
+
+    async def _read_waiting(
+        self, database: OutboxDatabase, clauses: str, values: Sequence[object]
+    ) -> list[tuple[Any, ...]]:
+        """Return id, time of the enqueue and job of the rows that these clauses select."""
+        statement = f"SELECT job_id, created_at, job FROM {self.table} {clauses}"  # noqa: S608
+        try:
+            return await database.run(partial(self._execute, statement=statement, values=values))
+        except UnusableConnection:  # without a table, no job waits
+            return []
+        except Exception as error:
+            raise BackendUnavailable(
+                f"the database of the outbox cannot be used: {describe_error(error)}",
+                outcome="not applied",
+            ) from error
 
     async def measure(self, database: OutboxDatabase, now: float) -> OutboxLag:
         """Return how many jobs wait, and the age of the oldest one at this time."""
