@@ -49,7 +49,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from nimburion.core.timing.durations import Duration, to_seconds
+from nimburion.core.timing.durations import Duration, read_seconds, to_seconds
 
 if TYPE_CHECKING:
     from nimburion.core.job import AttemptError
@@ -406,6 +406,10 @@ class Retry(JobSignal):
     """
 
     def __init__(self, reason: str = "", *, after: Duration | None = None) -> None:
+        if read_seconds(reason) is not None and not isinstance(reason, str):
+            raise TypeError(
+                f"the reason of Retry is a text; for a delay, write `Retry(after={reason!r})`"
+            )
         super().__init__(reason)
         self.reason = reason
         self.after: float | None = to_seconds(after) if after is not None else None

@@ -16,6 +16,7 @@ from nimburion.jobs import Context, Processor, job
 from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
 from nimburion.jobs.declaration.context import get_record
 from nimburion.jobs.declaration.middleware import Middleware, Next, compose
+from nimburion.testing import make_context
 
 LEASE = Lease("j1", Token(7, bytes(16)))
 DELIVERY = Delivery(
@@ -162,3 +163,37 @@ async def test_middleware_may_replace_the_payload_and_see_the_arguments() -> Non
         await processor.process_one()
         assert await processor.wait(job_id, timeout=0) == 42
     assert seen == [None, (21, 42)]
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("retry", r"write `raise Retry\(after=…\)`"),
+        ("request", "write `ctx.job_id`"),
+        ("update_state", "write `ctx.progress"),
+        ("attemp", "has no attribute 'attemp'"),
+    ],
+)
+def test_a_name_of_another_job_system_is_explained(name: str, advice: str) -> None:
+    ctx: Any = make_context()
+    with pytest.raises(AttributeError, match=advice):
+        getattr(ctx, name)
+
+
+async def test_a_def_handler_that_enqueues_without_await_fails() -> None:
+    """Its coroutine would never run: the job would be lost, and the handler completed."""
+    processor = Processor("memory://")
+
+    @processor.job
+    def follow_up() -> None: ...
+
+    @processor.job(max_retries=0)
+    def first(ctx: Context) -> None:
+        ctx.enqueue(follow_up.job())  # type: ignore[unused-coroutine]
+
+    async with processor:
+        job_id = await first.enqueue()
+        await processor.drain()
+        error = (await processor.get_status(job_id)).error
+        assert error is not None
+        assert "write `processor.sync.enqueue(…)`" in error.message

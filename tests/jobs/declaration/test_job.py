@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
-from nimburion.core.errors import DefinitionError, InvalidJob
+from nimburion.core.errors import DefinitionError, InvalidJob, Retry
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.limits import LimitRule
 from nimburion.core.settings import Settings
@@ -519,3 +519,41 @@ def test_a_type_error_of_post_init_is_raised_unchanged() -> None:
 
     with pytest.raises(TypeError, match=r"^own$"):
         Strict(to="ann")
+
+
+@pytest.mark.parametrize(
+    ("body", "option"),
+    [
+        ({"max_retries": 1}, "max_retries"),
+        ({"queue": "mail"}, "queue"),
+        ({"timeout": 30}, "timeout"),
+        ({"on_dead": lambda _self, _ctx, _error: None}, "on_dead"),
+        ({"__annotations__": {"max_retries": int}, "max_retries": 5}, "max_retries"),
+    ],
+)
+def test_an_option_in_the_body_of_a_class_is_refused(body: dict[str, Any], option: str) -> None:
+    with pytest.raises(DefinitionError, match=rf"write `class Mail\(Job, {option}=…\)`"):
+        type("Mail", (Job,), {"__module__": __name__, **body})
+
+
+def test_arguments_and_methods_may_have_the_names_of_options() -> None:
+    class Export(Job):
+        timeout: int = 5
+        queue: str
+
+        def result(self) -> str:
+            return self.queue
+
+        def process(self, ctx: Context) -> str:
+            return self.result()
+
+    assert Export(queue="a").timeout == 5
+
+
+def test_tasks_of_celery_that_retry_learn_what_to_raise() -> None:
+    for owner in (SendEmail, SendEmail(to="a", subject="b"), generate_report):
+        with pytest.raises(AttributeError, match=r"write `raise Retry\(after=…\)`"):
+            getattr(owner, "retry")  # noqa: B009
+    wrong: Any = 60
+    with pytest.raises(TypeError, match=r"write `Retry\(after=60\)`"):
+        Retry(wrong)

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 
 _NONE_RENAMED: Mapping[str, str] = MappingProxyType({})
-_SIMILARITY = 0.5
-"""The least ratio of `difflib` at which a word is suggested: half of the letters are the same."""
+_SIMILARITY = 0.6
+"""The least ratio of `difflib` at which a word is suggested. With less, `eta` suggests `tags`."""
 
 
 def find_nearest(word: str, known: Iterable[str]) -> str | None:

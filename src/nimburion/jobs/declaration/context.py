@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, cast
 
-from nimburion.core.errors import Cancel, InvalidJob, NotOpen, RateLimitExceeded
+from nimburion.core.errors import Cancel, InvalidJob, NotOpen, NotSupported, RateLimitExceeded
 from nimburion.core.rate_limits import MAX_UNITS
 from nimburion.core.settlement import Progressed, Spent
 from nimburion.core.size_limits import check_text
@@ -15,6 +16,7 @@ from nimburion.core.timing.durations import Duration
 from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
 from nimburion.jobs.declaration.job_log import JobLog, make_job_log
 from nimburion.jobs.declaration.lifespan import NO_STATE
+from nimburion.jobs.declaration.loop_calls import find_running_loop
 from nimburion.jobs.declaration.transaction import HandlerTransaction
 from nimburion.jobs.worker.attempt.outcome import MAX_MESSAGE_BYTES, clean_text
 
@@ -36,6 +38,18 @@ else:  # Python 3.11 has no defaults of type variables
 _TRACEPARENT = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 )
+_FOREIGN_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "retry": "write `raise Retry(after=…)`",
+        "request": "write `ctx.job_id`, `ctx.attempt`, `ctx.headers` and so on",
+        "retries": "write `ctx.failures`",
+        "id": "write `ctx.job_id`",
+        "task_id": "write `ctx.job_id`",
+        "update_state": "write `ctx.progress(0.5, 'half')`",
+        "job_try": "write `ctx.attempt`",
+    }
+)
+"""What to write for names of the context of Celery, TaskIQ and arq."""
 _OWN_HEADERS = "nimburion-"
 """How the names of headers begin that belong to one job, such as the tick of a schedule."""
 
@@ -153,6 +167,14 @@ class Context(Generic[StateT_co]):
                 "yields the state with @processor.lifespan"
             )
         return cast("StateT_co", state)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            """Say what to write for a name that tasks of other job systems have."""
+            if name in _FOREIGN_NAMES:
+                raise AttributeError(f"the context has no {name!r}; {_FOREIGN_NAMES[name]}")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def job_id(self) -> str:
@@ -307,15 +329,24 @@ class Context(Generic[StateT_co]):
         if self.cancelled:
             raise Cancel("cancelled on request")
 
-    async def enqueue(self, job: JobReturning[R], **options: Unpack[EnqueueOptions]) -> JobId[R]:
-        """Store another job, as `processor.enqueue` does, and return its id.
+    def enqueue(
+        self, job: JobReturning[R], **options: Unpack[EnqueueOptions]
+    ) -> Coroutine[Any, Any, JobId[R]]:
+        """Store another job, as `await processor.enqueue(…)` does, and return its id.
 
-        Tenant and correlation id are those of this job, unless you pass your own.
+        Tenant and correlation id are those of this job, unless you pass your own. `NotSupported` is
+        raised in a `def` handler, which cannot await: `processor.sync.enqueue` is for these.
         """
         client = self._services.client
         if client is None:
             raise NotOpen("this context has no processor to enqueue with")
-        return await client.enqueue(job, **options)
+        if find_running_loop() is None:  # the coroutine would never run, and the job would be lost
+            raise NotSupported(
+                "`ctx.enqueue` needs `await`, and this handler is a `def`: write "
+                "`processor.sync.enqueue(…)`, which takes tenant and correlation id from this job "
+                "too"
+            )
+        return client.enqueue(job, **options)
 
     def transaction(self, connection: object = None) -> HandlerTransaction:
         """Write rows and settle this job in one commit, so that its effect happens exactly once.

@@ -51,7 +51,7 @@ from nimburion.jobs.declaration.codec import Codec, lower_first
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.limits import check_limits
 from nimburion.jobs.declaration.options import EnqueueOptions
-from nimburion.jobs.declaration.policy import Policy, PolicyOptions, read_policy
+from nimburion.jobs.declaration.policy import POLICY_OPTIONS, Policy, PolicyOptions, read_policy
 from nimburion.jobs.declaration.signature import (
     Signature,
     check_takes_context,
@@ -197,6 +197,15 @@ class _ForeignMethod:
         )
 
 
+class _ForeignRetry:
+    """The method `retry` that tasks of Celery have: the error says what to raise instead."""
+
+    def __get__(self, instance: object, owner: type) -> object:
+        raise AttributeError(
+            f"{owner.__name__!r} has no method 'retry'; write `raise Retry(after=…)`"
+        )
+
+
 @dataclass_transform(kw_only_default=True, field_specifiers=(dataclasses.field, dataclasses.Field))
 class Job:
     """The base of job classes: annotated attributes are the arguments, `process` does the work.
@@ -253,6 +262,7 @@ class Job:
         name = name if name is not None else _HUMP.sub("_", cls.__name__).lower()
         inherited = getattr(cls, "__job__", None)
         _make_dataclass(cls, name)
+        _check_body(name, cls)
         check_takes_context(name, cls)
         if policy.get("batch") is not None:
             raise DefinitionError(
@@ -279,6 +289,7 @@ class Job:
         perform_at = _ForeignMethod()
         enqueue = _ForeignMethod()
         enqueue_sync = _ForeignMethod()
+        retry = _ForeignRetry()
 
     if TYPE_CHECKING:
 
@@ -294,6 +305,33 @@ class Job:
         The return value is stored as the job's result. An exception is the failure of the attempt.
         """
         raise NotImplementedError(f"{type(self).__name__} has no process method")
+
+
+_NO_ARGUMENTS = frozenset({"max_retries", "retry_backoff", "retry_on", "on_failure", "on_dead"})
+"""Options that no job has as arguments: as annotated attributes they are a mistake too."""
+_HOOKS = frozenset({"on_failure", "on_dead"})
+
+
+def _check_body(name: str, cls: type[Job]) -> None:
+    """Raise `DefinitionError` for an option in the body of a class, where it has no effect.
+
+    Other job systems have options and hooks there. A field of the dataclass is an argument of the
+    job, and a method of another name than a hook is the class's own.
+    """
+    fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for attribute in [*fields, *vars(cls)]:
+        if attribute in fields:
+            is_mistake = attribute in _NO_ARGUMENTS
+        elif attribute in _HOOKS:
+            is_mistake = True
+        else:
+            is_option = attribute == "queue" or attribute in POLICY_OPTIONS
+            is_mistake = is_option and not hasattr(vars(cls)[attribute], "__get__")
+        if is_mistake:
+            raise DefinitionError(
+                f"job {name!r}: {attribute!r} is an option, and has no effect in the body of the "
+                f"class; write `class {cls.__name__}(Job, {attribute}=…)`"
+            )
 
 
 class JobCall(msgspec.Struct, Generic[T]):
@@ -417,10 +455,15 @@ class JobFunction(Generic[CallP, P, R, T]):
                     f"`{own}.enqueue_sync(…)` in code that is not async"
                 )
             if name in _FOREIGN_NAMES or name in ("enqueue", "enqueue_sync", "options"):
+                call = f"enqueue({own}.job(…){', after=…' if name == 'options' else ''})"
                 raise AttributeError(
-                    f"the job {own!r} has no method {name!r}; write "
-                    f"`await processor.enqueue({own}.job(…))`, or declare it with @processor.job "
-                    f"and write `await {own}.enqueue(…)`"
+                    f"the job {own!r} has no method {name!r}; write `await processor.{call}`, or "
+                    f"`processor.sync.{call}` in code that is not async; a job of @processor.job "
+                    f"has `{own}.enqueue(…)`, `{own}.enqueue_sync(…)` and `{own}.options(…)`"
+                )
+            if name == "retry":
+                raise AttributeError(
+                    f"the job {own!r} has no method 'retry'; write `raise Retry(after=…)`"
                 )
             raise AttributeError(f"the job {own!r} has no attribute {name!r}")
 
