@@ -15,6 +15,7 @@ from nimburion.backends.postgres.migrations import (
     NOT_INSTALLED,
     CurrentFormat,
     ensure_format,
+    find_missing_tables,
     find_wrong_functions,
     grant_role,
     load_current_format,
@@ -48,7 +49,8 @@ async def open_connection(settings: PostgresSettings) -> AsyncIterator[PostgresC
 async def plan(connection: PostgresConnection, settings: PostgresSettings) -> list[str]:
     installed = await read_installed_format(connection, settings)
     wrong = await find_wrong_functions(connection, settings, FIRST)
-    return plan_migrations(installed, settings, FIRST, wrong)
+    missing = await find_missing_tables(connection, settings, FIRST)
+    return plan_migrations(installed, settings, FIRST, wrong, missing)
 
 
 @pytest.fixture
@@ -114,6 +116,18 @@ async def test_an_old_format_is_left_alone_until_migrate(
     assert await run_migrations(connection, settings, SECOND) == ["format 2: colours"]
     second = await ensure_format(connection, settings, SECOND)
     assert (second.format, second.identity) == (2, first.identity)
+
+
+async def test_other_tables_of_the_same_format_are_reported_and_left_alone(
+    connection: PostgresConnection, settings: PostgresSettings
+) -> None:
+    """Before the first release, tables change without a new format."""
+    await run_migrations(connection, settings, FIRST)
+    await connection.driver.execute("ALTER TABLE nimburion.thing RENAME TO earlier")
+    for migrate in (plan(connection, settings), run_migrations(connection, settings, FIRST)):
+        with pytest.raises(FormatMismatch, match=r"not its tables thing:.*DROP SCHEMA"):
+            await migrate
+    assert await connection.fetch("SELECT FROM nimburion.earlier") == []
 
 
 async def test_a_newer_format_is_refused_unless_it_knows_ours(

@@ -148,7 +148,8 @@ class PostgresBackend(Lifecycle):
                 return await migrations.run_migrations(connection, self.settings, current)
             found = await migrations.read_installed_format(connection, self.settings)
             wrong = await migrations.find_wrong_functions(connection, self.settings, current)
-            return migrations.plan_migrations(found, self.settings, current, wrong)
+            missing = await migrations.find_missing_tables(connection, self.settings, current)
+            return migrations.plan_migrations(found, self.settings, current, wrong, missing)
 
     async def grant(self, role: str) -> list[str]:
         async with self._database.connect() as connection:

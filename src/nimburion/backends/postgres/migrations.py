@@ -40,6 +40,8 @@ _NAME_TAKEN_CODES = frozenset({"42P07", "42710", "42723"})
 """Codes for a table, type or function whose name exists already."""
 _FUNCTION_HASHES = """SELECT p.proname, encode(sha256(convert_to(p.prosrc, 'UTF8')), 'hex')
     FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = $1"""
+_TABLES = """SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = $1"""
 _FUNCTION = re.compile(
     rf"^CREATE OR REPLACE FUNCTION {re.escape(PLACEHOLDER)}\.(\w+)\(.*?\bAS \$\$(.*?)\$\$",
     re.DOTALL | re.MULTILINE,
@@ -191,19 +193,54 @@ def reject_newer(
         )
 
 
+async def find_missing_tables(
+    connection: PostgresConnection, settings: PostgresSettings, current: CurrentFormat
+) -> list[str]:
+    """Return the tables and views of the current format that the database does not have."""
+    return _list_missing_tables(await connection.fetch(_TABLES, settings.schema), current)
+
+
+def _list_missing_tables(rows: Sequence[Any], current: CurrentFormat) -> list[str]:
+    installed = {name for (name,) in rows}
+    names = (table.removeprefix(f"{PLACEHOLDER}.") for table in list_created_tables(current))
+    return [name for name in names if name not in installed]
+
+
+def reject_other_tables(
+    installed: InstalledFormat,
+    settings: PostgresSettings,
+    current: CurrentFormat,
+    missing_tables: Sequence[str],
+) -> None:
+    """Raise `FormatMismatch` if the format is the current one, but tables of it are missing: before
+    the first release, tables change without a new format. `missing_tables` is the result of
+    `find_missing_tables`.
+    """
+    if installed.format == current.format and missing_tables:
+        raise FormatMismatch(
+            f"{settings.describe()} has format {installed.format}, but not its tables "
+            f"{', '.join(missing_tables)}: a version before the first release made it, and nothing "
+            "was changed. Keep no jobs there, then drop it "
+            f'(DROP SCHEMA "{settings.schema}" CASCADE) and run: nimburion migrate up'
+        )
+
+
 def plan_migrations(
     installed: InstalledFormat,
     settings: PostgresSettings,
     current: CurrentFormat,
     wrong_functions: Mapping[str, str],
+    missing_tables: Sequence[str],
 ) -> list[str]:
     """Return descriptions of what `migrate` would do. `wrong_functions` is the result of
-    `find_wrong_functions`.
+    `find_wrong_functions`, `missing_tables` that of `find_missing_tables`.
 
     Raises:
-        FormatMismatch: the format is newer than this nimburion.
+        FormatMismatch: the format is newer than this nimburion, or its tables are not those of the
+            format.
     """
     reject_newer(installed, settings, current)
+    reject_other_tables(installed, settings, current, missing_tables)
     if installed.format > current.format:
         return []
     steps = [
@@ -241,6 +278,7 @@ async def run_migrations(
     Raises:
         BackendUnavailable: the locks were not acquired within the timeout; nothing was changed.
         ConfigurationError: this role lacks a permission.
+        FormatMismatch: see `plan_migrations`.
     """
     await connection.connect()
     tries = max(1, round(timeout / (2 + _PAUSE)))
@@ -288,7 +326,9 @@ async def _migrate_once(
         found = await _read_installed_format(connection.driver, settings)
         hashes = await connection.driver.fetch(_FUNCTION_HASHES, settings.schema)
         wrong_functions = _compare_functions(hashes, settings, current)
-        steps = plan_migrations(found, settings, current, wrong_functions)
+        tables = await connection.driver.fetch(_TABLES, settings.schema)
+        missing_tables = _list_missing_tables(tables, current)
+        steps = plan_migrations(found, settings, current, wrong_functions, missing_tables)
         if steps:
             await _create_schema(connection.driver, settings)
             await connection.driver.execute(make_script(found, settings, current))
