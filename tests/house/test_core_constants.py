@@ -74,7 +74,6 @@ IN_SQL = MappingProxyType(
             "), p_now - {MAX_AHEAD})",
             ", p_now - {MAX_AHEAD}), p_now + {MAX_AHEAD})",
             "+ LEAST(p_delay, {MAX_AHEAD}) +",
-            "* r.interval), p_now + {MAX_AHEAD})",
             "LEAST(p_now + {MAX_AHEAD},",
         ),
     }

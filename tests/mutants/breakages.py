@@ -220,7 +220,7 @@ MUTANTS = (
     # Limits
     Mutant(
         "limit off by one",
-        "backends/sqlite/*.py",
+        "backends/lane_limits.py",
         "$places = max(0, $concurrency - self.use.in_use)",
         "$places = max(0, $concurrency - self.use.in_use + 1)",
         (f"{SQLITE}test_no_more_than_the_limit_in_one_reply",),

@@ -87,8 +87,8 @@ LIMIT_MUTANTS = (
     Mutant(
         "PostgreSQL: units are not taken",
         "backends/postgres/*.sql",
-        "SET spent_until = GREATEST(r.spent_until, p_now) + $taken.jobs * r.cost * r.interval",
-        "SET spent_until = GREATEST(r.spent_until, p_now)",
+        "ELSE GREATEST(u.spent_until, p_now) + p_units[width_bucket(u.number, p_numbers)] END",
+        "ELSE GREATEST(u.spent_until, p_now) END",
         (f"{POSTGRES}test_a_rate_holds_over_the_whole_fleet",),
     ),
     Mutant(
@@ -243,8 +243,8 @@ LIMIT_MUTANTS = (
     Mutant(
         "PostgreSQL: the limit of a queue closes no lane",
         "backends/postgres/source.py",
-        "closing = (caps.get(lane.queue), of_queues.get(lane), own.get(lane.name))",
-        "closing = (caps.get(lane.queue), own.get(lane.name))",
+        "if concerns_lane($limit.key[0], $lane.queue)",
+        "if $limit.key[0].startswith('job:')",
         (f"{POSTGRES}test_a_queue_limit_counts_all_names_of_its_queue",),
     ),
     # Changes at run time
@@ -402,29 +402,29 @@ LIMIT_MUTANTS = (
     Mutant(
         "PostgreSQL: a change does not reach the limits by key",
         "backends/postgres/*.sql",
-        "ELSE ARRAY(SELECT k.job_name FROM {schema}.keyed_limit k WHERE k.limit_name = p_name) END",
-        "ELSE '{}' END",
+        "RETURN ARRAY(SELECT r.job_name FROM {schema}.limit_rule r WHERE r.limit_name = p_limit);",
+        "RETURN '{}';",
         (f"{POSTGRES}test_a_rate_by_key_is_changed_for_parked_jobs_too",),
     ),
     Mutant(
         "PostgreSQL: the leases of an exchange count for no key",
         "backends/postgres/*.sql",
-        "UPDATE {schema}.limit_key u SET in_use = changed.in_use[width_bucket(u.number, changed.numbers)],",
-        "UPDATE {schema}.limit_key u SET in_use = u.in_use,",
+        "UPDATE {schema}.limit_use u SET in_use = changed.in_use[width_bucket(u.number, changed.numbers)],",
+        "UPDATE {schema}.limit_use u SET in_use = u.in_use,",
         (f"{POSTGRES}test_a_shared_limit_counts_several_names",),
     ),
     Mutant(
         "PostgreSQL: the leases of open jobs count for no key",
         "backends/postgres/*.sql",
-        "SET in_use = u.in_use + used.jobs[width_bucket(u.number, used.numbers)],",
-        "SET in_use = u.in_use,",
+        "PERFORM {schema}.take_uses_1(p_now, used.numbers, used.jobs, used.units);\n    RETURN QUERY",
+        "RETURN QUERY",
         (f"{POSTGRES}test_a_limit_holds_over_the_whole_fleet",),
     ),
     Mutant(
         "PostgreSQL: a lease of an open job records no key",
         "backends/postgres/*.sql",
-        "nullif(array_remove(p_key_numbers[(t.place - 1) * p_limits + 1:t.place * p_limits], NULL), '{}')",
-        "CAST(NULL AS int8[])",
+        "p_key_numbers[(t.place - 1) * p_limits + 1:t.place * p_limits], NULL), '{}')",
+        "'{}', NULL), '{}')",
         (f"{POSTGRES}test_jobs_of_a_key_run_in_order",),
     ),
     Mutant(
@@ -451,8 +451,8 @@ LIMIT_MUTANTS = (
     Mutant(
         "PostgreSQL: a lease records no key",
         "backends/postgres/*.sql",
-        "nullif(key_numbers[coalesce(p_key_ends[t.place - 1], 0) + 1:p_key_ends[t.place]], '{}')",
-        "CAST(NULL AS int8[])",
+        "|| key_numbers[coalesce(p_key_ends[t.place - 1], 0) + 1:p_key_ends[t.place]], '{}')",
+        ", '{}')",
         (f"{POSTGRES}test_jobs_of_a_key_run_in_order",),
     ),
     Mutant(
@@ -476,8 +476,26 @@ LIMIT_MUTANTS = (
     Mutant(
         "PostgreSQL: a plan applies although the own limit is full now",
         "backends/postgres/*.sql",
-        "WHERE {schema}.count_available_1(p_now, planned.name) < planned.jobs",
-        "WHERE false",
+        "IF NOT closing.has_room THEN",
+        "IF false THEN",
+        (
+            "tests/backends/postgres/test_planned_exchange.py::test_a_plan_beyond_an_own_limit_is_made_again",
+        ),
+    ),
+    Mutant(
+        "PostgreSQL: jobs of two names that are planned together count as one in the limit of their queue",
+        "backends/postgres/*.sql",
+        "(p.in_use + p.jobs_before < p.concurrency) IS NOT FALSE",
+        "(p.in_use < p.concurrency) IS NOT FALSE",
+        (
+            "tests/backends/postgres/test_planned_exchange.py::test_a_plan_beyond_an_own_limit_is_made_again",
+        ),
+    ),
+    Mutant(
+        "PostgreSQL: the jobs of a plan do not count in the limits that close their lanes",
+        "backends/postgres/*.sql",
+        "PERFORM {schema}.take_uses_1(p_now, used.numbers, used.jobs, used.units);\nEND",
+        "END",
         (
             "tests/backends/postgres/test_planned_exchange.py::test_a_plan_beyond_an_own_limit_is_made_again",
         ),
@@ -494,8 +512,8 @@ LIMIT_MUTANTS = (
     Mutant(
         "PostgreSQL: a key is forgotten while it is in use",
         "backends/postgres/limits.sql",
-        "    DELETE FROM {schema}.limit_key u WHERE u.in_use = 0 AND u.opens_at",
-        "    DELETE FROM {schema}.limit_key u WHERE u.opens_at",
+        "u.number = ANY (unused) AND u.in_use = 0 AND u.opens_at",
+        "u.opens_at",
         (f"{POSTGRES}test_pruning_keeps_keys_in_use",),
     ),
 )

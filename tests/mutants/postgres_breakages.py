@@ -161,15 +161,15 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: limit off by one",
         "backends/postgres/*.sql",
-        "(SELECT $g.$bound - $g.$held FROM {schema}.",
-        "(SELECT $g.$bound - $g.$held + 1 FROM {schema}.",
+        "LEAST(l.concurrency - l.in_use,",
+        "LEAST(l.concurrency - l.in_use + 1,",
         (f"{POSTGRES}test_no_more_than_the_limit_in_one_reply",),
     ),
     Mutant(
         "PostgreSQL: a lease that ends frees no place",
         "backends/postgres/*.sql",
-        "$held = $g.$held - freed.places",
-        "$held = $g.$held",
+        "SET in_use = u.in_use - jobs[width_bucket(u.number, numbers)] WHERE",
+        "SET in_use = u.in_use WHERE",
         (f"{POSTGRES}test_rescue_gives_places_back",),
     ),
     Mutant(

@@ -43,18 +43,18 @@ async def test_an_exchange_that_waited_for_a_limit_does_not_take_this_for_a_cloc
 
     try:
         async with other.transaction(isolation="read_committed"):
-            await other.execute("SELECT FROM nimburion.rate_limit FOR NO KEY UPDATE")
+            await other.execute("SELECT FROM nimburion.limit_rule FOR NO KEY UPDATE")
             exchange = asyncio.create_task(worker.exchange(want=worker.want(1)))
             await wait_until(is_waiting, "the exchange waits for the limit")
             began = await other.fetchval(CLOCK)
             await wait_until(has_passed_tolerance, "the time of the exchange is old")
             used_at = await other.fetchval(CLOCK)
+            await other.execute("UPDATE nimburion.limit_rule SET used_at = $1", used_at)
             await other.execute(
-                "UPDATE nimburion.rate_limit SET used_at = $1, spent_until = $2",
-                *(used_at, used_at + TEN_MINUTES),
+                "UPDATE nimburion.limit_use SET spent_until = $1", used_at + TEN_MINUTES
             )
         assert (await exchange).deliveries == []
-        spent_until = await other.fetchval("SELECT spent_until FROM nimburion.rate_limit")
+        spent_until = await other.fetchval("SELECT spent_until FROM nimburion.limit_use")
         assert spent_until == used_at + TEN_MINUTES
     finally:
         await other.close()

@@ -27,12 +27,12 @@ ADD_TRIGGERS = f"""
     END $$;
     CREATE TRIGGER wait_for_test BEFORE DELETE ON nimburion.lease
         EXECUTE FUNCTION public.wait_for_test({SETTLING});
-    CREATE TRIGGER wait_for_test AFTER UPDATE ON nimburion.limit_key FOR EACH ROW
+    CREATE TRIGGER wait_for_test AFTER UPDATE ON nimburion.limit_use FOR EACH ROW
         EXECUTE FUNCTION public.wait_for_test({COUNTING});
 """
 REMOVE_TRIGGERS = """
     DROP TRIGGER wait_for_test ON nimburion.lease;
-    DROP TRIGGER wait_for_test ON nimburion.limit_key;
+    DROP TRIGGER wait_for_test ON nimburion.limit_use;
     DROP FUNCTION public.wait_for_test();
 """
 

@@ -27,7 +27,7 @@ from tests.waiting import wait_until
 DEADLINE = 30.0
 KEYED = {"mail": {"customer": LimitRule(concurrency=2)}}
 QUEUE_LIMIT = LimitChange(name="queue:default", concurrency=1)
-LOCK_LIMIT = "SELECT FROM nimburion.concurrency_limit"
+LOCK_LIMIT = "SELECT FROM nimburion.limit_rule"
 NAMES = ("mail", "page")
 
 Hook = Callable[[], Awaitable[None]]
@@ -211,7 +211,7 @@ async def test_limits_are_locked_before_jobs_are_settled(
     harness.clock.advance(2.0)
     other = await asyncpg.connect(clean_postgres.url, statement_cache_size=0)
     await other.execute("BEGIN")
-    await other.execute(f"{LOCK_LIMIT} WHERE name = 'mail' FOR NO KEY UPDATE")
+    await other.execute(f"{LOCK_LIMIT} WHERE job_name = 'mail' FOR NO KEY UPDATE")
     want = worker.want(1, lanes=(Lane("default", "mail"),))
     exchange = asyncio.create_task(worker.exchange(Completed(page.lease), want=want))
 
@@ -219,7 +219,7 @@ async def test_limits_are_locked_before_jobs_are_settled(
         return bool(await other.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
 
     await wait_until(is_waiting, "the exchange waits for the limit")
-    free = await other.fetch(f"{LOCK_LIMIT} WHERE name = 'page' FOR NO KEY UPDATE SKIP LOCKED")
+    free = await other.fetch(f"{LOCK_LIMIT} WHERE job_name = 'page' FOR NO KEY UPDATE SKIP LOCKED")
     await other.execute("ROLLBACK")
     await other.close()
     assert ids((await exchange).deliveries) == ["m"]

@@ -211,7 +211,7 @@ async def test_a_reading_waits_for_no_lock_of_a_worker(
     await worker.take_one()
     with psycopg.connect(postgres_server.url) as other:
         other.execute(
-            "LOCK TABLE nimburion.concurrency_limit, nimburion.paused_queue, nimburion.session, "
+            "LOCK TABLE nimburion.limit_rule, nimburion.paused_queue, nimburion.session, "
             "nimburion.lease, nimburion.job IN EXCLUSIVE MODE"
         )
         backend = harness.backend

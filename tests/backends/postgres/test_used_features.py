@@ -18,10 +18,8 @@ from tests.servers.server_kinds import RunningPostgres
 SESSION = "5e" * 16
 JOB = NewJob("first", "n", "q", b"{}")
 TABLES = (
-    "concurrency_limit",
-    "rate_limit",
-    "keyed_limit",
-    "limit_key",
+    "limit_rule",
+    "limit_use",
     "changed_limit",
     "changed_key",
     "paused_queue",

@@ -53,35 +53,17 @@ Columns = list[Any]
 """One list for each column; each is None if there are no rows."""
 
 
-class OwnLimitUse(NamedTuple):
-    """The own limit of a job name, and its use."""
-
-    name: str
-    concurrency: int | None
-    in_use: int | None
-    interval: int | None
-    burst: int | None
-    cost: int | None
-    spent_until: int | None
-
-
-class DeclaredLimit(NamedTuple):
-    """Another limit of a job name, as workers declare it."""
+class CandidateRule(NamedTuple):
+    """A limit of a job name, and its use if it closes lanes."""
 
     job: str
     limit: str
     concurrency: int | None
     interval: int | None
     burst: int | None
-    cost: int | None
-
-
-class QueueUse(NamedTuple):
-    """The use of the limit of a queue."""
-
-    limit: str
-    in_use: int
-    spent_until: int
+    cost: int
+    in_use: int | None
+    spent_until: int | None
 
 
 class ChangedKey(NamedTuple):
@@ -112,9 +94,7 @@ class Candidates(msgspec.Struct):
 
     open: list[int]
     changing: list[int]
-    own: list[OwnLimitUse] | None = None
-    limits: list[DeclaredLimit] | None = None
-    queues: list[QueueUse] | None = None
+    rules: list[CandidateRule] | None = None
     changes: list[ChangedKey] | None = None
     jobs: Columns | None = None
     turns: Columns | None = None

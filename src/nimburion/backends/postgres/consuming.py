@@ -26,7 +26,7 @@ from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.session import HeartbeatReply, Session, Vitals
 from nimburion.core.settlement import Settlement
 
-_OPEN_SESSION = make_call("open_session_1", 15)
+_OPEN_SESSION = make_call("open_session_1", 10)
 _CLOSE_SESSION = make_call("close_session_1", 5)
 _RELEASE = make_call("release_leases_1", 6)
 _RESCUE = make_call("rescue_jobs_1", 6)

@@ -99,7 +99,7 @@ def _has_only_turns(candidates: Candidates, request: ReserveRequest) -> bool:
     """Whether one lane is requested, and nothing but turns decides which of its jobs are leased."""
     has_turns = candidates.turns is not None and candidates.turns[0] is not None
     has_jobs = candidates.jobs is not None and candidates.jobs[0] is not None
-    others = (candidates.changing, candidates.own, candidates.parked, candidates.limits)
+    others = (candidates.changing, candidates.rules, candidates.parked)
     if len(request.lanes) != 1 or not has_turns or has_jobs or any(others):
         return False
     return not is_capped(request)

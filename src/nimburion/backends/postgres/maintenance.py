@@ -158,7 +158,7 @@ class PostgresMaintaining(Maintaining):
             _PRUNE, self._database.now(), *arguments, limit, extra_time=LARGE_READ_TIMEOUT
         )
         await self._merge_statistics()
-        await self._database.fetch("SELECT {schema}.prune_limit_keys_1($1)", self._database.now())
+        await self._database.fetch("SELECT {schema}.prune_limit_uses_1($1)", self._database.now())
         await self._database.fetch("SELECT {schema}.forget_tenants_1($1)", _TENANTS_PER_PRUNE)
         await self._database.fetch("SELECT {schema}.prune_tenant_lanes_1($1)", _TENANTS_PER_PRUNE)
         await self._database.fetch("SELECT {schema}.maintain_partitions_1()")

@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 
 from nimburion.backends.planning.reserve import (
-    PlannedLease,
     ReservePlan,
     count_fitting,
     plan_reserve,
@@ -17,7 +16,7 @@ from nimburion.backends.postgres.candidates import Candidates, Sizes
 from nimburion.backends.postgres.first_turns import FirstTurns, plan_first_turns
 from nimburion.backends.postgres.source import CandidateJob, PostgresSource
 from nimburion.core.exchange import ReserveRequest
-from nimburion.core.limits import LimitKey, get_limited_queue
+from nimburion.core.limits import LimitKey
 
 
 def make_plan(
@@ -75,10 +74,10 @@ class Plan:
         """Return the arguments of `apply_plan_1` from the jobs to the waiting lanes."""
         plan, source = self._plan, self._source
         parked = {**plan.park, **plan.move}
-        # Own limits are counted by `take_limits_1`.
+        # SQL counts the limits that close lanes.
         keys = dict.fromkeys((*(key for key in plan.uses if key in source.uses), *parked.values()))
         for lease in plan.leases:
-            keys.update(dict.fromkeys(list_counted_keys(lease)))
+            keys.update((limit.key, None) for limit in lease.limits)
         places: dict[LimitKey, int] = {key: n for n, key in enumerate(keys, 1)}
         return [
             *self._encode_jobs(list(parked)),
@@ -109,7 +108,7 @@ class Plan:
         ends: list[int] = []
         keys: list[int] = []
         for lease in self._plan.leases:
-            keys += [places[key] for key in list_counted_keys(lease)]
+            keys += [places[limit.key] for limit in lease.limits]
             ends.append(len(keys))
         return [ends, keys] if keys else [None, None]
 
@@ -137,14 +136,6 @@ class Plan:
             [use.spent_until for use in after],
             [use.opens_at for use in after],
         ]
-
-
-def list_counted_keys(lease: PlannedLease) -> list[LimitKey]:
-    """Return the keys for which a lease is counted: those of its job, and that of its queue."""
-    of_queue = [
-        limit.key for limit in lease.lane.limits if get_limited_queue(limit.key[0]) is not None
-    ]
-    return [limit.key for limit in lease.limits] + of_queue
 
 
 def encode_shares(plan: ReservePlan, source: PostgresSource) -> list[Any]:

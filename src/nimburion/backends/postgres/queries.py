@@ -8,6 +8,13 @@ from typing import Any
 
 import msgspec
 
+from nimburion.backends.lane_limits import (
+    KeySums,
+    StoredLaneLimit,
+    describe_limits,
+    make_key_use,
+    make_rate,
+)
 from nimburion.backends.postgres.encoding import (
     MAX_INT8,
     decode_job_options,
@@ -16,33 +23,24 @@ from nimburion.backends.postgres.encoding import (
     to_seconds,
 )
 from nimburion.backends.queue_rows import LaneRow, combine_rows
-from nimburion.backends.separate_limits import (
-    OwnLimit,
-    OwnRate,
-    add_sums,
-    combine_limits,
-    describe_own_limit,
-    describe_queue_limit,
-)
 from nimburion.backends.server.encoding import decode_id, encode_id_or_empty, encode_json
-from nimburion.core.backend import MAX_HOLDERS
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailureGroup, FailureGroups
 from nimburion.core.errors import JobNotFound
 from nimburion.core.fairness import WEIGHT_UNITS, TenantTurn, TenantUse, TenantUses
 from nimburion.core.job import AttemptError, JobRecord, Progress, State
 from nimburion.core.limits import (
-    KeyUse,
+    JobLimit,
     LimitChange,
     LimitHolder,
     LimitInfo,
     LimitRule,
     LimitUse,
-    closes_lane,
+    make_job_limit_name,
 )
 from nimburion.core.metrics.statistics import Counters, Statistics, add_statistics, check_interval
 from nimburion.core.queries import JobCounts, JobFilter, Page, Pause, QueueInfo, parse_cursor
-from nimburion.core.rate_limits import RateLimit, make_rate_limit
+from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import (
     Session,
     SessionInfo,
@@ -221,63 +219,65 @@ def _decode_pause(since: int, ends_at: int | None, paused_by: str, reason: str) 
     )
 
 
+LimitRow = tuple[
+    str, str, int | None, str | None, int | None, int | None, int, int | None, int | None
+]
+"""A row of `limit_rule`: job name, limit, concurrency, rate, interval, burst and cost. Then in_use
+and spent_until, if the limit closes lanes.
+"""
+
+
 def decode_limits(
-    limits: list[Any],
-    rates: list[Any],
-    keyed: list[Any],
+    rules: list[Any],
     fullest_keys: list[Any],
     changes: list[Any],
+    holders: list[Any],
     *,
     name: str | None,
     fullest: int,
-    holders: int,
 ) -> list[LimitInfo]:
-    """Decode the rows of `list_limits_1`, `list_rates_1` after the time, `keyed_limit`,
-    `list_fullest_keys_1` and `limit_change`.
+    """Decode the rows of `limit_rule` after the time, of `list_fullest_keys_1`, of `limit_change`
+    and of `list_limit_holders_1`.
     """
-    rules: dict[str, dict[str, LimitRule]] = {}
-    for job, limit, concurrency, interval, burst, cost in keyed:
-        rules.setdefault(job, {})[limit] = _make_rule(concurrency, interval, burst, cost)
-    found = combine_limits(
-        [_make_own_limit(row) for row in limits],
-        [_make_own_rate(*tuple(row)[1:]) for row in rates],
-        rules,
-        decode_key_uses([tuple(row)[:5] for row in fullest_keys]),
+    held: dict[str, list[LimitHolder]] = {}
+    for limit, *holder in holders:
+        held.setdefault(limit, []).append(_make_holder(*holder))
+    stored: list[LimitRow] = [tuple(row)[1:] for row in rules if row[1] is not None]
+    return describe_limits(
+        _make_rules(stored),
         _decode_limit_changes(changes),
-        now=rates[0][0] if rates else 0,
+        _make_lane_limits(stored),
+        [(make_key_use(*tuple(row)[:5]), KeySums(*tuple(row)[5:])) for row in fullest_keys],
+        held,
+        now=rules[0][0],
         name=name,
         fullest=fullest,
-        holders=holders,
-    )
-    return add_sums(found, {row[0]: tuple(row)[5:] for row in fullest_keys})
-
-
-def _make_rule(
-    concurrency: int | None, interval: int | None, burst: int | None, cost: int | None
-) -> LimitRule:
-    """Return the rule of a row of `keyed_limit`."""
-    rate = None if interval is None else make_rate_limit(interval, burst or 1, cost or 1)
-    return LimitRule(concurrency, rate)
-
-
-def _make_own_limit(columns: Iterable[Any]) -> OwnLimit:
-    name, maximum, in_use, ids, sessions, hosts, started_at = columns
-    holders = [] if ids is None else zip(ids, sessions, hosts, started_at, strict=True)
-    return OwnLimit(
-        name,
-        maximum,
-        in_use,
-        [
-            LimitHolder(decode_id(job_id), session, host, to_seconds(started))
-            for job_id, session, host, started in holders
-        ],
     )
 
 
-def _make_own_rate(  # noqa: PLR0917 - the columns of a row
-    name: str, interval: int, burst: int, cost: int, spent_until: int, rate: str, _used_at: int
-) -> OwnRate:
-    return OwnRate(name, RateLimit(rate, interval, burst, cost), spent_until)
+def _make_rules(rows: Iterable[LimitRow]) -> dict[str, dict[str, LimitRule]]:
+    """Return the limits in force, by job name and limit name."""
+    rules: dict[str, dict[str, LimitRule]] = {}
+    for job, limit, concurrency, rate, interval, burst, cost, _, _ in rows:
+        rule = LimitRule(concurrency, make_rate(rate, interval, burst, cost))
+        rules.setdefault(job, {})[limit] = rule
+    return rules
+
+
+def _make_lane_limits(rows: Iterable[LimitRow]) -> list[StoredLaneLimit]:
+    """Return the limits that close lanes."""
+    return [
+        StoredLaneLimit(
+            JobLimit((limit, ""), concurrency, make_rate(rate, interval, burst, cost)),
+            LimitUse(in_use, spent_until or 0),
+        )
+        for _, limit, concurrency, rate, interval, burst, cost, in_use, spent_until in rows
+        if in_use is not None
+    ]
+
+
+def _make_holder(job_id: bytes, session: str, host: str, started_at: int) -> LimitHolder:
+    return LimitHolder(decode_id(job_id), session, host, to_seconds(started_at))
 
 
 def _decode_limit_changes(rows: list[Any]) -> list[LimitChange]:
@@ -293,20 +293,6 @@ def _decode_limit_changes(rows: list[Any]) -> list[LimitChange]:
             reason=reason,
         )
         for name, for_key, key, concurrency, rate, interval, burst, at, by, reason in rows
-    ]
-
-
-def decode_key_uses(rows: list[Any]) -> list[KeyUse]:
-    """Decode the rows of `list_key_uses_1`."""
-    return [
-        KeyUse(
-            limit=limit,
-            key=key,
-            in_use=in_use,
-            parked=parked,
-            opens_at=to_seconds(opens_at) if parked and opens_at is not None else None,
-        )
-        for limit, key, in_use, parked, opens_at in rows
     ]
 
 
@@ -350,39 +336,38 @@ def decode_facts(rows: list[Any], job_id: str) -> Facts:
         raise JobNotFound(job_id)
     (row,) = rows
     job = _decode_job(row)
-    own = pause = None
-    if row["maximum"] is not None:
-        own = _make_own_limit((job.name, *(row[column] for column in _LIMIT_COLUMNS)))
-    rate = None if row["rate"] is None else _make_own_rate(*row["rate"])
+    pause = None
     if row["since"] is not None:
         pause = _decode_pause(*(row[column] for column in _PAUSE_COLUMNS))
-    limits = [describe_own_limit(own, rate, row["now"], MAX_HOLDERS)] if own or rate else []
-    if row["queue_limit"] is not None:
-        name, *parts, in_use, spent_until = _decode_queue_limit(row["queue_limit"])
-        use = LimitUse(in_use, spent_until)
-        limits.append(describe_queue_limit(job.name, name, _make_rule(*parts), use, row["now"]))
-    keys = decode_key_uses(_decode_rows(row["key_uses"] or "[]"))
-    parked_for = row["parked_for"]
+    held = zip(*(row[f"holder_{column}"] or () for column in _HOLDER_COLUMNS), strict=True)
+    stored = _decode_limit_rows(row["lane_limits"] or "[]")
     opened = [row[f"open_{column}"] or () for column in _SESSION_COLUMNS]
     return Facts(
         now=to_seconds(row["now"]),
         job=job,
         pause=pause,
-        limits=limits,
-        keys=[use for use in keys if not closes_lane(use.limit)],
-        parked_for=None if parked_for is None or closes_lane(parked_for) else parked_for,
+        limits=describe_limits(
+            _make_rules(stored),
+            (),
+            _make_lane_limits(stored),
+            (),
+            {make_job_limit_name(job.name): [_make_holder(*holder) for holder in held]},
+            now=row["now"],
+            name=None,
+            fullest=1,
+        ),
+        keys=[make_key_use(*use) for use in _decode_key_rows(row["key_uses"] or "[]")],
+        parked_for=row["parked_for"],
         turn=None if row["turn"] is None else decode_turn(row["turn"]),
         key_holder=None if row["key_holder"] is None else decode_id(row["key_holder"]),
         sessions=decode_sessions(list(zip(*opened, strict=True))),
     )
 
 
-_decode_rows = msgspec.json.Decoder(list[tuple[str, str, int, int, int | None]]).decode
-_decode_queue_limit = msgspec.json.Decoder(
-    tuple[str, int | None, int | None, int | None, int | None, int, int]
-).decode
+_decode_key_rows = msgspec.json.Decoder(list[tuple[str, str, int, int, int | None]]).decode
+_decode_limit_rows = msgspec.json.Decoder(list[LimitRow]).decode
 _decode_turn = msgspec.json.Decoder(tuple[str, int, int, int]).decode
-_LIMIT_COLUMNS = ("maximum", "in_use", "ids", "sessions", "hosts", "holders_started_at")
+_HOLDER_COLUMNS = ("ids", "sessions", "hosts", "started_at")
 _PAUSE_COLUMNS = ("since", "ends_at", "paused_by", "pause_reason")
 _SESSION_COLUMNS = (
     "ids",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from nimburion.backends.postgres import queries, records
 from nimburion.backends.postgres.database import LARGE_READ_TIMEOUT, PostgresDatabase, make_call
@@ -37,29 +38,32 @@ _LIST_LIMIT_CHANGES = """SELECT name, for_key, key, concurrency, rate, interval,
 _GROUP_FAILURES = make_call("group_failures_1", 19)
 _FIND_JOBS = """SELECT seq, id, examined FROM {schema}.find_jobs_1({schema}.get_read_time_1($1),
     $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"""
-_LIST_RATES = """SELECT t.now, r.* FROM {schema}.get_read_time_1($1) AS t (now),
-    {schema}.list_rates_1(NULL) r"""
-_LIST_KEYED_LIMITS = """SELECT job_name, limit_name, concurrency, interval, burst, cost
-    FROM {schema}.keyed_limit"""
-_EXPLAIN = """SELECT g.*, e.*, t.now, (
-        SELECT CAST(ROW(r.*) AS {schema}.rate_limit) FROM {schema}.list_rates_1(g.name) r
-    ) AS rate, (
+_LIST_RULES = """SELECT t.now, r.job_name, r.limit_name, r.concurrency, r.rate, r.interval, r.burst,
+    r.cost, u.in_use, u.spent_until
+    FROM {schema}.get_read_time_1($1) AS t (now) LEFT JOIN {schema}.limit_rule r ON true
+    LEFT JOIN {schema}.limit_use u
+        ON r.closes_lane AND u.key = '' AND u.limit_name = r.limit_name"""
+"""Their rows hold the time, also if there are no rules."""
+_EXPLAIN = """SELECT g.*, e.*, h.*, t.now, (
+        SELECT json_agg(json_build_array(g.name, l.limit_name, l.concurrency, l.rate, l.unit_time,
+            l.burst, l.cost, l.in_use, l.spent_until) ORDER BY l.limit_name)
+        FROM {schema}.list_lane_limits_1(g.queue, g.name) l
+    ) AS lane_limits, (
         SELECT json_agg(json_build_array(k.limit_name, k.key, k.in_use, k.parked, k.opens_at))
-        FROM {schema}.list_key_uses_1(g.name, g.seq, 100) k
+        FROM {schema}.list_key_uses_1(g.name, g.seq) k
     ) AS key_uses, (
         SELECT p.limit_name FROM {schema}.parked p WHERE p.seq = g.seq
     ) AS parked_for, (
-        SELECT json_build_array(k.limit_name, k.concurrency, k.interval, k.burst, k.cost,
-            coalesce(u.in_use, 0), coalesce(u.spent_until, 0))
-        FROM {schema}.keyed_limit k
-        LEFT JOIN {schema}.limit_key u ON u.limit_name = k.limit_name AND u.key = ''
-        WHERE k.job_name = g.name AND k.limit_name = 'queue:' || g.queue
-    ) AS queue_limit, (
         SELECT json_build_array(u.tenant, u.ahead, u.tenants_before, u.jobs_before)
         FROM {schema}.find_turn_1(g.id, 10000) u
     ) AS turn FROM {schema}.get_read_time_1($1) AS t (now),
     {schema}.get_jobs_1(t.now, ARRAY[$3]::bytea[], false) g,
-    {schema}.explain_job_1(t.now, coalesce($2, t.now), g.id, g.queue, g.name, g.options, $4) e"""
+    {schema}.explain_job_1(t.now, coalesce($2, t.now), g.id, g.queue, g.name, g.options) e,
+    LATERAL (
+        SELECT array_agg(h.id) AS holder_ids, array_agg(h.session) AS holder_sessions,
+            array_agg(h.host) AS holder_hosts, array_agg(h.started_at) AS holder_started_at
+        FROM {schema}.list_limit_holders_1(g.name, $4) h
+    ) h"""
 """One statement, so that everything is read in one snapshot."""
 _STATISTICS = """SELECT step, start, queue, name, counters FROM {schema}.statistics
     WHERE step = $1 AND start >= $2 AND start < $3
@@ -156,19 +160,20 @@ class PostgresInspecting(Inspecting):
     ) -> list[LimitInfo]:
         holders = max(0, min(holders, MAX_HOLDERS))
         stored = None if name is None else encode_lookup_text(name)
-        job = stored and (get_limited_job(stored) or "")
         fetch = self._database.fetch
+        held: list[Any] = []
+        if holders > 0 and (name is None or get_limited_job(name) is not None):
+            job = None if stored is None else get_limited_job(stored)
+            held = await fetch("SELECT * FROM {schema}.list_limit_holders_1($1, $2)", job, holders)
         return queries.decode_limits(
-            await fetch("SELECT * FROM {schema}.list_limits_1($1, $2)", job, holders),
-            await fetch(_LIST_RATES, self._database.now()),
-            await fetch(_LIST_KEYED_LIMITS),
+            await fetch(_LIST_RULES, self._database.now()),
             await fetch(
                 "SELECT * FROM {schema}.list_fullest_keys_1($1, $2)", stored, max(1, fullest)
             ),
             await fetch(_LIST_LIMIT_CHANGES),
+            held,
             name=name,
             fullest=fullest,
-            holders=holders,
         )
 
     async def list_tenants(self, limit: int = 100) -> TenantUses:

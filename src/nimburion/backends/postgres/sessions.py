@@ -12,7 +12,6 @@ from nimburion.backends.postgres.encoding import (
     reject_unstorable_text,
     to_seconds,
 )
-from nimburion.backends.separate_limits import split_rules
 from nimburion.backends.server.encoding import decode_id, encode_json
 from nimburion.core.errors import SessionLost
 from nimburion.core.fairness import to_weight_units
@@ -39,35 +38,29 @@ _LOST_ERROR = AttemptError(
 def encode_open_session(session: Session) -> list[Any]:
     """Return the arguments of `open_session_1` after the times."""
     names = [encode_text(name) for name in dict.fromkeys(session.names)]
-    declared = [split_rules(name, session.limits.get(name, {})) for name in names]
-    rates = [limits.rate for limits in declared]
+    limits = {
+        encode_text(name): {encode_text(limit): _encode_rule(rule) for limit, rule in rules.items()}
+        for name, rules in session.limits.items()
+        if rules
+    }
     return [
         session.id,
         to_micros(session.ttl),
         encode_text(session.host),
         encode_json(session).decode(),
         names,
-        [limits.concurrency for limits in declared],
-        [None if rate is None else encode_text(rate.rate) for rate in rates],
-        [None if rate is None else rate.interval for rate in rates],
-        [None if rate is None else rate.burst for rate in rates],
-        [None if rate is None else rate.cost for rate in rates],
-        encode_json(
-            {
-                name: [_encode_keyed_limit(limit, rule) for limit, rule in limits.keyed.items()]
-                for name, limits in zip(names, declared, strict=True)
-                if limits.keyed
-            }
-        ).decode(),
+        encode_json(limits).decode(),
         [encode_text(tenant) for tenant in session.weights],
         [to_weight_units(weight) for weight in session.weights.values()],
     ]
 
 
-def _encode_keyed_limit(name: str, limit: LimitRule) -> tuple[object, ...]:
-    rate = limit.rate
-    parts = (None,) * 3 if rate is None else (rate.interval, rate.burst, rate.cost)
-    return (encode_text(name), limit.concurrency, *parts)
+def _encode_rule(rule: LimitRule) -> tuple[object, ...]:
+    """Return a rule as `limit_rule.declared` has it."""
+    rate = rule.rate
+    if rate is None:
+        return (rule.concurrency, None, None, None, None)
+    return (rule.concurrency, encode_text(rate.rate), rate.interval, rate.burst, rate.cost)
 
 
 def check_alive(alive: object, session_id: str) -> None:

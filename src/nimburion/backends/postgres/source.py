@@ -16,7 +16,7 @@ from nimburion.backends.postgres.candidates import (
     iterate_rows,
     make_rate,
 )
-from nimburion.core.exchange import Lane, ReserveRequest
+from nimburion.core.exchange import ReserveRequest
 from nimburion.core.fairness import PlannedShare, ShareClass, TenantShare
 from nimburion.core.limits import (
     JobLimit,
@@ -24,8 +24,7 @@ from nimburion.core.limits import (
     LimitKey,
     LimitRule,
     LimitUse,
-    get_limited_queue,
-    make_job_limit_name,
+    concerns_lane,
 )
 
 J = TypeVar("J", Place, ParkedJob, tuple[int, int])
@@ -56,7 +55,7 @@ class PostgresSource:
         self.shares_by_job: dict[int, int | None] = {}
         """The shares of the jobs of tenants, by seq."""
         self.uses: dict[LimitKey, LimitUse] = {}
-        """As they were read, but without own limits."""
+        """Those of keys for which jobs may be parked, as they were read."""
         self._incomplete: set[object] = set()
         """The lanes, groups, and keys in a lane that may have more jobs than were read."""
         self._places: dict[int, list[Place]] = {}
@@ -98,19 +97,26 @@ class PostgresSource:
         """Return the lanes that are served, with the limits that close them, and their uses."""
         uses: dict[LimitKey, LimitUse] = {}
         caps = self._make_reply_limits(uses)
-        of_queues = self._make_queue_limits(uses)
-        own = self._make_own_limits(uses)
-        parked_names = {
-            limit.job
-            for limit in self._candidates.limits or ()
-            if get_limited_queue(limit.limit) is None
-        }
+        closing: dict[str, list[JobLimit]] = {}
+        keyed_names = set()
+        for row in self._candidates.rules or ():
+            if row.in_use is None:
+                keyed_names.add(row.job)
+                continue
+            rate = make_rate(row.interval, row.burst, row.cost)
+            limit = JobLimit((row.limit, ""), row.concurrency, rate)
+            closing.setdefault(row.job, []).append(limit)
+            uses[limit.key] = LimitUse(row.in_use, row.spent_until or 0)
         planned = []
         for place in self._candidates.open:
             lane = self._lanes[place - 1]
-            closing = (caps.get(lane.queue), of_queues.get(lane), own.get(lane.name))
-            limits = [limit for limit in closing if limit]
-            planned.append(PlanLane(place, lane, limits=limits, has_keys=lane.name in parked_names))
+            limits = [caps[lane.queue]] if lane.queue in caps else []
+            limits += (
+                limit
+                for limit in closing.get(lane.name, ())
+                if concerns_lane(limit.key[0], lane.queue)
+            )
+            planned.append(PlanLane(place, lane, limits=limits, has_keys=lane.name in keyed_names))
         return planned, uses
 
     def _make_reply_limits(self, uses: dict[LimitKey, LimitUse]) -> dict[str, JobLimit]:
@@ -121,33 +127,6 @@ class PostgresSource:
             if options.limit is not None
         }
         uses.update((limit.key, LimitUse()) for limit in limits.values())
-        return limits
-
-    def _make_queue_limits(self, uses: dict[LimitKey, LimitUse]) -> dict[Lane, JobLimit]:
-        """Return the limits of whole queues, by lane; add their uses."""
-        in_use = {
-            use.limit: LimitUse(use.in_use, use.spent_until)
-            for use in self._candidates.queues or ()
-        }
-        limits: dict[Lane, JobLimit] = {}
-        for job, name, concurrency, interval, burst, cost in self._candidates.limits or ():
-            queue = get_limited_queue(name)
-            if queue is None:
-                continue
-            limit = JobLimit((name, ""), concurrency, make_rate(interval, burst, cost))
-            limits[Lane(queue, job)] = limit
-            use = self.uses.setdefault(limit.key, in_use.get(name, LimitUse()))
-            uses[limit.key] = LimitUse(use.in_use, use.spent_until)
-        return limits
-
-    def _make_own_limits(self, uses: dict[LimitKey, LimitUse]) -> dict[str, JobLimit]:
-        """Return the limits of job names, by name; add their uses."""
-        limits: dict[str, JobLimit] = {}
-        for own in self._candidates.own or ():
-            rate = make_rate(own.interval, own.burst, own.cost)
-            limit = JobLimit((make_job_limit_name(own.name), ""), own.concurrency, rate)
-            limits[own.name] = limit
-            uses[limit.key] = LimitUse(own.in_use or 0, own.spent_until or 0)
         return limits
 
     def read_lanes(
@@ -277,9 +256,11 @@ class PostgresSource:
 
     def _index_keys(self) -> None:
         """Note the limits for which jobs may be parked, and the uses of their keys."""
-        declared = {
-            (job, limit): LimitRule(concurrency, make_rate(interval, burst, cost))
-            for job, limit, concurrency, interval, burst, cost in self._candidates.limits or ()
+        rules = {
+            (row.job, row.limit): LimitRule(
+                row.concurrency, make_rate(row.interval, row.burst, row.cost)
+            )
+            for row in self._candidates.rules or ()
         }
         changes = {
             (limit, key): LimitChange(
@@ -293,7 +274,7 @@ class PostgresSource:
             name, limit_key = names[place - 1], (limit, key)
             job_limit = made.get((name, limit_key, cost))
             if job_limit is None:
-                rule = declared[name, limit].apply(changes.get(limit_key))
+                rule = rules[name, limit].apply(changes.get(limit_key))
                 job_limit = made[name, limit_key, cost] = make_job_limit(limit_key, rule, cost)
             if limit_key not in self.uses:
                 in_use, spent, opens_at, has_parked = use

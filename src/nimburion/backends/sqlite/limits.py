@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
 
 import msgspec
 
+from nimburion.backends.lane_limits import (
+    KeySums,
+    StoredLaneLimit,
+    describe_limits,
+    make_key_use,
+    make_rate,
+)
 from nimburion.backends.sqlite.connection.database import Database
 from nimburion.backends.sqlite.parked_jobs import let_return, unpark
 from nimburion.backends.waiters import EVERY_QUEUE
@@ -27,7 +33,6 @@ from nimburion.core.limits import (
     find_limit_key,
     get_limited_job,
     get_limited_queue,
-    summarize_limits,
 )
 from nimburion.core.rate_limits import CLOCK_TOLERANCE, RateLimit
 from nimburion.core.timing.clock import MICRO, to_micros
@@ -55,29 +60,6 @@ class LimitKeyOptions(msgspec.Struct, gc=False):
 
 _NO_KEYS = LimitKeyOptions()
 _decode_key_options = msgspec.json.Decoder(list[tuple[int, LimitKeyOptions]]).decode
-
-
-class StoredLaneLimit(NamedTuple):
-    """A limit in which all jobs of a lane count, and its use."""
-
-    limit: JobLimit
-    use: LimitUse
-
-    def count_room(self, now: int) -> int | None:
-        """Return how many jobs may start now, at least 0; None: any number."""
-        _, concurrency, rate = self.limit
-        room = None if rate is None else rate.count_room(self.use.spent_until, now)
-        if concurrency is None:
-            return room
-        places = max(0, concurrency - self.use.in_use)
-        return places if room is None else min(places, room)
-
-    def find_opening(self, now: int) -> int | None:
-        """Return when the rate allows the next job; None: now."""
-        rate, spent_until = self.limit.rate, self.use.spent_until
-        if rate is None or rate.count_room(spent_until, now) > 0:
-            return None
-        return rate.find_opening(spent_until)
 
 
 LaneLimits = dict[str, list[StoredLaneLimit]]
@@ -122,13 +104,6 @@ def list_lane_limits(limits: LaneLimits, lane: Lane) -> list[StoredLaneLimit]:
         for stored in limits.get(lane.name, ())
         if concerns_lane(stored.limit.key[0], lane.queue)
     ]
-
-
-def make_rate(
-    rate: str | None, interval: int | None, burst: int | None, cost: int | None
-) -> RateLimit | None:
-    """Return the rate in the columns of a rule."""
-    return None if rate is None else RateLimit(rate, interval or 1, burst or 1, cost or 1)
 
 
 def has_rate(limits: LaneLimits) -> bool:
@@ -396,38 +371,16 @@ def _carry_key_over(
 
 def list_limits(db: Database, name: str | None, fullest: int, holders: int) -> list[LimitInfo]:
     """Return the limits in force and changed, with their use."""
-    lanes = {stored.limit.key[0]: stored for own in read_lane_limits(db).values() for stored in own}
     rows = db.run("list_fullest_keys", name, max(1, fullest)).fetchall()
-    uses = [_make_use(*row[:5]) for row in rows if not closes_lane(row[0])]
-    uses += [_make_lane_use(db, lane) for lane in lanes.values()]
-    found = summarize_limits(
-        read_rules(db), _list_changes(db, for_key=None), uses, name=name, fullest=fullest
-    )
-    sums = {row[0]: row[5:] for row in rows}
-    held = _read_holders(db, name, holders)
-    return [
-        _describe_lane_limit(db, limit, lanes.get(limit.name), held)
-        if closes_lane(limit.name)
-        else _add_sums(limit, *sums.get(limit.name, (0, 0, 0)))
-        for limit in found
-    ]
-
-
-def _add_sums(limit: LimitInfo, keys: int, in_use: int, parked: int) -> LimitInfo:
-    return msgspec.structs.replace(limit, keys=keys, in_use=in_use, parked=parked)
-
-
-def _describe_lane_limit(
-    db: Database, limit: LimitInfo, lane: StoredLaneLimit | None, held: dict[str, list[LimitHolder]]
-) -> LimitInfo:
-    """Add what is known of the limit of a job name only: its room and its holders."""
-    if lane is None or get_limited_job(limit.name) is None:
-        return limit
-    rate = lane.limit.rate
-    return msgspec.structs.replace(
-        limit,
-        room=None if rate is None else rate.count_room(lane.use.spent_until, db.now),
-        holders=held.get(limit.name, []),
+    return describe_limits(
+        read_rules(db),
+        _list_changes(db, for_key=None),
+        (lane for own in read_lane_limits(db).values() for lane in own),
+        [(make_key_use(*row[:5]), KeySums(*row[5:])) for row in rows],
+        _read_holders(db, name, holders),
+        now=db.now,
+        name=name,
+        fullest=fullest,
     )
 
 
@@ -443,25 +396,8 @@ def _read_holders(db: Database, name: str | None, most: int) -> dict[str, list[L
 def find_key_uses(db: Database, lane: int, seq: int) -> list[KeyUse]:
     """Return the keys of a job, for which it may be parked, that are in use."""
     return [
-        _make_use(*row)
+        make_key_use(*row)
         for key, _, _ in read_job_limits(db, lane, seq)
         if not closes_lane(key[0])
         for row in db.run("get_key_use", *key).fetchall()
     ]
-
-
-def _make_use(limit: str, key: str, in_use: int, parked: int, opens_at: int | None) -> KeyUse:
-    opens = None if opens_at is None or not parked else opens_at / MICRO
-    return KeyUse(limit=limit, key=key, in_use=in_use, parked=parked, opens_at=opens)
-
-
-def _make_lane_use(db: Database, lane: StoredLaneLimit) -> KeyUse:
-    limit, key = lane.limit.key
-    opening = lane.find_opening(db.now)
-    return KeyUse(
-        limit=limit,
-        key=key,
-        in_use=lane.use.in_use,
-        parked=0,
-        opens_at=None if opening is None else opening / MICRO,
-    )

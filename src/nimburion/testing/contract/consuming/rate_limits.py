@@ -373,6 +373,16 @@ class DeclaringRates:
         assert (await harness.backend.reads.explain_job("a")).limits == [mail]
         assert now == harness.clock.now()
 
+    async def test_running_jobs_count_in_a_limit_without_a_maximum(self, harness: Harness) -> None:
+        await harness.add("a", "b")
+        worker = await harness.worker(rates={"mail": THREE})
+        first, second = await worker.take(9)
+        assert (await read_rate(harness)).in_use == 2
+        await worker.settle(Completed(first.lease))
+        assert (await read_rate(harness)).in_use == 1
+        await worker.settle(Completed(second.lease))
+        assert (await read_rate(harness)).in_use == 0
+
     async def test_a_new_session_changes_the_rate_and_keeps_what_is_spent(
         self, harness: Harness
     ) -> None:

@@ -2,8 +2,7 @@
 --
 -- Atomic: one transaction. Exchanges are numbered, so that a repeated call gets the same reply. The commit is
 -- asynchronous: a server that crashes may lose an exchange. Jobs are then repeated, but none is lost.
--- Locks: the advisory lock of the session; `concurrency_limit` and `paused_queue` in ROW SHARE; limits by name; unique
--- keys; then rows of `ready` with SKIP LOCKED. Candidates are counted without locks first (`plan_claims`), because other
+-- Locks: the advisory lock of the session; `limit_rule` and `paused_queue` in ROW SHARE; limits; unique keys; then rows of `ready` with SKIP LOCKED. Candidates are counted without locks first (`plan_claims`), because other
 -- workers skip locked candidates.
 -- Low-water marks (`p_low_water_marks`): a lane is read from a due time before which it is known to be empty (decision
 -- 0004). Functions receive and return lists as arrays of the same length, one element for each lane or job.
@@ -67,7 +66,7 @@
 -- A repeated call applies nothing. It releases the jobs that no longer fit in `p_max_bytes`.
 -- The sizes of payloads are checked only if payloads were ever stored outside their rows (TOAST), or if `p_total` times
 -- 4 KB is more than `p_max_bytes`. A payload inside its row has 2 KB at most, unless it compresses well.
--- Locks: the advisory lock of the session; the own limits of the settled jobs and of the requested name, all before anything is
+-- Locks: the advisory lock of the session; the limits of the settled jobs and of the requested lane, all before anything is
 -- settled; unique keys; then the rows of jobs. In a repeat the limits of its jobs, share classes of tenants, then the rows of jobs
 -- Atomic: one transaction with an asynchronous commit
 CREATE OR REPLACE FUNCTION {schema}.exchange_1(
@@ -96,7 +95,10 @@ DECLARE
     first_dues int8[];
     lane_index int4;
     checks_sizes bool;
-    any_leased bool := false;
+    room int4;  -- in the limits that close the requested lane
+    lane_numbers int8[];
+    lane_units int8[];
+    leased int4 := 0;
     waiting int4[];
     queues_to_notify text[];
 BEGIN
@@ -117,7 +119,7 @@ BEGIN
             RETURN NEXT {schema}.make_status_reply_1('restricted', NULL);
             RETURN;
         END IF;
-        has_limits := {schema}.has_own_limits_1();
+        has_limits := EXISTS (SELECT FROM {schema}.limit_use);
         has_pauses := EXISTS (SELECT FROM {schema}.paused_queue p WHERE p.ends_at IS NULL OR p.ends_at > now);
     END IF;
 
@@ -129,10 +131,10 @@ BEGIN
         settled := {schema}.settle_all_1(now, session.number, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies, p_delays,
             p_texts, p_fractions, false);
         codes := settled.codes;
-        IF has_limits THEN
-            settled.to_notify := settled.to_notify || {schema}.release_limits_1(settled.ended);
-        END IF;
         queues_to_notify := CASE WHEN settled.to_notify IS NOT NULL THEN {schema}.get_queues_of_lanes_1(settled.to_notify) END;
+        IF settled.key_numbers IS NOT NULL THEN
+            queues_to_notify := queues_to_notify || {schema}.release_keys_1(now, settled.key_numbers, settled.ended);
+        END IF;
     END IF;
 
     -- Step 3: promote.
@@ -153,8 +155,10 @@ BEGIN
     lane_index := CASE WHEN cardinality(first_dues) = 1 THEN array_position(head_dues, first_dues[1]) END;
 
     -- Step 5: lease.
-    IF has_limits AND first_dues <> '{}' THEN
-        most := LEAST(most, {schema}.count_available_1(now, p_names[1]));
+    IF has_limits THEN
+        SELECT l.room, l.numbers, l.units INTO room, lane_numbers, lane_units
+        FROM {schema}.read_lane_limits_1(now, p_queues[1], p_names[1]) l;
+        most := LEAST(most, room);
     END IF;
     IF most > 0 AND first_dues <> '{}' THEN
         checks_sizes := {schema}.may_exceed_1(most, p_max_bytes);
@@ -164,7 +168,8 @@ BEGIN
                     SELECT r.ctid FROM {schema}.ready r
                     WHERE r.lane = lanes.ids[lane_index] AND r.due >= lanes.low_water_marks[lane_index]
                     ORDER BY r.due, r.seq LIMIT most FOR UPDATE SKIP LOCKED
-                ), NULL, NULL, 0);
+                ), lane_numbers, NULL, NULL, 0);
+            GET DIAGNOSTICS leased = ROW_COUNT;
             head_dues[lane_index] := {schema}.read_lane_head_1(lanes.ids[lane_index], lanes.low_water_marks[lane_index]);
         ELSE
             lanes := {schema}.find_first_lanes_1(most, now, p_ageing, lanes.ids, lanes.main_lanes, lanes.request_indexes,
@@ -174,8 +179,9 @@ BEGIN
                     most, now, p_ageing, lanes.ids, lanes.request_indexes, lanes.ranks, lanes.levels, lanes.low_water_marks);
                 RETURN QUERY SELECT * FROM {schema}.lease_merged_jobs_1(now, session.number, p_number, p_nonce, p_ageing,
                     lanes.ids, lanes.main_lanes, lanes.request_indexes, lanes.ranks, lanes.levels, lanes.low_water_marks,
-                    counts, CASE WHEN checks_sizes THEN p_max_bytes END);
-                EXIT WHEN FOUND;
+                    counts, CASE WHEN checks_sizes THEN p_max_bytes END, lane_numbers);
+                GET DIAGNOSTICS leased = ROW_COUNT;
+                EXIT WHEN leased > 0;
                 IF array_remove(counts, 0) <> '{}' THEN  -- other transactions have locked all jobs of the planned lanes
                     lanes.low_water_marks := {schema}.skip_lanes_1(lanes.low_water_marks, counts);
                 ELSE
@@ -183,12 +189,11 @@ BEGIN
                     lanes := open_lanes;  -- then from the lanes behind them
                 END IF;
             END LOOP;
-            IF FOUND THEN
+            IF leased > 0 THEN
                 head_dues := {schema}.read_lane_heads_again_1(
                     open_lanes.ids, head_dues, lanes.ids, lanes.low_water_marks, counts);
             END IF;
         END IF;
-        any_leased := FOUND;
     END IF;
     IF cardinality(first_dues) <= 1 THEN
         waiting := CASE WHEN head_dues[lane_index] IS NOT NULL THEN open_lanes.request_indexes[lane_index:lane_index] END;
@@ -203,9 +208,9 @@ BEGIN
         next_due := {schema}.report_due_1(now, session.number, next_due);
     END IF;
     IF has_limits THEN
-        PERFORM {schema}.take_limits_1(now, session.number, p_number);
+        PERFORM {schema}.take_lane_uses_1(now, lane_numbers, lane_units, leased);
         next_due := LEAST(next_due, {schema}.find_next_opening_1(now, p_queues, p_names));
-        waiting := CASE WHEN coalesce({schema}.count_available_1(now, p_names[1]), 1) > 0 THEN waiting END;
+        waiting := CASE WHEN leased < room IS NOT FALSE THEN waiting END;
     END IF;
 
     -- Step 6: record the exchange, and return the status row.
@@ -213,8 +218,8 @@ BEGIN
     RETURN NEXT CAST(ROW(
         NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,  -- the columns of a leased job
         'ok', NULL, now, codes, p_nonce, next_due, waiting, queues_to_notify,
-        CASE WHEN any_leased THEN lanes.main_lanes END, CASE WHEN any_leased THEN lanes.queues END,
-        CASE WHEN any_leased THEN lanes.names END, CASE WHEN any_leased THEN lanes.ranks END,
+        CASE WHEN leased > 0 THEN lanes.main_lanes END, CASE WHEN leased > 0 THEN lanes.queues END,
+        CASE WHEN leased > 0 THEN lanes.names END, CASE WHEN leased > 0 THEN lanes.ranks END,
         open_lanes.ids, head_dues, pg_current_xact_id()::text::int8 + 1, session.oldest_xid,
         CASE WHEN p_now IS NULL THEN LEAST(now - first_reading, 2000000000) ELSE 0 END
     ) AS {schema}.exchange_reply);
@@ -224,7 +229,7 @@ END $$;
 -- Lock a session, and keep limits and pauses from being added.
 -- Inputs: the id of the session
 -- Result: the time of the server's clock before this transaction has a number
--- Locks: the advisory lock of the session; `concurrency_limit` and `paused_queue` in ROW SHARE
+-- Locks: the advisory lock of the session; `limit_rule` and `paused_queue` in ROW SHARE
 CREATE OR REPLACE FUNCTION {schema}.begin_exchange_1(p_session text) RETURNS int8
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -233,7 +238,7 @@ BEGIN
     THEN  -- never true: an IF costs less than a statement
         RETURN NULL;
     END IF;
-    LOCK TABLE {schema}.concurrency_limit, {schema}.paused_queue IN ROW SHARE MODE;
+    LOCK TABLE {schema}.limit_rule, {schema}.paused_queue IN ROW SHARE MODE;
     RETURN CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS int8);
 END $$;
 
@@ -280,24 +285,16 @@ BEGIN
 END $$;
 
 -- name: is_restricted
--- Test whether limits or tenants may restrict what an exchange leases, or change when a lease ends. The own limits of a single
--- requested name only limit the number of jobs.
+-- Test whether limits or tenants may restrict what an exchange leases, or change when a lease ends. The limits that close a single
+-- requested lane only limit the number of jobs.
 -- Inputs: the names of the requested lanes
 CREATE OR REPLACE FUNCTION {schema}.is_restricted_1(p_names text[]) RETURNS bool
 LANGUAGE plpgsql STABLE AS $$
 BEGIN
-    RETURN EXISTS (SELECT FROM {schema}.keyed_limit) OR EXISTS (SELECT FROM {schema}.limit_key)
+    RETURN EXISTS (SELECT FROM {schema}.limit_rule r WHERE NOT r.closes_lane OR cardinality(p_names) > 1)
+        OR EXISTS (SELECT FROM {schema}.parked)
         OR EXISTS (SELECT FROM {schema}.changed_limit) OR EXISTS (SELECT FROM {schema}.changed_key)
-        OR EXISTS (SELECT FROM {schema}.lane a WHERE a.id < 0)  -- of a tenant
-        OR cardinality(p_names) > 1 AND {schema}.has_own_limits_1();
-END $$;
-
--- name: has_own_limits
--- Test whether any job name has a limit of its own.
-CREATE OR REPLACE FUNCTION {schema}.has_own_limits_1() RETURNS bool
-LANGUAGE plpgsql STABLE AS $$
-BEGIN
-    RETURN EXISTS (SELECT FROM {schema}.concurrency_limit) OR EXISTS (SELECT FROM {schema}.rate_limit);
+        OR EXISTS (SELECT FROM {schema}.lane a WHERE a.id < 0);  -- of a tenant
 END $$;
 
 -- name: is_paused
@@ -697,12 +694,12 @@ END $$;
 
 -- name: lease_jobs
 -- Lease jobs of a lane to a session, and return them.
--- Inputs: the time; the session; its exchange and nonce; the main lane; the rows of the jobs in `ready`; if they count for keys,
---   their seqs in ascending order, the numbers of the keys as from `count_open_keys_1`, and how many limits there are
+-- Inputs: the time; the session; its exchange and nonce; the main lane; the rows of the jobs in `ready`; the numbers of the keys for
+--   which all of them count (NULL: none); if each counts for keys of its own, their seqs in ascending order, the numbers of the keys as from `count_open_keys_1`, and how many limits there are
 -- Result: one row for each job
 -- `width_bucket` finds the place of a job in the array of the seqs.
 CREATE OR REPLACE FUNCTION {schema}.lease_jobs_1(
-    p_now int8, p_session int4, p_number int8, p_nonce bytea, p_main_lane int4, p_ctids tid[],
+    p_now int8, p_session int4, p_number int8, p_nonce bytea, p_main_lane int4, p_ctids tid[], p_lane_numbers int8[],
     p_seqs int8[], p_key_numbers int8[], p_limits int4
 ) RETURNS SETOF {schema}.exchange_reply
 LANGUAGE plpgsql AS $$
@@ -719,8 +716,8 @@ BEGIN
         SELECT t.seq, t.due, p_now, p_number, p_session, p_main_lane, 1, coalesce((t.attempts).fence, 0) + 1,
             coalesce((t.attempts).failures, 0), coalesce((t.attempts).lost, 0), t.attempt_status,
             coalesce((t.attempts).extra_flags, 0::int2), p_nonce, (t.attempts).settled_token,
-            CASE WHEN p_limits > 0
-                THEN nullif(array_remove(p_key_numbers[(t.place - 1) * p_limits + 1:t.place * p_limits], NULL), '{}') END
+            CASE WHEN p_limits > 0 THEN nullif(p_lane_numbers || array_remove(
+                p_key_numbers[(t.place - 1) * p_limits + 1:t.place * p_limits], NULL), '{}') ELSE p_lane_numbers END
         FROM taken t
     )
     SELECT 1, j.seq, coalesce((j.attempts).due, j.due), j.created_at, j.lane, coalesce((j.attempts).fence, 0) + 1,
@@ -736,14 +733,15 @@ END $$;
 -- name: lease_merged_jobs
 -- Lease the first jobs of lanes to a session, and return them.
 -- Inputs: the time; the session; its exchange and nonce; the ageing span; the open lanes: their arrays in
---   `exchange_1`; how many jobs to take from each; the maximum number of bytes of all deliveries (NULL: they fit)
+--   `exchange_1`; how many jobs to take from each; the maximum number of bytes of all deliveries (NULL: they fit); the numbers of
+--   the keys for which the jobs count (NULL: none)
 -- Result: one row for each job; `reply_position` is its position in the merge. Jobs beyond the maximum return to their
 --   places in `ready`, but the first job is always delivered.
 -- Locks: the rows of `ready` that it deletes; rows that another transaction has locked are skipped
 CREATE OR REPLACE FUNCTION {schema}.lease_merged_jobs_1(
     p_now int8, p_session int4, p_number int8, p_nonce bytea, p_ageing int8, p_ids int4[],
     p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[], p_low_water_marks int8[],
-    p_counts int4[], p_max_bytes int8
+    p_counts int4[], p_max_bytes int8, p_lane_numbers int8[]
 ) RETURNS SETOF {schema}.exchange_reply
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -782,11 +780,11 @@ BEGIN
     ), leased AS (
         INSERT INTO {schema}.lease (seq, due, leased_at, exchange_number, session, lane, reply_position, fence,
             failures, lost, attempt_status,
-            extra_flags, nonce, settled_token)
+            extra_flags, nonce, settled_token, key_numbers)
         SELECT placed.seq, placed.due, p_now, p_number, p_session, placed.main_lane, placed.place,
             coalesce((placed.attempts).fence, 0) + 1,
             coalesce((placed.attempts).failures, 0), coalesce((placed.attempts).lost, 0), placed.attempt_status,
-            coalesce((placed.attempts).extra_flags, 0::int2), p_nonce, (placed.attempts).settled_token
+            coalesce((placed.attempts).extra_flags, 0::int2), p_nonce, (placed.attempts).settled_token, p_lane_numbers
         FROM placed WHERE placed.bytes > p_max_bytes IS NOT TRUE OR placed.place = 1
     )
     SELECT placed.place, placed.seq, placed.due, placed.created_at, placed.at_first,
@@ -831,7 +829,7 @@ BEGIN
         WHERE (w.place = ANY (holding) OR NOT {schema}.is_paused_1(p_now, w.queue) AND EXISTS (
             SELECT FROM {schema}.tenant_turn t WHERE t.queue = w.queue AND t.name = w.name
                 AND EXISTS (SELECT FROM {schema}.ready z WHERE z.lane = t.lane OFFSET 0) OFFSET 0
-        )) AND coalesce({schema}.count_available_1(p_now, w.name), 1) > 0 AND NOT {schema}.is_queue_full_1(p_now, w.queue, w.name)
+        )) AND (({schema}.read_lane_limits_1(p_now, w.queue, w.name)).room > 0) IS NOT FALSE
     );
 END $$;
 
@@ -860,7 +858,6 @@ DECLARE
     held {schema}.lease;
     ended int4[];
     key_numbers int8[];
-    taken_at int8[];
 BEGIN
     FOR held IN
         DELETE FROM {schema}.lease l WHERE l.session = p_session AND l.seq = ANY (ARRAY(
@@ -875,14 +872,11 @@ BEGIN
     LOOP
         PERFORM {schema}.requeue_1(p_now, held, {schema}.end_lease_1(p_now, held, NULL));
         ended := ended || held.lane;
-        taken_at := taken_at || held.leased_at;
         key_numbers := key_numbers || held.key_numbers;
         PERFORM {schema}.refund_keys_1(p_now, held);
     END LOOP;
     IF ended IS NOT NULL THEN
-        PERFORM {schema}.release_limits_1(ended);
-        PERFORM {schema}.give_units_back_1(p_now, ended, taken_at);
-        PERFORM {schema}.release_keys_1(p_now, key_numbers);
+        PERFORM {schema}.release_keys_1(p_now, key_numbers, ended);
     END IF;
     RETURN ended;
 END $$;

@@ -1,13 +1,16 @@
 -- Limits: lock them, count what is leased and what ends, and return parked jobs to their lanes. Then what workers declare and
--- what operators change at run time: `concurrency_limit` and `rate_limit` (own limits of job names) and `keyed_limit` (all others)
--- hold what is in force. A change of one key stays in `limit_change`; `list_job_keys_1` reads it with the limits by key.
+-- what operators change at run time. `limit_rule` holds what is declared, and what is in force: that with the changes of whole
+-- limits. A change of one key stays in `limit_change`; `list_job_keys_1` reads it with the rules. `limit_use` counts for each key.
 -- `core/rate_limits.py` explains the arithmetic of rate limits. `backends/planning` decides which jobs are parked.
 --
--- Locks: first concurrency limits, then rate limits, both by name, then limits by key, by limit and job name. They are held until
--- the transaction ends. The rows of `keyed_limit` of a limit guard all its keys: only who holds them changes `limit_key` and parks
--- jobs of that limit. A transaction that reads or changes limits holds `concurrency_limit` in ROW SHARE. `open_session` takes
--- EXCLUSIVE, so it adds no limit in the meantime. What is declared or changed is combined by one transaction at a time, which
--- first locks `limit_change` in SHARE ROW EXCLUSIVE. Reading that table does not wait.
+-- A limit closes lanes (`limit_rule.closes_lane`) if all jobs of a lane have the same key in it, which is ''. It has a row in
+-- `limit_use` as long as it is in force. For any other limit single jobs are parked.
+--
+-- Locks: the rules of limits, by limit and job name (`lock_limits_1`), held until the transaction ends. The rules of a limit guard
+-- all its keys: only who holds them changes `limit_use` and parks jobs of that limit. A transaction that leases jobs or ends
+-- leases holds `limit_rule` in ROW SHARE. Who adds, changes or deletes a rule takes EXCLUSIVE, so that no exchange is in the middle of a
+-- decision. What is declared or changed is combined by one transaction at a time, which first locks `limit_change` in SHARE ROW
+-- EXCLUSIVE. Reading these tables does not wait.
 -- A job is in `ready` or in `parked`, never in both.
 --
 -- The turn of a key: when a key gets room, the first job of each queue and name that is parked for it returns to `ready`. If the
@@ -21,7 +24,7 @@
 -- Result: the job names whose limits are locked
 -- The locked limits are those of the settled jobs, and those whose parked jobs may return to a requested lane: by a settlement,
 --   because a rate allows one now, or after a change. And once a second those of requested lanes with jobs, to note the time.
--- Locks: limits in the order of their names. The caller has locked the table, so no limit is added.
+-- Locks: limits. The caller has locked the table, so no limit is added.
 -- Atomic: held until the transaction ends. A later statement then reads the latest state of the limits.
 CREATE OR REPLACE FUNCTION {schema}.lock_affected_limits_1(
     p_now int8, p_session int4, p_seqs int8[], p_queues text[], p_names text[], p_all bool, p_also_empty bool
@@ -41,13 +44,11 @@ BEGIN
         FROM {schema}.lease l WHERE l.session = p_session AND l.seq = ANY (p_seqs)
     ) held;
     IF array_remove(held_keys, NULL) <> '{}' THEN
-        held_limits := ARRAY(SELECT DISTINCT u.limit_name FROM {schema}.limit_key u WHERE u.number = ANY (held_keys));
+        held_limits := ARRAY(SELECT DISTINCT u.limit_name FROM {schema}.limit_use u WHERE u.number = ANY (held_keys));
     END IF;
     noted_earlier := ARRAY(
-        SELECT r.name FROM {schema}.rate_limit r WHERE r.name = ANY (p_names) AND r.used_at NOT BETWEEN p_now - 1000000 AND p_now
-        UNION
-        SELECT k.job_name FROM {schema}.keyed_limit k
-        WHERE k.job_name = ANY (p_names) AND k.used_at NOT BETWEEN p_now - 1000000 AND p_now
+        SELECT DISTINCT k.job_name FROM {schema}.limit_rule k WHERE k.job_name = ANY (p_names) AND (k.interval IS NOT NULL OR NOT k.closes_lane)
+            AND k.used_at NOT BETWEEN p_now - 1000000 AND p_now
     );
     concerned := ARRAY(
         SELECT a.name FROM {schema}.lane a WHERE a.id = ANY (held_lanes)
@@ -59,147 +60,87 @@ BEGIN
         ) OR EXISTS (SELECT FROM {schema}.tenant_turn t WHERE t.queue = w.queue AND t.name = w.name OFFSET 0))
         UNION
         SELECT k.job_name FROM (
-            SELECT u.limit_name FROM {schema}.limit_key u WHERE u.opens_at <= p_now ORDER BY u.opens_at OFFSET 0
-        ) u JOIN {schema}.keyed_limit k ON k.limit_name = u.limit_name
+            SELECT u.limit_name FROM {schema}.limit_use u WHERE u.opens_at <= p_now ORDER BY u.opens_at OFFSET 0
+        ) u JOIN {schema}.limit_rule k ON k.limit_name = u.limit_name
         WHERE k.job_name = ANY (p_names)
         UNION
-        SELECT k.job_name FROM {schema}.keyed_limit k
+        SELECT k.job_name FROM {schema}.limit_rule k
         WHERE k.limit_name = ANY (held_limits) AND k.job_name = ANY (p_names) AND EXISTS (SELECT FROM {schema}.parked)
         UNION
         SELECT c.job_name FROM {schema}.changed_limit c WHERE c.job_name = ANY (p_names)
         UNION
         SELECT c.name FROM {schema}.changed_key c WHERE c.name = ANY (p_names)
         UNION
-        SELECT k.job_name FROM {schema}.keyed_limit k WHERE k.job_name = ANY (p_names) AND k.used_at > p_now + 1000000
+        SELECT k.job_name FROM {schema}.limit_rule k WHERE k.job_name = ANY (p_names) AND k.used_at > p_now + 1000000
     );
-    PERFORM FROM {schema}.concurrency_limit WHERE name = ANY (concerned) ORDER BY name FOR NO KEY UPDATE;
-    PERFORM FROM {schema}.rate_limit WHERE name = ANY (concerned) ORDER BY name FOR NO KEY UPDATE;
-    PERFORM FROM {schema}.keyed_limit WHERE limit_name = ANY (ARRAY(
-        SELECT k.limit_name FROM {schema}.keyed_limit k WHERE k.job_name = ANY (concerned)
+    PERFORM {schema}.lock_limits_1(ARRAY(
+        SELECT k.limit_name FROM {schema}.limit_rule k WHERE k.job_name = ANY (concerned)
         UNION
         SELECT unnest(held_limits)
-    )) ORDER BY limit_name, job_name FOR NO KEY UPDATE;
+    ));
     -- While this transaction waited for the limits, others may have read a later time and used them.
     latest := p_now + GREATEST(0, {schema}.get_read_time_1(NULL) - began) + 1000000;
     IF EXISTS (
-        SELECT FROM {schema}.rate_limit r WHERE r.name = ANY (concerned) AND r.used_at NOT BETWEEN p_now - 1000000 AND latest
-    ) OR EXISTS (
-        SELECT FROM {schema}.keyed_limit k WHERE k.job_name = ANY (concerned) AND k.used_at NOT BETWEEN p_now - 1000000 AND latest
+        SELECT FROM {schema}.limit_rule k WHERE k.job_name = ANY (concerned) AND (k.interval IS NOT NULL OR NOT k.closes_lane)
+            AND k.used_at NOT BETWEEN p_now - 1000000 AND latest
     ) THEN
         PERFORM {schema}.follow_clock_1(p_now, latest, concerned);
     END IF;
     RETURN concerned;
 END $$;
 
--- name: lock_own_limits
--- Lock the limits of job names.
--- Inputs: the names
--- Result: whether there are any
-CREATE OR REPLACE FUNCTION {schema}.lock_own_limits_1(p_names text[]) RETURNS bool
+-- name: lock_limits
+-- Lock limits, with all their keys.
+-- Inputs: the names of the limits
+-- Locks: the rules of the limits, by limit and job name
+CREATE OR REPLACE FUNCTION {schema}.lock_limits_1(p_limits text[]) RETURNS void
 LANGUAGE plpgsql AS $$
-DECLARE
-    any_found bool;
 BEGIN
-    PERFORM FROM {schema}.concurrency_limit WHERE name = ANY (p_names) ORDER BY name FOR NO KEY UPDATE;
-    any_found := FOUND;
-    PERFORM FROM {schema}.rate_limit WHERE name = ANY (p_names) ORDER BY name FOR NO KEY UPDATE;
-    RETURN any_found OR FOUND;
+    PERFORM FROM {schema}.limit_rule WHERE limit_name = ANY (p_limits) ORDER BY limit_name, job_name FOR NO KEY UPDATE;
 END $$;
 
 -- name: follow_clock
--- Let the rates of names and keys follow the clock if it was set back (`follow_clock` in core/rate_limits.py), and
--- store the time. A smaller difference than CLOCK_TOLERANCE is none.
+-- Let the rates of limits follow the clock if it was set back (`follow_clock` in core/rate_limits.py), and store the time. A
+-- smaller difference than CLOCK_TOLERANCE is none.
 -- Inputs: the time; the latest time that another exchange can have read if the clock was not set back; the job names, whose
 --   limits are locked
 -- Locks: rows of keys, if the clock was set back
 CREATE OR REPLACE FUNCTION {schema}.follow_clock_1(p_now int8, p_latest int8, p_names text[]) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
-    limits text[];
+    limits text[] := ARRAY(SELECT DISTINCT k.limit_name FROM {schema}.limit_rule k WHERE k.job_name = ANY (p_names));
     early record;
 BEGIN
-    UPDATE {schema}.rate_limit r SET used_at = p_now, spent_until = CASE WHEN p_now > r.used_at THEN r.spent_until
-        ELSE LEAST(r.spent_until, p_now + GREATEST(GREATEST(r.burst, r.cost) * r.interval, r.spent_until - r.used_at)) END
-    WHERE r.name = ANY (p_names) AND r.used_at NOT BETWEEN p_now - 1000000 AND p_latest;
-    limits := ARRAY(SELECT DISTINCT k.limit_name FROM {schema}.keyed_limit k WHERE k.job_name = ANY (p_names));
     FOR early IN
         SELECT k.limit_name, max(k.used_at) AS used_at, coalesce(max(GREATEST(k.burst, k.cost) * k.interval), 0) AS full_burst
-        FROM {schema}.keyed_limit k WHERE k.limit_name = ANY (limits)
+        FROM {schema}.limit_rule k WHERE k.limit_name = ANY (limits)
         GROUP BY k.limit_name HAVING max(k.used_at) > p_latest
     LOOP
-        UPDATE {schema}.limit_key u SET opens_at = CASE WHEN u.opens_at > p_now THEN p_now ELSE u.opens_at END,
+        UPDATE {schema}.limit_use u SET opens_at = CASE WHEN u.opens_at > p_now THEN p_now ELSE u.opens_at END,
             spent_until = LEAST(u.spent_until, p_now + GREATEST(early.full_burst, u.spent_until - early.used_at))
         WHERE u.limit_name = early.limit_name AND (u.spent_until > p_now OR u.opens_at > p_now);
     END LOOP;
-    UPDATE {schema}.keyed_limit k SET used_at = p_now
-    WHERE k.limit_name = ANY (limits) AND k.used_at NOT BETWEEN p_now - 1000000 AND p_latest;
+    UPDATE {schema}.limit_rule k SET used_at = p_now
+    WHERE k.limit_name = ANY (limits) AND (k.interval IS NOT NULL OR NOT k.closes_lane) AND k.used_at NOT BETWEEN p_now - 1000000 AND p_latest;
 END $$;
 
 -- name: lock_all_limits
 -- Lock all limits before leases end, and prevent new ones in the meantime.
--- Result: whether there is any concurrency limit
--- Locks: the tables `concurrency_limit` and `paused_queue` in ROW SHARE; limits in the order of their names
+-- Locks: the tables `limit_rule` and `paused_queue` in ROW SHARE; limits in their order; share classes
 -- Atomic: held until the transaction ends
-CREATE OR REPLACE FUNCTION {schema}.lock_all_limits_1() RETURNS bool
+CREATE OR REPLACE FUNCTION {schema}.lock_all_limits_1() RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
-    LOCK TABLE {schema}.concurrency_limit, {schema}.paused_queue IN ROW SHARE MODE;
-    PERFORM FROM {schema}.concurrency_limit ORDER BY name FOR NO KEY UPDATE;
-    PERFORM FROM {schema}.rate_limit ORDER BY name FOR NO KEY UPDATE;
-    PERFORM FROM {schema}.keyed_limit ORDER BY limit_name, job_name FOR NO KEY UPDATE;
+    LOCK TABLE {schema}.limit_rule, {schema}.paused_queue IN ROW SHARE MODE;
+    PERFORM FROM {schema}.limit_rule ORDER BY limit_name, job_name FOR NO KEY UPDATE;
     PERFORM FROM {schema}.share_class f ORDER BY f.queue, f.rank FOR NO KEY UPDATE;
     PERFORM {schema}.admit_turns_1(NULL);
-    RETURN EXISTS (SELECT FROM {schema}.concurrency_limit);
-END $$;
-
--- name: release_limits
--- Release places under limits.
--- Inputs: the lanes of leases that ended, one element for each lease
--- Result: those of the lanes whose names have a limit
--- Locks: limits, in the order of their names
--- Atomic: one UPDATE of each limit by the number of places
-CREATE OR REPLACE FUNCTION {schema}.release_limits_1(p_lanes int4[]) RETURNS int4[]
-LANGUAGE plpgsql AS $$
-DECLARE
-    to_notify int4[];
-BEGIN
-    WITH freed AS (
-        SELECT a.name, count(*) AS places, array_agg(DISTINCT a.id) AS lanes
-        FROM unnest(p_lanes) u JOIN {schema}.lane a ON a.id = u GROUP BY a.name
-    ), opened AS (
-        UPDATE {schema}.concurrency_limit c SET in_use = c.in_use - freed.places FROM freed WHERE c.name = freed.name
-        RETURNING freed.lanes
-    )
-    SELECT array_agg(l) INTO to_notify FROM opened, unnest(lanes) l;
-    RETURN to_notify;
-END $$;
-
--- name: take_limits
--- Count the jobs that an exchange leased against the limits of their names.
--- Inputs: the time; the session; the number of the exchange
--- Locks: limits that the exchange has locked already
--- Atomic: one UPDATE of each limit by the number of places
-CREATE OR REPLACE FUNCTION {schema}.take_limits_1(p_now int8, p_session int4, p_number int8) RETURNS void
-LANGUAGE plpgsql AS $$
-BEGIN
-    UPDATE {schema}.concurrency_limit c SET in_use = c.in_use + taken.places
-    FROM (
-        SELECT a.name, count(*) AS places FROM {schema}.lease l JOIN {schema}.lane a ON a.id = l.lane
-        WHERE l.session = p_session AND l.exchange_number = p_number GROUP BY a.name
-    ) taken
-    WHERE c.name = taken.name;
-    UPDATE {schema}.rate_limit r SET spent_until = GREATEST(r.spent_until, p_now) + taken.jobs * r.cost * r.interval
-    FROM (
-        SELECT a.name, count(*) AS jobs FROM {schema}.lease l JOIN {schema}.lane a ON a.id = l.lane
-        WHERE l.session = p_session AND l.exchange_number = p_number GROUP BY a.name
-    ) taken
-    WHERE r.name = taken.name;
 END $$;
 
 -- name: count_room
--- Count the jobs that a rate limit allows to start now.
--- Inputs: the time; the columns of `rate_limit`
--- Result: the number of jobs
+-- Count the jobs that a rate allows to start now.
+-- Inputs: the time; interval, burst and cost as in `limit_rule`; until when units are spent
+-- Result: the number of jobs; NULL: there is no rate
 -- Atomic: reads nothing. It is a single expression, which the planner puts in place of the call.
 CREATE OR REPLACE FUNCTION {schema}.count_room_1(
     p_now int8, p_interval int8, p_burst int8, p_cost int8, p_spent_until int8
@@ -210,44 +151,66 @@ LANGUAGE sql IMMUTABLE AS $$
             / (p_cost * p_interval) + 1 AS int4) END
 $$;
 
--- name: count_available
--- Count the jobs of a name that its concurrency limit and its rate limit allow to start now.
--- Inputs: the time; the name
--- Result: the number of jobs; NULL: the name has no limit
--- Atomic: one read of each limit; the caller has locked them. A function in SQL would be planned again in each exchange.
-CREATE OR REPLACE FUNCTION {schema}.count_available_1(p_now int8, p_name text) RETURNS int4
-LANGUAGE plpgsql AS $$
+-- name: list_lane_limits
+-- List the limits that close a lane, with their uses.
+-- Inputs: queue and name of the lane
+-- Result: one row for each limit, with columns of `limit_rule` and `limit_use`; `unit_time` is its interval
+CREATE OR REPLACE FUNCTION {schema}.list_lane_limits_1(p_queue text, p_name text) RETURNS TABLE (
+    limit_name text, concurrency int4, rate text, unit_time int8, burst int8, cost int8, number int8, in_use int4, spent_until int8
+)
+LANGUAGE sql STABLE AS $$
+    SELECT r.limit_name, r.concurrency, r.rate, r.interval, r.burst, r.cost, u.number, u.in_use, u.spent_until
+    FROM {schema}.limit_rule r JOIN {schema}.limit_use u ON u.key = '' AND u.limit_name = r.limit_name
+    WHERE r.job_name = p_name AND r.limit_name = ANY (ARRAY['job:' || p_name, 'queue:' || p_queue])
+$$;
+
+-- name: read_lane_limits
+-- Read the limits that close a lane.
+-- Inputs: the time; queue and name of the lane
+-- Result:
+--   room            the number of jobs that they allow to start now; NULL: any number
+--   numbers, units  in the order of the numbers: that of each limit in `limit_use`, and how far a job moves `spent_until`. NULL:
+--                   there is no limit
+-- Atomic: one read; the caller has locked the limits. A function in SQL would be planned again in each exchange.
+CREATE OR REPLACE FUNCTION {schema}.read_lane_limits_1(
+    p_now int8, p_queue text, p_name text, OUT room int4, OUT numbers int8[], OUT units int8[]
+) LANGUAGE plpgsql AS $$
 BEGIN
-    RETURN LEAST(
-        (SELECT c.maximum - c.in_use FROM {schema}.concurrency_limit c WHERE c.name = p_name),
-        (
-            SELECT {schema}.count_room_1(p_now, r.interval, r.burst, r.cost, r.spent_until)
-            FROM {schema}.rate_limit r WHERE r.name = p_name
-        )
-    );
+    SELECT min(l.room), array_agg(l.number), array_agg(l.units) INTO room, numbers, units FROM (
+        SELECT l.number, coalesce(l.cost * l.unit_time, 0) AS units,
+            LEAST(l.concurrency - l.in_use, {schema}.count_room_1(p_now, l.unit_time, l.burst, l.cost, l.spent_until)) AS room
+        FROM {schema}.list_lane_limits_1(p_queue, p_name) l ORDER BY l.number OFFSET 0
+    ) l;
 END $$;
 
--- name: is_queue_full
--- Test whether the limit of a queue, as a job name has it, allows no further job.
--- Inputs: the time; the queue; the name
--- Result: whether it is full; false if there is none
--- Atomic: one read
-CREATE OR REPLACE FUNCTION {schema}.is_queue_full_1(p_now int8, p_queue text, p_name text) RETURNS bool
+-- name: take_uses
+-- Count jobs that are leased for keys.
+-- Inputs: the time; the numbers of the keys in ascending order; how many jobs count for each, and how far they move `spent_until`
+-- Locks: limits that the caller has locked already
+-- An UPDATE that reads its values from arrays takes half as long as one that joins. `width_bucket` finds the place of a number.
+CREATE OR REPLACE FUNCTION {schema}.take_uses_1(p_now int8, p_numbers int8[], p_jobs int4[], p_units int8[]) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
-    RETURN EXISTS (
-        SELECT FROM {schema}.keyed_limit k
-        LEFT JOIN {schema}.limit_key u ON u.limit_name = k.limit_name AND u.key = ''
-        WHERE k.limit_name = 'queue:' || p_queue AND k.job_name = p_name AND (
-            k.concurrency <= coalesce(u.in_use, 0)
-            OR {schema}.count_room_1(p_now, k.interval, k.burst, coalesce(k.cost, 1), coalesce(u.spent_until, 0)) = 0
-        )
-    );
+    UPDATE {schema}.limit_use u SET in_use = u.in_use + p_jobs[width_bucket(u.number, p_numbers)],
+        spent_until = CASE WHEN p_units[width_bucket(u.number, p_numbers)] = 0 THEN u.spent_until
+            ELSE GREATEST(u.spent_until, p_now) + p_units[width_bucket(u.number, p_numbers)] END
+    WHERE u.number = ANY (p_numbers);
+END $$;
+
+-- name: take_lane_uses
+-- Count jobs that are leased from one lane in the limits that close it.
+-- Inputs: the time; the limits as from `read_lane_limits_1`; the number of jobs
+CREATE OR REPLACE FUNCTION {schema}.take_lane_uses_1(p_now int8, p_numbers int8[], p_units int8[], p_jobs int4) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF p_numbers IS NOT NULL AND p_jobs > 0 THEN
+        PERFORM {schema}.take_uses_1(
+            p_now, p_numbers, array_fill(p_jobs, ARRAY[cardinality(p_numbers)]), ARRAY(SELECT u * p_jobs FROM unnest(p_units) u));
+    END IF;
 END $$;
 
 -- name: find_next_opening
--- Find when the first rate of a job name or of a queue that delays a job of the requested lanes allows one, or parked jobs are
--- considered again.
+-- Find when the first rate that closes a requested lane with jobs allows one, or parked jobs are considered again.
 -- Inputs: the time; queues and names of the requested lanes
 -- Result: the time; NULL: no limit delays a job until a time that is known
 -- It reads in three statements. A change in between is found by the next exchange.
@@ -258,21 +221,15 @@ BEGIN
         RETURN p_now;
     END IF;
     RETURN LEAST((
-        SELECT u.opens_at FROM {schema}.limit_key u WHERE u.opens_at >= p_now AND EXISTS (
+        SELECT u.opens_at FROM {schema}.limit_use u WHERE u.opens_at >= p_now AND EXISTS (
             SELECT FROM {schema}.parked p WHERE p.limit_name = u.limit_name AND p.key = u.key
         ) ORDER BY u.opens_at LIMIT 1
     ), (
         SELECT min(w.opens_at) FROM (  -- OFFSET 0 looks for jobs only where a rate delays them
-            SELECT w.queue, w.name, r.spent_until - (r.burst - LEAST(r.cost, r.burst)) * r.interval AS opens_at
+            SELECT w.queue, w.name, l.spent_until - (l.burst - LEAST(l.cost, l.burst)) * l.unit_time AS opens_at
             FROM unnest(p_queues, p_names) AS w (queue, name)
-            CROSS JOIN LATERAL (
-                SELECT l.interval, l.burst, l.cost, l.spent_until FROM {schema}.rate_limit l WHERE l.name = w.name
-                UNION ALL
-                SELECT k.interval, k.burst, coalesce(k.cost, 1), coalesce(u.spent_until, 0) FROM {schema}.keyed_limit k
-                LEFT JOIN {schema}.limit_key u ON u.limit_name = k.limit_name AND u.key = ''
-                WHERE k.limit_name = 'queue:' || w.queue AND k.job_name = w.name AND k.interval IS NOT NULL
-            ) r
-            WHERE {schema}.count_room_1(p_now, r.interval, r.burst, r.cost, r.spent_until) = 0 OFFSET 0
+            CROSS JOIN LATERAL {schema}.list_lane_limits_1(w.queue, w.name) l
+            WHERE {schema}.count_room_1(p_now, l.unit_time, l.burst, l.cost, l.spent_until) = 0 OFFSET 0
         ) w
         WHERE NOT {schema}.is_paused_1(p_now, w.queue)
             AND (EXISTS (
@@ -282,174 +239,131 @@ BEGIN
     ));
 END $$;
 
--- name: give_units_back
--- Give back what jobs that have not started took from the rate limits of their names. The part that has become available
--- again by itself since then is not returned.
--- Inputs: the time; the lanes of the jobs, one element for each job, and when each was leased
--- Locks: rate limits that the caller has locked already
--- Atomic: one UPDATE of each rate limit
-CREATE OR REPLACE FUNCTION {schema}.give_units_back_1(p_now int8, p_lanes int4[], p_taken_at int8[]) RETURNS void
-LANGUAGE plpgsql AS $$
-BEGIN
-    UPDATE {schema}.rate_limit r SET spent_until = GREATEST(r.spent_until - (
-            SELECT sum(GREATEST(0, r.cost * r.interval - GREATEST(0, p_now - t.at)))::int8 FROM unnest(unstarted.taken_at) t (at)
-        ), p_now - 31622400000000)
-    FROM (
-        SELECT a.name, array_agg(u.taken_at) AS taken_at FROM unnest(p_lanes, p_taken_at) AS u (lane, taken_at)
-        JOIN {schema}.lane a ON a.id = u.lane GROUP BY a.name
-    ) unstarted
-    WHERE r.name = unstarted.name;
-END $$;
-
--- name: spend_units
--- Take units that an attempt spent beyond its cost, or give some back.
--- Inputs: the time; the lane of the job; the units; negative: give back
--- Locks: the rate limit, which the caller has locked already
--- Atomic: one UPDATE. `spent_until` is at most 366 days ahead or behind, so that nothing overflows.
-CREATE OR REPLACE FUNCTION {schema}.spend_units_1(p_now int8, p_lane int4, p_units int8) RETURNS void
-LANGUAGE plpgsql AS $$
-BEGIN
-    UPDATE {schema}.rate_limit r SET spent_until = LEAST(GREATEST(
-        CASE WHEN p_units > 0 THEN GREATEST(r.spent_until, p_now) ELSE r.spent_until END + p_units * r.interval,
-        p_now - 31622400000000), p_now + 31622400000000)
-    FROM {schema}.lane a WHERE a.id = p_lane AND r.name = a.name;
-END $$;
-
--- name: block_rate
--- Let a rate limit allow no job for some time, and no burst after that.
--- Inputs: the time; the lane of the job that was refused; the delay in microseconds
--- Result: whether its name has a rate limit
--- Locks: the rate limit, which the caller has locked already
--- Atomic: one UPDATE
-CREATE OR REPLACE FUNCTION {schema}.block_rate_1(p_now int8, p_lane int4, p_delay int8) RETURNS bool
-LANGUAGE plpgsql AS $$
-BEGIN
-    UPDATE {schema}.rate_limit r SET spent_until = LEAST(GREATEST(r.spent_until,
-        p_now + LEAST(p_delay, 31622400000000) + (r.burst - LEAST(r.cost, r.burst)) * r.interval),
-        p_now + 31622400000000)
-    FROM {schema}.lane a WHERE a.id = p_lane AND r.name = a.name;
-    RETURN FOUND;
-END $$;
-
--- name: list_rates
--- List the rate limits.
--- Inputs: a name (NULL: all names)
--- Result: the rows of `rate_limit`, ordered by name
-CREATE OR REPLACE FUNCTION {schema}.list_rates_1(p_name text) RETURNS SETOF {schema}.rate_limit
-LANGUAGE sql STABLE ROWS 10 SET jit TO off AS $$
-    SELECT * FROM {schema}.rate_limit r WHERE p_name IS NULL OR r.name = p_name ORDER BY r.name
-$$;
-
 -- name: declare_limits
 -- Store what a session declares for its names, and let it apply.
--- Inputs: as for `open_session_1`
-CREATE OR REPLACE FUNCTION {schema}.declare_limits_1(
-    p_now int8, p_names text[], p_limits int4[], p_rates text[], p_intervals int8[], p_bursts int8[], p_costs int8[],
-    p_keyed jsonb
-) RETURNS void
+-- Inputs: the time; the names; a JSON object: name -> limit -> [concurrency, rate, interval, burst, cost]
+-- Result: whether limits in force changed
+-- Locks: `limit_change` in SHARE ROW EXCLUSIVE; then as `apply_limits_1`
+CREATE OR REPLACE FUNCTION {schema}.declare_limits_1(p_now int8, p_names text[], p_limits jsonb) RETURNS bool
 LANGUAGE plpgsql AS $$
 BEGIN
     LOCK TABLE {schema}.limit_change IN SHARE ROW EXCLUSIVE MODE;
-    DELETE FROM {schema}.declared_limit d USING unnest(p_names, p_limits, p_rates) AS l (name, maximum, rate)
-    WHERE d.name = l.name AND l.maximum IS NULL AND l.rate IS NULL AND NOT p_keyed ? l.name;
-    INSERT INTO {schema}.declared_limit AS d (name, maximum, interval, burst, cost, rate, keyed)
-    SELECT l.name, l.maximum, l.interval, l.burst, l.cost, l.rate, coalesce(p_keyed -> l.name, '[]')
-    FROM unnest(p_names, p_limits, p_rates, p_intervals, p_bursts, p_costs) AS l (name, maximum, rate, interval, burst, cost)
-    WHERE l.maximum IS NOT NULL OR l.rate IS NOT NULL OR p_keyed ? l.name
-    ON CONFLICT (name) DO UPDATE SET maximum = excluded.maximum, interval = excluded.interval, burst = excluded.burst,
-        cost = excluded.cost, rate = excluded.rate, keyed = excluded.keyed
-    WHERE d IS DISTINCT FROM excluded;
-    PERFORM {schema}.apply_limits_1(p_now, p_names);
+    RETURN {schema}.apply_limits_1(p_now, p_names, p_limits);
 END $$;
 
--- name: list_limits_in_force
--- Combine what is declared for job names with the changes of whole limits. A changed rate keeps the declared cost. A change
--- of the limit of a queue concerns each name.
--- Inputs: the job names
--- Result: one row for each name, with NULL for no limit; `keyed` as for `set_keyed_limits_1`
-CREATE OR REPLACE FUNCTION {schema}.list_limits_in_force_1(p_names text[]) RETURNS TABLE (
-    name text, maximum int4, unit_time int8, burst int8, cost int8, rate text, keyed jsonb
-)
+-- name: combine_limits
+-- Combine what is declared for job names with the changes of whole limits. A changed rate keeps the declared cost. A change of the
+-- limit of a job name or of a queue makes the limit if it is not declared; that of a queue concerns each name.
+-- Inputs: the job names; what is declared, as for `declare_limits_1`; NULL: as it is stored
+-- Result: rows as in `limit_rule`
+CREATE OR REPLACE FUNCTION {schema}.combine_limits_1(p_names text[], p_limits jsonb) RETURNS SETOF {schema}.limit_rule
 LANGUAGE sql STABLE AS $$
-    SELECT n.name, coalesce(c.concurrency, d.maximum), coalesce(c.interval, d.interval), coalesce(c.burst, d.burst),
-        coalesce(d.cost, 1), coalesce(c.rate, d.rate), coalesce(k.limits, '[]')
-    FROM (SELECT DISTINCT name FROM unnest(p_names) u (name)) n
-    LEFT JOIN {schema}.declared_limit d ON d.name = n.name
-    LEFT JOIN {schema}.limit_change c ON c.name = 'job:' || n.name AND NOT c.for_key
-    LEFT JOIN LATERAL (
-        SELECT jsonb_agg(jsonb_build_array(
-            limits.parts -> 0,
-            coalesce(to_jsonb(x.concurrency), limits.parts -> 1),
-            coalesce(to_jsonb(x.interval), limits.parts -> 2),
-            coalesce(to_jsonb(x.burst), limits.parts -> 3),
-            CASE WHEN x.interval IS NOT NULL AND limits.parts ->> 4 IS NULL THEN '1' ELSE limits.parts -> 4 END
-        ) ORDER BY (limits.parts ->> 0) COLLATE "C") AS limits
-        FROM (
-            SELECT own FROM jsonb_array_elements(d.keyed) own
-            UNION ALL
-            SELECT jsonb_build_array(q.name, NULL, NULL, NULL, NULL) FROM {schema}.limit_change q
-            WHERE starts_with(q.name, 'queue:') AND NOT q.for_key AND NOT EXISTS (
-                SELECT FROM jsonb_array_elements(d.keyed) own WHERE own ->> 0 = q.name
-            )
-        ) limits (parts)
-        LEFT JOIN {schema}.limit_change x ON x.name = limits.parts ->> 0 AND NOT x.for_key
-    ) k ON true
-    ORDER BY n.name COLLATE "C"
+    WITH declared AS (
+        SELECT l.key AS limit_name, n.name AS job_name, l.value AS parts
+        FROM unnest(p_names) n (name), jsonb_each(p_limits -> n.name) l
+        UNION ALL
+        SELECT r.limit_name, r.job_name, r.declared FROM {schema}.limit_rule r
+        WHERE p_limits IS NULL AND r.job_name = ANY (p_names) AND r.declared IS NOT NULL
+    ), known AS (
+        SELECT * FROM declared
+        UNION ALL
+        SELECT c.name, n.name, NULL FROM {schema}.limit_change c, unnest(p_names) n (name)
+        WHERE NOT c.for_key AND (c.name = 'job:' || n.name OR starts_with(c.name, 'queue:'))
+            AND NOT EXISTS (SELECT FROM declared d WHERE d.limit_name = c.name AND d.job_name = n.name)
+    )
+    SELECT k.limit_name, k.job_name, k.parts, coalesce(c.concurrency, CAST(k.parts ->> 0 AS int4)), coalesce(c.rate, k.parts ->> 1),
+        coalesce(c.interval, CAST(k.parts ->> 2 AS int8)), coalesce(c.burst, CAST(k.parts ->> 3 AS int8)),
+        coalesce(CAST(k.parts ->> 4 AS int8), 1),
+        starts_with(k.limit_name, 'job:') OR starts_with(k.limit_name, 'queue:'), CAST(0 AS int8)
+    FROM known k LEFT JOIN {schema}.limit_change c ON c.name = k.limit_name AND NOT c.for_key
 $$;
 
 -- name: apply_limits
--- Let what is declared for job names apply, with the changes.
--- Inputs: the time; the job names
--- Locks: if a concurrency limit or the limit of a queue is new, the table `concurrency_limit` in EXCLUSIVE; then limits by
---   name. Exchanges hold that table in ROW SHARE, so no job is leased between the count and the new limit.
-CREATE OR REPLACE FUNCTION {schema}.apply_limits_1(p_now int8, p_names text[]) RETURNS void
+-- Let what is declared for job names apply, with the changes. If limits of a name change for which jobs are parked, exchanges
+-- consider these again (`unpark_changed_1`).
+-- Inputs: the time; the job names; what is declared, as for `combine_limits_1`
+-- Result: whether limits in force changed
+-- Locks: if they change, the table `limit_rule` in EXCLUSIVE. Exchanges hold it in ROW SHARE, so no job is leased meanwhile.
+CREATE OR REPLACE FUNCTION {schema}.apply_limits_1(p_now int8, p_names text[], p_limits jsonb) RETURNS bool
 LANGUAGE plpgsql AS $$
 DECLARE
-    wanted record;
-    keyed jsonb;
+    changed record;
+    any_changed bool := false;
+    considered text[] := '{}';  -- the job names whose parked jobs are considered again
 BEGIN
-    IF EXISTS (
-        SELECT FROM {schema}.list_limits_in_force_1(p_names) l WHERE l.maximum IS NOT NULL
-            AND NOT EXISTS (SELECT FROM {schema}.concurrency_limit c WHERE c.name = l.name)
-    ) OR EXISTS (
-        SELECT FROM {schema}.list_limits_in_force_1(p_names) l, jsonb_array_elements(l.keyed) q
-        WHERE starts_with(q ->> 0, 'queue:')
-            AND NOT EXISTS (SELECT FROM {schema}.keyed_limit k WHERE k.job_name = l.name AND k.limit_name = q ->> 0)
-    ) THEN
-        LOCK TABLE {schema}.concurrency_limit IN EXCLUSIVE MODE;
-    END IF;
-    IF EXISTS (
-        SELECT FROM {schema}.list_limits_in_force_1(p_names) l
-        WHERE l.maximum IS NOT NULL OR l.unit_time IS NOT NULL OR l.keyed <> '[]'
-    ) THEN
+    FOR changed IN
+        SELECT CAST(ROW(before.*) AS {schema}.limit_rule) AS before, CAST(ROW(after.*) AS {schema}.limit_rule) AS after,
+            (before.limit_name, before.concurrency, before.rate, before.interval, before.burst, before.cost)
+            IS DISTINCT FROM (after.limit_name, after.concurrency, after.rate, after.interval, after.burst, after.cost) AS is_other
+        FROM {schema}.combine_limits_1(p_names, p_limits) after
+        FULL JOIN (SELECT * FROM {schema}.limit_rule r WHERE r.job_name = ANY (p_names)) before
+            ON before.limit_name = after.limit_name AND before.job_name = after.job_name
+        ORDER BY is_other DESC  -- the lock of the table comes before those of rows
+    LOOP
+        IF changed.is_other AND NOT any_changed THEN
+            LOCK TABLE {schema}.limit_rule IN EXCLUSIVE MODE;
+            any_changed := true;
+        END IF;
+        IF changed.is_other THEN
+            PERFORM {schema}.replace_rule_1(p_now, changed.before, changed.after);
+            IF NOT coalesce((changed.before).closes_lane, (changed.after).closes_lane) THEN
+                considered := considered || coalesce((changed.before).job_name, (changed.after).job_name);
+            END IF;
+        ELSIF (changed.before).declared IS DISTINCT FROM (changed.after).declared THEN
+            UPDATE {schema}.limit_rule r SET declared = (changed.after).declared
+            WHERE r.limit_name = (changed.before).limit_name AND r.job_name = (changed.before).job_name;
+        END IF;
+    END LOOP;
+    -- Of each key as many jobs return as can start at once: further ones would be parked again (`count_at_once` in
+    -- core/limits.py). All return if the limit goes.
+    INSERT INTO {schema}.changed_key AS c (limit_name, key, queue, name, number)
+    SELECT DISTINCT p.limit_name, p.key, p.queue, p.name, GREATEST(1, LEAST(r.concurrency, r.burst))
+    FROM {schema}.limit_rule r JOIN {schema}.parked p ON p.limit_name = r.limit_name AND p.name = r.job_name
+    WHERE r.job_name = ANY (considered)
+    ON CONFLICT (limit_name, key, queue, name) DO UPDATE SET number = excluded.number;
+    IF any_changed AND EXISTS (SELECT FROM {schema}.limit_rule) THEN
         PERFORM {schema}.note_feature_1('limits');
     END IF;
-    FOR wanted IN SELECT l.name, l.maximum FROM {schema}.list_limits_in_force_1(p_names) l LOOP
-        IF wanted.maximum IS NULL THEN
-            DELETE FROM {schema}.concurrency_limit WHERE name = wanted.name;
-        ELSE
-            INSERT INTO {schema}.concurrency_limit AS c (name, maximum, in_use)
-            VALUES (wanted.name, wanted.maximum, (
-                SELECT count(*) FROM {schema}.lease l JOIN {schema}.lane a ON a.id = l.lane WHERE a.name = wanted.name
-            ))
-            ON CONFLICT (name) DO UPDATE SET maximum = excluded.maximum;
-        END IF;
-    END LOOP;
-    FOR wanted IN SELECT l.* FROM {schema}.list_limits_in_force_1(p_names) l LOOP
-        IF wanted.unit_time IS NULL THEN
-            DELETE FROM {schema}.rate_limit WHERE name = wanted.name;
-        ELSE
-            INSERT INTO {schema}.rate_limit AS r (name, rate, interval, burst, cost, spent_until)
-            VALUES (wanted.name, wanted.rate, wanted.unit_time, wanted.burst, wanted.cost, 0)
-            ON CONFLICT (name) DO UPDATE SET rate = excluded.rate, interval = excluded.interval,
-                burst = excluded.burst, cost = excluded.cost, spent_until = {schema}.carry_over_1(
-                    p_now, r.spent_until, r.interval, r.burst, excluded.interval, excluded.burst);
-        END IF;
-    END LOOP;
-    SELECT coalesce(jsonb_object_agg(l.name, l.keyed) FILTER (WHERE l.keyed <> '[]'), '{}') INTO keyed
-    FROM {schema}.list_limits_in_force_1(p_names) l;
-    PERFORM {schema}.carry_keys_over_1(p_now, p_names, keyed);
-    PERFORM {schema}.set_keyed_limits_1(p_now, p_names, keyed);
+    RETURN any_changed;
+END $$;
+
+-- name: replace_rule
+-- Replace a rule, and let the uses of its limit follow the new one.
+-- Inputs: the time; the rule before, and the new one; in each NULL: there is none
+-- Locks: the caller has locked the table `limit_rule`
+CREATE OR REPLACE FUNCTION {schema}.replace_rule_1(p_now int8, p_old {schema}.limit_rule, p_new {schema}.limit_rule) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    is_added bool := p_old.limit_name IS NULL;
+    is_deleted bool := p_new.limit_name IS NULL;
+    rule {schema}.limit_rule := CASE WHEN is_deleted THEN p_old ELSE p_new END;
+BEGIN
+    IF is_deleted THEN
+        DELETE FROM {schema}.limit_rule r WHERE r.limit_name = p_old.limit_name AND r.job_name = p_old.job_name;
+    ELSE
+        INSERT INTO {schema}.limit_rule SELECT p_new.*
+        ON CONFLICT (limit_name, job_name) DO UPDATE SET declared = excluded.declared, concurrency = excluded.concurrency,
+            rate = excluded.rate, interval = excluded.interval, burst = excluded.burst, cost = excluded.cost;
+    END IF;
+    IF rule.closes_lane AND (is_added OR is_deleted) THEN
+        PERFORM {schema}.count_running_jobs_1(rule.job_name, rule.limit_name, is_added);
+    END IF;
+    IF is_deleted AND NOT rule.closes_lane THEN
+        INSERT INTO {schema}.changed_limit AS c (job_name, limit_name) VALUES (rule.job_name, rule.limit_name)
+        ON CONFLICT (job_name, limit_name) DO UPDATE
+        SET key = excluded.key, queue = excluded.queue, name = excluded.name, rank = excluded.rank, due = excluded.due,
+            seq = excluded.seq;
+    END IF;
+    IF starts_with(rule.limit_name, 'job:') AND p_new.interval IS NULL THEN
+        UPDATE {schema}.limit_use u SET spent_until = 0 WHERE u.limit_name = rule.limit_name;
+    ELSIF (p_old.interval, p_old.burst) <> (p_new.interval, p_new.burst) THEN
+        UPDATE {schema}.limit_use u SET spent_until = {schema}.carry_over_1(
+            p_now, u.spent_until, p_old.interval, p_old.burst, p_new.interval, p_new.burst)
+        WHERE u.limit_name = rule.limit_name AND u.spent_until > p_now AND NOT EXISTS (
+            SELECT FROM {schema}.limit_change c
+            WHERE c.name = u.limit_name AND c.for_key AND c.key = u.key AND c.interval IS NOT NULL
+        );
+    END IF;
 END $$;
 
 -- name: carry_over
@@ -463,33 +377,6 @@ LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN p_interval IS NULL OR p_spent_until <= p_now + p_old_burst * p_old_interval IS NOT TRUE
         THEN p_spent_until ELSE LEAST(p_spent_until, p_now + p_burst * p_interval) END
 $$;
-
--- name: carry_keys_over
--- Carry the rates of keys over whose limits get another rate, except keys that have a rate of their own.
--- Inputs: as for `set_keyed_limits_1`
--- Locks: if a rate changes, the table `keyed_limit` in EXCLUSIVE
-CREATE OR REPLACE FUNCTION {schema}.carry_keys_over_1(p_now int8, p_names text[], p_limits jsonb) RETURNS void
-LANGUAGE plpgsql AS $$
-DECLARE
-    changed record;
-BEGIN
-    FOR changed IN
-        SELECT k.limit_name, k.interval AS old_interval, k.burst AS old_burst, CAST(l ->> 2 AS int8) AS new_interval,
-            CAST(l ->> 3 AS int8) AS new_burst
-        FROM {schema}.keyed_limit k, jsonb_array_elements(p_limits -> k.job_name) l
-        WHERE k.job_name = ANY (p_names) AND l ->> 0 = k.limit_name
-            AND (CAST(l ->> 2 AS int8) <> k.interval OR CAST(l ->> 3 AS int8) <> k.burst)
-        ORDER BY k.limit_name, k.job_name
-    LOOP
-        LOCK TABLE {schema}.keyed_limit IN EXCLUSIVE MODE;
-        UPDATE {schema}.limit_key u SET spent_until = {schema}.carry_over_1(p_now, u.spent_until, changed.old_interval,
-            changed.old_burst, changed.new_interval, changed.new_burst)
-        WHERE u.limit_name = changed.limit_name AND u.spent_until > p_now AND NOT EXISTS (
-            SELECT FROM {schema}.limit_change c
-            WHERE c.name = u.limit_name AND c.for_key AND c.key = u.key AND c.interval IS NOT NULL
-        );
-    END LOOP;
-END $$;
 
 -- name: change_limit
 -- Change a limit or one of its keys until it is reset. What an earlier change set stays, unless this one sets it too.
@@ -547,30 +434,20 @@ LANGUAGE plpgsql AS $$
 DECLARE
     after {schema}.limit_change;
     most int4 := 1;
-    own record;
+    rule record;
 BEGIN
-    IF NOT p_for_key AND starts_with(p_name, 'queue:') THEN
-        PERFORM {schema}.apply_limits_1(p_now, ARRAY(
-            SELECT d.name FROM {schema}.declared_limit d UNION SELECT k.job_name FROM {schema}.keyed_limit k
-            UNION SELECT unnest(d.names) FROM {schema}.session_description d JOIN {schema}.session s ON s.number = d.session
-            WHERE s.ended_at IS NULL
-        ));
-        RETURN;
-    END IF;
     IF NOT p_for_key THEN
-        PERFORM {schema}.apply_limits_1(p_now, CASE WHEN starts_with(p_name, 'job:') THEN ARRAY[substr(p_name, 5)]
-            ELSE ARRAY(SELECT k.job_name FROM {schema}.keyed_limit k WHERE k.limit_name = p_name) END);
+        PERFORM {schema}.apply_limits_1(p_now, {schema}.list_names_of_limit_1(p_name), NULL);
         RETURN;
     END IF;
+    PERFORM {schema}.lock_limits_1(ARRAY[p_name]);
     SELECT * INTO after FROM {schema}.limit_change c WHERE c.name = p_name AND c.for_key AND c.key = p_key;
-    FOR own IN
-        SELECT * FROM {schema}.keyed_limit k WHERE k.limit_name = p_name ORDER BY k.job_name FOR NO KEY UPDATE
-    LOOP
-        UPDATE {schema}.limit_key u SET spent_until = {schema}.carry_over_1(p_now, u.spent_until,
-            coalesce(p_before.interval, own.interval), coalesce(p_before.burst, own.burst),
-            coalesce(after.interval, own.interval), coalesce(after.burst, own.burst))
+    FOR rule IN SELECT * FROM {schema}.limit_rule k WHERE k.limit_name = p_name ORDER BY k.job_name LOOP
+        UPDATE {schema}.limit_use u SET spent_until = {schema}.carry_over_1(p_now, u.spent_until,
+            coalesce(p_before.interval, rule.interval), coalesce(p_before.burst, rule.burst),
+            coalesce(after.interval, rule.interval), coalesce(after.burst, rule.burst))
         WHERE u.limit_name = p_name AND u.key = p_key;
-        most := GREATEST(most, after.concurrency, CASE WHEN after.concurrency IS NULL THEN own.concurrency END);
+        most := GREATEST(most, after.concurrency, CASE WHEN after.concurrency IS NULL THEN rule.concurrency END);
     END LOOP;
     INSERT INTO {schema}.changed_key AS c (limit_name, key, queue, name, number)
     SELECT DISTINCT p_name, p_key, p.queue, p.name, most FROM {schema}.parked p WHERE p.limit_name = p_name AND p.key = p_key
@@ -578,75 +455,30 @@ BEGIN
     PERFORM {schema}.unpark_changed_1(p_now);
 END $$;
 
--- name: set_keyed_limits
--- Set the limits by key of job names. If those of a name change, exchanges consider its parked jobs again
--- (`unpark_changed_1`). The limit of a queue that a name gets or loses counts the running jobs of the name, or counts them no more.
--- Inputs: the time; the job names; a JSON object: job name -> [[limit, concurrency, interval, burst, cost], ...] by limit
--- Locks: if anything changes, the table `keyed_limit` in EXCLUSIVE, so that no exchange is in the middle of a decision
-CREATE OR REPLACE FUNCTION {schema}.set_keyed_limits_1(p_now int8, p_names text[], p_limits jsonb) RETURNS void
-LANGUAGE plpgsql AS $$
-DECLARE
-    job text;
-    declared jsonb;
-    is_locked bool := false;
-    held text[];
-    changed record;
+-- name: list_names_of_limit
+-- List the job names that a change of a whole limit concerns.
+-- Inputs: the name of the limit
+CREATE OR REPLACE FUNCTION {schema}.list_names_of_limit_1(p_limit text) RETURNS text[]
+LANGUAGE plpgsql STABLE AS $$
 BEGIN
-    IF p_limits = '{}' AND NOT EXISTS (SELECT FROM {schema}.keyed_limit) THEN
-        RETURN;
+    IF starts_with(p_limit, 'job:') THEN
+        RETURN ARRAY[substr(p_limit, 5)];
+    ELSIF starts_with(p_limit, 'queue:') THEN
+        RETURN ARRAY(
+            SELECT r.job_name FROM {schema}.limit_rule r
+            UNION
+            SELECT unnest(d.names) FROM {schema}.session_description d JOIN {schema}.session s ON s.number = d.session
+            WHERE s.ended_at IS NULL
+        );
     END IF;
-    FOREACH job IN ARRAY p_names LOOP
-        declared := coalesce(p_limits -> job, '[]');
-        CONTINUE WHEN declared = (
-            SELECT coalesce(jsonb_agg(jsonb_build_array(k.limit_name, k.concurrency, k.interval, k.burst, k.cost)
-                ORDER BY k.limit_name), '[]')
-            FROM {schema}.keyed_limit k WHERE k.job_name = job
-        );
-        IF NOT is_locked THEN
-            LOCK TABLE {schema}.keyed_limit IN EXCLUSIVE MODE;
-            is_locked := true;
-        END IF;
-        held := ARRAY(SELECT k.limit_name FROM {schema}.keyed_limit k WHERE k.job_name = job AND starts_with(k.limit_name, 'queue:'));
-        -- Of each key as many jobs return as can start at once: further ones would be parked again (`count_at_once` in
-        -- core/limits.py). All return if the limit goes.
-        INSERT INTO {schema}.changed_key AS c (limit_name, key, queue, name, number)
-        SELECT DISTINCT p.limit_name, p.key, p.queue, p.name,
-            GREATEST(1, LEAST(CAST(d ->> 1 AS int4), CAST(d ->> 3 AS int8)))
-        FROM jsonb_array_elements(declared) d JOIN {schema}.parked p ON p.limit_name = d ->> 0 AND p.name = job
-        ON CONFLICT (limit_name, key, queue, name) DO UPDATE SET number = excluded.number;
-        INSERT INTO {schema}.changed_limit AS c (job_name, limit_name)
-        SELECT k.job_name, k.limit_name FROM {schema}.keyed_limit k WHERE k.job_name = job AND NOT EXISTS (
-            SELECT FROM jsonb_array_elements(declared) d WHERE d ->> 0 = k.limit_name
-        )
-        ON CONFLICT (job_name, limit_name) DO UPDATE
-        SET key = excluded.key, queue = excluded.queue, name = excluded.name, rank = excluded.rank, due = excluded.due,
-            seq = excluded.seq;
-        DELETE FROM {schema}.keyed_limit k WHERE k.job_name = job AND NOT EXISTS (
-            SELECT FROM jsonb_array_elements(declared) d WHERE d ->> 0 = k.limit_name
-        );
-        INSERT INTO {schema}.keyed_limit (limit_name, job_name, concurrency, interval, burst, cost)
-        SELECT d ->> 0, job, CAST(d ->> 1 AS int4), CAST(d ->> 2 AS int8), CAST(d ->> 3 AS int8), CAST(d ->> 4 AS int8)
-        FROM jsonb_array_elements(declared) d
-        ON CONFLICT (limit_name, job_name) DO UPDATE SET concurrency = excluded.concurrency,
-            interval = excluded.interval, burst = excluded.burst, cost = excluded.cost;
-        FOR changed IN
-            SELECT coalesce(h.limit_name, k.limit_name) AS limit_name, h.limit_name IS NULL AS is_new
-            FROM unnest(held) AS h (limit_name)
-            FULL JOIN (
-                SELECT k.limit_name FROM {schema}.keyed_limit k WHERE k.job_name = job AND starts_with(k.limit_name, 'queue:')
-            ) k ON k.limit_name = h.limit_name
-            WHERE h.limit_name IS NULL OR k.limit_name IS NULL
-        LOOP
-            PERFORM {schema}.count_in_queue_limit_1(job, changed.limit_name, changed.is_new);
-        END LOOP;
-    END LOOP;
+    RETURN ARRAY(SELECT r.job_name FROM {schema}.limit_rule r WHERE r.limit_name = p_limit);
 END $$;
 
--- name: count_in_queue_limit
--- Count the running jobs of a name in the limit of a queue, or count them no more.
+-- name: count_running_jobs
+-- Count the running jobs of a name in a limit that closes lanes, or count them no more.
 -- Inputs: the job name; the name of the limit; whether the jobs count
--- Locks: leases. The caller has locked `keyed_limit`, and `concurrency_limit` if the jobs count, so no exchange leases jobs.
-CREATE OR REPLACE FUNCTION {schema}.count_in_queue_limit_1(p_job text, p_limit text, p_counts bool) RETURNS void
+-- Locks: leases. The caller has locked the table `limit_rule`, so no exchange leases jobs.
+CREATE OR REPLACE FUNCTION {schema}.count_running_jobs_1(p_job text, p_limit text, p_counts bool) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
     key_number int8 := {schema}.get_or_create_key_1(p_limit, '');
@@ -655,10 +487,10 @@ BEGIN
     UPDATE {schema}.lease l SET key_numbers = CASE WHEN p_counts THEN l.key_numbers || key_number
         ELSE nullif(array_remove(l.key_numbers, key_number), '{}') END
     FROM {schema}.lane a
-    WHERE a.id = l.lane AND a.name = p_job AND 'queue:' || a.queue = p_limit
+    WHERE a.id = l.lane AND a.name = p_job AND p_limit IN ('job:' || a.name, 'queue:' || a.queue)
         AND coalesce(key_number = ANY (l.key_numbers), false) <> p_counts;
     GET DIAGNOSTICS jobs = ROW_COUNT;
-    UPDATE {schema}.limit_key u SET in_use = u.in_use + CASE WHEN p_counts THEN jobs ELSE -jobs END WHERE u.number = key_number;
+    UPDATE {schema}.limit_use u SET in_use = u.in_use + CASE WHEN p_counts THEN jobs ELSE -jobs END WHERE u.number = key_number;
 END $$;
 
 -- name: get_or_create_key
@@ -672,29 +504,30 @@ DECLARE
     found_number int8;
 BEGIN
     LOOP
-        SELECT u.number INTO found_number FROM {schema}.limit_key u WHERE u.key = p_key AND u.limit_name = p_limit;
+        SELECT u.number INTO found_number FROM {schema}.limit_use u WHERE u.key = p_key AND u.limit_name = p_limit;
         EXIT WHEN FOUND;
-        INSERT INTO {schema}.limit_key (limit_name, key, in_use, spent_until) VALUES (p_limit, p_key, 0, 0)
+        INSERT INTO {schema}.limit_use (limit_name, key, in_use, spent_until) VALUES (p_limit, p_key, 0, 0)
         ON CONFLICT DO NOTHING;
     END LOOP;
     RETURN found_number;
 END $$;
 
 -- name: list_job_keys
--- List the keys of a job for which its name has limits, by the name of the limit. For the limit of its whole queue
--- (QUEUE_LIMIT in core/limits.py) each job has the key '', and the cost of the limit.
+-- List the keys of a job for which its name has limits, by the name of the limit. For a limit that closes lanes each job has the
+-- key '', and the cost of the limit.
 -- Inputs: the job name; the seq
--- Result: the key and its limit; `unit_time` is its interval (NULL: it has no rate); `cost` is that of the job, `declared_cost` that of the limit
+-- Result: the key and its limit; `unit_time` is its interval (NULL: it has no rate); `cost` is that of the job, `declared_cost` that
+--   of the limit
 CREATE OR REPLACE FUNCTION {schema}.list_job_keys_1(p_name text, p_seq int8) RETURNS TABLE (
-    limit_name text, key text, concurrency int4, unit_time int8, burst int8, cost int8, declared_cost int8
+    limit_name text, key text, concurrency int4, unit_time int8, burst int8, cost int8, declared_cost int8, closes_lane bool
 )
 LANGUAGE sql STABLE AS $$
     SELECT k.limit_name, k.key, coalesce(c.concurrency, k.concurrency), coalesce(c.interval, k.interval),
-        coalesce(c.burst, k.burst), coalesce(k.own_cost, k.cost, 1), coalesce(k.cost, 1)
+        coalesce(c.burst, k.burst), coalesce(k.own_cost, k.cost), k.cost, k.closes_lane
     FROM (  -- OFFSET 0 keeps the options from being read again for each column
-        SELECT k.*, CASE WHEN NOT starts_with(k.limit_name, 'queue:') THEN o.keys ->> k.limit_name
-                WHEN k.limit_name = 'queue:' || o.queue THEN '' END AS key,
-            CASE WHEN NOT starts_with(k.limit_name, 'queue:') THEN CAST(o.cost AS int8) END AS own_cost
+        SELECT k.*, CASE WHEN NOT k.closes_lane THEN o.keys ->> k.limit_name
+                WHEN k.limit_name IN ('job:' || p_name, 'queue:' || o.queue) THEN '' END AS key,
+            CASE WHEN NOT k.closes_lane THEN CAST(o.cost AS int8) END AS own_cost
         FROM (
             SELECT read.options -> 'limit_keys' AS keys, read.options ->> 'cost' AS cost, read.queue
             FROM (
@@ -702,27 +535,25 @@ LANGUAGE sql STABLE AS $$
                 FROM {schema}.job j JOIN {schema}.lane a ON a.id = j.lane WHERE j.seq = p_seq OFFSET 0
             ) read
             OFFSET 0
-        ) o, {schema}.keyed_limit k
+        ) o, {schema}.limit_rule k
         WHERE k.job_name = p_name
         OFFSET 0
     ) k
-    LEFT JOIN {schema}.limit_change c ON c.name = k.limit_name AND c.for_key AND c.key = k.key
+    LEFT JOIN {schema}.limit_change c ON NOT k.closes_lane AND c.name = k.limit_name AND c.for_key AND c.key = k.key
     WHERE k.key IS NOT NULL
     ORDER BY k.limit_name
 $$;
 
 -- name: find_keyed_lanes
--- Find the lanes whose jobs may be parked. The limit of a queue closes lanes.
+-- Find the lanes whose jobs may be parked.
 -- Inputs: queues and names of the requested lanes
 -- Result: one value for each lane, in their order
 CREATE OR REPLACE FUNCTION {schema}.find_keyed_lanes_1(p_queues text[], p_names text[]) RETURNS bool[]
 LANGUAGE plpgsql STABLE AS $$
 BEGIN
     RETURN ARRAY(
-        SELECT count(k.job_name) > 0 FROM unnest(p_queues, p_names) WITH ORDINALITY AS r (queue, name, place)
-        LEFT JOIN {schema}.keyed_limit k ON k.job_name = r.name
-            AND NOT starts_with(k.limit_name, 'queue:')
-        GROUP BY r.place ORDER BY r.place
+        SELECT EXISTS (SELECT FROM {schema}.limit_rule k WHERE k.job_name = r.name AND NOT k.closes_lane)
+        FROM unnest(p_queues, p_names) WITH ORDINALITY AS r (queue, name, place) ORDER BY r.place
     );
 END $$;
 
@@ -752,7 +583,7 @@ CREATE OR REPLACE FUNCTION {schema}.consider_key_later_1(
 ) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
-    UPDATE {schema}.limit_key u SET opens_at = LEAST(u.opens_at, p_now + 1000000)
+    UPDATE {schema}.limit_use u SET opens_at = LEAST(u.opens_at, p_now + 1000000)
     WHERE u.limit_name = p_limit AND u.key = p_key AND EXISTS (
         SELECT FROM {schema}.parked p
         WHERE p.limit_name = p_limit AND p.key = p_key AND p.queue = p_queue AND p.name = p_name
@@ -797,15 +628,15 @@ DECLARE
     opened record;
 BEGIN
     FOR opened IN
-        UPDATE {schema}.limit_key o SET opens_at = NULL WHERE o.ctid = ANY (ARRAY(
+        UPDATE {schema}.limit_use o SET opens_at = NULL WHERE o.ctid = ANY (ARRAY(
             SELECT u.ctid FROM (
-                SELECT u.ctid, u.limit_name FROM {schema}.limit_key u WHERE u.opens_at <= p_now ORDER BY u.opens_at OFFSET 0
+                SELECT u.ctid, u.limit_name FROM {schema}.limit_use u WHERE u.opens_at <= p_now ORDER BY u.opens_at OFFSET 0
             ) u WHERE EXISTS (
-                SELECT FROM {schema}.keyed_limit k WHERE k.limit_name = u.limit_name AND k.job_name = ANY (p_names)
+                SELECT FROM {schema}.limit_rule k WHERE k.limit_name = u.limit_name AND k.job_name = ANY (p_names)
             )
         )) RETURNING o.limit_name, o.key, GREATEST(1, (
             SELECT max(coalesce(c.concurrency, k.concurrency)) - o.in_use
-            FROM {schema}.keyed_limit k
+            FROM {schema}.limit_rule k
             LEFT JOIN {schema}.limit_change c ON c.name = k.limit_name AND c.for_key AND c.key = o.key
             WHERE k.limit_name = o.limit_name AND coalesce(c.interval, k.interval) IS NULL
         )) AS most
@@ -967,14 +798,14 @@ END $$;
 
 -- name: release_keys
 -- Stop counting leases that ended for their keys, and let the next parked jobs have their turn.
--- Inputs: the time; the numbers of the keys, one element for each lease and key (NULL: none)
--- Result: the queues to notify: those of parked jobs that return, and those whose limit was reached and has room now
--- An UPDATE that reads its values from arrays takes half as long as one that joins. `width_bucket` finds the place of a number.
-CREATE OR REPLACE FUNCTION {schema}.release_keys_1(p_now int8, p_numbers int8[]) RETURNS text[]
+-- Inputs: the time; the numbers of the keys, one element for each lease and key (NULL: none); the lanes of the leases
+-- Result: the queues to notify: those of parked jobs that return, and those of lanes that were closed and have room now
+CREATE OR REPLACE FUNCTION {schema}.release_keys_1(p_now int8, p_numbers int8[], p_lanes int4[]) RETURNS text[]
 LANGUAGE plpgsql AS $$
 DECLARE
     numbers int8[];
     jobs int4[];
+    opened text[];
     released record;
     to_notify text[] := '{}';
 BEGIN
@@ -984,19 +815,25 @@ BEGIN
     SELECT array_agg(freed.number), array_agg(freed.jobs) INTO numbers, jobs FROM (
         SELECT n.number, CAST(count(*) AS int4) AS jobs FROM unnest(p_numbers) n (number) GROUP BY 1 ORDER BY 1
     ) freed;
-    UPDATE {schema}.limit_key u SET in_use = u.in_use - jobs[width_bucket(u.number, numbers)] WHERE u.number = ANY (numbers);
-    to_notify := ARRAY(
-        SELECT substr(u.limit_name, 7) FROM {schema}.limit_key u
-        WHERE u.number = ANY (numbers) AND starts_with(u.limit_name, 'queue:') AND EXISTS (
-            SELECT FROM {schema}.keyed_limit k WHERE k.limit_name = u.limit_name
+    UPDATE {schema}.limit_use u SET in_use = u.in_use - jobs[width_bucket(u.number, numbers)] WHERE u.number = ANY (numbers);
+    opened := ARRAY(
+        SELECT u.limit_name FROM {schema}.limit_use u
+        WHERE u.number = ANY (numbers) AND u.key = '' AND EXISTS (
+            SELECT FROM {schema}.limit_rule k WHERE k.limit_name = u.limit_name AND k.closes_lane
                 AND k.concurrency > u.in_use AND k.concurrency <= u.in_use + jobs[width_bucket(u.number, numbers)]
         )
     );
+    IF opened <> '{}' THEN
+        to_notify := ARRAY(
+            SELECT DISTINCT a.queue FROM {schema}.lane a
+            WHERE a.id = ANY (p_lanes) AND ARRAY['job:' || a.name, 'queue:' || a.queue] && opened
+        );
+    END IF;
     IF NOT EXISTS (SELECT FROM {schema}.parked) THEN
         RETURN to_notify;
     END IF;
     FOR released IN
-        SELECT u.limit_name, u.key, jobs[width_bucket(u.number, numbers)] AS jobs FROM {schema}.limit_key u
+        SELECT u.limit_name, u.key, jobs[width_bucket(u.number, numbers)] AS jobs FROM {schema}.limit_use u
         WHERE u.number = ANY (numbers)
             AND EXISTS (SELECT FROM {schema}.parked p WHERE p.limit_name = u.limit_name AND p.key = u.key OFFSET 0)
     LOOP
@@ -1020,7 +857,7 @@ BEGIN
     END IF;
     FOR own IN
         SELECT k.limit_name, k.key, a.queue, a.name FROM {schema}.lane a, {schema}.list_job_keys_1(a.name, p_seq) k
-        WHERE a.id = p_lane
+        WHERE a.id = p_lane AND NOT k.closes_lane
     LOOP
         returned := {schema}.unpark_1(p_now, own.limit_name, own.key, own.queue, own.name, 1) > 0 OR returned;
     END LOOP;
@@ -1028,7 +865,8 @@ BEGIN
 END $$;
 
 -- name: refund_keys
--- Return what a job that has not started took from the rates of its keys.
+-- Return what a job that has not started took from the rates of its keys. The part that has become available again by itself
+-- since then is not returned.
 -- Inputs: the time; its lease
 CREATE OR REPLACE FUNCTION {schema}.refund_keys_1(p_now int8, p_lease {schema}.lease) RETURNS void
 LANGUAGE plpgsql AS $$
@@ -1036,7 +874,7 @@ BEGIN
     IF p_lease.key_numbers IS NULL THEN
         RETURN;
     END IF;
-    UPDATE {schema}.limit_key u SET spent_until = GREATEST(
+    UPDATE {schema}.limit_use u SET spent_until = GREATEST(
         u.spent_until - GREATEST(0, k.cost * k.unit_time - GREATEST(0, p_now - p_lease.leased_at)), p_now - 31622400000000)
     FROM {schema}.lane a, {schema}.list_job_keys_1(a.name, p_lease.seq) k
     WHERE a.id = p_lease.lane AND k.unit_time IS NOT NULL AND u.limit_name = k.limit_name AND u.key = k.key
@@ -1044,12 +882,13 @@ BEGIN
 END $$;
 
 -- name: spend_key_units
--- Take units of the rates of a job's keys, or give some back.
+-- Take units that an attempt spent beyond its cost from the rates of its keys, or give some back.
 -- Inputs: the time; lane and seq of the job; the units; negative: give back
+-- `spent_until` is at most 366 days ahead or behind, so that nothing overflows.
 CREATE OR REPLACE FUNCTION {schema}.spend_key_units_1(p_now int8, p_lane int4, p_seq int8, p_units int8) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
-    UPDATE {schema}.limit_key u SET spent_until = LEAST(GREATEST(
+    UPDATE {schema}.limit_use u SET spent_until = LEAST(GREATEST(
         CASE WHEN p_units > 0 THEN GREATEST(u.spent_until, p_now) ELSE u.spent_until END + p_units * k.unit_time,
         p_now - 31622400000000), p_now + 31622400000000)
     FROM {schema}.lane a, {schema}.list_job_keys_1(a.name, p_seq) k
@@ -1057,46 +896,41 @@ BEGIN
 END $$;
 
 -- name: block_keys
--- Let the rates of a job's keys allow no job for some time.
+-- Let the rates of a job's keys allow no job for some time, and no burst after that. The rate of its name is blocked only if
+-- it has no other rate.
 -- Inputs: the time; lane and seq of the job; the delay in microseconds
 -- Result: whether a key of the job has a rate
 CREATE OR REPLACE FUNCTION {schema}.block_keys_1(p_now int8, p_lane int4, p_seq int8, p_delay int8) RETURNS bool
 LANGUAGE plpgsql AS $$
 BEGIN
-    IF NOT EXISTS (SELECT FROM {schema}.keyed_limit) THEN
-        RETURN false;
-    END IF;
-    INSERT INTO {schema}.limit_key AS u (limit_name, key, in_use, spent_until)
+    INSERT INTO {schema}.limit_use AS u (limit_name, key, in_use, spent_until)
     SELECT k.limit_name, k.key, 0, LEAST(p_now + 31622400000000,
         p_now + LEAST(p_delay, 31622400000000) + (k.burst - LEAST(k.declared_cost, k.burst)) * k.unit_time)
-    FROM {schema}.lane a, {schema}.list_job_keys_1(a.name, p_seq) k WHERE a.id = p_lane AND k.unit_time IS NOT NULL
+    FROM (
+        SELECT k.*, bool_or(NOT starts_with(k.limit_name, 'job:')) OVER () AS has_others
+        FROM {schema}.lane a, {schema}.list_job_keys_1(a.name, p_seq) k WHERE a.id = p_lane AND k.unit_time IS NOT NULL
+    ) k
+    WHERE NOT (k.has_others AND starts_with(k.limit_name, 'job:'))
     ON CONFLICT (limit_name, key) DO UPDATE SET spent_until = GREATEST(u.spent_until, excluded.spent_until);
     RETURN FOUND;
 END $$;
 
 -- name: list_key_uses
--- List the keys of limits that are in use or for which jobs wait.
--- Inputs: a job name and a seq: only the keys of this job (NULL: all keys); the maximum number of keys
--- Result: one row for each key, ordered by limit and key
-CREATE OR REPLACE FUNCTION {schema}.list_key_uses_1(p_name text, p_seq int8, p_limit int4) RETURNS TABLE (
+-- List the keys of a job, for which it may be parked, that are in use or for which jobs wait.
+-- Inputs: job name and seq
+-- Result: one row for each key, ordered by limit
+CREATE OR REPLACE FUNCTION {schema}.list_key_uses_1(p_name text, p_seq int8) RETURNS TABLE (
     limit_name text, key text, in_use int4, parked int8, opens_at int8
 )
 LANGUAGE sql STABLE ROWS 10 SET jit TO off AS $$
     SELECT * FROM (
-        SELECT u.limit_name, u.key, u.in_use, (
-            SELECT count(*) FROM {schema}.parked p WHERE p.limit_name = u.limit_name AND p.key = u.key
+        SELECT k.limit_name, k.key, coalesce(u.in_use, 0) AS in_use, (
+            SELECT count(*) FROM {schema}.parked p WHERE p.limit_name = k.limit_name AND p.key = k.key
         ) AS parked, u.opens_at
-        FROM {schema}.limit_key u WHERE p_seq IS NULL OR EXISTS (
-            SELECT FROM {schema}.list_job_keys_1(p_name, p_seq) k WHERE k.limit_name = u.limit_name AND k.key = u.key
-        )
-        UNION ALL
-        SELECT p.limit_name, p.key, 0, count(*), NULL FROM {schema}.parked p
-        WHERE NOT EXISTS (SELECT FROM {schema}.limit_key u WHERE u.limit_name = p.limit_name AND u.key = p.key)
-            AND (p_seq IS NULL OR EXISTS (
-                SELECT FROM {schema}.list_job_keys_1(p_name, p_seq) k WHERE k.limit_name = p.limit_name AND k.key = p.key
-            ))
-        GROUP BY 1, 2
-    ) used WHERE used.in_use > 0 OR used.parked > 0 ORDER BY 1, 2 LIMIT p_limit
+        FROM {schema}.list_job_keys_1(p_name, p_seq) k
+        LEFT JOIN {schema}.limit_use u ON u.limit_name = k.limit_name AND u.key = k.key
+        WHERE NOT k.closes_lane
+    ) used WHERE used.in_use > 0 OR used.parked > 0 ORDER BY 1
 $$;
 
 -- name: list_fullest_keys
@@ -1115,7 +949,7 @@ LANGUAGE sql STABLE AS $$
         FROM (
             SELECT coalesce(u.limit_name, p.limit_name) AS limit_name, coalesce(u.key, p.key) AS key,
                 coalesce(u.in_use, 0) AS in_use, coalesce(p.jobs, 0) AS parked, u.opens_at
-            FROM (SELECT * FROM {schema}.limit_key k WHERE p_name IS NULL OR k.limit_name = p_name) u
+            FROM (SELECT * FROM {schema}.limit_use k WHERE p_name IS NULL OR k.limit_name = p_name) u
             FULL JOIN (
                 SELECT k.limit_name, k.key, count(*) AS jobs FROM {schema}.parked k
                 WHERE p_name IS NULL OR k.limit_name = p_name GROUP BY 1, 2
@@ -1126,22 +960,26 @@ LANGUAGE sql STABLE AS $$
     ) r WHERE r.place <= p_most ORDER BY r.limit_name, r.place
 $$;
 
--- name: prune_limit_keys
+-- name: prune_limit_uses
 -- Delete the keys that are not in use any more.
 -- Inputs: the time or NULL
--- Locks: if there are any, all rows of `keyed_limit` in their order: an exchange may be about to count jobs for the number of a key
-CREATE OR REPLACE FUNCTION {schema}.prune_limit_keys_1(p_now int8) RETURNS void
+-- Locks: if there are any, all limits: an exchange may be about to count jobs for the number of a key
+CREATE OR REPLACE FUNCTION {schema}.prune_limit_uses_1(p_now int8) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
     now int8 := {schema}.get_read_time_1(p_now);
+    unused int8[];
 BEGIN
-    IF NOT EXISTS (
-        SELECT FROM {schema}.limit_key u WHERE u.in_use = 0 AND u.opens_at IS NULL AND u.spent_until < now
-    ) THEN
+    unused := ARRAY(
+        SELECT u.number FROM {schema}.limit_use u WHERE u.in_use = 0 AND u.opens_at IS NULL AND u.spent_until < now
+            AND NOT EXISTS (SELECT FROM {schema}.limit_rule r WHERE r.limit_name = u.limit_name AND r.closes_lane)
+    );
+    IF unused = '{}' THEN
         RETURN;
     END IF;
-    PERFORM FROM {schema}.keyed_limit ORDER BY limit_name, job_name FOR NO KEY UPDATE;
-    DELETE FROM {schema}.limit_key u WHERE u.in_use = 0 AND u.opens_at IS NULL AND u.spent_until < now AND NOT EXISTS (
-        SELECT FROM {schema}.parked p WHERE p.limit_name = u.limit_name AND p.key = u.key
-    );
+    PERFORM FROM {schema}.limit_rule ORDER BY limit_name, job_name FOR NO KEY UPDATE;
+    DELETE FROM {schema}.limit_use u WHERE u.number = ANY (unused) AND u.in_use = 0 AND u.opens_at IS NULL
+        AND u.spent_until < now AND NOT EXISTS (
+            SELECT FROM {schema}.parked p WHERE p.limit_name = u.limit_name AND p.key = u.key
+        ) AND NOT EXISTS (SELECT FROM {schema}.limit_rule r WHERE r.limit_name = u.limit_name AND r.closes_lane);
 END $$;

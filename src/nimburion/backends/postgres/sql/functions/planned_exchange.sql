@@ -74,10 +74,7 @@ BEGIN
         settled := {schema}.settle_all_1(reply.now, session.number, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies,
             p_delays, p_texts, p_fractions, has_tenants);
         reply.results := settled.codes;
-        IF {schema}.has_own_limits_1() THEN
-            settled.to_notify := settled.to_notify || {schema}.release_limits_1(settled.ended);
-        END IF;
-        reply.to_notify := {schema}.release_keys_1(reply.now, settled.key_numbers);
+        reply.to_notify := {schema}.release_keys_1(reply.now, settled.key_numbers, settled.ended);
         IF settled.to_notify IS NOT NULL THEN
             reply.to_notify := reply.to_notify || {schema}.get_queues_of_lanes_1(settled.to_notify);
         END IF;
@@ -161,31 +158,29 @@ END $$;
 --   mark; its queue and name, whose limits are locked
 -- Result: as of `exchange_1`, without a status row; no row: a key has no room, or another transaction has locked the jobs
 -- Locks: the rows of the jobs; rows that another transaction has locked are skipped
--- `width_bucket` finds the place of a number in a sorted array.
 CREATE OR REPLACE FUNCTION {schema}.lease_open_jobs_1(
     p_now int8, p_session int4, p_number int8, p_nonce bytea, p_total int4, p_lane int4, p_main_lane int4, p_low_water_mark int8,
     p_queue text, p_name text
 ) RETURNS SETOF {schema}.exchange_reply
 LANGUAGE plpgsql AS $$
 DECLARE
-    room int4 := {schema}.count_available_1(p_now, p_name);
+    lane_limits record := {schema}.read_lane_limits_1(p_now, p_queue, p_name);
     jobs record;
     limits record;
     used record;
+    leased int4;
 BEGIN
     SELECT array_agg(r.ctid) AS ctids, array_agg(r.seq) AS seqs INTO jobs FROM (
         SELECT * FROM (
             SELECT r.ctid, r.seq FROM {schema}.ready r WHERE r.lane = p_lane AND r.due >= p_low_water_mark
-            ORDER BY r.due, r.seq LIMIT GREATEST(0, LEAST(p_total, room)) FOR UPDATE SKIP LOCKED
+            ORDER BY r.due, r.seq LIMIT GREATEST(0, LEAST(p_total, lane_limits.room)) FOR UPDATE SKIP LOCKED
         ) r ORDER BY r.seq OFFSET 0
     ) r;
     SELECT array_agg(k.limit_name) AS names, array_agg(k.concurrency) AS concurrencies, array_agg(k.interval) AS intervals,
         array_agg(k.burst) AS bursts, array_agg(k.cost) AS costs, CAST(count(*) AS int4) AS number,
         EXISTS (SELECT FROM {schema}.limit_change c WHERE c.for_key) AS any_changed
     INTO limits FROM (
-        SELECT * FROM {schema}.keyed_limit k
-        WHERE k.job_name = p_name AND (NOT starts_with(k.limit_name, 'queue:') OR k.limit_name = 'queue:' || p_queue)
-        ORDER BY k.limit_name OFFSET 0
+        SELECT * FROM {schema}.limit_rule k WHERE k.job_name = p_name AND NOT k.closes_lane ORDER BY k.limit_name OFFSET 0
     ) k;
     IF jobs.seqs IS NULL THEN
         RETURN;
@@ -195,21 +190,17 @@ BEGIN
     IF NOT used.has_room THEN
         RETURN;
     END IF;
-    UPDATE {schema}.limit_key u SET in_use = u.in_use + used.jobs[width_bucket(u.number, used.numbers)],
-        spent_until = CASE WHEN used.units[width_bucket(u.number, used.numbers)] = 0 THEN u.spent_until
-            ELSE GREATEST(u.spent_until, p_now) + used.units[width_bucket(u.number, used.numbers)] END
-    WHERE u.number = ANY (used.numbers);
-    RETURN QUERY SELECT * FROM {schema}.lease_jobs_1(
-        p_now, p_session, p_number, p_nonce, p_main_lane, jobs.ctids, jobs.seqs, used.key_numbers, limits.number);
-    IF room IS NOT NULL THEN
-        PERFORM {schema}.take_limits_1(p_now, p_session, p_number);
-    END IF;
+    PERFORM {schema}.take_uses_1(p_now, used.numbers, used.jobs, used.units);
+    RETURN QUERY SELECT * FROM {schema}.lease_jobs_1(p_now, p_session, p_number, p_nonce, p_main_lane, jobs.ctids,
+        lane_limits.numbers, jobs.seqs, used.key_numbers, limits.number);
+    GET DIAGNOSTICS leased = ROW_COUNT;
+    PERFORM {schema}.take_lane_uses_1(p_now, lane_limits.numbers, lane_limits.units, leased);
 END $$;
 
 -- name: count_open_keys
 -- Count how often the jobs use each key, and test whether all keys have room for them.
--- Inputs: the time; the jobs in the order of their seqs; the limits of their name in their order, as columns of `keyed_limit`;
---   whether the limit of any key was changed
+-- Inputs: the time; the jobs in the order of their seqs; the limits of their name for which jobs are parked in their order, as
+--   columns of `limit_rule`; whether the limit of any key was changed
 -- Result:
 --   has_room      whether all keys have room, and no job is parked for any of them; else the rest is not to be used
 --   key_numbers   the numbers of the keys, one for each job and limit, in their order; NULL: the job has no key for the limit
@@ -232,21 +223,16 @@ BEGIN
         WITH job_key AS MATERIALIZED (
             SELECT c.seq, l.nth, u.number, u.in_use, u.spent_until, coalesce(x.concurrency, l.concurrency) AS concurrency,
                 coalesce(x.burst, l.burst) AS burst, coalesce(x.interval, l.interval) AS unit_time,
-                coalesce(
-                    CASE WHEN NOT starts_with(l.limit_name, 'queue:') THEN CAST(c.options ->> 'cost' AS int8) END, l.cost, 1
-                ) AS cost, l.limit_name, k.key
+                coalesce(CAST(c.options ->> 'cost' AS int8), l.cost) AS cost, l.limit_name, k.key
             FROM (  -- OFFSET 0 keeps the options from being read again for each limit
                 SELECT j.seq, CAST({schema}.replace_nul_1(j.options) AS jsonb) AS options
                 FROM {schema}.job j WHERE j.seq = ANY (p_seqs) OFFSET 0
             ) c
             CROSS JOIN unnest(p_limits, p_concurrencies, p_intervals, p_bursts, p_costs)
                 WITH ORDINALITY AS l (limit_name, concurrency, interval, burst, cost, nth)
-            CROSS JOIN LATERAL (
-                SELECT CASE WHEN starts_with(l.limit_name, 'queue:') THEN ''
-                    ELSE c.options -> 'limit_keys' ->> l.limit_name END AS key OFFSET 0
-            ) k
+            CROSS JOIN LATERAL (SELECT c.options -> 'limit_keys' ->> l.limit_name AS key OFFSET 0) k
             LEFT JOIN LATERAL (
-                SELECT * FROM {schema}.limit_key u WHERE u.key = k.key AND u.limit_name = l.limit_name OFFSET 0
+                SELECT * FROM {schema}.limit_use u WHERE u.key = k.key AND u.limit_name = l.limit_name OFFSET 0
             ) u ON true
             LEFT JOIN LATERAL (
                 SELECT * FROM {schema}.limit_change x
@@ -276,7 +262,7 @@ BEGIN
             FROM (SELECT * FROM key_use ORDER BY number OFFSET 0) u
         ) u;
         EXIT WHEN new_limits IS NULL OR NOT has_room;
-        INSERT INTO {schema}.limit_key (limit_name, key, in_use, spent_until)
+        INSERT INTO {schema}.limit_use (limit_name, key, in_use, spent_until)
         SELECT DISTINCT n.limit_name, n.key, 0, 0 FROM unnest(new_limits, new_keys) AS n (limit_name, key) ON CONFLICT DO NOTHING;
     END LOOP;
 END $$;
@@ -288,9 +274,8 @@ END $$;
 -- Result: a JSON object of lists; NULL: no job can be leased. For jobs, turns, groups, shares and keys it has one list for each column
 --     open        the indexes of the requested lanes that are served
 --     changing    those to which parked jobs still return
---     own         own limits of job names: name, maximum, in_use, interval, burst, cost, spent_until
---     limits      limits by key: job name, limit, concurrency, interval, burst, cost
---     queues      the uses of the limits of queues: limit, in_use, spent_until
+--     rules       limits of the job names: job name, limit, concurrency, interval, burst, cost; in_use and spent_until if the limit
+--                 closes lanes
 --     changes     changed keys: limit, key, concurrency, interval, burst
 --     jobs        jobs without a tenant, in the order of their lanes: requested lane, rank, due, seq, lane, main lane
 --     turns       requested lane, rank, virtual time, lane and share, in the order of the turns
@@ -367,20 +352,12 @@ BEGIN
     RETURN json_build_object(
         'open', open,
         'changing', ARRAY(SELECT g FROM generate_subscripts(changing, 1) g WHERE changing[g]),
-        'own', (
-            SELECT json_agg(json_build_array(n.name, c.maximum, c.in_use, r.interval, r.burst, r.cost, r.spent_until))
-            FROM (SELECT DISTINCT u.name FROM unnest(p_names) u (name)) n
-            LEFT JOIN {schema}.concurrency_limit c ON c.name = n.name LEFT JOIN {schema}.rate_limit r ON r.name = n.name
-            WHERE c.name IS NOT NULL OR r.name IS NOT NULL
-        ),
-        'limits', (
-            SELECT json_agg(json_build_array(k.job_name, k.limit_name, k.concurrency, k.interval, k.burst, k.cost))
-            FROM {schema}.keyed_limit k WHERE k.job_name = ANY (p_names)
-        ),
-        'queues', (
-            SELECT json_agg(json_build_array(q.limit_name, u.in_use, u.spent_until))
-            FROM (SELECT DISTINCT 'queue:' || r.queue AS limit_name FROM unnest(p_queues) AS r (queue)) q
-            JOIN {schema}.limit_key u ON u.limit_name = q.limit_name AND u.key = ''
+        'rules', (
+            SELECT json_agg(json_build_array(
+                r.job_name, r.limit_name, r.concurrency, r.interval, r.burst, r.cost, u.in_use, u.spent_until))
+            FROM {schema}.limit_rule r
+            LEFT JOIN {schema}.limit_use u ON r.closes_lane AND u.key = '' AND u.limit_name = r.limit_name
+            WHERE r.job_name = ANY (p_names)
         ),
         'changes', CASE WHEN true = ANY (keyed) THEN (
             SELECT json_agg(json_build_array(c.name, c.key, c.concurrency, c.interval, c.burst))
@@ -484,7 +461,7 @@ BEGIN
             )))
         FROM {schema}.read_candidate_keys_1(p_queues, p_names, p_keyed, p_seqs, p_places) k
         LEFT JOIN LATERAL (
-            SELECT * FROM {schema}.limit_key u WHERE u.key = k.key AND u.limit_name = k.limit_name OFFSET 0
+            SELECT * FROM {schema}.limit_use u WHERE u.key = k.key AND u.limit_name = k.limit_name OFFSET 0
         ) u ON true
     );
 END $$;
@@ -506,8 +483,8 @@ LANGUAGE sql STABLE AS $$
         WHERE p_keyed[u.place] OFFSET 0
     ) c
     CROSS JOIN LATERAL (
-        SELECT l.limit_name FROM {schema}.keyed_limit l
-        WHERE l.job_name = p_names[c.place] AND NOT starts_with(l.limit_name, 'queue:') ORDER BY l.limit_name
+        SELECT l.limit_name FROM {schema}.limit_rule l
+        WHERE l.job_name = p_names[c.place] AND NOT l.closes_lane ORDER BY l.limit_name
     ) l
     CROSS JOIN LATERAL (SELECT c.options -> 'limit_keys' ->> l.limit_name AS key OFFSET 0) k
     WHERE k.key IS NOT NULL
@@ -592,7 +569,7 @@ END $$;
 --   p_returned              the parked jobs that return to their lanes
 --   p_limits, p_key_names   the uses: limits and keys,
 --   p_in_use_before, p_spent_before, p_opens_before
---                           what the plan has read of them (`limit_key`),
+--                           what the plan has read of them (`limit_use`),
 --   p_in_use, p_spent, p_opens
 --                           and what they are after it
 --   p_version               the limits by key that the plan has read (`get_limits_version_1`)
@@ -608,7 +585,7 @@ END $$;
 --   closed        the exchange is not open any more
 --   conflict      the plan does not apply any more; `results` has the seqs of planned jobs that are gone or locked
 -- If no limit by key and no tenant is concerned, such jobs are left out, unless all are gone or locked.
--- Locks: the limits of the planned jobs, and `keyed_limit` in ROW SHARE; the share classes of their tenants; the rows of the jobs
+-- Locks: the limits of the planned jobs; the share classes of their tenants; the rows of the jobs
 CREATE OR REPLACE FUNCTION {schema}.apply_plan_1(
     p_now int8, p_session text, p_number int8, p_nonce bytea,
     p_seqs int8[], p_dues int8[], p_lanes int4[], p_main_lanes int4[], p_leased int4, p_key_ends int4[], p_keys int4[],
@@ -625,11 +602,12 @@ SET enable_mergejoin TO off SET enable_material TO off SET enable_memoize TO off
 SET plan_cache_mode TO force_generic_plan AS $$
 DECLARE
     session record;
-    has_own_limits bool;
+    closes_lanes bool;
+    closing record;  -- the limits that close the lanes
     numbers int8[];
     key_numbers int8[];
     found record;
-    any_attempted bool;
+    leased record;
     reply {schema}.exchange_reply;
 BEGIN
     -- Step 1: lock the session, and what the plan has read.
@@ -642,7 +620,7 @@ BEGIN
         RETURN NEXT reply;
         RETURN;
     END IF;
-    has_own_limits := {schema}.lock_planned_limits_1(p_main_lanes, p_leased, p_limits);
+    closes_lanes := {schema}.lock_planned_limits_1(p_main_lanes, p_leased, p_limits);
 
     -- Step 2: compare, and lock the jobs.
     IF p_limits IS NOT NULL THEN
@@ -652,9 +630,13 @@ BEGIN
         END IF;
     END IF;
     IF {schema}.get_limits_version_1(p_names) IS DISTINCT FROM p_version
-        OR NOT {schema}.may_lease_1(p_now, p_main_lanes[:p_leased], has_own_limits)
+        OR {schema}.is_any_paused_1(p_now, p_main_lanes[:p_leased])
         OR NOT {schema}.match_shares_1(p_charged, p_times_before, p_class_queues, p_class_ranks, p_minimums_before)
     THEN
+        reply.outcome := 'conflict';
+    END IF;
+    closing := {schema}.read_planned_lane_limits_1(p_now, CASE WHEN closes_lanes THEN p_main_lanes[:p_leased] END);
+    IF NOT closing.has_room THEN
         reply.outcome := 'conflict';
     END IF;
     IF reply.outcome IS NULL THEN
@@ -692,12 +674,13 @@ BEGIN
             coalesce((t.attempts).fence, 0) + 1, coalesce((t.attempts).failures, 0), coalesce((t.attempts).lost, 0),
             t.attempt_status, coalesce((t.attempts).extra_flags, 0::int2), p_nonce, (t.attempts).settled_token,
             p_shares[t.place], p_charges[t.place],
-            nullif(key_numbers[coalesce(p_key_ends[t.place - 1], 0) + 1:p_key_ends[t.place]], '{}')
+            nullif(array_remove(ARRAY[closing.job_numbers[t.limited], closing.queue_numbers[t.limited]], NULL)
+                || key_numbers[coalesce(p_key_ends[t.place - 1], 0) + 1:p_key_ends[t.place]], '{}')
         FROM (
-            SELECT t.*, CASE WHEN t.attempt_status > 0 THEN {schema}.get_attempt_state_1(p_seqs[t.place]) END AS attempts
+            SELECT t.*, array_position(closing.lanes, p_main_lanes[t.place]) AS limited, CASE WHEN t.attempt_status > 0 THEN {schema}.get_attempt_state_1(p_seqs[t.place]) END AS attempts
             FROM (SELECT * FROM taken UNION ALL SELECT * FROM unparked) t WHERE t.place <= p_leased OFFSET 0
         ) t
-        RETURNING attempt_status
+        RETURNING attempt_status, lane
     ), parked AS (
         INSERT INTO {schema}.parked (limit_name, key, queue, name, rank, due, seq, lane, attempt_status)
         SELECT p_limits[p_park_keys[t.place - p_leased]], p_key_names[p_park_keys[t.place - p_leased]], a.queue, a.name, a.rank,
@@ -705,15 +688,15 @@ BEGIN
         FROM taken t, LATERAL (SELECT * FROM {schema}.lane a WHERE a.id = p_main_lanes[t.place] OFFSET 0) a
         WHERE t.place > p_leased
     )
-    SELECT bool_or(l.attempt_status > 0) INTO any_attempted FROM leased l;
+    SELECT bool_or(l.attempt_status > 0) AS any_attempted, array_agg(l.lane) AS lanes INTO leased FROM leased l;
     PERFORM set_config('nimburion.moves_turns', '', true);
     IF cardinality(p_seqs) > p_leased THEN  -- jobs that were parked for another key
         UPDATE {schema}.parked p SET limit_name = p_limits[u.at], key = p_key_names[u.at]
         FROM unnest(p_seqs[p_leased + 1:], p_lanes[p_leased + 1:], p_park_keys) AS u (seq, lane, at)
         WHERE u.lane IS NULL AND p.seq = u.seq;
     END IF;
-    IF has_own_limits THEN
-        PERFORM {schema}.take_limits_1(p_now, session.number, p_number);
+    IF closes_lanes THEN
+        PERFORM {schema}.count_leased_in_lane_limits_1(p_now, leased.lanes);
     END IF;
     PERFORM {schema}.charge_shares_1(p_charged, p_times, p_unmeasured, p_class_queues, p_class_ranks, p_minimums);
     PERFORM {schema}.move_turns_1(p_main_lanes);
@@ -722,7 +705,7 @@ BEGIN
     END IF;
 
     -- Step 4: return the jobs and the status row.
-    IF any_attempted OR found.missing <> '{}' THEN
+    IF leased.any_attempted OR found.missing <> '{}' THEN
         RETURN QUERY SELECT * FROM {schema}.repeat_exchange_1(session.number, p_number);
     ELSE
         RETURN QUERY
@@ -743,25 +726,26 @@ END $$;
 
 -- name: lock_planned_limits
 -- Lock the limits and share classes of a plan, in the order of all locks.
--- Inputs: the main lanes of the jobs to lease, then those of the jobs to park; how many are leased; the limits by key
--- Result: whether the names of the leased jobs have limits of their own
--- Locks: also the table `keyed_limit` in ROW SHARE, so that no limit by key is added or changed
+-- Inputs: the main lanes of the jobs to lease, then those of the jobs to park; how many are leased; the limits for which a job
+--   is parked
+-- Result: whether limits close the lanes of the leased jobs
 CREATE OR REPLACE FUNCTION {schema}.lock_planned_limits_1(p_main_lanes int4[], p_leased int4, p_limits text[]) RETURNS bool
 LANGUAGE plpgsql AS $$
 DECLARE
-    has_own bool := {schema}.has_own_limits_1();
+    closing text[] := '{}';  -- limits that close the lanes
     queues text[];  -- share classes
     ranks int2[];
 BEGIN
-    IF has_own THEN
-        has_own := {schema}.lock_own_limits_1(ARRAY(
-            SELECT DISTINCT a.name FROM {schema}.lane a WHERE a.id = ANY (ARRAY(SELECT DISTINCT unnest(p_main_lanes[:p_leased])))
-        ));
+    IF EXISTS (SELECT FROM {schema}.limit_rule r WHERE r.closes_lane) THEN
+        closing := ARRAY(
+            SELECT l.limit_name FROM (
+                SELECT DISTINCT a.queue, a.name FROM {schema}.lane a
+                WHERE a.id = ANY (ARRAY(SELECT DISTINCT unnest(p_main_lanes[:p_leased])))
+            ) w CROSS JOIN LATERAL {schema}.list_lane_limits_1(w.queue, w.name) l
+        );
     END IF;
-    LOCK TABLE {schema}.keyed_limit IN ROW SHARE MODE;
-    IF p_limits IS NOT NULL THEN
-        PERFORM FROM {schema}.keyed_limit WHERE limit_name = ANY (ARRAY(SELECT DISTINCT unnest(p_limits)))
-        ORDER BY limit_name, job_name FOR NO KEY UPDATE;
+    IF p_limits IS NOT NULL OR closing <> '{}' THEN
+        PERFORM {schema}.lock_limits_1(ARRAY(SELECT DISTINCT unnest(p_limits || closing)));
     END IF;
     IF 0 > ANY (p_main_lanes) THEN
         SELECT array_agg(c.queue), array_agg(c.rank) INTO queues, ranks FROM (
@@ -773,11 +757,12 @@ BEGIN
         ORDER BY 1, 2 ON CONFLICT DO NOTHING;
         PERFORM FROM {schema}.share_class f WHERE f.queue = ANY (queues) ORDER BY f.queue, f.rank FOR NO KEY UPDATE;
     END IF;
-    RETURN has_own;
+    RETURN closing <> '{}';
 END $$;
 
 -- name: get_limits_version
--- Return a number that changes when the limits by key of these names or their keys change, or parked jobs return because of that.
+-- Return a number that changes when the limits for which jobs of these names are parked or their keys change, or parked jobs return
+-- because of that. Limits that close lanes are compared by `read_planned_lane_limits_1`.
 -- Inputs: the job names
 -- Result: the number
 CREATE OR REPLACE FUNCTION {schema}.get_limits_version_1(p_names text[]) RETURNS int8
@@ -787,7 +772,7 @@ BEGIN
         (
             SELECT string_agg(CAST(ROW(k.job_name, k.limit_name, k.concurrency, k.interval, k.burst, k.cost) AS text), ''
                 ORDER BY k.job_name, k.limit_name)
-            FROM {schema}.keyed_limit k WHERE k.job_name = ANY (p_names)
+            FROM {schema}.limit_rule k WHERE k.job_name = ANY (p_names) AND NOT k.closes_lane
         ),
         (SELECT string_agg(CAST(c AS text), '' ORDER BY c.name, c.key) FROM {schema}.limit_change c WHERE c.for_key),
         EXISTS (SELECT FROM {schema}.changed_limit) OR EXISTS (SELECT FROM {schema}.changed_key)
@@ -810,7 +795,7 @@ BEGIN
         array_agg(u.number)
     INTO same, numbers
     FROM unnest(p_limits, p_keys, p_in_use, p_spent, p_opens) AS n (limit_name, key, in_use, spent, opens)
-    LEFT JOIN LATERAL (SELECT * FROM {schema}.limit_key u WHERE u.key = n.key AND u.limit_name = n.limit_name OFFSET 0) u ON true;
+    LEFT JOIN LATERAL (SELECT * FROM {schema}.limit_use u WHERE u.key = n.key AND u.limit_name = n.limit_name OFFSET 0) u ON true;
     RETURN CASE WHEN same THEN numbers END;
 END $$;
 
@@ -826,14 +811,14 @@ DECLARE
     changed record;
 BEGIN
     IF array_position(p_numbers, NULL) IS NOT NULL THEN
-        INSERT INTO {schema}.limit_key (limit_name, key, in_use, spent_until)
+        INSERT INTO {schema}.limit_use (limit_name, key, in_use, spent_until)
         SELECT u.limit_name, u.key, 0, 0 FROM unnest(p_numbers, p_limits, p_keys) AS u (number, limit_name, key)
         WHERE u.number IS NULL ON CONFLICT DO NOTHING;
         p_numbers := ARRAY(
             SELECT coalesce(n.number, u.number)
             FROM unnest(p_numbers, p_limits, p_keys) WITH ORDINALITY AS n (number, limit_name, key, nth)
             LEFT JOIN LATERAL (
-                SELECT u.number FROM {schema}.limit_key u
+                SELECT u.number FROM {schema}.limit_use u
                 WHERE n.number IS NULL AND u.key = n.key AND u.limit_name = n.limit_name OFFSET 0
             ) u ON true
             ORDER BY n.nth
@@ -843,29 +828,79 @@ BEGIN
     INTO changed FROM (
         SELECT * FROM unnest(p_numbers, p_in_use, p_spent, p_opens) AS u (number, in_use, spent, opens) ORDER BY u.number OFFSET 0
     ) u;
-    UPDATE {schema}.limit_key u SET in_use = changed.in_use[width_bucket(u.number, changed.numbers)],
+    UPDATE {schema}.limit_use u SET in_use = changed.in_use[width_bucket(u.number, changed.numbers)],
         spent_until = changed.spent[width_bucket(u.number, changed.numbers)],
         opens_at = changed.opens[width_bucket(u.number, changed.numbers)]
     WHERE u.number = ANY (changed.numbers);
     RETURN p_numbers;
 END $$;
 
--- name: may_lease
--- Test whether no queue of the planned jobs is paused, and their own limits have room for all of them.
--- Inputs: the time; the lanes of the jobs; whether their names have limits, which are locked
-CREATE OR REPLACE FUNCTION {schema}.may_lease_1(p_now int8, p_lanes int4[], p_has_limits bool) RETURNS bool
+-- name: is_any_paused
+-- Test whether a queue of the planned jobs is paused.
+-- Inputs: the time; the lanes of the jobs
+CREATE OR REPLACE FUNCTION {schema}.is_any_paused_1(p_now int8, p_lanes int4[]) RETURNS bool
 LANGUAGE plpgsql AS $$
 BEGIN
-    RETURN NOT EXISTS (
+    RETURN EXISTS (
         SELECT FROM {schema}.paused_queue p WHERE (p.ends_at IS NULL OR p.ends_at > p_now) AND p.queue = ANY (ARRAY(
             SELECT a.queue FROM {schema}.lane a WHERE a.id = ANY (p_lanes)
         ))
-    ) AND (NOT p_has_limits OR NOT EXISTS (
-        SELECT FROM (
-            SELECT a.name, sum(u.jobs) AS jobs FROM (SELECT l.lane, count(*) AS jobs FROM unnest(p_lanes) AS l (lane) GROUP BY 1) u
-            JOIN {schema}.lane a ON a.id = u.lane GROUP BY 1 OFFSET 0
-        ) planned WHERE {schema}.count_available_1(p_now, planned.name) < planned.jobs
-    ));
+    );
+END $$;
+
+-- name: read_planned_lane_limits
+-- Read the limits that close the lanes of planned jobs, and test whether each of the jobs has room when it is leased.
+-- Inputs: the time; the lanes of the jobs in the order of the plan
+-- Result:
+--   has_room                            whether all jobs have room; else the rest is not to be used
+--   lanes, job_numbers, queue_numbers   the lanes that have limits: the numbers in `limit_use` of that of the job name and of that of the
+--                                       queue (NULL: there is none)
+-- Names of one queue may have different maxima in its limit, so the jobs are counted in their order.
+CREATE OR REPLACE FUNCTION {schema}.read_planned_lane_limits_1(
+    p_now int8, p_lanes int4[], OUT has_room bool, OUT lanes int4[], OUT job_numbers int8[], OUT queue_numbers int8[]
+) LANGUAGE plpgsql AS $$
+BEGIN
+    WITH lane_limit AS MATERIALIZED (
+        SELECT a.id AS lane, l.* FROM (
+            SELECT a.id, a.queue, a.name FROM {schema}.lane a WHERE a.id = ANY (ARRAY(SELECT DISTINCT unnest(p_lanes))) OFFSET 0
+        ) a CROSS JOIN LATERAL {schema}.list_lane_limits_1(a.queue, a.name) l
+    ), numbered AS (
+        SELECT l.lane, max(l.number) FILTER (WHERE starts_with(l.limit_name, 'job:')) AS of_job,
+            max(l.number) FILTER (WHERE starts_with(l.limit_name, 'queue:')) AS of_queue
+        FROM lane_limit l GROUP BY l.lane
+    ), planned AS (
+        SELECT l.*, row_number() OVER placed - 1 AS jobs_before,
+            sum(coalesce(l.cost * l.unit_time, 0)) OVER placed - coalesce(l.cost * l.unit_time, 0) AS units_before
+        FROM unnest(p_lanes) WITH ORDINALITY AS p (lane, place) JOIN lane_limit l ON l.lane = p.lane
+        WINDOW placed AS (PARTITION BY l.number ORDER BY p.place)
+    )
+    SELECT (
+        SELECT bool_and((p.in_use + p.jobs_before < p.concurrency) IS NOT FALSE AND ({schema}.count_room_1(
+            p_now, p.unit_time, p.burst, p.cost, GREATEST(p.spent_until, p_now) + CAST(p.units_before AS int8)) > 0) IS NOT FALSE)
+        FROM planned p
+    ), array_agg(n.lane), array_agg(n.of_job), array_agg(n.of_queue)
+    INTO has_room, lanes, job_numbers, queue_numbers FROM numbered n;
+    has_room := coalesce(has_room, true);
+END $$;
+
+-- name: count_leased_in_lane_limits
+-- Count the jobs that a plan has leased in the limits that close their lanes.
+-- Inputs: the time; the lane of each leased job
+-- Locks: limits that the caller has locked already
+CREATE OR REPLACE FUNCTION {schema}.count_leased_in_lane_limits_1(p_now int8, p_lanes int4[]) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    used record;
+BEGIN
+    SELECT array_agg(u.number) AS numbers, array_agg(u.jobs) AS jobs, array_agg(u.units) AS units INTO used FROM (
+        SELECT l.number, CAST(sum(w.jobs) AS int4) AS jobs,
+            CAST(sum(w.jobs * coalesce(l.cost * l.unit_time, 0)) AS int8) AS units
+        FROM (
+            SELECT a.queue, a.name, count(*) AS jobs FROM unnest(p_lanes) AS p (lane) JOIN {schema}.lane a ON a.id = p.lane
+            GROUP BY 1, 2 OFFSET 0
+        ) w CROSS JOIN LATERAL {schema}.list_lane_limits_1(w.queue, w.name) l GROUP BY 1 ORDER BY 1 OFFSET 0
+    ) u;
+    PERFORM {schema}.take_uses_1(p_now, used.numbers, used.jobs, used.units);
 END $$;
 
 -- name: match_shares

@@ -447,67 +447,54 @@ LANGUAGE sql STABLE AS $$
     WHERE s.ended_at IS NULL AND NOT s.is_drained ORDER BY s.number
 $$;
 
--- name: list_limits
--- List the concurrency limits, and the jobs that count against them.
--- Inputs: a name (NULL: all names); the maximum number of jobs of each limit
--- Result: one row for each limit, ordered by name:
---   name, maximum, in_use                   the limit
---   ids, sessions, hosts, started_at        the jobs that have counted longest, longest first; NULL: none
-CREATE OR REPLACE FUNCTION {schema}.list_limits_1(p_name text, p_most int4) RETURNS TABLE (
-    name text, maximum int4, in_use int4, ids bytea[], sessions text[], hosts text[], started_at int8[]
+-- name: list_limit_holders
+-- List the jobs that have counted longest in the limit of each job name with a maximum.
+-- Inputs: a job name (NULL: all); the maximum number of jobs of each limit
+-- Result: limit, id of the job, session, host and start of its attempt; by limit, longest first
+CREATE OR REPLACE FUNCTION {schema}.list_limit_holders_1(p_name text, p_most int4) RETURNS TABLE (
+    limit_name text, id bytea, session text, host text, started_at int8
 )
 LANGUAGE sql STABLE AS $$
-    WITH held AS (
-        SELECT a.name, l.seq, l.leased_at, s.id, s.host,
-            row_number() OVER (PARTITION BY a.name ORDER BY l.leased_at, l.seq) AS place
+    SELECT h.limit_name, j.id, h.session, h.host, h.leased_at FROM (
+        SELECT r.limit_name, l.seq, l.leased_at, s.id AS session, s.host,
+            row_number() OVER (PARTITION BY r.limit_name ORDER BY l.leased_at, l.seq) AS place
         FROM {schema}.session s JOIN {schema}.lease l ON l.session = s.number JOIN {schema}.lane a ON a.id = l.lane
+        JOIN {schema}.limit_rule r ON r.limit_name = 'job:' || a.name AND r.job_name = a.name AND r.concurrency IS NOT NULL
         WHERE NOT s.is_drained AND (p_name IS NULL OR a.name = p_name)
-    )
-    SELECT g.name, g.maximum, g.in_use, array_agg(j.id ORDER BY h.place) FILTER (WHERE j.id IS NOT NULL),
-        array_agg(h.id ORDER BY h.place), array_agg(h.host ORDER BY h.place), array_agg(h.leased_at ORDER BY h.place)
-    FROM {schema}.concurrency_limit g LEFT JOIN held h ON h.name = g.name AND h.place <= p_most
-    LEFT JOIN {schema}.job j ON j.seq = h.seq
-    WHERE p_name IS NULL OR g.name = p_name
-    GROUP BY g.name ORDER BY g.name
+    ) h JOIN {schema}.job j ON j.seq = h.seq WHERE h.place <= p_most ORDER BY h.limit_name, h.place
 $$;
 
 -- name: explain_job
 -- Read what decides whether a job can run, besides its own record.
--- Inputs: the time; the time by which sessions expire; id, queue, name and options of the job; the maximum number of jobs
---   that a limit names
+-- Inputs: the time; the time by which sessions expire; id, queue, name and options of the job
 -- Result: one row:
 --   since, ends_at, paused_by, pause_reason             the pause of its queue; NULL: it is not paused
---   maximum, in_use, ids, sessions, hosts, holders_started_at
---                                                       the limit of its name, as from `list_limits_1`; NULL: no limit
 --   key_holder                                          the id of another job that holds its unique key; NULL: none
 --   open_ids, open_descriptions, open_opened_at, open_expires_in, open_has_left, open_running, open_vitals, open_commands
 --                                                       the sessions, as from `list_sessions_1`; NULL: none
 -- Atomic: the caller's statement reads the job and calls this function, so both see the same snapshot
 CREATE OR REPLACE FUNCTION {schema}.explain_job_1(
-    p_now int8, p_monotonic int8, p_id bytea, p_queue text, p_name text, p_options text, p_most int4
+    p_now int8, p_monotonic int8, p_id bytea, p_queue text, p_name text, p_options text
 ) RETURNS TABLE (
-    since int8, ends_at int8, paused_by text, pause_reason text, maximum int4, in_use int4, ids bytea[],
-    sessions text[], hosts text[], holders_started_at int8[], key_holder bytea, open_ids text[], open_descriptions text[],
+    since int8, ends_at int8, paused_by text, pause_reason text, key_holder bytea, open_ids text[], open_descriptions text[],
     open_opened_at int8[], open_expires_in int8[], open_has_left bool[], open_running int8[], open_vitals text[],
     open_commands text[]
 )
 LANGUAGE sql STABLE ROWS 1 SET jit TO off AS $$
-    SELECT p.since, p.ends_at, p.paused_by, p.reason, g.maximum, g.in_use, g.ids, g.sessions, g.hosts, g.started_at,
-        (
-            SELECT u.id FROM {schema}.unique_key u WHERE u.name = p_name AND u.id <> p_id AND u.seq <> 0
-                AND u.key = CAST({schema}.get_option_1(p_options, 'unique_key') AS jsonb) #>> '{}'
-                AND (u.valid_until IS NULL OR u.valid_until > p_now)
-                AND (u.states IS NULL AND u.valid_until IS NOT NULL OR EXISTS (
-                    SELECT FROM {schema}.job_record r
-                    WHERE r.id = u.id AND CASE WHEN u.states IS NULL THEN r.status IN ('waiting', 'processing')
-                        ELSE {schema}.get_state_1(r.status, r.failures, r.due, p_now) = ANY (u.states) END
-                ))
-        ), s.*
+    SELECT p.since, p.ends_at, p.paused_by, p.reason, (
+        SELECT u.id FROM {schema}.unique_key u WHERE u.name = p_name AND u.id <> p_id AND u.seq <> 0
+            AND u.key = CAST({schema}.get_option_1(p_options, 'unique_key') AS jsonb) #>> '{}'
+            AND (u.valid_until IS NULL OR u.valid_until > p_now)
+            AND (u.states IS NULL AND u.valid_until IS NOT NULL OR EXISTS (
+                SELECT FROM {schema}.job_record r
+                WHERE r.id = u.id AND CASE WHEN u.states IS NULL THEN r.status IN ('waiting', 'processing')
+                    ELSE {schema}.get_state_1(r.status, r.failures, r.due, p_now) = ANY (u.states) END
+            ))
+    ), s.*
     FROM (
         SELECT array_agg(s.id), array_agg(s.description), array_agg(s.opened_at), array_agg(s.expires_in), array_agg(s.has_left),
             array_agg(s.running), array_agg(s.vitals), array_agg(s.command)
         FROM {schema}.list_sessions_1(p_monotonic) s
     ) s
     LEFT JOIN {schema}.paused_queue p ON p.queue = p_queue AND (p.ends_at IS NULL OR p.ends_at > p_now)
-    LEFT JOIN {schema}.list_limits_1(p_name, p_most) g ON true
 $$;

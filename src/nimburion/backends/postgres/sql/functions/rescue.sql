@@ -1,6 +1,6 @@
 -- Rescue: end expired sessions, and rescue their jobs. backends/planning/rescue.py decides the same in Python.
 --
--- Locks: the advisory lock of each session, in the order of their numbers; all limits by name; unique keys; then leases.
+-- Locks: the advisory lock of each session, in the order of their numbers; all limits; unique keys; then leases.
 -- The UPDATE that ends a session also tests whether it has expired, so a heartbeat comes before or after it.
 
 -- name: rescue_jobs
@@ -10,7 +10,7 @@
 --   number of the attempt. The function adds when the attempt started, the session and its host.
 -- Result: one row for each job: its id, and a code: r waits again, f failed, c cancelled. Then one row without an id: the
 --   code m says that more jobs are left; `to_notify` are the queues to notify.
--- Locks: the advisory locks of the sessions, in the order in which they were opened; all limits by name; unique keys; then
+-- Locks: the advisory locks of the sessions, in the order in which they were opened; all limits; unique keys; then
 --   rows of jobs, where rows that another transaction has locked are skipped
 -- Atomic: the UPDATE that ends a session also tests whether it has expired, so a heartbeat comes before or after it
 CREATE OR REPLACE FUNCTION {schema}.rescue_jobs_1(
@@ -25,7 +25,7 @@ DECLARE
     attempts {schema}.attempt_state;
     loss bytea;  -- NULL: no loss is counted
     ended int4[];
-    unparked text[] := '{}';
+    key_numbers int8[];
     counted int4 := 0;
 BEGIN
     -- Sessions of before the clock was set back: they expire a TTL from now, unless they send a heartbeat.
@@ -67,7 +67,7 @@ BEGIN
         counted := counted + 1;
         DELETE FROM {schema}.lease l WHERE l.session = candidate.session AND l.seq = candidate.seq RETURNING * INTO held;
         ended := ended || held.lane;
-        unparked := unparked || {schema}.release_keys_1(now, held.key_numbers);
+        key_numbers := key_numbers || held.key_numbers;
         loss := CASE WHEN candidate.is_loss THEN convert_to(
             p_before || (held.failures + held.lost + 1) || p_after || ',"started_at":' || held.leased_at / 1000000
             || '.' || lpad(CAST(held.leased_at % 1000000 AS text), 6, '0') || ',"session":' || to_json(candidate.session_id)
@@ -83,7 +83,6 @@ BEGIN
         END IF;
         RETURN NEXT;
     END LOOP;
-    PERFORM {schema}.release_limits_1(ended);
     UPDATE {schema}.session s SET is_drained = true WHERE s.ended_at IS NOT NULL AND NOT s.is_drained
         AND NOT EXISTS (SELECT FROM {schema}.lease l WHERE l.session = s.number);
     id := NULL;
@@ -91,6 +90,7 @@ BEGIN
         SELECT FROM {schema}.session s JOIN {schema}.lease l ON l.session = s.number WHERE s.ended_at IS NOT NULL
             AND NOT s.is_drained
     ) THEN 'm' ELSE '' END;
-    to_notify := ARRAY(SELECT DISTINCT a.queue FROM {schema}.lane a WHERE a.id = ANY (ended)) || unparked;
+    to_notify := ARRAY(SELECT DISTINCT a.queue FROM {schema}.lane a WHERE a.id = ANY (ended))
+        || {schema}.release_keys_1(now, key_numbers, ended);
     RETURN NEXT;
 END $$;

@@ -1,23 +1,20 @@
 -- Sessions: open, heartbeat, release, close.
 --
--- Locks: the advisory lock of each session, in the order of their numbers; all limits by name; unique keys; then leases.
+-- Locks: the advisory lock of each session, in the order of their numbers; all limits; unique keys; then leases.
 
 -- name: open_session
--- Open a session, and set the concurrency limits and the rate limits of its names. If the session exists, renew it.
+-- Open a session, and set the limits of its names. If the session exists, renew it.
 -- Inputs: the time or NULL; the time by which sessions expire, or NULL; the id; the ttl in microseconds; the host; the
---   description as JSON; the names, and for each its concurrency limit (NULL: none) and its rate limit (NULL: none); the limits by key, as for `set_keyed_limits_1`; tenants, and for
---   each its weight in hundredths
+--   description as JSON; the names, and their limits, as for `declare_limits_1`; tenants, and for each its weight in hundredths
 -- Result: whether the session is alive; false: a session with this id has ended. Whether a limit changed.
 -- Locks: the advisory lock of the session; then as `declare_limits_1`
 CREATE OR REPLACE FUNCTION {schema}.open_session_1(
     p_now int8, p_monotonic int8, p_id text, p_ttl int8, p_host text, p_description text, p_names text[],
-    p_limits int4[], p_rates text[], p_intervals int8[], p_bursts int8[], p_costs int8[], p_keyed jsonb,
-    p_tenants text[], p_units int4[], OUT alive bool, OUT limits_changed bool
+    p_limits jsonb, p_tenants text[], p_units int4[], OUT alive bool, OUT limits_changed bool
 )
 LANGUAGE plpgsql AS $$
 DECLARE
     now int8;
-    limits_before text;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended(p_id, 7041));
     now := {schema}.get_write_time_1(p_now);
@@ -33,9 +30,7 @@ BEGIN
         VALUES (p_ttl, coalesce(p_monotonic, now) + p_ttl, now, p_id, p_host) RETURNING number
     )
     INSERT INTO {schema}.session_description (session, names, description) SELECT o.number, p_names, p_description FROM opened o;
-    limits_before := ARRAY(SELECT l FROM {schema}.list_limits_in_force_1(p_names) l)::text;
-    PERFORM {schema}.declare_limits_1(now, p_names, p_limits, p_rates, p_intervals, p_bursts, p_costs, p_keyed);
-    limits_changed := ARRAY(SELECT l FROM {schema}.list_limits_in_force_1(p_names) l)::text <> limits_before;
+    limits_changed := {schema}.declare_limits_1(now, p_names, p_limits);
     IF cardinality(p_tenants) > 0 THEN
         PERFORM {schema}.set_tenant_weights_1(p_tenants, p_units);
     END IF;
@@ -49,7 +44,7 @@ END $$;
 -- Result: no row if the session is not alive, else one row:
 --   seqs, ids, fences, nonces   the leases of jobs to cancel
 --   paused                      the paused queues
---   names, maxima, in_use       the concurrency limits of its names
+--   names, maxima, in_use       the limits of its names that have a maximum
 --   command                     the latest command to the worker; NULL: none
 --   fleet_size                  the number of sessions that expire later than half of the ttl from now
 --   next_expiry                 microseconds until the first session expires; 0: a rescue has work to do now
@@ -84,8 +79,9 @@ BEGIN
         SELECT p.queue FROM {schema}.paused_queue p WHERE p.ends_at IS NULL OR p.ends_at > now ORDER BY p.queue
     );
     command := session.command;
-    SELECT array_agg(c.name), array_agg(c.maximum), array_agg(c.in_use) INTO names, maxima, in_use
-    FROM {schema}.concurrency_limit c WHERE c.name = ANY (
+    SELECT array_agg(r.job_name), array_agg(r.concurrency), array_agg(u.in_use) INTO names, maxima, in_use
+    FROM {schema}.limit_rule r JOIN {schema}.limit_use u ON u.key = '' AND u.limit_name = r.limit_name
+    WHERE r.limit_name = 'job:' || r.job_name AND r.concurrency IS NOT NULL AND r.job_name = ANY (
         (SELECT d.names FROM {schema}.session_description d WHERE d.session = session.number)::text[]
     );
     SELECT count(*) FILTER (WHERE s.ended_at IS NULL AND s.expires_at > alive_now + session.ttl / 2),
@@ -100,7 +96,7 @@ END $$;
 -- Inputs: the time or NULL; the id of the session; seqs, fences and nonces of leases; a nonce whose leases are released
 --   too (NULL: none)
 -- Result: the queues to notify
--- Locks: the advisory lock of the session; all limits by name; unique keys; then rows of jobs
+-- Locks: the advisory lock of the session; all limits; unique keys; then rows of jobs
 -- Atomic: one transaction; each lease is deleted by its whole token
 CREATE OR REPLACE FUNCTION {schema}.release_leases_1(
     p_now int8, p_id text, p_seqs int8[], p_fences int4[], p_nonces bytea[], p_nonce bytea
@@ -113,8 +109,7 @@ DECLARE
     held {schema}.lease;
     attempts {schema}.attempt_state;
     ended int4[];
-    unparked text[] := '{}';
-    taken_at int8[];
+    key_numbers int8[];
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended(p_id, 7041));
     now := {schema}.get_write_time_1(p_now);
@@ -137,20 +132,18 @@ BEGIN
         attempts.settled_token := int4send(held.fence) || held.nonce;
         PERFORM {schema}.requeue_1(now, held, attempts);
         ended := ended || held.lane;
-        taken_at := taken_at || held.leased_at;
         PERFORM {schema}.refund_keys_1(now, held);
-        unparked := unparked || {schema}.release_keys_1(now, held.key_numbers);
+        key_numbers := key_numbers || held.key_numbers;
     END LOOP;
-    PERFORM {schema}.release_limits_1(ended);
-    PERFORM {schema}.give_units_back_1(now, ended, taken_at);
-    RETURN ARRAY(SELECT DISTINCT queue FROM {schema}.lane WHERE id = ANY (ended)) || unparked;
+    RETURN ARRAY(SELECT DISTINCT queue FROM {schema}.lane WHERE id = ANY (ended))
+        || {schema}.release_keys_1(now, key_numbers, ended);
 END $$;
 
 -- name: close_session
 -- End a session: release its leases, except those of handlers that still run.
 -- Inputs: the time or NULL; the id of the session; seqs, fences and nonces of the leases that still run
 -- Result: the queues to notify
--- Locks: the advisory lock of the session; all limits by name; unique keys; then rows of jobs
+-- Locks: the advisory lock of the session; all limits; unique keys; then rows of jobs
 CREATE OR REPLACE FUNCTION {schema}.close_session_1(
     p_now int8, p_id text, p_seqs int8[], p_fences int4[], p_nonces bytea[]
 ) RETURNS text[]
@@ -161,7 +154,7 @@ DECLARE
     session_number int4;
     held {schema}.lease;
     ended int4[];
-    unparked text[] := '{}';
+    key_numbers int8[];
     left_over bool;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended(p_id, 7041));
@@ -182,15 +175,15 @@ BEGIN
     LOOP
         PERFORM {schema}.requeue_1(now, held, {schema}.end_lease_1(now, held, NULL));
         ended := ended || held.lane;
-        unparked := unparked || {schema}.release_keys_1(now, held.key_numbers);
+        key_numbers := key_numbers || held.key_numbers;
     END LOOP;
-    PERFORM {schema}.release_limits_1(ended);
     DELETE FROM {schema}.idle_worker WHERE session = p_id;
     left_over := EXISTS (SELECT FROM {schema}.lease WHERE session = session_number);
     UPDATE {schema}.session SET is_drained = NOT left_over, left_at = CASE WHEN left_over THEN now ELSE left_at END,
         ended_at = CASE WHEN left_over THEN ended_at ELSE now END
     WHERE number = session_number;
-    RETURN ARRAY(SELECT DISTINCT queue FROM {schema}.lane WHERE id = ANY (ended)) || unparked;
+    RETURN ARRAY(SELECT DISTINCT queue FROM {schema}.lane WHERE id = ANY (ended))
+        || {schema}.release_keys_1(now, key_numbers, ended);
 END $$;
 
 -- name: end_lease

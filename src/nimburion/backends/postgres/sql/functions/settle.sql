@@ -192,7 +192,6 @@ BEGIN
         SELECT l.lane INTO held.lane FROM {schema}.lease l
         WHERE l.session = p_session AND l.seq = p_seq AND l.fence = p_fence AND l.nonce = p_nonce;
         IF FOUND THEN
-            PERFORM {schema}.spend_units_1(p_now, held.lane, p_delay);
             PERFORM {schema}.spend_key_units_1(p_now, held.lane, p_seq, p_delay);
             RETURN;
         END IF;
@@ -222,11 +221,8 @@ BEGIN
         to_notify := {schema}.fail_job_1(p_now, attempts, p_session, p_text, p_body);
     ELSE
         IF p_kind = 'u' THEN
-            PERFORM {schema}.give_units_back_1(p_now, ARRAY[held.lane], ARRAY[held.leased_at]);
             PERFORM {schema}.refund_keys_1(p_now, held);
-        ELSIF p_kind = 'q' AND (
-            {schema}.block_keys_1(p_now, held.lane, held.seq, p_delay) OR {schema}.block_rate_1(p_now, held.lane, p_delay)
-        ) THEN
+        ELSIF p_kind = 'q' AND {schema}.block_keys_1(p_now, held.lane, held.seq, p_delay) THEN
             p_delay := NULL;
         END IF;
         attempts.due := coalesce(p_now + p_delay, attempts.due);
@@ -452,7 +448,7 @@ END $$;
 --   p_seq, p_id, p_fence, p_nonce   the lease
 -- Result: 'done', 'already settled' or 'stale'; 'session lost': the session is not alive; 'other database': the database
 --   belongs to another backend
--- Locks: the tables `concurrency_limit` and `paused_queue` in ROW SHARE; the limit of the job's name; its unique key; the
+-- Locks: the tables `limit_rule` and `paused_queue` in ROW SHARE; the limits for which the job counts; its unique key; the
 --   rows of the job; all until the caller's transaction ends. Exchanges wait for the limit and for the turns of the tenant. The
 --   worker commits at once. If it is stopped before the commit, the server ends the connection after 5 s.
 -- Atomic: part of the caller's transaction. The lease is deleted by its whole token, so a job that another session
@@ -466,7 +462,6 @@ DECLARE
     now int8;
     session_number int4;
     outcome record;
-    to_notify int4[];
 BEGIN
     IF NOT EXISTS (SELECT FROM {schema}.meta WHERE identity = p_identity) THEN
         RETURN 'other database';
@@ -477,23 +472,18 @@ BEGIN
         RETURN 'session lost';
     END IF;
     PERFORM set_config('idle_in_transaction_session_timeout', '5s', true);
-    LOCK TABLE {schema}.concurrency_limit, {schema}.paused_queue IN ROW SHARE MODE;
-    PERFORM FROM {schema}.concurrency_limit c WHERE c.name = (
-        SELECT a.name FROM {schema}.lease l JOIN {schema}.lane a ON a.id = l.lane
+    LOCK TABLE {schema}.limit_rule, {schema}.paused_queue IN ROW SHARE MODE;
+    PERFORM {schema}.lock_limits_1(ARRAY(
+        SELECT u.limit_name FROM {schema}.lease l JOIN {schema}.limit_use u ON u.number = ANY (l.key_numbers)
         WHERE l.session = session_number AND l.seq = p_seq
-    ) FOR NO KEY UPDATE;
-    PERFORM FROM {schema}.keyed_limit WHERE limit_name = ANY (ARRAY(
-        SELECT u.limit_name FROM {schema}.lease l JOIN {schema}.limit_key u ON u.number = ANY (l.key_numbers)
-        WHERE l.session = session_number AND l.seq = p_seq
-    )) ORDER BY limit_name, job_name FOR NO KEY UPDATE;
+    ));
     PERFORM {schema}.lock_share_classes_1('{}', session_number, ARRAY[p_seq]);
     PERFORM {schema}.settle_charges_1(now, session_number, ARRAY[p_seq], NULL, ARRAY[p_fence], ARRAY[p_nonce]);
     SELECT * INTO outcome FROM {schema}.settle_one_1(
         now, session_number, p_kind, p_seq, p_id, p_fence, p_nonce, p_delay, p_text, p_body, NULL);
     IF outcome.code = 'd' THEN
-        to_notify := {schema}.release_limits_1(ARRAY[outcome.ended]) || outcome.to_notify;
-        PERFORM {schema}.notify_queues_1(p_channel, ARRAY(SELECT queue FROM {schema}.lane WHERE id = ANY (to_notify))
-            || {schema}.release_keys_1(now, outcome.key_numbers));
+        PERFORM {schema}.notify_queues_1(p_channel, ARRAY(SELECT queue FROM {schema}.lane WHERE id = outcome.to_notify)
+            || {schema}.release_keys_1(now, outcome.key_numbers, ARRAY[outcome.ended]));
     END IF;
     RETURN CASE outcome.code WHEN 'd' THEN 'done' WHEN 'a' THEN 'already settled' ELSE 'stale' END;
 END $$;

@@ -82,7 +82,7 @@ CREATE TABLE {schema}.lease (
     settled_token bytea,                -- the token that settled an earlier delivery last
     share int4,                         -- the share of its tenant; NULL: it had no turn
     charge int8,                        -- what the job was charged to that share; NULL: it had no turn
-    key_numbers int8[],                 -- limit_key.number of the keys for which the job counts; NULL: none
+    key_numbers int8[],                 -- limit_use.number of the keys for which the job counts; NULL: none
     PRIMARY KEY (session, seq)
 ) WITH (
     fillfactor = 90,
@@ -283,41 +283,30 @@ CREATE TABLE {schema}.exchange_log (
 CREATE TABLE {schema}.used_feature (
     name text COLLATE "C" PRIMARY KEY
 );
--- How many jobs of a name may run at a time.
-CREATE TABLE {schema}.concurrency_limit (
-    name text COLLATE "C" PRIMARY KEY,
-    maximum int4 NOT NULL,
-    in_use int4 NOT NULL                -- leased jobs of this name
+-- The limits of job names: what their newest worker declared, and what is in force, which is that with the changes of whole
+-- limits. The rows of a limit guard all its keys.
+CREATE TABLE {schema}.limit_rule (
+    limit_name text COLLATE "C" NOT NULL,   -- `job:` and the job name, `queue:` and a queue, or a shared one
+    job_name text COLLATE "C" NOT NULL,
+    declared jsonb,                     -- [concurrency, rate, interval, burst, cost]; NULL: only a change makes the limit
+    concurrency int4,                   -- how many jobs of one key may run; NULL: no maximum
+    rate text,                          -- how many units of one key may start in a time, for people; NULL: no rate
+    interval int8,                      -- microseconds in which one unit becomes available
+    burst int8,                         -- the most units that can be available
+    cost int8 NOT NULL,                 -- the units that a job takes which carries no cost
+    closes_lane bool NOT NULL,          -- all jobs of a lane have the key ''; false: jobs may be parked
+    used_at int8 NOT NULL DEFAULT 0,    -- when an exchange last considered the limit, exact to a second
+    PRIMARY KEY (limit_name, job_name)
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, vacuum_truncate = off,
     autovacuum_vacuum_cost_delay = 0);
--- How many jobs of a name may start in a time.
-CREATE TABLE {schema}.rate_limit (
-    name text COLLATE "C" PRIMARY KEY,
-    interval int8 NOT NULL,             -- microseconds in which one unit becomes available
-    burst int8 NOT NULL,                -- the most units that can be available
-    cost int8 NOT NULL,                 -- the units that one job takes
-    spent_until int8 NOT NULL,          -- the time until which the units taken are used up
-    rate text NOT NULL,                 -- for people
-    used_at int8 NOT NULL DEFAULT 0     -- when an exchange last considered the limit, exact to a second
-) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, vacuum_truncate = off,
-    autovacuum_vacuum_cost_delay = 0);
--- The limits of job names, as their newest worker declared them.
-CREATE TABLE {schema}.declared_limit (
-    name text COLLATE "C" PRIMARY KEY,
-    maximum int4,                       -- how many jobs may run; NULL: no concurrency limit
-    interval int8,                      -- NULL: no rate limit; these four as in `rate_limit`
-    burst int8,
-    cost int8,
-    rate text,
-    keyed jsonb NOT NULL                -- limits by key: [[limit, concurrency, interval, burst, cost], ...]
-);
+CREATE INDEX limit_rule_job ON {schema}.limit_rule (job_name);
 -- Changes of limits at run time. They win over what is declared, until they are reset.
 CREATE TABLE {schema}.limit_change (
     name text COLLATE "C" NOT NULL,     -- of the limit: `job:` and a job name, `queue:` and a queue, or a shared one
     for_key bool NOT NULL,              -- whether the change is for one key,
     key text COLLATE "C" NOT NULL,      -- and that key
     concurrency int4,                   -- NULL: not changed
-    rate text,                          -- NULL: not changed; these three as in `rate_limit`
+    rate text,                          -- NULL: not changed; these three as in `limit_rule`
     interval int8,
     burst int8,
     changed_at int8 NOT NULL,
@@ -325,31 +314,19 @@ CREATE TABLE {schema}.limit_change (
     reason text NOT NULL,
     PRIMARY KEY (name, for_key, key)
 );
--- Limits by key that are in force. The rows of a limit guard all its keys.
-CREATE TABLE {schema}.keyed_limit (
-    limit_name text COLLATE "C" NOT NULL,
-    job_name text COLLATE "C" NOT NULL,
-    concurrency int4,                   -- how many jobs of one key may run; NULL: no maximum
-    interval int8,                      -- NULL: no rate; these three as in `rate_limit`
-    burst int8,
-    cost int8,
-    used_at int8 NOT NULL DEFAULT 0,    -- as in `rate_limit`
-    PRIMARY KEY (limit_name, job_name)
-);
-CREATE INDEX keyed_limit_job ON {schema}.keyed_limit (job_name);
 -- Keys of limits that are in use, or were a short time ago. Exchanges find the key of a job by its text once, and then use
--- its number. Only keys that are not in use are deleted, while the rows of `keyed_limit` are locked.
-CREATE TABLE {schema}.limit_key (
+-- its number. Only keys that are not in use are deleted, while the rows of `limit_rule` are locked.
+CREATE TABLE {schema}.limit_use (
     number int8 GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     limit_name text COLLATE "C" NOT NULL,
     key text COLLATE "C" NOT NULL,
     in_use int4 NOT NULL,               -- leased jobs that count for the key
-    spent_until int8 NOT NULL,          -- as in `rate_limit`
+    spent_until int8 NOT NULL,          -- the time until which the units taken are used up
     opens_at int8,                      -- when parked jobs are considered again because of the rate; NULL: unknown
     UNIQUE (key, limit_name)            -- in this order, because most comparisons end at the first column
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, vacuum_truncate = off,
     autovacuum_vacuum_cost_delay = 0);
-CREATE INDEX limit_key_opening ON {schema}.limit_key (opens_at) WHERE opens_at IS NOT NULL;
+CREATE INDEX limit_use_opening ON {schema}.limit_use (opens_at) WHERE opens_at IS NOT NULL;
 -- Due jobs whose key has no room. They return to `ready` when it has.
 CREATE TABLE {schema}.parked (
     limit_name text COLLATE "C" NOT NULL,
@@ -364,7 +341,7 @@ CREATE TABLE {schema}.parked (
     PRIMARY KEY (limit_name, key, queue, name, rank, due, seq)
 ) WITH (autovacuum_vacuum_threshold = 1000, vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
 CREATE UNIQUE INDEX parked_seq ON {schema}.parked (seq);
--- Limits by key that changed for a job name, and the parked job up to which its jobs were considered again.
+-- Limits that changed for a job name, and the parked job up to which its jobs were considered again.
 CREATE TABLE {schema}.changed_limit (
     job_name text COLLATE "C" NOT NULL,
     limit_name text COLLATE "C" NOT NULL,
