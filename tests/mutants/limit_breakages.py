@@ -149,17 +149,10 @@ LIMIT_MUTANTS = (
         (PLANNING,),
     ),
     Mutant(
-        "planning: a lane that is left is not mentioned",
-        "backends/planning/*.py",
-        "self._has_more = True",
-        "pass",
-        (PLANNING,),
-    ),
-    Mutant(
         "planning: an exchange that parked enough leaves all lanes",
         "backends/planning/*.py",
-        "        self._close($lane)\n        self._has_more",
-        "        for $lane in self._lanes:\n            self._close($lane)\n        self._has_more",
+        "            else:\n                self._close($lane)\n            head",
+        "            else:\n                for each in self._lanes:\n                    self._close(each)\n            head",
         (f"{MEMORY}test_new_jobs_of_a_full_key_delay_no_other_name",),
     ),
     Mutant(

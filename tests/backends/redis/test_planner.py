@@ -216,7 +216,7 @@ class Example:
             moved=len(plan.move),
             returned=len(plan.unpark),
             returned_and_leased=sum(lease.was_parked for lease in plan.leases),
-            left=plan.has_more,
+            full=len(plan.park) + len(plan.move) == MOST_PARKED,
         )
         self.held += [(worker, one.lease) for one in reply.deliveries]
 

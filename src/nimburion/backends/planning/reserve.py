@@ -61,8 +61,6 @@ class ReservePlan(msgspec.Struct):
     """The shares of the tenants that were charged."""
     min_virtual_times: dict[ShareClass, int]
     """The new minimum virtual times of these classes."""
-    has_more: bool
-    """Whether jobs that may run were left out because the plan parked as many as it may."""
 
 
 def plan_reserve(
@@ -146,7 +144,6 @@ class _Planner:
         """The key for which each job is parked now, by seq."""
         self._parked_readers: dict[tuple[LimitKey, int], JobReader[ParkedJob]] = {}
         self._parks_left = MAX_PARKED
-        self._has_more = False
 
     def open_queues(self, *, has_turns: bool) -> None:
         """Read the first jobs of all lanes that are not closed."""
@@ -192,7 +189,7 @@ class _Planner:
                 queue.pop()
                 self._park_job(lane, ParkedJob(*ranked[1:], None), full, limits)
             else:
-                self._leave(lane)
+                self._close(lane)
             head = self._listed[n] = queue.find_head()
             if head is None:
                 heappop(heap)
@@ -222,7 +219,6 @@ class _Planner:
             min_virtual_times={
                 class_: self._shares.min_virtual_times[class_] for class_ in self._shares.charged
             },
-            has_more=self._has_more,
         )
 
     def _open_lane_queue(
@@ -297,11 +293,6 @@ class _Planner:
             if n is not None:
                 self._stale.add(n)
 
-    def _leave(self, lane: PlanLane) -> None:
-        """Leave a lane to the next exchange, because this one parked as many jobs as it may."""
-        self._close(lane)
-        self._has_more = True
-
     def _park_job(
         self, lane: PlanLane, job: ParkedJob, full: JobLimit, limits: Sequence[JobLimit]
     ) -> None:
@@ -329,7 +320,7 @@ class _Planner:
             if full is None or not self._parks_left:
                 self._return(lane, job)
                 if full is not None:
-                    self._leave(lane)
+                    self._close(lane)
                 return
             self._wait_for(lane, job, full)
 
