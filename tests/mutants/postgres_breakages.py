@@ -182,8 +182,8 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: a plan with locks reads the jobs that a caller holds",
         "backends/postgres/sql/functions/planned_exchange.sql",
-        "ORDER BY r.due, r.seq LIMIT p_sizes[1] FOR UPDATE SKIP LOCKED",
-        "ORDER BY r.due, r.seq LIMIT p_sizes[1]",
+        "ORDER BY r.due, r.seq LIMIT p_most_jobs FOR UPDATE SKIP LOCKED",
+        "ORDER BY r.due, r.seq LIMIT p_most_jobs",
         (
             "tests/backends/postgres/test_planned_exchange.py::test_jobs_behind_those_that_a_caller_holds_are_leased",
         ),

@@ -19,14 +19,14 @@ _FIRST_PARKED = 16
 class Sizes(NamedTuple):
     """How much `read_candidates_1` reads at most."""
 
-    jobs: int
-    """Of each lane."""
-    turns: int
-    """Of each lane."""
+    most_jobs: int
+    """Jobs without a tenant, of each lane."""
+    most_turns: int
+    """Turns of tenants, of each lane."""
     group_factor: int
-    """For the jobs of each turn, beside what the server estimates."""
-    parked: int = 0
-    """Of each key and lane."""
+    """A factor for the jobs of each turn: the server estimates their number."""
+    most_parked: int = 0
+    """Parked jobs, of each key and lane."""
 
     def grow(self, what: str) -> Sizes:
         """Return larger sizes, because a plan needs more of something."""
@@ -90,22 +90,45 @@ class ParkedCandidate(NamedTuple):
 
 
 class Candidates(msgspec.Struct):
-    """The JSON object of `read_candidates_1`, which explains it."""
+    """The JSON object of `read_candidates_1`: what a plan considers.
+
+    Requested lanes are named by their index in the request, from 1. A fact that is None was not
+    needed, or there is none.
+    """
 
     open: list[int]
+    """The requested lanes that are served: those that are not paused or changing."""
     changing: list[int]
+    """The requested lanes to which parked jobs still return after a change of limits."""
     rules: list[CandidateRule] | None = None
+    """The limits of the job names."""
     changes: list[ChangedKey] | None = None
+    """The changes of single keys, if jobs may be parked."""
     jobs: Columns | None = None
+    """Jobs without a tenant, in the order of their lanes: requested lane, rank, due, seq, lane and
+    main lane.
+    """
     turns: Columns | None = None
+    """The turns of tenants, in their order: requested lane, rank, virtual time, lane, share."""
     groups: Columns | None = None
+    """The first jobs of the lanes of these turns: lane, due, seq."""
     group_size: int | None = None
+    """How many jobs of each of these lanes were read at most."""
     shares: Columns | None = None
+    """The shares of tenants: share, virtual time (None: no row), mean run time, unmeasured, weight.
+    """
     classes: list[tuple[str, int, int]] | None = None
+    """The share classes of the queues: queue, rank, minimum virtual time."""
     parked: list[ParkedCandidate] | None = None
+    """The first jobs that are parked for the keys of the jobs above."""
     keys: Columns | None = None
+    """The keys of all these jobs: seq, requested lane, limit, key, cost (None: none of its own),
+    in_use, spent_until (None: not in use), opens_at, has_parked.
+    """
     version: int | None = None
+    """That of the limits for which jobs may be parked. It is compared when the plan is applied."""
     sizes: list[tuple[int, int]] | None = None
+    """The bytes of each job, by seq, if they may not fit into the reply."""
 
 
 decode_candidates: Callable[[str], Candidates] = msgspec.json.Decoder(Candidates).decode

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from nimburion.backends.postgres import exchange as exchanging
@@ -30,6 +31,17 @@ if TYPE_CHECKING:
 def make_call(function: str, count: int) -> str:
     """Return the statement that calls a database function with `count` arguments."""
     places = ", ".join(f"${n}" for n in range(1, count + 1))
+    return f"SELECT * FROM {{schema}}.{function}({places})"  # noqa: S608 - names of ours
+
+
+@cache
+def make_named_call(function: str, parameters: tuple[str, ...]) -> str:
+    """Return the statement that calls a database function with arguments for these parameters.
+
+    >>> make_named_call("get_time_1", ("now",))
+    'SELECT * FROM {schema}.get_time_1(p_now => $1)'
+    """
+    places = ", ".join(f"p_{name} => ${n}" for n, name in enumerate(parameters, 1))
     return f"SELECT * FROM {{schema}}.{function}({places})"  # noqa: S608 - names of ours
 
 
@@ -199,16 +211,22 @@ class PostgresConnections:
         if is_capped:
             request = exchanging.apply_cap(request)
             is_capped = exchanging.is_capped(request)
-        arguments = exchanging.encode_arguments(
-            session_id, number, settlements, request, one_by_one=one_by_one
-        )
         extra = (len(settlements) + request.total) / JOBS_PER_SECOND
         if self._is_restricted or is_capped:
             reply = await self._run_planned_exchange(
-                now, session_id, number, arguments, request, extra_time=extra
+                now,
+                session_id,
+                number,
+                settlements,
+                request,
+                one_by_one=one_by_one,
+                extra_time=extra,
             )
             if reply is not None:
                 return reply
+        arguments = exchanging.encode_arguments(
+            session_id, number, settlements, request, one_by_one=one_by_one
+        )
         connection = self.main
         statement = _EXCHANGE_POOLED if connection.server.pooled else _EXCHANGE
         marks = self.low_water_marks.make_arguments(connection.driver)
@@ -243,9 +261,10 @@ class PostgresConnections:
         now: int | None,
         session_id: str,
         number: int,
-        arguments: list[Any],
+        settlements: Sequence[Settlement],
         request: ReserveRequest,
         *,
+        one_by_one: bool,
         extra_time: float,
     ) -> Reply | None:
         """Return the reply; None: it is a repeat, or nothing restricts it, so it is not planned."""
@@ -255,7 +274,13 @@ class PostgresConnections:
             self._planner = planned_exchange.ExchangePlanner(self.main)
         marks = self.low_water_marks.make_arguments(self.main.driver)
         exchange = planned_exchange.PlannedExchange(
-            now, arguments, request, marks, self.insert_schema
+            request,
+            now=now,
+            session_id=session_id,
+            number=number,
+            settlements=exchanging.encode_named_settlements(settlements, one_by_one=one_by_one),
+            marks=marks,
+            insert_schema=self.insert_schema,
         )
         try:
             await self._planner.run(exchange, extra_time=extra_time)

@@ -51,7 +51,18 @@ NOT_ALL_LEASED = "NB001"
 RESULTS_BY_CODE: dict[str, Settled] = {"d": Settled.DONE, "a": Settled.ALREADY, "s": Settled.STALE}
 _KEEP = "keep"
 """The text of a completion whose payload is kept."""
-_NO_SETTLEMENTS: tuple[None, ...] = (None,) * 9
+SETTLEMENT_PARAMETERS = (
+    "kinds",
+    "seqs",
+    "ids",
+    "fences",
+    "nonces",
+    "bodies",
+    "delays",
+    "texts",
+    "fractions",
+)
+_NO_SETTLEMENTS: tuple[None, ...] = (None,) * len(SETTLEMENT_PARAMETERS)
 
 _delivery_order = itemgetter(0, 2, 1)
 """The order of jobs in a reply: position, due time and seq. Jobs of the same lane may share a
@@ -82,18 +93,35 @@ def encode_arguments(
     Raises:
         Unstorable: a delay or a text of a settlement cannot be stored; nothing was sent.
     """
-    number = number if 0 <= number < 1 << 62 else -1  # then it is out of order
     return [
         session_id,
-        number,
+        clamp_number(number),
         *encode_settlements(settlements, one_by_one=one_by_one),
         *encode_request(request),
     ]
 
 
+def clamp_number(number: int) -> int:
+    """Return the number of an exchange; -1, which is out of order, if it cannot be stored."""
+    return number if 0 <= number < 1 << 62 else -1
+
+
+@reject_unstorable_text
+def encode_named_settlements(
+    settlements: Sequence[Settlement], *, one_by_one: bool
+) -> dict[str, Any]:
+    """Return what `encode_settlements` returns, by the names of the parameters.
+
+    Raises:
+        Unstorable: a delay or a text of a settlement cannot be stored.
+    """
+    encoded = encode_settlements(settlements, one_by_one=one_by_one)
+    return dict(zip(SETTLEMENT_PARAMETERS, encoded, strict=True))
+
+
 def encode_settlements(settlements: Sequence[Settlement], *, one_by_one: bool) -> Sequence[Any]:
-    """Encode settlements as arrays. If each completes a different job, the letters are omitted and
-    the order is by seq.
+    """Encode settlements as arrays, in the order of SETTLEMENT_PARAMETERS. If each completes a
+    different job, the letters are omitted and the order is by seq.
     """
     if not settlements:
         return _NO_SETTLEMENTS

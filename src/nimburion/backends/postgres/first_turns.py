@@ -5,9 +5,9 @@ It is what `plan_reserve` would return, at a fraction of its work.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from nimburion.backends.postgres.applied_plan import AppliedPlan
 from nimburion.backends.postgres.candidates import Candidates, iterate_rows
 from nimburion.backends.postgres.exchange import is_capped
 from nimburion.core.fairness import TenantShare
@@ -17,38 +17,15 @@ if TYPE_CHECKING:
 
 
 class FirstTurns:
-    """The first arguments of `apply_plan_1` for jobs of tenants of which none is parked."""
+    """A plan that leases jobs of tenants, of which none is parked."""
 
-    def __init__(
-        self,
-        seqs: list[int],
-        dues: list[int],
-        lanes: list[int],
-        shares: Sequence[Sequence[Any]],
-        version: int | None,
-    ) -> None:
-        """`shares`: what `encode_charges` returns, then what `encode_shares` returns. `version`:
-        that of the candidates.
-        """
-        self.seqs: list[int] = seqs
-        self._jobs = [seqs, dues, lanes, None, len(seqs), None, None]
-        self._charges = shares[:2]
-        self._shares = shares[2:]
-        self._version = version
+    def __init__(self, applied: AppliedPlan) -> None:
+        self._applied = applied
+        self.seqs: list[int] = applied.seqs
 
-    def encode(self) -> list[Any]:
-        """Return the arguments up to the waiting lanes. More tenants wait than get a turn."""
-        no_uses = [None] * 8
-        return [
-            *self._jobs,
-            *self._charges,
-            None,
-            None,
-            *no_uses,
-            self._version,
-            *self._shares,
-            [1],
-        ]
+    def encode(self) -> AppliedPlan:
+        """Return the arguments of `apply_plan_1`."""
+        return self._applied
 
 
 def plan_first_turns(candidates: Candidates, request: ReserveRequest) -> FirstTurns | None:
@@ -80,19 +57,26 @@ def plan_first_turns(candidates: Candidates, request: ReserveRequest) -> FirstTu
         charges.append(charge)
         after[share] = own
     charged = sorted(after)
-    changed = [
-        shares[:total],
-        charges,
-        charged,
-        [stored[share][0] for share in charged],
-        [after[share].virtual_time for share in charged],
-        [after[share].unmeasured for share in charged],
-        [request.lanes[0].queue],
-        [ranks[0]],
-        [first_minimum],
-        [minimum],
-    ]
-    return FirstTurns(seqs[:total], dues[:total], lanes[:total], changed, candidates.version)
+    return FirstTurns(
+        AppliedPlan(
+            seqs=seqs[:total],
+            dues=dues[:total],
+            lanes=lanes[:total],
+            leased=total,
+            shares=shares[:total],
+            charges=charges,
+            version=candidates.version,
+            charged=charged,
+            times_before=[stored[share][0] for share in charged],
+            times=[after[share].virtual_time for share in charged],
+            unmeasured=[after[share].unmeasured for share in charged],
+            class_queues=[request.lanes[0].queue],
+            class_ranks=[ranks[0]],
+            minimums_before=[first_minimum],
+            minimums=[minimum],
+            waiting=[1],  # more tenants wait than get a turn
+        )
+    )
 
 
 def _has_only_turns(candidates: Candidates, request: ReserveRequest) -> bool:

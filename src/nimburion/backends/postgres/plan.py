@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
@@ -12,6 +11,7 @@ from nimburion.backends.planning.reserve import (
     count_fitting,
     plan_reserve,
 )
+from nimburion.backends.postgres.applied_plan import AppliedPlan
 from nimburion.backends.postgres.candidates import Candidates, Sizes
 from nimburion.backends.postgres.first_turns import FirstTurns, plan_first_turns
 from nimburion.backends.postgres.source import CandidateJob, PostgresSource
@@ -70,8 +70,8 @@ class Plan:
         self.seqs: Sequence[int] = [lease.seq for lease in self._plan.leases]
         """The jobs to lease, in the order of the reply."""
 
-    def encode(self) -> list[Any]:
-        """Return the arguments of `apply_plan_1` from the jobs to the waiting lanes."""
+    def encode(self) -> AppliedPlan:
+        """Return the arguments of `apply_plan_1`."""
         plan, source = self._plan, self._source
         parked = {**plan.park, **plan.move}
         # SQL counts the limits that close lanes.
@@ -79,81 +79,63 @@ class Plan:
         for lease in plan.leases:
             keys.update((limit.key, None) for limit in lease.limits)
         places: dict[LimitKey, int] = {key: n for n, key in enumerate(keys, 1)}
-        return [
-            *self._encode_jobs(list(parked)),
-            *self._encode_lease_keys(places),
-            *self._encode_charges(),
-            [places[key] for key in parked.values()] or None,
-            plan.unpark or None,
-            *self._encode_uses(list(keys)),
-            self._version,
-            *encode_shares(plan, source),
-            None,
-        ]
-
-    def _encode_jobs(self, parked: list[int]) -> list[Any]:
         seqs = [*self.seqs, *parked]
-        jobs: list[CandidateJob] = [self._source.jobs[seq] for seq in seqs]
+        jobs: list[CandidateJob] = [source.jobs[seq] for seq in seqs]
         lanes = [lane for _, lane, _ in jobs]
         main_lanes = [main_lane for _, _, main_lane in jobs]
-        return [
-            seqs,
-            [due for due, _, _ in jobs],
-            lanes,
-            None if main_lanes == lanes else main_lanes,
-            len(self.seqs),
-        ]
+        applied = AppliedPlan(
+            seqs=seqs,
+            dues=[due for due, _, _ in jobs],
+            lanes=lanes,
+            main_lanes=None if main_lanes == lanes else main_lanes,
+            leased=len(self.seqs),
+            park_keys=[places[key] for key in parked.values()] or None,
+            returned=plan.unpark or None,
+            version=self._version,
+        )
+        if keys:
+            self._add_uses(applied, places)
+        if plan.shares:
+            self._add_charges(applied)
+        return applied
 
-    def _encode_lease_keys(self, places: dict[LimitKey, int]) -> list[Any]:
+    def _add_uses(self, applied: AppliedPlan, places: dict[LimitKey, int]) -> None:
+        """Add the keys of the leased jobs, and the uses before and after the plan."""
         ends: list[int] = []
-        keys: list[int] = []
+        lease_keys: list[int] = []
         for lease in self._plan.leases:
-            keys += [places[limit.key] for limit in lease.limits]
-            ends.append(len(keys))
-        return [ends, keys] if keys else [None, None]
+            lease_keys += [places[limit.key] for limit in lease.limits]
+            ends.append(len(lease_keys))
+        if lease_keys:
+            applied.key_ends, applied.keys = ends, lease_keys
+        before = [self._source.uses[key] for key in places]
+        after = [self._plan.uses.get(key, use) for key, use in zip(places, before, strict=True)]
+        applied.limits = [limit for limit, _ in places]
+        applied.key_names = [key for _, key in places]
+        applied.in_use_before = [use.in_use for use in before]
+        applied.spent_before = [use.spent_until for use in before]
+        applied.opens_before = [use.opens_at for use in before]
+        applied.in_use = [use.in_use for use in after]
+        applied.spent = [use.spent_until for use in after]
+        applied.opens = [use.opens_at for use in after]
 
-    def _encode_charges(self) -> list[Any]:
-        leases = self._plan.leases
-        if not self._plan.shares:
-            return [None, None]
-        return [
-            [self._source.shares_by_job.get(lease.seq) for lease in leases],
-            [lease.charge for lease in leases],
+    def _add_charges(self, applied: AppliedPlan) -> None:
+        """Add what tenants are charged, their shares, and the minimum virtual times."""
+        plan, source = self._plan, self._source
+        charged = sorted(
+            (share, planned.share)
+            for shares in plan.shares.values()
+            for share, planned in shares.items()
+        )
+        applied.shares = [source.shares_by_job.get(lease.seq) for lease in plan.leases]
+        applied.charges = [lease.charge for lease in plan.leases]
+        applied.charged = [share for share, _ in charged]  # type: ignore[misc]
+        applied.times_before = [source.virtual_times[share] for share in applied.charged]
+        applied.times = [after.virtual_time for _, after in charged]
+        applied.unmeasured = [after.unmeasured for _, after in charged]
+        applied.class_queues = [queue for queue, _ in plan.min_virtual_times]
+        applied.class_ranks = [rank for _, rank in plan.min_virtual_times]
+        applied.minimums_before = [
+            source.read_min_virtual_time(class_) for class_ in plan.min_virtual_times
         ]
-
-    def _encode_uses(self, keys: list[LimitKey]) -> list[Any]:
-        if not keys:
-            return [None] * 8
-        before = [self._source.uses[key] for key in keys]
-        after = [self._plan.uses.get(key, use) for key, use in zip(keys, before, strict=True)]
-        return [
-            [limit for limit, _ in keys],
-            [key for _, key in keys],
-            [use.in_use for use in before],
-            [use.spent_until for use in before],
-            [use.opens_at for use in before],
-            [use.in_use for use in after],
-            [use.spent_until for use in after],
-            [use.opens_at for use in after],
-        ]
-
-
-def encode_shares(plan: ReservePlan, source: PostgresSource) -> list[Any]:
-    """Encode the shares and minimum virtual times that a plan changes."""
-    if not plan.shares:
-        return [None] * 8
-    charged = sorted(
-        (share, planned.share)
-        for shares in plan.shares.values()
-        for share, planned in shares.items()
-    )
-    return [
-        [share for share, _ in charged],
-        [source.virtual_times[share] for share, _ in charged],  # type: ignore[index]
-        [after.virtual_time for _, after in charged],
-        [after.unmeasured for _, after in charged],
-        [queue for queue, _ in plan.min_virtual_times],
-        [rank for _, rank in plan.min_virtual_times],
-        [source.read_min_virtual_time(class_) for class_ in plan.min_virtual_times],
-        list(plan.min_virtual_times.values()),
-    ]
+        applied.minimums = list(plan.min_virtual_times.values())

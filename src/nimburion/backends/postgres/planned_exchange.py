@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, cast
 
+import msgspec
+
 from nimburion.backends.postgres.candidates import (
     Candidates,
     NeedsMore,
@@ -20,10 +22,11 @@ from nimburion.backends.postgres.candidates import (
     make_sizes,
 )
 from nimburion.backends.postgres.connection.pool import Fetch, PostgresConnection
-from nimburion.backends.postgres.database import make_call
+from nimburion.backends.postgres.database import make_named_call
 from nimburion.backends.postgres.encoding import to_optional_seconds, to_seconds
 from nimburion.backends.postgres.exchange import (
     RESULTS_BY_CODE,
+    clamp_number,
     decode_deliveries,
     get_queues_to_notify,
     is_capped,
@@ -32,10 +35,6 @@ from nimburion.backends.postgres.first_turns import FirstTurns
 from nimburion.backends.postgres.plan import Plan, make_plan
 from nimburion.core.exchange import MAX_WAITING_LANES, Reply, ReserveRequest
 from nimburion.core.lease import Delivery
-
-_BEGIN = make_call("begin_planned_exchange_1", 23)
-_READ_AGAIN = make_call("read_candidates_again_1", 11)
-_APPLY = make_call("apply_plan_1", 37)
 
 _LOCKED_EXCHANGES = 32
 """How many exchanges take the locks first after one that met a conflict: others use the same limits
@@ -75,19 +74,41 @@ class PlannedExchange:
 
     def __init__(
         self,
-        now: int | None,
-        arguments: list[Any],
         request: ReserveRequest,
+        *,
+        now: int | None,
+        session_id: str,
+        number: int,
+        settlements: dict[str, Any],
         marks: tuple[list[int], list[int], int],
         insert_schema: Callable[[str], str],
     ) -> None:
-        """`arguments`: what `encode_arguments` returns; `marks`: the low-water marks."""
+        """Prepare an exchange.
+
+        Args:
+            request: what the exchange asks for.
+            now: the time of a test's clock; None: the server reads its own.
+            session_id: the id of the session.
+            number: the number of the exchange.
+            settlements: what `encode_named_settlements` returns.
+            marks: the low-water marks, as from `LowWaterMarks.make_arguments`.
+            insert_schema: inserts the schema into a statement.
+        """
         self._clock = now
-        self._session_id, self._number, *self._settlements = arguments[:11]
-        self._queues, self._names = arguments[14:16]
+        self._session_id = session_id
+        self._number = clamp_number(number)
+        self._settlements = settlements
         self._request = request
-        self._marks = marks
+        self._lanes = list(dict.fromkeys(request.lanes))
         self._insert_schema = insert_schema
+        low_water_lanes, low_water_marks, self._scheduled_low_water_mark = marks
+        self._read_arguments: dict[str, Any] = {
+            "queues": [lane.queue for lane in self._lanes],
+            "names": [lane.name for lane in self._lanes],
+            "low_water_lanes": low_water_lanes,
+            "low_water_marks": low_water_marks,
+        }
+        """The arguments of each statement that reads the requested lanes."""
         self._sizes = make_sizes(request)
         self._now = 0
         self._is_locked = False
@@ -110,25 +131,25 @@ class PlannedExchange:
     async def begin(self, fetch: Fetch, *, lock: bool) -> None:
         """Settle and promote. Lease jobs that nothing restricts, else read candidates."""
         request = self._request
-        rows = await fetch(
-            self._insert_schema(_BEGIN),
-            self._clock,
-            self._session_id,
-            self._number,
-            *self._settlements,
-            max(0, request.total),
-            request.nonce,
-            self._queues,
-            self._names,
-            request.max_bytes,
-            is_capped(request),
-            list(self._sizes),
-            lock,
-            *self._marks,
+        rows = await self._call(
+            fetch,
+            "begin_planned_exchange_1",
+            now=self._clock,
+            session=self._session_id,
+            number=self._number,
+            **self._settlements,
+            total=max(0, request.total),
+            nonce=request.nonce,
+            max_bytes=request.max_bytes,
+            is_capped=is_capped(request),
+            **self._sizes._asdict(),
+            lock=lock,
+            **self._read_arguments,
+            scheduled_low_water_mark=self._scheduled_low_water_mark,
         )
         self.begun = rows[-1]
         self._leased_rows = rows if len(rows) > 1 else None
-        self._note_candidates(self.begun["now"], self.begun["options"])
+        self._note_candidates(self.begun["now"], self.begun["candidates"])
 
     async def lease(self, fetch: Fetch, *, conflicts: int) -> bool:
         """Make plans until one applies. Return False after `conflicts` plans that did not."""
@@ -166,19 +187,17 @@ class PlannedExchange:
 
     async def _read_again(self, fetch: Fetch, *, lock: bool) -> None:
         """Read candidates again."""
-        request = self._request
-        (self._last_read,) = await fetch(
-            self._insert_schema(_READ_AGAIN),
-            self._clock,
-            self._session_id,
-            request.total,
-            self._queues,
-            self._names,
-            request.max_bytes,
-            list(self._sizes),
-            lock,
-            self._is_locked,
-            *self._marks[:2],
+        (self._last_read,) = await self._call(
+            fetch,
+            "read_candidates_again_1",
+            now=self._clock,
+            session=self._session_id,
+            total=self._request.total,
+            max_bytes=self._request.max_bytes,
+            **self._sizes._asdict(),
+            lock=lock,
+            is_locked=self._is_locked,
+            **self._read_arguments,
         )
         self._note_candidates(self._last_read["now"], self._last_read["candidates"])
 
@@ -190,24 +209,28 @@ class PlannedExchange:
 
     async def _apply(self, fetch: Fetch, plan: Plan | FirstTurns) -> Any:  # noqa: ANN401 - a row
         """Apply a plan, and return the status row."""
-        rows = await fetch(
-            self._insert_schema(_APPLY),
-            self._now,
-            self._session_id,
-            self._number,
-            self._request.nonce,
-            *plan.encode(),
-            self._queues,
-            self._names,
-            *self._marks[:2],
+        rows = await self._call(
+            fetch,
+            "apply_plan_1",
+            now=self._now,
+            session=self._session_id,
+            number=self._number,
+            nonce=self._request.nonce,
+            **msgspec.structs.asdict(plan.encode()),
+            **self._read_arguments,
         )
         if rows[-1]["outcome"] == "ok":
             self._leased_rows, self._plan = rows, plan
         return rows[-1]
 
+    async def _call(self, fetch: Fetch, function: str, **arguments: Any) -> list[Any]:
+        """Call a database function, and return its rows."""
+        statement = make_named_call(function, tuple(arguments))
+        return await fetch(self._insert_schema(statement), *arguments.values())
+
     def make_reply(self) -> Reply:
         """Return the reply of the exchange."""
-        lanes = list(dict.fromkeys(self._request.lanes))
+        lanes = self._lanes
         rows = [self.begun] if self._last_read is None else [self.begun, self._last_read]
         deliveries: list[Delivery] = []
         if self._leased_rows is not None:
@@ -233,8 +256,8 @@ class PlannedExchange:
         if self.begun is None:
             return []
         queues = get_queues_to_notify(self.begun)
-        if self.begun["outcome"] == "open" and self.begun["queues"]:
-            left = Counter(self.begun["queues"])
+        if self.begun["promoted_queues"]:
+            left = Counter(self.begun["promoted_queues"])
             left -= Counter(delivery.queue for delivery in deliveries)
             return queues + list(left.elements())
         return queues

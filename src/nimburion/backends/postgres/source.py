@@ -134,7 +134,7 @@ class PostgresSource:
     ) -> Sequence[tuple[PlanLane, Iterator[list[Place]]]]:
         """See `Source`."""
         return [
-            (lane, self._read(self._places.get(lane.number, []), lane.number, "jobs"))
+            (lane, self._read(self._places.get(lane.number, []), lane.number, "most_jobs"))
             for lane in lanes
             if self._places.get(lane.number) or lane.number in self._incomplete
         ]
@@ -149,8 +149,8 @@ class PostgresSource:
                 turns.append(Turn(rank, virtual_time, *jobs[0], share))
         if turns:
             yield turns
-        if len(listed) >= self._sizes.turns:
-            raise NeedsMore("turns")
+        if len(listed) >= self._sizes.most_turns:
+            raise NeedsMore("most_turns")
 
     def read_group(
         self, lane: PlanLane, tenant: Tenant, rank: int, after: tuple[int, int] | None
@@ -158,8 +158,8 @@ class PostgresSource:
         """See `Source`."""
         group = self._group_numbers.get((lane.number, rank, tenant))
         if group is None:
-            if len(self._turns.get(lane.number, ())) >= self._sizes.turns:
-                raise NeedsMore("turns")
+            if len(self._turns.get(lane.number, ())) >= self._sizes.most_turns:
+                raise NeedsMore("most_turns")
             return
         jobs = self._groups.get(group, [])
         if after is not None:
@@ -199,10 +199,10 @@ class PostgresSource:
         """See `Source`."""
         if not self.uses[key].has_parked:
             return
-        if self._sizes.parked == 0:
-            raise NeedsMore("parked")
+        if self._sizes.most_parked == 0:
+            raise NeedsMore("most_parked")
         place = (key, lane.number)
-        yield from self._read(self._parked.get(place, []), place, "parked")
+        yield from self._read(self._parked.get(place, []), place, "most_parked")
 
     def _read(self, jobs: list[J], place: object, what: str) -> Iterator[list[J]]:
         """Yield the jobs of a place; raise `NeedsMore` after them if there may be more."""
@@ -218,7 +218,7 @@ class PostgresSource:
             counts[place] = counts.get(place, 0) + 1
             self.jobs[seq] = (due, lane, main_lane)
             self._places.setdefault(place, []).append((rank, due, seq))
-        self._note_incomplete(counts, self._sizes.jobs)
+        self._note_incomplete(counts, self._sizes.most_jobs)
 
     def _index_turns(self) -> None:
         """Note the turns of tenants, by lane."""
@@ -248,7 +248,7 @@ class PostgresSource:
             self.shares_by_job[job.seq] = job.share
             parked = ParkedJob(job.rank, job.due, job.seq, job.share)
             self._parked.setdefault(place, []).append(parked)
-        self._note_incomplete(counts, self._sizes.parked)
+        self._note_incomplete(counts, self._sizes.most_parked)
 
     def _note_incomplete(self, counts: dict[object, int], size: int) -> None:
         """Note the places of which as many jobs were read as were asked for."""

@@ -17,21 +17,24 @@
 -- Settle finished jobs, promote due jobs, and lease jobs that nothing restricts. If there are others, read what a plan needs.
 -- Inputs: as for `exchange_1`
 --   p_is_capped     whether the number of jobs of a queue is limited
---   p_sizes         how much to read at most: jobs of each lane, turns of each lane, jobs of each turn (a factor), jobs that are
---                   parked for each key
+--   p_most_jobs, p_most_turns
+--                   how many jobs and turns of each lane to read at most
+--   p_group_factor  a factor for the number of jobs of each turn
+--   p_most_parked   how many jobs that are parked for each key to read at most
 --   p_lock          whether to lock what the plan may change, too: share classes of tenants, and the rows of candidates
 -- Result: as of `exchange_1`. Further outcomes:
 --   repeated        this was the last exchange; call `exchange_1`, which repeats it
 --   plain           nothing restricts this exchange; call `exchange_1`. Nothing was changed.
---   open            a plan has to be applied: `options` has the candidates, as from `read_candidates_1`, and `queues` that of each
---                   promoted job, at most 1000 times. The queues of those that the plan does not lease are to be notified, too.
+--   open            a plan of the `candidates` has to be applied. Then the queues of the promoted jobs that it does not lease
+--                   (`promoted_queues`) are to be notified, too.
 CREATE OR REPLACE FUNCTION {schema}.begin_planned_exchange_1(
     p_now int8, p_session text, p_number int8,
     p_kinds text, p_seqs int8[], p_ids bytea[], p_fences int4[], p_nonces bytea[], p_bodies bytea[], p_delays int8[],
     p_texts text[], p_fractions float8[],
-    p_total int4, p_nonce bytea, p_queues text[], p_names text[], p_max_bytes int8, p_is_capped bool, p_sizes int4[],
-    p_lock bool, p_low_water_lanes int4[], p_low_water_marks int8[], p_scheduled_low_water_mark int8
-) RETURNS SETOF {schema}.exchange_reply
+    p_total int4, p_nonce bytea, p_queues text[], p_names text[], p_max_bytes int8, p_is_capped bool,
+    p_most_jobs int4, p_most_turns int4, p_group_factor int4, p_most_parked int4, p_lock bool,
+    p_low_water_lanes int4[], p_low_water_marks int8[], p_scheduled_low_water_mark int8
+) RETURNS SETOF {schema}.planned_exchange_reply
 LANGUAGE plpgsql
 SET enable_seqscan TO off SET enable_bitmapscan TO off SET enable_hashjoin TO off
 SET enable_mergejoin TO off SET enable_material TO off SET enable_memoize TO off SET jit TO off
@@ -45,7 +48,7 @@ DECLARE
     promoted record;
     lanes record;
     lane_index int4;
-    reply {schema}.exchange_reply;
+    reply {schema}.planned_exchange_reply;
 BEGIN
     -- Step 1: lock the session, and what the settlements and the lease change.
     first_reading := {schema}.begin_exchange_1(p_session);
@@ -55,7 +58,8 @@ BEGIN
         WHEN session.is_repeated THEN 'repeated'
         WHEN NOT p_is_capped AND NOT {schema}.is_restricted_1(p_names) THEN 'plain' END;
     IF reply.outcome IS NOT NULL THEN
-        RETURN NEXT {schema}.make_status_reply_1(reply.outcome, session.last_number);
+        reply.last_number := session.last_number;
+        RETURN NEXT reply;
         RETURN;
     END IF;
     IF p_lock THEN
@@ -95,9 +99,9 @@ BEGIN
         lane_index := {schema}.find_single_lane_1(lanes.head_dues, lanes.names, locked_names, p_queues, p_names);
     END IF;
     IF p_total > 0 AND lane_index IS NOT NULL THEN
-        RETURN QUERY SELECT * FROM {schema}.lease_open_jobs_1(reply.now, session.number, p_number, p_nonce, p_total,
-            lanes.ids[lane_index], lanes.main_lanes[lane_index], lanes.low_water_marks[lane_index],
-            lanes.queues[lane_index], lanes.names[lane_index]);
+        RETURN QUERY SELECT *, CAST(NULL AS text), CAST(NULL AS text[]) FROM {schema}.lease_open_jobs_1(
+            reply.now, session.number, p_number, p_nonce, p_total, lanes.ids[lane_index], lanes.main_lanes[lane_index],
+            lanes.low_water_marks[lane_index], lanes.queues[lane_index], lanes.names[lane_index]);
         IF FOUND THEN
             reply.lanes := lanes.main_lanes[lane_index:lane_index];
             reply.queues := lanes.queues[lane_index:lane_index];
@@ -106,25 +110,26 @@ BEGIN
         END IF;
     END IF;
     IF p_total > 0 AND reply.lanes IS NULL THEN
-        reply.options := {schema}.read_candidates_1(
-            reply.now, p_total, p_queues, p_names, p_max_bytes, p_sizes, p_lock, p_low_water_lanes, p_low_water_marks);
+        reply.candidates := {schema}.read_candidates_1(
+            reply.now, p_total, p_queues, p_names, p_max_bytes, p_most_jobs, p_most_turns, p_group_factor, p_most_parked, p_lock,
+            p_low_water_lanes, p_low_water_marks);
     END IF;
-    IF promoted.lanes IS NOT NULL AND reply.options IS NULL THEN
+    IF promoted.lanes IS NOT NULL AND reply.candidates IS NULL THEN
         reply.to_notify := reply.to_notify || {schema}.list_queues_of_left_jobs_1(promoted.lanes, session.number, p_number);
     ELSIF promoted.lanes IS NOT NULL THEN
-        reply.queues := {schema}.list_queues_of_left_jobs_1(promoted.lanes, session.number, p_number);
+        reply.promoted_queues := {schema}.list_queues_of_left_jobs_1(promoted.lanes, session.number, p_number);
     END IF;
     IF p_total > 0 AND reply.next_due <= reply.now + 20000000 THEN  -- DUE_WINDOW in core/exchange.py
         reply.next_due := {schema}.report_due_1(reply.now, session.number, reply.next_due);
     END IF;
-    IF reply.options IS NULL THEN
+    IF reply.candidates IS NULL THEN
         reply.waiting := {schema}.find_waiting_lanes_1(reply.now, p_queues, p_names, p_low_water_lanes, p_low_water_marks);
         reply.next_due := LEAST(reply.next_due, {schema}.find_next_opening_1(reply.now, p_queues, p_names));
     END IF;
 
     -- Step 4: record the exchange, and return the status row.
-    PERFORM {schema}.record_exchange_1(session.number, p_number, p_nonce, reply.results, reply.options IS NOT NULL);
-    reply.outcome := CASE WHEN reply.options IS NULL THEN 'ok' ELSE 'open' END;
+    PERFORM {schema}.record_exchange_1(session.number, p_number, p_nonce, reply.results, reply.candidates IS NOT NULL);
+    reply.outcome := CASE WHEN reply.candidates IS NULL THEN 'ok' ELSE 'open' END;
     reply.nonce := p_nonce;
     reply.oldest_xid := session.oldest_xid;
     reply.next_xid := pg_current_xact_id()::text::int8 + 1;
@@ -289,7 +294,8 @@ END $$;
 --     version     of the limits by key, as from `get_limits_version_1`
 --     sizes       of the jobs above, if they may not fit into the reply: seq, bytes
 CREATE OR REPLACE FUNCTION {schema}.read_candidates_1(
-    p_now int8, p_total int4, p_queues text[], p_names text[], p_max_bytes int8, p_sizes int4[], p_lock bool,
+    p_now int8, p_total int4, p_queues text[], p_names text[], p_max_bytes int8,
+    p_most_jobs int4, p_most_turns int4, p_group_factor int4, p_most_parked int4, p_lock bool,
     p_low_water_lanes int4[], p_low_water_marks int8[]
 ) RETURNS text
 LANGUAGE plpgsql AS $$
@@ -322,28 +328,28 @@ BEGIN
             AS l (lane, main_lane, place, rank, low_water_mark, head),
         LATERAL (
             (SELECT r.due, r.seq FROM {schema}.ready r WHERE NOT p_lock AND r.lane = l.lane AND r.due >= l.low_water_mark
-            ORDER BY r.due, r.seq LIMIT p_sizes[1])
+            ORDER BY r.due, r.seq LIMIT p_most_jobs)
             UNION ALL
             SELECT * FROM (  -- UNION does not allow FOR UPDATE itself
                 SELECT r.due, r.seq FROM {schema}.ready r WHERE p_lock AND r.lane = l.lane AND r.due >= l.low_water_mark
-                ORDER BY r.due, r.seq LIMIT p_sizes[1] FOR UPDATE SKIP LOCKED
+                ORDER BY r.due, r.seq LIMIT p_most_jobs FOR UPDATE SKIP LOCKED
             ) r
         ) r
         WHERE l.head IS NOT NULL AND l.place = ANY (open)
         ORDER BY l.place, nth
-    ) j WHERE j.nth <= p_sizes[1];
-    turns := {schema}.read_turns_1(p_queues, p_names, open, p_sizes[2]);
+    ) j WHERE j.nth <= p_most_jobs;
+    turns := {schema}.read_turns_1(p_queues, p_names, open, p_most_turns);
     IF jobs.seqs IS NULL AND turns.lanes IS NULL AND changing IS NULL THEN
         RETURN NULL;
     END IF;
-    group_size := CASE WHEN cardinality(turns.lanes) > p_total THEN 1 ELSE 4 + p_total / cardinality(turns.lanes) END * p_sizes[3];
+    group_size := CASE WHEN cardinality(turns.lanes) > p_total THEN 1 ELSE 4 + p_total / cardinality(turns.lanes) END * p_group_factor;
     groups := {schema}.read_groups_1(turns.lanes, turns.places, group_size, p_lock);
     shares := turns.shares;
     seqs := jobs.seqs || groups.seqs;
     places := jobs.places || groups.places;
     keyed := {schema}.find_keyed_lanes_1(p_queues, p_names);
-    IF p_sizes[4] > 0 THEN
-        parked := {schema}.read_parked_1(p_queues, p_names, keyed, seqs, places, p_sizes[4], p_lock);
+    IF p_most_parked > 0 THEN
+        parked := {schema}.read_parked_1(p_queues, p_names, keyed, seqs, places, p_most_parked, p_lock);
         seqs := seqs || parked.seqs;
         places := places || parked.places;
         shares := shares || parked.shares;
@@ -530,8 +536,8 @@ END $$;
 -- Result: the time, and the candidates. NULL: no job can be leased, and the others are as in the reply of `exchange_1`; `next_due` is
 --   only when a limit opens.
 CREATE OR REPLACE FUNCTION {schema}.read_candidates_again_1(
-    p_now int8, p_session text, p_total int4, p_queues text[], p_names text[], p_max_bytes int8, p_sizes int4[],
-    p_lock bool, p_is_locked bool, p_low_water_lanes int4[], p_low_water_marks int8[],
+    p_now int8, p_session text, p_total int4, p_queues text[], p_names text[], p_max_bytes int8,
+    p_most_jobs int4, p_most_turns int4, p_group_factor int4, p_most_parked int4, p_lock bool, p_is_locked bool, p_low_water_lanes int4[], p_low_water_marks int8[],
     OUT now int8, OUT candidates text, OUT waiting int4[], OUT next_due int8
 ) LANGUAGE plpgsql
 SET enable_seqscan TO off SET enable_bitmapscan TO off SET enable_hashjoin TO off
@@ -546,7 +552,8 @@ BEGIN
         PERFORM {schema}.lock_share_classes_1(p_queues, NULL, NULL);
     END IF;
     candidates := {schema}.read_candidates_1(
-        now, p_total, p_queues, p_names, p_max_bytes, p_sizes, p_lock OR p_is_locked, p_low_water_lanes, p_low_water_marks);
+        now, p_total, p_queues, p_names, p_max_bytes, p_most_jobs, p_most_turns, p_group_factor, p_most_parked,
+        p_lock OR p_is_locked, p_low_water_lanes, p_low_water_marks);
     IF candidates IS NULL THEN
         waiting := {schema}.find_waiting_lanes_1(now, p_queues, p_names, p_low_water_lanes, p_low_water_marks);
         next_due := {schema}.find_next_opening_1(now, p_queues, p_names);
@@ -583,8 +590,8 @@ END $$;
 --                           as for `exchange_1`
 -- Result: as of `exchange_1`, but in any order; `next_due` is only when a limit opens. Further outcomes, with which nothing was changed:
 --   closed        the exchange is not open any more
---   conflict      the plan does not apply any more; `results` has the seqs of planned jobs that are gone or locked
--- If no limit by key and no tenant is concerned, such jobs are left out, unless all are gone or locked.
+--   conflict      the plan does not apply any more
+-- If no key and no tenant is concerned, planned jobs that are gone or locked are left out, unless all of them are.
 -- Locks: the limits of the planned jobs; the share classes of their tenants; the rows of the jobs
 CREATE OR REPLACE FUNCTION {schema}.apply_plan_1(
     p_now int8, p_session text, p_number int8, p_nonce bytea,
@@ -643,7 +650,6 @@ BEGIN
         found := {schema}.lock_planned_jobs_1(p_seqs, p_dues, p_lanes, p_returned);
         IF found.missing <> '{}' AND (p_limits IS NOT NULL OR p_charged IS NOT NULL OR coalesce(found.places, '{}') = '{}') THEN
             reply.outcome := 'conflict';
-            reply.results := array_to_string(found.missing, ',');
         END IF;
     END IF;
     IF reply.outcome IS NOT NULL THEN

@@ -447,8 +447,7 @@ CREATE INDEX record_due ON {schema}.record (kind, due) WHERE due IS NOT NULL;
 
 -- The status of an exchange: what its reply contains besides the leased jobs.
 CREATE TYPE {schema}.exchange_status AS (
-    outcome text,                       -- ok, session_lost or out_of_order; of `exchange_1` also restricted; of
-                                        -- `begin_planned_exchange_1` also repeated, plain or open; of `apply_plan_1` ok,
+    outcome text,                       -- ok, session_lost or out_of_order; of `exchange_1` also restricted; of `apply_plan_1` ok,
                                         -- closed or conflict
     last_number int8,                   -- of out_of_order: the number of the last exchange
     now int8,                           -- the time of the exchange
@@ -498,6 +497,40 @@ CREATE TYPE {schema}.exchange_reply AS (
     next_xid int8,
     oldest_xid int8,
     clock_delay int4
+);
+
+-- The same for the first step of a planned exchange.
+CREATE TYPE {schema}.planned_exchange_reply AS (
+    reply_position int4,
+    seq int8,
+    due int8,
+    created_at int8,
+    lane int4,
+    fence int4,
+    failures int4,
+    lost int4,
+    id bytea,
+    options text,
+    payload bytea,
+    outcome text,                       -- as of `exchange_1`; also repeated, plain or open
+    last_number int8,
+    now int8,
+    results text,
+    nonce bytea,
+    next_due int8,
+    waiting int4[],
+    to_notify text[],
+    lanes int4[],
+    queues text[],
+    names text[],
+    ranks int2[],
+    head_lanes int4[],
+    head_dues int8[],
+    next_xid int8,
+    oldest_xid int8,
+    clock_delay int4,
+    candidates text,                    -- of open: what a plan considers, as from `read_candidates_1`
+    promoted_queues text[]              -- of open: the queue of each promoted job, at most 1000 times
 );
 
 -- The history and the progress of a job.
