@@ -365,7 +365,7 @@ async def test_only_the_limits_of_requested_queues_need_a_plan(
     called: list[str] = []
 
     async def fetch(opened: Any, statement: str, arguments: Sequence[Any]) -> Any:
-        called.extend(re.findall(r"\b(?:begin_planned_)?exchange_1\b", statement))
+        called.extend(re.findall(r"\b((?:begin_planned_)?exchange)(?:_pooled)?_1\b", statement))
         return await original(opened, statement, arguments)
 
     monkeypatch.setattr(connection, "_fetch", fetch)
@@ -374,7 +374,7 @@ async def test_only_the_limits_of_requested_queues_need_a_plan(
     await worker.take(2, queues={"two": capped}, lanes=other)
     await worker.take(2, queues={"one": capped, "two": capped}, lanes=other)
     await worker.take(2)
-    assert called == ["begin_planned_exchange_1", *["exchange_1"] * 3]
+    assert called == ["begin_planned_exchange", *["exchange"] * 3]
 
 
 @pytest.mark.timeout(60)
