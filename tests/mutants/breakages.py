@@ -10,6 +10,7 @@ REDIS = "tests/contract/test_redis.py::TestRedis::"
 POSTGRES = "tests/contract/test_postgres.py::TestPostgres::"
 SCENARIO = "tests/simulation/test_scenarios.py::"
 SIMULATION = "tests/simulation/test_simulation.py::"
+BATCHES = "tests/jobs/worker/attempt/test_batch_calls.py::"
 COMPLETER = "tests/jobs/worker/exchange/test_completer.py::"
 HEALTH = "tests/jobs/worker/test_health.py::"
 TRANSACTIONS = "tests/backends/sqlite/test_transactions.py::"
@@ -449,9 +450,23 @@ MUTANTS = (
         (f"{MEMORY}test_a_nonce_releases_the_jobs_of_its_exchange",),
     ),
     Mutant(
+        "a batch takes no slot",
+        "jobs/*.py",
+        "$max_running += len($deliveries) - 1",
+        "$max_running += len($deliveries)",
+        (f"{BATCHES}test_a_worker_makes_as_many_calls_as_it_has_slots",),
+    ),
+    Mutant(
+        "a call waits for a job that its middleware has ended",
+        "jobs/*.py",
+        "            self._absent -= 1\n        if self._absent <= 0:",
+        "            pass\n        if self._absent <= 0:",
+        (f"{BATCHES}test_a_job_that_its_middleware_ends_delays_no_call",),
+    ),
+    Mutant(
         "what was not started is not handed back",
         "jobs/*.py",
-        "        self.$_slots.$draining = True\n        self.$_release_all()",
+        "        self.$_slots.$draining = True\n        self.$_starter.release_all()",
         "        self.$_slots.$draining = True",
         (f"{SCENARIO}test_what_was_not_started_is_handed_back_at_stop",),
     ),

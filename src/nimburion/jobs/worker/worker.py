@@ -1,21 +1,17 @@
-"""The worker: slots, prefetched jobs and the reserve loop. Retry policy is decided elsewhere.
+"""The worker: its sessions and its reserve loop.
 
-The loop makes one exchange at a time, and only when there is a reason for it: settlements to send,
-or room together with a sign of possible work. Delivered jobs start immediately while slots are
-free. The others are prefetched: at most as many as run in about 20 ms.
-
-From Python 3.12 on, a handler makes its first step while its task is created. A handler that never
-waits has then ended, and its slot is free again, before the next job starts.
+The loop makes one exchange at a time, and only when there is a reason for it (`Fetcher`):
+settlements to send, or room together with a sign of possible work. Delivered jobs start immediately
+while slots are free (`JobStarter`). The others are prefetched: at most as many as run in about 20
+ms.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
-import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -27,31 +23,24 @@ from nimburion.core.errors import OutOfOrder, SessionLost
 from nimburion.core.events import Events
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.ids import Entropy
-from nimburion.core.lease import Delivery, Lease
+from nimburion.core.lease import Lease
 from nimburion.core.metrics.counters import CallCounters
 from nimburion.core.outage_log import OutageLog
 from nimburion.core.service import wait_for_first
 from nimburion.core.session import HeartbeatReply, WorkerCommand
 from nimburion.core.settings import Settings
-from nimburion.core.settlement import Cancelled, Progressed, Released, Settlement, Spent
+from nimburion.core.settlement import Progressed, Spent
 from nimburion.core.timing.clock import Clock
 from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.worker.attempt.attempt import Attempt, Interruption
-from nimburion.jobs.worker.attempt.attempt_runner import (
-    CANCELLED_ON_REQUEST,
-    RELEASE_DELAY_AFTER_ERROR,
-    AttemptRunner,
-    raise_keyboard_interrupt,
-)
-from nimburion.jobs.worker.attempt.batch_run import BatchRun
-from nimburion.jobs.worker.attempt.forking import end_forked
-from nimburion.jobs.worker.attempt.unresponsive_handlers import UnresponsiveHandlers
+from nimburion.jobs.worker.attempt.attempt_runner import AttemptRunner
 from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.exchange.batches import Batches
 from nimburion.jobs.worker.exchange.exchange_size import ExchangeSize
 from nimburion.jobs.worker.exchange.fetcher import Fetcher
 from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
-from nimburion.jobs.worker.exchange.slots import Prefetch, PrefetchWatchdog, Slots, take
+from nimburion.jobs.worker.exchange.slots import Prefetch, Slots
+from nimburion.jobs.worker.job_starter import JobStarter
 from nimburion.jobs.worker.session.session import WorkerSession, make_session
 from nimburion.jobs.worker.session.vitals import VitalsReader
 from nimburion.jobs.worker.stop_conditions import RUN_UNTIL_STOPPED, StopConditions
@@ -66,11 +55,6 @@ _PAUSE_ON_SLOW_CONNECTION = 1.0
 """Seconds between two sessions if only the exchanges of the first failed, for too long."""
 _FLUSH_TIMEOUT = 5.0
 """Seconds that a stopping worker has to send its last settlements."""
-
-_create_task: Callable[..., asyncio.Task[Any]] = asyncio.Task
-"""Creates the task of an attempt; from Python 3.12 on, the task makes its first step meanwhile."""
-if sys.version_info >= (3, 12):
-    _create_task = partial(asyncio.Task, eager_start=True)
 
 
 class Worker:
@@ -99,35 +83,24 @@ class Worker:
         self._entropy = entropy
         self._events = events
         self._heartbeat_in_thread = heartbeat_in_thread
+        self._request_stop = request_stop
+        self._stops_when_empty = stop_conditions.until_empty
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self.connectivity: BackendConnectivity = BackendConnectivity(
-            clock, backend.describe(), calls, outage
-        )
-        self.failure: BaseException | None = None
-        """The latest error inside the engine; None once an exchange succeeds again."""
+
+        # Its parts
+        prefetch = Prefetch(settings.concurrency, remote=backend.capabilities.out_of_process)
+        self._slots = slots = Slots(settings.concurrency, prefetch)
+        slots.remaining = stop_conditions.max_jobs
+        batches = Batches(registry.batch_handlers, slots) if registry.batch_handlers else None
         self.lanes: LaneSelector = LaneSelector(registry, settings, entropy)
-        self._slots = slots = Slots(
-            settings.concurrency,
-            Prefetch(settings.concurrency, remote=backend.capabilities.out_of_process),
-        )
-        self._batches: Batches | None = None
-        if registry.batch_handlers:
-            self._batches = Batches(
-                registry.batch_handlers, slots, self._loop, on_ready=self._start_jobs
-            )
         self.vitals: VitalsReader = VitalsReader(
             settings.concurrency, lambda: slots.occupied_count, settings.code_version
         )
-        self._request_stop = request_stop
-        self._slots.remaining = stop_conditions.max_jobs
-        self._stops_when_empty = stop_conditions.until_empty
-        self._is_finishing = stop_conditions.max_jobs is not None
-        """Whether to request a stop as soon as no more jobs may start and none runs."""
+        self.connectivity: BackendConnectivity = BackendConnectivity(
+            clock, backend.describe(), calls, outage
+        )
         self._exchange_size = ExchangeSize(settings.sizes.exchange)
-        self._under_way: dict[bytes, bool] = {}
-        """The nonce of the exchange in flight, if its reply may contain deliveries; else empty. The
-        watchdog's thread takes it to recall these deliveries: `pop` is atomic."""
         self.session: WorkerSession = self._make_session()
         """The current session. It is not open before `start`."""
         self.fetcher: Fetcher = Fetcher(
@@ -137,32 +110,31 @@ class Worker:
             slots,
             self.session.completer,
             lanes=self.lanes,
-            batches=self._batches,
+            batches=batches,
             waits_for_jobs=not stop_conditions.until_empty,
             session_ttl=settings.session_ttl,
         )
-        self._prefetch_watchdog = PrefetchWatchdog(
-            self._loop, slots.prefetched, self._on_starvation
+        self._starter = JobStarter(
+            slots, batches, self.lanes, self.fetcher, self.session, clock=clock
         )
-        self._variables = contextvars.copy_context()
-        """The context variables of the code that started the worker; each job gets a copy."""
-        self._is_starting_jobs = False
-        self._ended_in_first_step = 0
-        """The jobs that ended in their first step since the event loop last ran its callbacks."""
-        self._unresponsive = UnresponsiveHandlers(settings.concurrency, self._monotonic)
-        self._exchanged_at = self._monotonic()
-        self._idle = asyncio.Event()
+        if stop_conditions.max_jobs is not None:
+            self._starter.on_free_slot = self._check_finished
+
+        # What it does now
         self._task: asyncio.Task[None] | None = None
+        self._under_way: dict[bytes, bool] = {}
+        """The nonce of the exchange in flight, if its reply may contain deliveries; else empty. The
+        watchdog's thread takes it to recall these deliveries: `pop` is atomic."""
+        self._exchanged_at = clock.monotonic()
         self._is_aborted = False
-        self._leaves_jobs = False
-        """Whether the session still holds jobs of handlers that an abort has interrupted."""
-        self._attempt_runner: AttemptRunner
+        self.failure: BaseException | None = None
+        """The latest error inside the engine; None once an exchange succeeds again."""
 
     # Start and stop
 
     async def start(self, attempt_runner: AttemptRunner) -> None:
         """Open a session, then start the reserve loop and the wake-up listener."""
-        self._attempt_runner = attempt_runner
+        self._starter.runner = attempt_runner
         attempt_runner.is_worker_aborted = lambda: self.is_aborted
         await self._open_session(self.session)
         self._task = asyncio.create_task(self._run(), name="nimburion-worker")
@@ -172,7 +144,7 @@ class Worker:
     def stop_reserving(self) -> None:
         """Reserve no more jobs, and release those that have not started."""
         self._slots.draining = True
-        self._release_all()
+        self._starter.release_all()
         self.fetcher.wake()
         self._withdraw()
 
@@ -193,7 +165,7 @@ class Worker:
 
     def finish(self) -> None:
         """Drain, and request a stop when the last running job has ended, however long it runs."""
-        self._is_finishing = True
+        self._starter.on_free_slot = self._check_finished
         self.stop_reserving()
         self._check_finished()
 
@@ -208,14 +180,14 @@ class Worker:
         self.stop_reserving()
         await self.fetcher.wakeups.stop()
         await self.fetcher.due_timer.stop()
-        await self._wait_until_idle(grace, stop_now)
+        await self._starter.wait_until_idle(grace, stop_now)
         for attempt in self._slots.running:
             attempt.interrupt(Interruption.STOP)
-        await self._wait_until_idle(_INTERRUPT_TIMEOUT, stop_now)
+        await self._starter.wait_until_idle(_INTERRUPT_TIMEOUT, stop_now)
         self._end_loop()
         if self._task is not None:
             await self._flush(self._task)
-        return self._list_unfinished_leases()
+        return self._starter.list_unfinished_leases()
 
     async def close_session(self, running: list[Lease]) -> None:
         """Close the session. Leases in `running` stay until they expire; others are released.
@@ -228,7 +200,7 @@ class Worker:
 
     async def _let_session_expire(self) -> bool:
         """Let the session expire if an abort leaves jobs in it; return whether it does."""
-        leaves_jobs = self._leaves_jobs or bool(self._list_unfinished_leases())
+        leaves_jobs = self._starter.leaves_jobs or bool(self._starter.list_unfinished_leases())
         if self.is_aborted and leaves_jobs:
             await self.session.let_expire()
         return self.is_aborted and leaves_jobs
@@ -267,24 +239,11 @@ class Worker:
         None). The caller releases them. Safe from any thread. A job that the loop takes at the same
         moment is not returned here.
         """
-        held = list(self._slots.take_all())
-        leases = [delivery.lease for delivery in held]
-        for attempt in list(self._slots.not_begun):
-            with suppress(KeyError):
-                self._slots.not_begun.remove(attempt)
-                attempt.settled = True
-                leases.append(attempt.delivery.lease)
-        if held:
-            self._loop.call_soon_threadsafe(self._free_all, held)
+        leases = self._starter.recall()
         nonce = None
         with suppress(KeyError):
             nonce, _ = self._under_way.popitem()
         return leases, nonce
-
-    def _free_all(self, deliveries: Sequence[Delivery]) -> None:
-        for delivery in deliveries:
-            self.lanes.free_slot(delivery)
-        self.fetcher.note_possible_work()
 
     def find_attempt(self, task: asyncio.Task[Any]) -> Attempt | None:
         """Return the attempt that `task` performs, or None. Safe from any thread."""
@@ -296,7 +255,7 @@ class Worker:
 
         Raises `JobNotFound` if it was deleted since.
         """
-        await self._attempt_runner.report_dead(await self._backend.reads.get_job(job_id))
+        await self._starter.runner.report_dead(await self._backend.reads.get_job(job_id))
 
     def report(self, report: Progressed | Spent) -> None:
         """Send what a running job reports with the next exchange. Safe from any thread."""
@@ -342,7 +301,7 @@ class Worker:
         self.fetcher.cancelled = True
         for attempt in self._slots.running:
             if attempt.task is not None:
-                attempt.task.add_done_callback(partial(self._end_unstarted, attempt))
+                attempt.task.add_done_callback(partial(self._starter.end_unstarted, attempt))
         # A handler may wait for the tasks that it has cancelled, of which this loop is one.
         self._loop.call_later(self._settings.grace, self._end_loop)
 
@@ -352,17 +311,6 @@ class Worker:
         self.fetcher.closing = True
         self.fetcher.wake()
         self.fetcher.long_poll.interrupt()
-
-    def _end_unstarted(self, attempt: Attempt, _: object) -> None:
-        """Settle an attempt whose task was cancelled before its first step."""
-        if attempt not in self._slots.running or attempt.context is not None:
-            return
-        if attempt.settled:  # the watchdog has released it
-            self._free_slot(attempt)
-            self.fetcher.note_result()
-        else:
-            self._slots.not_begun.discard(attempt)
-            self._settle(attempt, Released(attempt.delivery.lease, unstarted=True))
 
     async def _make_exchanges(self) -> None:
         while await self.fetcher.wait_for_reason():
@@ -395,7 +343,7 @@ class Worker:
         if was_recalled:
             # The watchdog recalled this exchange because the loop was blocked. Other workers may
             # hold these jobs by now.
-            self._return_all(reply.deliveries)
+            self._starter.return_unheld(reply.deliveries)
             reply = msgspec.structs.replace(reply, deliveries=[])
         if session.completer.closed:
             await self._reopen_session()
@@ -405,26 +353,16 @@ class Worker:
                 self._check_empty(reply, request)
 
     def _receive(self, reply: Reply, request: ReserveRequest) -> None:
-        slots = self._slots
-        if self.lanes.counts_jobs:
-            deliveries, surplus = self.lanes.split_surplus(reply.deliveries)
-            for delivery in deliveries:
-                self.lanes.occupy_slot(delivery)
-            if surplus:
-                self._return_all(surplus)
-        else:
-            deliveries = reply.deliveries
-        slots.add_all(deliveries)
+        """Start or hold the delivered jobs, and note what the reply says."""
+        slots, starter = self._slots, self._starter
+        starter.hold(reply.deliveries)
         self.fetcher.note_reply(reply, request)
-        self._attempt_runner.reporter.note_exchange(reply.now)
+        starter.runner.reporter.note_exchange(reply.now)
         if slots.draining or slots.quiet:
-            self._release_all()
-        while len(slots.suspects) > 1:
-            # Run one suspect at a time. If it kills this worker, the others that wait here would
-            # each count a lost lease.
-            if (suspect := take(slots.suspects, last=True)) is not None:
-                self._return_delivery(suspect, Released(suspect.lease, unstarted=True))
-        self._start_jobs()
+            starter.release_all()
+        if slots.suspects:
+            starter.release_suspects()
+        starter.start_jobs()
         if request.long_poll and reply.deliveries:
             self._loop.call_soon(self._listen_while_busy)  # after the first steps of these jobs
 
@@ -453,210 +391,10 @@ class Worker:
             self.fetcher.note_possible_work()
 
     def _check_finished(self) -> None:
-        if self._is_finishing and self.takes_no_more_jobs and not self._slots.running:
+        if self.takes_no_more_jobs and not self._slots.running:
             self._request_stop()
 
-    def _return_all(self, deliveries: Sequence[Delivery]) -> None:
-        for delivery in deliveries:
-            self.session.completer.settle(Released(delivery.lease, unstarted=True))
-        self.fetcher.note_possible_work()
-
-    # Attempts
-
-    def _start_jobs(self) -> None:
-        """Start jobs while slots are free.
-
-        Start none while too many bytes of results wait to be sent. A job that ends in its first
-        step counts as running until the event loop has run its other callbacks. Otherwise all
-        prefetched jobs could run before them.
-        """
-        if self._is_starting_jobs:
-            return
-        self._is_starting_jobs = True
-        slots, completer = self._slots, self.session.completer
-        held, running = slots.prefetched, slots.running
-        try:
-            if self._batches is not None:
-                self._start_batches(self._batches)
-            while (
-                held
-                and len(running) + self._ended_in_first_step < slots.max_running
-                and not (slots.runs_suspect or completer.is_full)
-            ):
-                try:
-                    delivery = held.popleft()
-                except IndexError:  # the watchdog has taken it
-                    break
-                self._start_job(delivery)
-            if slots.suspects and slots.hold_only_suspects and completer.all_stored:
-                suspect = take(slots.suspects)
-                if suspect is not None:
-                    # From here on its lease is the only lease of this session. If the suspect kills
-                    # this worker, jobs that ended or were released before do not count as lost.
-                    slots.runs_suspect = True
-                    self._start_job(suspect)
-        finally:
-            self._is_starting_jobs = False
-        if held and not self._prefetch_watchdog.is_watching:
-            self._prefetch_watchdog.watch()
-
-    def _start_batches(self, batches: Batches) -> None:
-        """Start batches that are ready while slots are free. They take turns with other jobs."""
-        slots, completer = self._slots, self.session.completer
-        while (
-            batches.are_ready
-            and slots.count_free_slots() > 0
-            and not (slots.runs_suspect or completer.is_full)
-        ):
-            if batches.are_next or (delivery := take(slots.prefetched)) is None:
-                batches.are_next = False
-                self._start_batch(batches.take_ready())
-            else:
-                batches.are_next = True
-                self._start_job(delivery)
-
-    def _start_batch(self, deliveries: Sequence[Delivery]) -> None:
-        """Start jobs that share one call of their handler, and one slot."""
-        if deliveries:  # else the watchdog has taken them
-            batch_run = BatchRun(len(deliveries), self._end_batch)
-            self._slots.max_running += len(deliveries) - 1
-            for delivery in deliveries:
-                self._start_job(delivery, batch_run)
-
-    def _end_batch(self) -> None:
-        """Free the slot of a batch."""
-        self._slots.max_running += 1
-        self._start_jobs()
-        self.fetcher.note_result()
-
-    def _note_end_in_first_step(self) -> None:
-        if not self._ended_in_first_step:
-            self._loop.call_soon(self._start_further_jobs)
-        self._ended_in_first_step += 1
-
-    def _start_further_jobs(self) -> None:
-        """Start further jobs, now that the event loop has run its other callbacks."""
-        self._ended_in_first_step = 0
-        self._start_jobs()
-
-    def _start_job(self, delivery: Delivery, batch_run: BatchRun | None = None) -> None:
-        """Start a job."""
-        slots = self._slots
-        if slots.remaining is not None:
-            slots.remaining -= 1
-        attempt = Attempt(delivery, self.session.id)
-        if batch_run is not None:
-            attempt.batch_run = batch_run
-        self._prefetch_watchdog.started_count += 1
-        slots.running.add(attempt)
-        slots.not_begun.add(attempt)
-        task = _create_task(
-            self._perform(attempt),
-            loop=self._loop,
-            name=delivery.name,
-            # Not the current context: the end of another job may have led here, and a handler must
-            # not see the context variables that the handler before it has set.
-            context=self._variables.copy(),
-        )
-        if task.done():
-            self._note_end_in_first_step()
-            return
-        attempt.task = task
-        if self._attempt_runner.guard.in_child:  # forked in the first step, which then waited
-            end_forked(task)
-
-    async def _perform(self, attempt: Attempt) -> None:
-        if attempt.task is None:  # the first step is made while the task is created
-            attempt.task = asyncio.current_task(self._loop)
-        slots = self._slots
-        try:
-            slots.not_begun.remove(attempt)
-        except KeyError:  # the watchdog has released it
-            self._free_unused_slot(attempt)
-            return
-        attempt.started = started = self._monotonic()
-        if started >= self.session.heartbeat.lease_valid_until:
-            # The process was suspended (SIGSTOP, sleep) and the lease expired: another worker may
-            # have the job.
-            slots.count_unused_start()
-            self._settle(attempt, Released(attempt.delivery.lease, unstarted=True))
-            return
-        settlement: Settlement | None = None
-        try:
-            settlement = await self._attempt_runner.perform(attempt)
-        except BaseException as error:  # noqa: BLE001 - the attempt counts after any error
-            # For `finally`, if the next line raises: the interpreter closes the attempt, or
-            # a hook raises.
-            settlement = Released(attempt.delivery.lease, RELEASE_DELAY_AFTER_ERROR)
-            settlement = await self._attempt_runner.settle_after_error(attempt, error)
-        finally:
-            prefetch = slots.prefetch
-            seconds = (attempt.ended or self._monotonic()) - started
-            if attempt.batch_run is None:
-                prefetch.learn(seconds)
-            if self.lanes.counts_jobs:
-                self.lanes.note_run(attempt.delivery, seconds)
-            self._settle(attempt, settlement)
-            if prefetch.is_off and slots.prefetched:  # jobs run longer than it assumed
-                self._release_prefetched()
-            if attempt.keyboard_interrupt is not None:
-                raise_keyboard_interrupt(attempt)
-
-    def _settle(self, attempt: Attempt, settlement: Settlement | None) -> None:
-        if settlement is not None:
-            attempt.settled = True
-            self.session.completer.settle(settlement)
-        elif self.is_aborted and not attempt.settled:
-            self._leaves_jobs = True
-        if attempt.call is not None and attempt.in_thread:
-            # A thread cannot be stopped, so the slot stays occupied until it returns.
-            attempt.call.on_finish = lambda: self._free_late_slot(attempt)
-            self._unresponsive.report_kept_slot(attempt, self._slots.running)
-            self.fetcher.wake()
-        else:
-            self._free_slot(attempt)
-            self.fetcher.note_result()
-
-    def _free_unused_slot(self, attempt: Attempt) -> None:
-        """Free the slot of an attempt whose handler was never called."""
-        self._slots.count_unused_start()
-        self._free_slot(attempt)
-        self.fetcher.note_result()
-
-    def _free_late_slot(self, attempt: Attempt) -> None:
-        """Free the slot of a settled attempt, whose thread has returned."""
-        self.fetcher.may_have_work = True  # its queue was at its limit: it may have more jobs
-        self._unresponsive.report_return(attempt)
-        self._free_slot(attempt)
-        self.fetcher.note_result()
-
-    def _free_slot(self, attempt: Attempt) -> None:
-        """Free the slot of an attempt that has ended, and start other jobs. `Fetcher.note_result`
-        comes after it: a reason for an exchange depends on the jobs that run then.
-        """
-        slots = self._slots
-        slots.running.discard(attempt)
-        # `attempt.clear()`, without the call
-        attempt.context = attempt.call = attempt.timeout = attempt.task = None
-        if self.lanes.counts_jobs:
-            self.lanes.free_slot(attempt.delivery)
-        if attempt.batch_run is not None:
-            slots.max_running -= 1
-            attempt.batch_run.leave(attempt)
-        if not slots.running:
-            slots.runs_suspect = False
-            self._idle.set()
-        if slots.prefetched or slots.suspects or self._batches is not None:
-            self._start_jobs()
-        if self._is_finishing:
-            self._check_finished()
-
     # Callbacks
-
-    def _on_starvation(self) -> None:
-        """Release the jobs prefetched behind long jobs, so that other workers can run them."""
-        self._slots.prefetch.suspend()
-        self._release_prefetched()
 
     def _note_report(self, report: Progressed | Spent) -> None:
         if isinstance(report, Progressed):
@@ -667,7 +405,7 @@ class Worker:
 
     def _note_heartbeat(self) -> None:
         """Note what each reply to a heartbeat says."""
-        self._unresponsive.check(self._slots.running)
+        self._starter.unresponsive.check(self._slots.running)
         heartbeat = self.session.heartbeat
         has_expired = self._monotonic() >= heartbeat.no_expiry_before
         self.fetcher.note_fleet(heartbeat.fleet_size, has_expired=has_expired)
@@ -676,16 +414,8 @@ class Worker:
         """Apply the command and the cancel requests that the reply carries."""
         self._note_heartbeat()
         self._apply_command(reply.command)
-        cancelled = set(reply.cancel)
-        slots = self._slots
-        for attempt in slots.running:
-            if attempt.delivery.lease in cancelled and attempt.interruption is None:
-                attempt.interrupt(Interruption.CANCEL)
-        for deliveries in slots.list_unstarted():
-            for delivery in [each for each in list(deliveries) if each.lease in cancelled]:
-                with suppress(ValueError):  # the watchdog has taken it
-                    deliveries.remove(delivery)
-                    self._return_delivery(delivery, Cancelled(delivery.lease, CANCELLED_ON_REQUEST))
+        if reply.cancel:
+            self._starter.cancel(set(reply.cancel))
 
     def _apply_command(self, command: WorkerCommand | None) -> None:
         """Apply the command of an operator; None takes `quiet` back."""
@@ -696,7 +426,7 @@ class Worker:
         elif command is WorkerCommand.QUIET and not slots.quiet:
             _log.info("quiet: an operator sent the command; no further job is started")
             slots.quiet = True
-            self._release_all()
+            self._starter.release_all()
             self._withdraw()
         elif command is None and slots.quiet:
             _log.info("jobs are started again: the operator took the command back")
@@ -705,7 +435,7 @@ class Worker:
 
     def _on_session_end(self, session: WorkerSession) -> None:
         if session is self.session:
-            self._drop_leases()
+            self._starter.drop_leases()
             self.fetcher.wake()
             self.fetcher.long_poll.interrupt()
 
@@ -735,7 +465,7 @@ class Worker:
             # since.
             with suppress(SessionLost):
                 await session.open(WorkerCommand.QUIET if self._slots.quiet else None)
-                self.session = session
+                self.session = self._starter.session = session
                 self.fetcher.begin_session(session.completer)
                 return
             session = self._make_session()
@@ -747,51 +477,24 @@ class Worker:
         although its heartbeats were answered, a job may be too large for its connection. So it
         lets the others reserve first.
         """
-        self._drop_leases()
+        self._starter.drop_leases()
         self._withdraw()
-        await self._wait_until_idle(_INTERRUPT_TIMEOUT, asyncio.Event())
+        await self._starter.wait_until_idle(_INTERRUPT_TIMEOUT, asyncio.Event())
         if not await self._let_session_expire():
             await self.session.close(
-                self._list_unfinished_leases(), until_answered=not self.fetcher.closing
+                self._starter.list_unfinished_leases(), until_answered=not self.fetcher.closing
             )
         if self.session.completer.is_connection_slow:
             await self._clock.sleep(_PAUSE_ON_SLOW_CONNECTION)
         if not (self.fetcher.closing or self.fetcher.cancelled):
             await self._open_session(self._make_session())
 
-    def _drop_leases(self) -> None:
-        for delivery in self._slots.take_all():
-            self.lanes.free_slot(delivery)
-        for attempt in self._slots.running:
-            attempt.interrupt(Interruption.LOST)
-
     # Stopping
-
-    def _release_all(self) -> None:
-        """Release all jobs that have not started."""
-        for delivery in self._slots.take_all():
-            self._return_delivery(delivery, Released(delivery.lease, unstarted=True))
 
     def _withdraw(self) -> None:
         """End a wait for jobs, so that no job wakes this worker in place of another."""
         self.fetcher.wakeups.withdraw()
         self.fetcher.long_poll.interrupt()
-
-    def _release_prefetched(self) -> None:
-        """Release the prefetched jobs, but no suspect."""
-        while (delivery := take(self._slots.prefetched)) is not None:
-            self._return_delivery(delivery, Released(delivery.lease, unstarted=True))
-
-    def _return_delivery(self, delivery: Delivery, settlement: Settlement) -> None:
-        self.lanes.free_slot(delivery)
-        self.session.completer.settle(settlement)
-        self.fetcher.wake()
-
-    async def _wait_until_idle(self, seconds: float, stop_now: asyncio.Event) -> None:
-        """Return when no handler runs, after `seconds`, or as soon as `stop_now` is set."""
-        self._idle.clear()
-        if self._slots.running:
-            await wait_for_first(self._clock.sleep(seconds), self._idle.wait(), stop_now.wait())
 
     async def _flush(self, task: asyncio.Task[None]) -> None:
         """Wait until all settlements are stored, at most `_FLUSH_TIMEOUT`; then cancel the loop."""
@@ -799,11 +502,3 @@ class Worker:
         self.session.completer.closed = True
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-    def _list_unfinished_leases(self) -> list[Lease]:
-        """Return the leases of this session whose handlers still run and are not settled."""
-        return [
-            attempt.delivery.lease
-            for attempt in self._slots.running
-            if attempt.session_id == self.session.id and not attempt.settled
-        ]

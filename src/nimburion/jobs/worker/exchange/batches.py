@@ -44,30 +44,25 @@ class Batches:
 
     Args:
         handlers: the batch handlers.
-        on_ready: called when a batch has waited long enough.
+        slots: the jobs that the worker holds.
     """
 
     __slots__ = (
         "_batches",
         "_loop",
-        "_on_ready",
         "_requested",
         "_slots",
         "are_next",
         "had_jobs",
+        "on_ready",
         "was_filled",
     )
 
-    def __init__(
-        self,
-        handlers: Iterable[Handler],
-        slots: Slots,
-        loop: asyncio.AbstractEventLoop,
-        on_ready: Callable[[], None],
-    ) -> None:
+    def __init__(self, handlers: Iterable[Handler], slots: Slots) -> None:
         self._slots = slots
-        self._loop = loop
-        self._on_ready = on_ready
+        self._loop = asyncio.get_running_loop()
+        self.on_ready: Callable[[], None] = lambda: None
+        """Called when a batch has waited long enough."""
         self._batches = {
             handler.name: _Batch(handler, slots.batched.setdefault(handler.name, deque()))
             for handler in handlers
@@ -120,7 +115,7 @@ class Batches:
         batch.timer = None
         if batch.jobs:
             batch.has_waited = True
-            self._on_ready()
+            self.on_ready()
 
     # Request
 

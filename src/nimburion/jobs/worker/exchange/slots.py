@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sized
 from typing import TypeVar
 
-from nimburion.core.lease import SUSPECT_AFTER, Delivery
+from nimburion.core.lease import Delivery
 from nimburion.jobs.worker.attempt.attempt import Attempt
 
 T = TypeVar("T")
@@ -162,14 +162,6 @@ class Slots:
         """Note that a started job was released before its handler was called."""
         if self.remaining is not None:
             self.remaining += 1
-
-    def add_all(self, deliveries: Sequence[Delivery]) -> None:
-        """Hold delivered jobs until they start. A suspect joins no batch: it runs alone."""
-        for delivery in deliveries:
-            if delivery.lost >= SUSPECT_AFTER:
-                self.suspects.append(delivery)
-            else:
-                self.batched.get(delivery.name, self.prefetched).append(delivery)
 
     def list_unstarted(self) -> tuple[deque[Delivery], ...]:
         """Return where jobs wait that have not started."""
