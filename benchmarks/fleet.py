@@ -2,14 +2,21 @@
 
     python -m benchmarks fleet [--backend NAME ...] [--workers N ...] [--save]
 
-Each worker is a processor with its own handle and connections. All run in this process. Jobs arrive
-one by one, far apart, and do nothing. The figures are counts, so other programs on the machine do
-not change them:
+Each worker is a processor with its own session and connections. All run in one process. From 100
+workers on, they share 8 listeners, as the worker processes of 8 supervisors do. Jobs do nothing.
+Most figures are counts, so other programs on the machine do not change them:
 
-- `start`: exchanges for each worker that starts, without the polls.
+- `start`: exchanges for each worker that starts, without the polls. All start at the same time.
+  `seconds`: until all sessions are open and idle.
 - `one job`: exchanges for one job, without the polls. Its worker makes two: one reserves the job,
   one stores its end.
-- `one due job`: the same for one job that was delayed.
+- `server ms`: the CPU time of the server's processes for such a job, without what an idle fleet
+  costs in the same time.
+- `one due job`: the same as `one job` for one job that was delayed.
+- `busy`: exchanges for one job while 50 arrive in a second, `empty` those of them that found
+  nothing, `busy ms` the CPU time of the server.
+- `p50`, `p99`: milliseconds from the call of enqueue to the start of the handler meanwhile. Client
+  and workers share a process, so compare them inside one run only.
 - `idle`: calls of the backend in a second while nothing happens, of the whole fleet.
 - `statements`: statements of PostgreSQL or commands of Redis in that second, sent by the fleet.
 - `connections`: those of each worker while nothing happens. `supervised`: those of each worker
@@ -22,31 +29,49 @@ import argparse
 import asyncio
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import redis
 
 from benchmarks.conditions import describe_conditions, read_conditions, save
 from benchmarks.limits import serve
-from benchmarks.report import table
-from nimburion import Processor, config, job
+from benchmarks.postgres.family import serve as serve_postgres
+from benchmarks.report import at, table
+from benchmarks.server_cpu import ServerCpu
+from benchmarks.shared_listeners import SharedListeners
+from nimburion import Context, Processor, config, job
 from nimburion.backends import open_backend
 from nimburion.backends.memory import MemoryBackend
 from nimburion.backends.postgres.connection.pool import PostgresConnection
 from nimburion.backends.redis.connection.command_connection import CommandConnection
-from nimburion.core.backend import Backend
+from nimburion.core.backend import Backend, SharedListening
+from tests.servers.postgres_programs import postgres_binary
 
 BACKENDS = ("memory", "sqlite", "valkey", "postgres")
 SERVERS = ("valkey", "postgres")
-WORKERS = (1, 16, 50)
-FIGURES = ("start", "one job", "one due job", "idle", "statements", "connections")
+WORKERS = {
+    "memory": (1, 50),
+    "sqlite": (1, 32),
+    "valkey": (1, 50, 200, 400),
+    "postgres": (1, 50, 200),
+}
+MOST_MEASURED = 200
+"""Of a larger fleet, only the start is measured."""
+FIGURES = (
+    *("start", "seconds", "one job", "server ms", "one due job", "idle", "statements"),
+    *("connections", "busy", "empty", "busy ms", "p50", "p99"),
+)
+PRECISE = ("server ms", "busy ms", "busy", "empty")
+"""The figures with two decimals."""
 COUNTED = (
     "exchange",
     "heartbeat",
@@ -61,6 +86,12 @@ STATEMENTS = ((PostgresConnection, "fetch"), (CommandConnection, "_request"))
 """What sends a statement to a server."""
 SUPERVISED = 8
 """The worker processes of the supervisor."""
+SHARED_FROM = 100
+"""A fleet of so many workers shares `LISTENERS` listeners."""
+LISTENERS = 8
+MAX_CONNECTIONS = "max_connections=900"
+RATE = 50
+"""Jobs a second of the busy fleet."""
 _SETTLED_AFTER = 10.0
 """Seconds after which unused connections are closed, and heartbeats have told each worker how many
 there are.
@@ -71,11 +102,30 @@ _SHORTEST_POLL = 1.0
 """Seconds. A shorter wait that ends with its timeout is no poll: a job is due then."""
 _DELAY = 3.0
 """Seconds until the first of the delayed jobs is due."""
+_MOST_START_SECONDS = 120.0
 
 
 @job(queue="fleet", name="noop")
 async def noop() -> None:
     """Do nothing."""
+
+
+class TimedJobs:
+    """Jobs that carry when they were enqueued. They note how long they waited, in milliseconds."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+
+    def register(self, processor: Processor) -> None:
+        """Register the handler."""
+        processor.register("timed", self._note)
+
+    async def _note(self, _: Context, payload: bytes) -> None:
+        self.waits.append((time.monotonic() - float(payload)) * 1e3)
+
+    async def enqueue(self, client: Processor) -> None:
+        """Enqueue a job."""
+        await client.enqueue_raw("timed", repr(time.monotonic()).encode(), queue="fleet")
 
 
 class Calls:
@@ -106,6 +156,8 @@ class Calls:
             timeout = read_timeout(name, arguments)
             if timeout >= _SHORTEST_POLL and time.monotonic() - began >= timeout:
                 self.counts["poll"] += 1
+            elif name == "exchange" and not arguments[-2] and not answer.deliveries:
+                self.counts["empty"] += 1
             return answer
 
         return counted
@@ -120,56 +172,145 @@ def read_timeout(operation: str, arguments: tuple[Any, ...]) -> float:
     return 0.0 if request is None or settlements else request.long_poll
 
 
-async def run_fleet(url: str, workers: int, jobs: int, seconds: float) -> dict[str, float]:
-    """Start a fleet, let it idle, then run some jobs one by one. Return the counts."""
-    shared = MemoryBackend() if url == "memory://" else None
+class FleetRun:
+    """A fleet of idle workers in this process, a client, and what they call."""
 
-    def open_one() -> Backend:
-        return open_backend(url) if shared is None else shared.new_handle()
+    def __init__(self, url: str, server: int | None, workers: int, jobs: int) -> None:
+        self._url = url
+        self._shared = MemoryBackend() if url == "memory://" else None
+        self._server = server
+        self._jobs = jobs
+        self._calls = Calls()
+        self._calls.count_statements()
+        one = self._open_one()
+        self._calls.count(type(one.consuming))
+        self._calls.count(type(one.maintenance))
+        self._timed = TimedJobs()
+        self._client = self._make_processor()
+        self._fleet = [self._make_processor() for _ in range(workers)]
+        self._cpu = ServerCpu(None)
+        self._idle_cpu = 0.0
+        """CPU milliseconds of the server in a second while the fleet is idle."""
+        self._others = 0
 
-    calls = Calls()
-    calls.count_statements()
-    one = open_one()
-    calls.count(type(one.consuming))
-    calls.count(type(one.maintenance))
-    client = Processor(open_one())
-    client.register(noop)
-    await client.open()
-    others = count_connections(url)
-    fleet = [Processor(open_one()) for _ in range(workers)]
-    for processor in fleet:
+    def _open_one(self) -> Backend:
+        return open_backend(self._url) if self._shared is None else self._shared.new_handle()
+
+    def _make_processor(self) -> Processor:
+        processor = Processor(self._open_one())
         processor.register(noop)
-        await processor.start()
-    await asyncio.sleep(4 * _GAP)
-    started = calls.counts["exchange"] - calls.counts["poll"]
-    await asyncio.sleep(_SETTLED_AFTER)
-    calls.counts.clear()
-    began = time.monotonic()
-    await asyncio.sleep(seconds)
-    idle = sum(calls.counts[name] for name in COUNTED if name != "wait")
-    passed = time.monotonic() - began
-    statements, connections = calls.counts["statement"], count_connections(url) - others
-    calls.counts.clear()
-    for _ in range(jobs):
-        await client.enqueue(noop.job())
-        await asyncio.sleep(_GAP)
-    exchanges = calls.counts["exchange"] - calls.counts["poll"]
-    for number in range(jobs):
-        await client.enqueue(noop.job(), after=_DELAY + number * _GAP)
-    await asyncio.sleep(_DELAY - _GAP)
-    calls.counts.clear()
-    await asyncio.sleep((jobs + 1) * _GAP)
-    due_exchanges = calls.counts["exchange"] - calls.counts["poll"]
-    await asyncio.gather(*(processor.close() for processor in fleet))
-    await client.close()
-    return {
-        "start": started / workers,
-        "one job": exchanges / jobs,
-        "one due job": due_exchanges / jobs,
-        "idle": idle / passed,
-        "statements": statements / passed,
-        "connections": connections / workers,
-    }
+        self._timed.register(processor)
+        return processor
+
+    def _share_listeners(self) -> None:
+        groups = [SharedListeners() for _ in range(LISTENERS)]
+        for number, processor in enumerate(self._fleet):
+            if processor.backend.capabilities.out_of_process:
+                sharing = cast("SharedListening", processor.backend.consuming)
+                sharing.share_listener(groups[number % LISTENERS].share)
+
+    def _count_exchanges(self) -> int:
+        return self._calls.counts["exchange"] - self._calls.counts["poll"]
+
+    async def start(self) -> dict[str, float]:
+        """Start all workers at the same time, and wait until they wait for jobs."""
+        await self._client.open()
+        self._others = count_connections(self._url)
+        if len(self._fleet) >= SHARED_FROM:
+            self._share_listeners()
+        counts, began = self._calls.counts, time.monotonic()
+        await asyncio.gather(*(processor.start() for processor in self._fleet))
+        async with asyncio.timeout(_MOST_START_SECONDS):
+            while counts["wait" if counts["wait"] else "exchange"] < len(self._fleet):
+                await asyncio.sleep(0.01)
+        seconds = time.monotonic() - began
+        await asyncio.sleep(4 * _GAP)
+        return {"start": self._count_exchanges() / len(self._fleet), "seconds": seconds}
+
+    async def idle(self, seconds: float) -> dict[str, float]:
+        """Let the fleet do nothing."""
+        await asyncio.sleep(_SETTLED_AFTER)
+        counts = self._calls.counts
+        counts.clear()
+        self._cpu = ServerCpu(self._server)
+        began = time.monotonic()
+        await asyncio.sleep(seconds)
+        passed = time.monotonic() - began
+        self._idle_cpu = self._cpu.take() / passed
+        connections = count_connections(self._url) - self._others
+        return {
+            "idle": sum(counts[name] for name in COUNTED if name != "wait") / passed,
+            "statements": counts["statement"] / passed,
+            "connections": connections / len(self._fleet),
+        }
+
+    async def run_single_jobs(self) -> dict[str, float]:
+        """Enqueue jobs far apart."""
+        self._calls.counts.clear()
+        self._cpu.take()
+        began = time.monotonic()
+        for _ in range(self._jobs):
+            await self._client.enqueue(noop.job())
+            await asyncio.sleep(_GAP)
+        server_ms = self._take_cpu(began)
+        return {
+            "one job": self._count_exchanges() / self._jobs,
+            "server ms": server_ms / self._jobs,
+        }
+
+    async def run_busy(self, seconds: float) -> dict[str, float]:
+        """Enqueue jobs at a steady rate."""
+        jobs, waits = int(RATE * seconds), self._timed.waits
+        self._calls.counts.clear()
+        self._cpu.take()
+        began = time.monotonic()
+        for number in range(jobs):
+            await self._timed.enqueue(self._client)
+            await asyncio.sleep(max(0.0, began + (number + 1) / RATE - time.monotonic()))
+        async with asyncio.timeout(_MOST_START_SECONDS):
+            while len(waits) < jobs:
+                await asyncio.sleep(_GAP)
+        server_ms = self._take_cpu(began)
+        return {
+            "busy": self._count_exchanges() / jobs,
+            "empty": self._calls.counts["empty"] / jobs,
+            "busy ms": server_ms / jobs,
+            "p50": statistics.median(waits),
+            "p99": at(waits, 99),
+        }
+
+    async def run_due_jobs(self) -> dict[str, float]:
+        """Enqueue delayed jobs that become due far apart."""
+        for number in range(self._jobs):
+            await self._client.enqueue(noop.job(), after=_DELAY + number * _GAP)
+        await asyncio.sleep(_DELAY - _GAP)
+        self._calls.counts.clear()
+        await asyncio.sleep((self._jobs + 1) * _GAP)
+        return {"one due job": self._count_exchanges() / self._jobs}
+
+    def _take_cpu(self, began: float) -> float:
+        """Return the CPU milliseconds of the server, without those of an idle fleet."""
+        return self._cpu.take() - self._idle_cpu * (time.monotonic() - began)
+
+    async def close(self) -> None:
+        """Stop all."""
+        await asyncio.gather(*(processor.close() for processor in self._fleet))
+        await self._client.close()
+
+
+async def run_fleet(
+    url: str, server: int | None, workers: int, jobs: int, seconds: float
+) -> dict[str, float]:
+    """Start a fleet, let it idle, then run jobs. Return the figures."""
+    run = FleetRun(url, server, workers, jobs)
+    found = await run.start()
+    if jobs:
+        found |= await run.idle(seconds)
+        found |= await run.run_single_jobs()
+        found |= await run.run_due_jobs()
+        found |= await run.run_busy(seconds)
+    await run.close()
+    return found
 
 
 def count_connections(url: str) -> int:
@@ -216,17 +357,30 @@ def count_supervised(backend: str) -> float:
                 supervisor.communicate(timeout=60)
 
 
+@contextmanager
+def serve_fleet(backend: str) -> Iterator[tuple[str, int | None]]:
+    """Yield the URL of an empty backend for a large fleet, and the process of its server."""
+    if backend != "postgres":
+        with serve(backend) as running:
+            yield running
+        return
+    with serve_postgres(postgres_binary(), MAX_CONNECTIONS) as server:
+        yield server.url, server.pid
+
+
 def measure(backend: str, workers: int, jobs: int, seconds: float) -> dict[str, float]:
     """Run one fleet with an empty backend, in a process of its own."""
     if backend == "memory":
-        return run_here("memory://", workers, jobs, seconds)
-    with serve(backend) as (url, _):
-        return run_here(url, workers, jobs, seconds)
+        return run_here("memory://", None, workers, jobs, seconds)
+    with serve_fleet(backend) as (url, server):
+        return run_here(url, server, workers, jobs, seconds)
 
 
-def run_here(url: str, workers: int, jobs: int, seconds: float) -> dict[str, float]:
+def run_here(
+    url: str, server: int | None, workers: int, jobs: int, seconds: float
+) -> dict[str, float]:
     """Run one fleet in a new process."""
-    arguments = json.dumps([url, workers, jobs, seconds])
+    arguments = json.dumps([url, server, workers, jobs, seconds])
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.fleet", arguments],
         stdout=subprocess.PIPE,
@@ -237,11 +391,16 @@ def run_here(url: str, workers: int, jobs: int, seconds: float) -> dict[str, flo
     return found
 
 
+def format_figure(figures: dict[str, float], name: str) -> str:
+    """Return a figure as text; empty if it was not measured."""
+    return f"{figures[name]:.{2 if name in PRECISE else 1}f}" if name in figures else ""
+
+
 def main(arguments: list[str]) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="bench fleet", description=__doc__)
     parser.add_argument("--backend", nargs="+", choices=BACKENDS, default=BACKENDS)
-    parser.add_argument("--workers", nargs="+", type=int, default=WORKERS)
+    parser.add_argument("--workers", nargs="+", type=int, help="the default depends on the backend")
     parser.add_argument("--jobs", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=10.0, help="how long the fleet idles")
     parser.add_argument("--save", action="store_true")
@@ -250,22 +409,26 @@ def main(arguments: list[str]) -> int:
     found: dict[str, Any] = {"conditions": conditions, "fleets": []}
     rows = []
     for backend in options.backend:
-        for workers in options.workers:
-            counts = measure(backend, workers, options.jobs, options.seconds)
+        for workers in options.workers or WORKERS[backend]:
+            jobs = 0 if workers > MOST_MEASURED else options.jobs
+            counts = measure(backend, workers, jobs, options.seconds)
             found["fleets"].append({"backend": backend, "workers": workers, **counts})
-            rows.append([backend, str(workers), *(f"{counts[name]:.1f}" for name in FIGURES)])
+            numbers = [format_figure(counts, name) for name in FIGURES]
+            rows.append([backend, str(workers), *numbers])
             print(" | ".join(rows[-1]), flush=True)
         if backend in SERVERS:
             connections = count_supervised(backend)
             found["fleets"].append(
                 {"backend": backend, "supervised": SUPERVISED, "connections": connections}
             )
-            blank = [""] * (len(FIGURES) - 1)
-            rows.append([backend, f"{SUPERVISED} supervised", *blank, f"{connections:.1f}"])
+            cells = [f"{connections:.1f}" * (name == "connections") for name in FIGURES]
+            rows.append([backend, f"{SUPERVISED} supervised", *cells])
             print(" | ".join(rows[-1]), flush=True)
     head = [
-        *("backend", "idle workers", "exchanges a start", "a job", "a due job"),
-        *("idle calls/s", "idle statements/s", "connections a worker"),
+        *("backend", "idle workers", "exchanges a start", "start, s", "exchanges a job"),
+        *("server ms a job", "exchanges a due job", "idle calls/s", "idle statements/s"),
+        *("connections a worker", "50 jobs/s: exchanges a job", "of them empty", "server ms a job"),
+        *("pickup p50, ms", "p99, ms"),
     ]
     text = f"{describe_conditions(conditions)}\n\n{table('Fleets of idle workers', head, rows)}"
     print(text)

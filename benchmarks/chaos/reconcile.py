@@ -366,7 +366,7 @@ def count_extra_runs(log: EventLog, ends: Mapping[str, End], outcome: Reconcilia
         outcome.extra_runs += len(wasted)
         outcome.dropped += sum(d.ended and not d.refused and d.pid not in killed for d in wasted)
         for one in wasted:
-            explain(log, one, by_pid[one.pid], outcome)
+            explain(log, one, by_pid[one.pid], ends.get(job), outcome)
 
 
 def is_counted(run: Delivery, end: End | None) -> bool:
@@ -378,14 +378,25 @@ def is_counted(run: Delivery, end: End | None) -> bool:
     return run.token == end.token if end.token is not None else run.session == end.session
 
 
-def explain(log: EventLog, run: Delivery, faults: Sequence[Fault], outcome: Reconciliation) -> None:
-    """Attribute a wasted run to a fault of its worker between its delivery and the next one."""
+def explain(
+    log: EventLog,
+    run: Delivery,
+    faults: Sequence[Fault],
+    end: End | None,
+    outcome: Reconciliation,
+) -> None:
+    """Attribute a wasted run to a fault of its worker between its delivery and the next one.
+
+    A worker that is killed just after its session has expired does not log that. The backend tells
+    from which sessions it has rescued the job.
+    """
+    rescued = {session for session, _ in end.rescued} if end is not None else set()
     successor = log.get_next(run)
     until = float("inf") if successor is None else successor.at
     kinds = {f.kind for f in faults if f.until + AFTERMATH >= run.at and f.at <= until}
     if kinds:
         outcome.faults[min(kinds, key=PRECEDENCE.index)].runs_again += 1
-    elif run.session in log.lost_sessions:
+    elif run.session in log.lost_sessions | rescued:
         outcome.expired_without_fault += 1
     else:
         outcome.unexplained.append(run.job)

@@ -20,7 +20,7 @@ from benchmarks.chaos.fault_plan import Size, make_plan
 from benchmarks.chaos.fleet import ROOT, Fleet, make_environment
 from benchmarks.chaos.progress import Progress
 from benchmarks.chaos.reconcile import End, Reconciliation, describe_end, read_log, reconcile
-from benchmarks.chaos.targets import Target, TargetName, serve
+from benchmarks.chaos.targets import PROXIES, Target, TargetName, serve
 from nimburion.backends import open_backend
 from nimburion.core.backend import Backend
 
@@ -44,12 +44,14 @@ async def run_chaos(name: TargetName, size: Size, seed: int, folder: str | None)
 
     With `folder`, all files of the run are made in a new folder there, and kept.
     """
+    needs_proxies = size.cuts or size.black_holes or size.lost_replies or size.restarts
+    proxies = PROXIES if needs_proxies else 0
     if folder is not None:
         kept = Path(tempfile.mkdtemp(prefix=f"chaos-{name}-", dir=folder))
-        async with serve(name, kept) as target:
+        async with serve(name, kept, proxies) as target:
             return await run_on_target(target, size, seed, kept)
     with tempfile.TemporaryDirectory(prefix="nimburion-chaos-") as path:
-        async with serve(name, Path(path)) as target:
+        async with serve(name, Path(path), proxies) as target:
             return await run_on_target(target, size, seed, Path(path))
 
 

@@ -59,7 +59,7 @@ class Target:
 
     def get_url(self, member: int) -> str:
         """Return the URL for a member of the fleet: the members share the proxies out."""
-        if self._server is None:
+        if self._server is None or not self.proxies:
             return self.url
         proxy = self.proxies[member % len(self.proxies)]
         return self.url.replace(f":{self._server.port}", f":{proxy.port}")
@@ -74,8 +74,8 @@ class Target:
 
 
 @asynccontextmanager
-async def serve(name: TargetName, folder: Path) -> AsyncIterator[Target]:
-    """An empty backend that keeps what it acknowledged; servers with `PROXIES` proxies."""
+async def serve(name: TargetName, folder: Path, proxies: int = PROXIES) -> AsyncIterator[Target]:
+    """An empty backend that keeps what it acknowledged; servers with so many proxies."""
     if name == "sqlite":
         yield Target(f"SQLite {sqlite3.sqlite_version}", f"sqlite:///{folder}/jobs.db")
         return
@@ -84,17 +84,21 @@ async def serve(name: TargetName, folder: Path) -> AsyncIterator[Target]:
             binary = REDIS.program()
             redis = stack.enter_context(Server(binary, "appendfsync always", appendonly=True))
             title, server, crash = f"{binary.name}, appendfsync always", redis, redis.kill
-            yield await _add_proxies(stack, title, server, crash)
+            yield await _add_proxies(stack, title, server, crash, proxies)
         else:
             binary = POSTGRES.program()
             server_of_fleet = PostgresServer(binary, "max_connections=600", durable=True)
             postgres = stack.enter_context(server_of_fleet)
             title, crash = f"{binary.name}, fsync on", postgres.stop_immediately
-            yield await _add_proxies(stack, title, postgres, crash)
+            yield await _add_proxies(stack, title, postgres, crash, proxies)
 
 
 async def _add_proxies(
-    stack: AsyncExitStack, title: str, server: Restartable, crash: Callable[[], None]
+    stack: AsyncExitStack,
+    title: str,
+    server: Restartable,
+    crash: Callable[[], None],
+    proxies: int,
 ) -> Target:
-    entered = [await stack.enter_async_context(Proxy(server.port)) for _ in range(PROXIES)]
+    entered = [await stack.enter_async_context(Proxy(server.port)) for _ in range(proxies)]
     return Target(title, server.url, server, crash, tuple(entered))

@@ -266,3 +266,13 @@ def test_an_end_by_a_session_that_was_rescued_before_is_stale() -> None:
     history.fail("kill", [SECOND])
     found = history.reconcile(cancelled_by_rescue(FIRST, 3.5))
     assert found.violations == {"stale settlement accepted": ["j"]}
+
+
+def test_a_run_again_is_explained_by_a_rescue_from_a_session_that_could_not_log_its_end() -> None:
+    history = History()
+    history.deliver(FIRST, make_token(1))
+    history.deliver(SECOND, make_token(2))
+    history.settle(SECOND, make_token(2))
+    found = history.reconcile(completed_under(make_token(2), SECOND, rescued_at=2.5))
+    assert found.violations == {}
+    assert found.expired_without_fault == 1
