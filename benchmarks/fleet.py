@@ -156,8 +156,9 @@ class Calls:
             timeout = read_timeout(name, arguments)
             if timeout >= _SHORTEST_POLL and time.monotonic() - began >= timeout:
                 self.counts["poll"] += 1
-            elif name == "exchange" and not arguments[-2] and not answer.deliveries:
-                self.counts["empty"] += 1
+            elif name == "exchange" and not answer.deliveries:
+                self.counts["without jobs"] += 1
+                self.counts["empty"] += not arguments[-2]
             return answer
 
         return counted

@@ -2,12 +2,13 @@
 
     python -m benchmarks fleet-drain [--backend NAME ...] [--jobs N] [--save]
 
-The workers run in four processes, each with its own session and connections. All jobs wait in a
-paused queue. When all workers wait for jobs, the queue is resumed.
+The workers run in four processes, each with its own session and connections; on SQLite, each has a
+process of its own. All jobs wait in a paused queue. When all workers wait for jobs, the queue is
+resumed.
 
 - `server µs`: the CPU time of the server's processes for a job. SQLite has no server: there it is
   that of the workers.
-- `empty`: exchanges that settled nothing and found no job.
+- `without jobs`: exchanges that found no job. They may have settled some.
 - `1 ms`: the same with jobs that use 1 ms of CPU time. `cv` is the standard deviation of the number
   of jobs of a worker, divided by the mean.
 """
@@ -33,7 +34,7 @@ from nimburion import Context, Processor
 from nimburion.core.job import State
 
 BACKENDS = ("sqlite", "valkey", "postgres")
-WORKERS = (1, 16, 32)
+WORKERS = {"sqlite": (1, 4, 8, 16), "valkey": (1, 16, 32), "postgres": (1, 16, 32)}
 PROCESSES = 4
 QUEUE, PAYLOAD = "default", b"x" * 250
 _BATCH = 1_000
@@ -78,16 +79,16 @@ async def run_workers(url: str, count: int) -> None:
         "jobs": [counter.jobs for counter in counters],
         "cpu": (time.process_time() - began) * 1e3,
         "exchanges": calls.counts["exchange"] - calls.counts["poll"],
-        "empty": calls.counts["empty"],
+        "without jobs": calls.counts["without jobs"],
     }
     print(json.dumps(found), flush=True)
     await asyncio.gather(*(processor.close() for processor in processors))
 
 
 @contextmanager
-def start_workers(url: str, workers: int) -> Iterator[list[subprocess.Popen[str]]]:
-    """Start the processes, and wait until all their workers wait for jobs."""
-    shares = [workers // PROCESSES + (n < workers % PROCESSES) for n in range(PROCESSES)]
+def start_workers(url: str, workers: int, most: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """Start up to `most` processes, and wait until all their workers wait for jobs."""
+    shares = [workers // most + (n < workers % most) for n in range(most)]
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "benchmarks.fleet_drain", json.dumps([url, share])],
@@ -122,13 +123,13 @@ async def drain(
                     for _ in range(min(_BATCH, jobs - first))
                 )
             )
-        with start_workers(url, workers) as processes:
+        with start_workers(url, workers, workers if server is None else PROCESSES) as started:
             cpu, began = ServerCpu(server), time.monotonic()
             await client.queues.resume(QUEUE)
             while (await client.backend.reads.count_jobs())[State.COMPLETED] < jobs:
                 await asyncio.sleep(_LOOK_AGAIN)
             seconds, server_ms = time.monotonic() - began, cpu.take()
-            ended = [process.communicate("")[0].splitlines()[-1] for process in processes]
+            ended = [process.communicate("")[0].splitlines()[-1] for process in started]
     found = [json.loads(line) for line in ended]
     if server is None:
         server_ms = sum(one["cpu"] for one in found)
@@ -137,7 +138,7 @@ async def drain(
         "server µs": server_ms * 1e3 / jobs,
         "jobs/s": jobs / seconds,
         "exchanges": sum(one["exchanges"] for one in found),
-        "empty": sum(one["empty"] for one in found),
+        "without jobs": sum(one["without jobs"] for one in found),
         "cv": statistics.pstdev(counts) / statistics.mean(counts),
     }
 
@@ -146,7 +147,7 @@ def main(arguments: list[str]) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="bench fleet-drain", description=__doc__)
     parser.add_argument("--backend", nargs="+", choices=BACKENDS, default=BACKENDS)
-    parser.add_argument("--workers", nargs="+", type=int, default=WORKERS)
+    parser.add_argument("--workers", nargs="+", type=int, help="the default depends on the backend")
     parser.add_argument("--jobs", type=int, default=30_000)
     parser.add_argument("--short-jobs", type=int, default=6_000)
     parser.add_argument("--save", action="store_true")
@@ -156,7 +157,7 @@ def main(arguments: list[str]) -> int:
     rows = []
     for backend in options.backend:
         for name, jobs in (("nothing", options.jobs), ("short", options.short_jobs)):
-            for workers in options.workers:
+            for workers in options.workers or WORKERS[backend]:
                 with serve_fleet(backend) as (url, server):
                     figures = asyncio.run(drain(url, server, workers, jobs, name))
                 found["drains"].append(
@@ -166,13 +167,22 @@ def main(arguments: list[str]) -> int:
                     [
                         *(backend, "1 ms" if name == "short" else "no-op", str(workers)),
                         *(f"{jobs:,}", f"{figures['server µs']:.0f}", f"{figures['jobs/s']:,.0f}"),
-                        *(f"{figures['exchanges']:,.0f}", f"{figures['empty']:,.0f}"),
+                        *(f"{figures['exchanges']:,.0f}", f"{figures['without jobs']:,.0f}"),
                         f"{figures['cv']:.2f}",
                     ]
                 )
                 print(" | ".join(rows[-1]), flush=True)
-    head = ["backend", "job", "workers", "jobs", "server µs a job", "jobs/s", "exchanges"]
-    rows_table = table("Drains by many workers", [*head, "of them empty", "cv"], rows)
+    head = [
+        "backend",
+        "job",
+        "workers",
+        "jobs",
+        "server µs a job",
+        "jobs/s",
+        "exchanges",
+        "without jobs",
+    ]
+    rows_table = table("Drains by many workers", [*head, "cv"], rows)
     text = f"{describe_conditions(conditions)}\n\n{rows_table}"
     print(text)
     if options.save:
