@@ -2,8 +2,8 @@
 
     python -m benchmarks fleet [--backend NAME ...] [--workers N ...] [--save]
 
-Each worker is a processor with its own session and connections. All run in one process. From 100
-workers on, they share 8 listeners, as the worker processes of 8 supervisors do. Jobs do nothing.
+Each worker is a processor with its own session and connections. All run in one process. Fleets that
+are marked with * share 8 listeners, as the worker processes of 8 supervisors do. Jobs do nothing.
 Most figures are counts, so other programs on the machine do not change them:
 
 - `start`: exchanges for each worker that starts, without the polls. All start at the same time.
@@ -37,7 +37,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import psycopg
 import redis
@@ -58,11 +58,23 @@ from tests.servers.postgres_programs import postgres_binary
 
 BACKENDS = ("memory", "sqlite", "valkey", "postgres")
 SERVERS = ("valkey", "postgres")
-WORKERS = {
-    "memory": (1, 50),
-    "sqlite": (1, 32),
-    "valkey": (1, 50, 200, 400),
-    "postgres": (1, 50, 200),
+
+
+class FleetSize(NamedTuple):
+    """How many workers a fleet has, and whether they share `LISTENERS` listeners."""
+
+    workers: int
+    shares: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.workers}{' *' * self.shares}"
+
+
+SIZES = {
+    "memory": [FleetSize(1), FleetSize(50)],
+    "sqlite": [FleetSize(1), FleetSize(32)],
+    "valkey": [FleetSize(1), FleetSize(50), *(FleetSize(n, shares=True) for n in (50, 200, 400))],
+    "postgres": [FleetSize(1), FleetSize(50), *(FleetSize(n, shares=True) for n in (50, 200))],
 }
 MOST_MEASURED = 200
 """Of a larger fleet, only the start is measured."""
@@ -86,8 +98,6 @@ STATEMENTS = ((PostgresConnection, "fetch"), (CommandConnection, "_request"))
 """What sends a statement to a server."""
 SUPERVISED = 8
 """The worker processes of the supervisor."""
-SHARED_FROM = 100
-"""A fleet of so many workers shares `LISTENERS` listeners."""
 LISTENERS = 8
 MAX_CONNECTIONS = "max_connections=900"
 RATE = 50
@@ -176,11 +186,12 @@ def read_timeout(operation: str, arguments: tuple[Any, ...]) -> float:
 class FleetRun:
     """A fleet of idle workers in this process, a client, and what they call."""
 
-    def __init__(self, url: str, server: int | None, workers: int, jobs: int) -> None:
+    def __init__(self, url: str, server: int | None, size: FleetSize, jobs: int) -> None:
         self._url = url
         self._shared = MemoryBackend() if url == "memory://" else None
         self._server = server
         self._jobs = jobs
+        self._shares = size.shares
         self._calls = Calls()
         self._calls.count_statements()
         one = self._open_one()
@@ -188,7 +199,7 @@ class FleetRun:
         self._calls.count(type(one.maintenance))
         self._timed = TimedJobs()
         self._client = self._make_processor()
-        self._fleet = [self._make_processor() for _ in range(workers)]
+        self._fleet = [self._make_processor() for _ in range(size.workers)]
         self._cpu = ServerCpu(None)
         self._idle_cpu = 0.0
         """CPU milliseconds of the server in a second while the fleet is idle."""
@@ -217,7 +228,7 @@ class FleetRun:
         """Start all workers at the same time, and wait until they wait for jobs."""
         await self._client.open()
         self._others = count_connections(self._url)
-        if len(self._fleet) >= SHARED_FROM:
+        if self._shares:
             self._share_listeners()
         counts, began = self._calls.counts, time.monotonic()
         await asyncio.gather(*(processor.start() for processor in self._fleet))
@@ -300,10 +311,10 @@ class FleetRun:
 
 
 async def run_fleet(
-    url: str, server: int | None, workers: int, jobs: int, seconds: float
+    url: str, server: int | None, size: tuple[int, bool], jobs: int, seconds: float
 ) -> dict[str, float]:
     """Start a fleet, let it idle, then run jobs. Return the figures."""
-    run = FleetRun(url, server, workers, jobs)
+    run = FleetRun(url, server, FleetSize(*size), jobs)
     found = await run.start()
     if jobs:
         found |= await run.idle(seconds)
@@ -369,19 +380,19 @@ def serve_fleet(backend: str) -> Iterator[tuple[str, int | None]]:
         yield server.url, server.pid
 
 
-def measure(backend: str, workers: int, jobs: int, seconds: float) -> dict[str, float]:
+def measure(backend: str, size: FleetSize, jobs: int, seconds: float) -> dict[str, float]:
     """Run one fleet with an empty backend, in a process of its own."""
     if backend == "memory":
-        return run_here("memory://", None, workers, jobs, seconds)
+        return run_here("memory://", None, size, jobs, seconds)
     with serve_fleet(backend) as (url, server):
-        return run_here(url, server, workers, jobs, seconds)
+        return run_here(url, server, size, jobs, seconds)
 
 
 def run_here(
-    url: str, server: int | None, workers: int, jobs: int, seconds: float
+    url: str, server: int | None, size: FleetSize, jobs: int, seconds: float
 ) -> dict[str, float]:
     """Run one fleet in a new process."""
-    arguments = json.dumps([url, server, workers, jobs, seconds])
+    arguments = json.dumps([url, server, size, jobs, seconds])
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.fleet", arguments],
         stdout=subprocess.PIPE,
@@ -402,6 +413,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="bench fleet", description=__doc__)
     parser.add_argument("--backend", nargs="+", choices=BACKENDS, default=BACKENDS)
     parser.add_argument("--workers", nargs="+", type=int, help="the default depends on the backend")
+    parser.add_argument("--shared", action="store_true", help="--workers share listeners")
     parser.add_argument("--jobs", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=10.0, help="how long the fleet idles")
     parser.add_argument("--save", action="store_true")
@@ -410,12 +422,13 @@ def main(arguments: list[str]) -> int:
     found: dict[str, Any] = {"conditions": conditions, "fleets": []}
     rows = []
     for backend in options.backend:
-        for workers in options.workers or WORKERS[backend]:
-            jobs = 0 if workers > MOST_MEASURED else options.jobs
-            counts = measure(backend, workers, jobs, options.seconds)
-            found["fleets"].append({"backend": backend, "workers": workers, **counts})
-            numbers = [format_figure(counts, name) for name in FIGURES]
-            rows.append([backend, str(workers), *numbers])
+        given = [FleetSize(workers, shares=options.shared) for workers in options.workers or ()]
+        for size in given or SIZES[backend]:
+            jobs = 0 if size.workers > MOST_MEASURED else options.jobs
+            figures = measure(backend, size, jobs, options.seconds)
+            found["fleets"].append({"backend": backend, **size._asdict(), **figures})
+            numbers = [format_figure(figures, name) for name in FIGURES]
+            rows.append([backend, str(size), *numbers])
             print(" | ".join(rows[-1]), flush=True)
         if backend in SERVERS:
             connections = count_supervised(backend)
@@ -431,7 +444,8 @@ def main(arguments: list[str]) -> int:
         *("connections a worker", "50 jobs/s: exchanges a job", "of them empty", "server ms a job"),
         *("pickup p50, ms", "p99, ms"),
     ]
-    text = f"{describe_conditions(conditions)}\n\n{table('Fleets of idle workers', head, rows)}"
+    title = f"Fleets of idle workers; *: with {LISTENERS} listeners"
+    text = f"{describe_conditions(conditions)}\n\n{table(title, head, rows)}"
     print(text)
     if options.save:
         print(save("fleet", found, text))

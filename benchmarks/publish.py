@@ -23,6 +23,7 @@ from typing import Any
 
 from benchmarks.conditions import ROOT, load_newest
 from benchmarks.cost import BACKENDS
+from benchmarks.fleet import FleetSize
 from benchmarks.picture import draw_speed
 from benchmarks.report import Rows, rounded
 from benchmarks.speed import OURS, SYNC, compare, find_better
@@ -146,6 +147,82 @@ def make_scaling(link: Link) -> str:
     return f"{make_table(head, rows)}\n{describe(path, found, link)}\n"
 
 
+def make_fleet(link: Link) -> str:
+    """What idle workers cost: counts, and times and CPU time compared with one worker."""
+    path, found = load_newest("fleet")
+    by_backend: dict[str, dict[str, dict[str, float]]] = {}
+    for one in found["fleets"]:
+        if "one job" in one:
+            size = str(FleetSize(one["workers"], shares=one["shares"]))
+            by_backend.setdefault(one["backend"], {})[size] = one
+    rows = [
+        [
+            *(f"{TITLES[backend]}, {workers}", f"{one['start']:.1f}", f"{one['one job']:.1f}"),
+            *(f"{one['one due job']:.1f}", f"{one['busy']:.1f}"),
+            show_statements(one, backend),
+            *(compare_with_one(fleets, one, name) for name in ("server ms", "p50", "p99")),
+        ]
+        for backend, fleets in by_backend.items()
+        for workers, one in fleets.items()
+    ]
+    head = [
+        *("idle workers", "exchanges a start", "exchanges for one job", "for one due job"),
+        *("for a job at 50 jobs/s", "idle: statements/s", "server CPU of one job, ratio"),
+        *("pickup at 50 jobs/s, p50, ratio", "p99, ratio"),
+    ]
+    return f"{make_table(head, rows)}\n{describe(path, found, link)}\n"
+
+
+TITLES = {"memory": "memory", "sqlite": "SQLite", "valkey": "Valkey", "postgres": "PostgreSQL"}
+
+
+def show_statements(one: dict[str, float], backend: str) -> str:
+    """Return the statements or commands in a second; on SQLite the calls of the backend."""
+    has_server = backend in ("valkey", "postgres")
+    return f"{one['statements' if has_server else 'idle']:.1f}"
+
+
+def compare_with_one(fleets: dict[str, dict[str, float]], one: dict[str, float], name: str) -> str:
+    """Return a figure divided by that of one worker in the same run."""
+    first = fleets["1"][name]
+    return f"{one[name] / first:.1f}" if first else ""
+
+
+def make_drains(link: Link) -> str:
+    """What a job costs when many workers run a backlog."""
+    path, found = load_newest("fleet-drain")
+    rows = [
+        [
+            *(TITLES[one["backend"]], "1 ms" if one["job"] == "short" else "no-op"),
+            *(str(one["workers"]), f"{one['server µs']:.0f}"),
+            *(f"{one['exchanges']:,.0f}", f"{one['without jobs']:,.0f}", f"{one['cv']:.2f}"),
+        ]
+        for one in found["drains"]
+    ]
+    head = [
+        *("backend", "job", "workers", "server CPU µs a job", "exchanges", "without jobs"),
+        "fairness, cv",
+    ]
+    return f"{make_table(head, rows)}\n{describe(path, found, link)}\n"
+
+
+def make_idle_peers(link: Link) -> str:
+    """One job for 100 idle workers, beside other job systems."""
+    path, found = load_newest("idle-peers")
+    rows = [
+        [
+            *(one["subject"], str(one["workers"]), f"{one['idle']:.1f}", f"{one['a job']:.1f}"),
+            *(f"{one['server ms']:.1f}", f"{one['p50']:.1f}", f"{one['p99']:.1f}"),
+        ]
+        for one in found["subjects"]
+    ]
+    head = [
+        *("", "idle workers", "idle: commands or transactions/s", "for one job"),
+        *("server CPU ms for one job", "pickup p50, ms", "p99, ms"),
+    ]
+    return f"{make_table(head, rows)}\n{describe(path, found, link)}\n"
+
+
 BLOCKS: dict[str, Callable[[Link], str]] = {
     "rates": make_rates,
     "costs": make_costs,
@@ -154,6 +231,9 @@ BLOCKS: dict[str, Callable[[Link], str]] = {
     "limits": make_limits,
     "dead_rows": make_dead_rows,
     "scaling": make_scaling,
+    "fleet": make_fleet,
+    "drains": make_drains,
+    "idle_peers": make_idle_peers,
 }
 
 
