@@ -282,3 +282,13 @@ async def test_an_argument_with_the_name_of_a_field_of_the_record_is_the_argumen
         # The arguments of a job are its own already.
         await assert_enqueued(processor, greet.job("ann", 3), queue="mails", tenant="acme")
         await assert_enqueued(processor.backend, "greet", name="ann")
+
+
+async def test_an_instance_that_no_payload_holds_is_refused(processor: Processor) -> None:
+    class Order:
+        """A row of the application, in place of its id."""
+
+    async with processor:
+        for check in (assert_enqueued, assert_not_enqueued):
+            with pytest.raises(InvalidJob, match="field 'year': expected `int`, got `Order`"):
+                await check(processor, report, year=Order())

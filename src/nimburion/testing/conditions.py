@@ -170,6 +170,8 @@ def _encode(name: str, field: str, value: object, kind: object) -> tuple[object,
         except UnreadablePayload:
             raise refusal from None
         except TypeError:  # it is no value of JSON
+            if type(value).__eq__ is object.__eq__:
+                raise refusal from None
             return ()
         return ()
 

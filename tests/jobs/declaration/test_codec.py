@@ -183,7 +183,7 @@ def test_a_near_value_becomes_the_declared_one(kind: Any, value: Any, back: Any)
         (str, 5, "it", "expected `str`, got `int`"),
         (str, b"x", "it", "expected `str`, got `bytes`"),
         (str, None, "it", "expected `str`, got `null`"),
-        (int, None, "it", "got `null` (the id of a new row is None until `session.flush()`)"),
+        (int, None, "it", "got `null` (the id of a new row is None until it is saved"),
         (uuid.UUID, None, "it", "got `null` (the id of a new row is None until"),
         (str, NOON, "it", "expected `str`, got `datetime`"),
         (bytes, "abcd", "it", "expected `bytes`, got `str`"),

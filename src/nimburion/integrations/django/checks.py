@@ -52,6 +52,7 @@ def check_project(
     return [
         *_check_database(project),
         *_check_memory(project),
+        *_check_loss(project),
         *_check_tasks(project),
         *_check_schedules(project),
     ]
@@ -100,6 +101,26 @@ def _check_memory(project: ProjectSettings) -> list[CheckMessage]:
             )
         ]
     return []
+
+
+def _check_loss(project: ProjectSettings) -> list[CheckMessage]:
+    """Check that a job that is enqueued in a transaction cannot be lost, unless that is wanted."""
+    jobs = project.config.jobs
+    if (
+        jobs.url.startswith("memory:")
+        or "outbox" in getattr(settings, SETTING, {})
+        or find_shared_database(jobs.url) is not None
+    ):
+        return []
+    return [
+        checks.Warning(
+            "Jobs that are enqueued inside `atomic` are stored after the commit: a process that "
+            "dies between the two loses them.",
+            hint=f'Set {SETTING}["outbox"] = True, or False to accept this.',
+            obj=f"settings.{SETTING}",
+            id="nimburion.W006",
+        )
+    ]
 
 
 def _check_tasks(project: ProjectSettings) -> list[CheckMessage]:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import (
     AsyncIterator,
     Callable,
+    Collection,
     Coroutine,
     Iterator,
     Sequence,
@@ -420,6 +421,24 @@ def list_waiting_jobs() -> list[NewJob]:
     ]
 
 
+def store_jobs_of_handlers(known: Collection[str]) -> bool:
+    """Store the jobs that handlers have enqueued inside `atomic` in a test that never commits.
+
+    `known` are the ids of the jobs that waited before the handlers ran. Return whether there were
+    others.
+    """
+    callbacks = [
+        callback
+        for each in connections.all(initialized_only=True)
+        for _, callback, *_ in each.run_on_commit
+        if isinstance(callback, EnqueueOnCommit)
+        and any(job.id not in known for job in callback.waiting)
+    ]
+    for callback in callbacks:
+        callback()
+    return bool(callbacks)
+
+
 class DjangoSyncClient(SyncProcessor):
     """The blocking methods of the processor; those that enqueue follow Django's transactions."""
 
@@ -565,16 +584,14 @@ def _move_to_memory(config: Config) -> Config:
 
 
 def _make_outbox(project: ProjectSettings) -> Outbox | None:
-    """Return the outbox that the settings want: in the database of the project, or at `outbox_url`.
+    """Return the outbox in the database of the project, if the settings want it.
 
     Jobs in memory need none: they are stored after the commit.
     """
     jobs = project.config.jobs
     if jobs.url.startswith("memory:"):
         return None
-    if project.outbox:
-        return Outbox(lambda: connections[project.database])
-    return Outbox(jobs.outbox_url) if jobs.outbox_url else None
+    return Outbox(lambda: connections[project.database]) if project.outbox else None
 
 
 def _read_database_name(project: ProjectSettings) -> object:

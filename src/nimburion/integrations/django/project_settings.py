@@ -63,6 +63,12 @@ def read_project_settings(**arguments: object) -> ProjectSettings:
             errors += _find_errors(written) or [error]
     if errors or loaded is None or database is None or modules is None or outbox is None:
         return ProjectSettings(Config(), errors=tuple(errors))
+    if loaded.jobs.outbox_url:
+        problem = ConfigurationError(
+            f'{SETTING}: outbox_url: in Django, write "outbox": True; the outbox is then a table '
+            f'of the database that {SETTING}["database"] names'
+        )
+        return ProjectSettings(Config(), errors=(problem,))
     if outbox:
         loaded = _name_outbox(loaded, database)
     return ProjectSettings(loaded, database, modules, outbox)

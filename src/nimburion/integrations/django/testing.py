@@ -15,41 +15,44 @@ class OrderTests(JobsTestMixin, TestCase):
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from asgiref.sync import async_to_sync
 from django.db import connections
+from django.db.models import Model
 from django.test import SimpleTestCase, TestCase
 
+from nimburion import testing
 from nimburion.backends.memory import MemoryBackend
-from nimburion.core.bulk_operations import BulkAction
-from nimburion.core.errors import ConfigurationError
+from nimburion.core.errors import ConfigurationError, InvalidJob
 from nimburion.core.job import JobRecord, NewJob
-from nimburion.core.paging import change_matching
-from nimburion.core.queries import EVERY_JOB
 from nimburion.integrations.django import get_processor
 from nimburion.integrations.django.django_processor import (
     DjangoProcessor,
     FailedAttempt,
     list_waiting_jobs,
+    store_jobs_of_handlers,
 )
 from nimburion.jobs.client.client import Client
-from nimburion.testing import assert_enqueued, assert_not_enqueued
 from nimburion.testing.assertions import format_record
+from nimburion.testing.clearing import delete_all_jobs
 from nimburion.testing.conditions import Condition
 
 __all__ = [
     "FailedAttempt",
     "JobRun",
     "JobsTestMixin",
+    "assert_enqueued",
+    "assert_not_enqueued",
     "clear_jobs",
     "keep_jobs_in_memory",
     "run_jobs",
 ]
 
+__unittest = True
+"""Frames of this module and those below it are left out of the traceback of a failed assertion."""
 _ADVICE = "enqueue inside `with self.captureOnCommitCallbacks(execute=True):`"
 
 
@@ -74,8 +77,9 @@ def run_jobs(*, raise_failures: bool = True) -> JobRun:
     ```
 
     In a `TestCase` with `JobsTestMixin`, handlers use the database connections of the test, with
-    its open transaction. Elsewhere, they see what is committed. `ConfigurationError` is raised
-    where an open transaction hides the jobs, and if no job is due but some wait for a commit.
+    its open transaction, and the jobs that they enqueue inside `atomic` run too. Elsewhere, they
+    see what is committed. `ConfigurationError` is raised where an open transaction hides the jobs,
+    and if no job is due but some wait for a commit.
     """
     processor = get_processor()
     processor.follow_settings()
@@ -86,8 +90,12 @@ def run_jobs(*, raise_failures: bool = True) -> JobRun:
             "JobsTestMixin before TestCase, or use TransactionTestCase; with pytest-django, use "
             "keep_jobs_in_memory() in a fixture, or transactional_db"
         )
+    before = {job.id for job in list_waiting_jobs()}
     with processor.collect_failures() as failures, processor.share_connections():
-        run = JobRun(async_to_sync(_drain)(processor))
+        attempts = async_to_sync(_drain)(processor)
+        while store_jobs_of_handlers(before):
+            attempts += async_to_sync(_drain)(processor)
+    run = JobRun(attempts)
     run.failures = tuple(failures)
     waiting = list_waiting_jobs()
     if waiting and not run:
@@ -112,7 +120,7 @@ def clear_jobs() -> None:
     processor.check_is_for_tests()
     opened = processor.transactions.find_open()
     if opened is None or opened.alias != processor.transactions.shared:
-        processor.sync.call(_delete_all_jobs)
+        processor.sync.call(delete_all_jobs)
 
 
 @contextmanager
@@ -169,34 +177,69 @@ class JobsTestMixin:
 
         The arguments are those of `nimburion.testing.assert_enqueued`.
         """
-        found: list[JobRecord] = []
-
-        async def find(client: Client) -> None:
-            found.append(await assert_enqueued(client, what, **fields))
-
-        waiting = any(each.run_on_commit for each in connections.all(initialized_only=True))
-        try:
-            get_processor().sync.call(find)
-        except AssertionError as error:
-            if waiting:
-                error.add_note(f"Some callbacks wait for a commit, and may enqueue jobs: {_ADVICE}")
-            raise
-        return found[0]
+        return assert_enqueued(what, **fields)
 
     def assertNotEnqueued(self, what: object, /, **fields: object) -> None:  # noqa: N802
         """Fail, with the newest such job, if a job matches, or will match after the commit.
 
         Inside `atomic`, the jobs of this block do not count: it may be rolled back.
         """
-        processor = get_processor()
-        processor.follow_settings()
-        waiting = list_waiting_jobs() if processor.transactions.find_open() is None else []
+        assert_not_enqueued(what, **fields)
 
-        async def find(client: Client) -> None:
-            await assert_not_enqueued(client, what, **fields)
-            await _assert_not_waiting(waiting, Condition(client, what, fields))
 
-        processor.sync.call(find)
+def assert_enqueued(what: object, /, **fields: object) -> JobRecord:
+    """Return the newest job of the project that matches, as `JobsTestMixin.assertEnqueued` does.
+
+    For tests without a test case, such as those of pytest-django.
+    """
+    _check_fields(fields)
+    found: list[JobRecord] = []
+
+    async def find(client: Client) -> None:
+        found.append(await testing.assert_enqueued(client, what, **fields))
+
+    try:
+        get_processor().sync.call(find)
+    except AssertionError as error:
+        if _has_waiting_callbacks():
+            error.add_note(f"Some callbacks wait for a commit, and may enqueue jobs: {_ADVICE}")
+        raise
+    return found[0]
+
+
+def assert_not_enqueued(what: object, /, **fields: object) -> None:
+    """Fail if a job of the project matches, as `JobsTestMixin.assertNotEnqueued` does."""
+    _check_fields(fields)
+    processor = get_processor()
+    processor.follow_settings()
+    waiting = list_waiting_jobs() if processor.transactions.find_open() is None else []
+
+    async def find(client: Client) -> None:
+        await testing.assert_not_enqueued(client, what, **fields)
+        await _assert_not_waiting(waiting, Condition(client, what, fields))
+
+    processor.sync.call(find)
+
+
+def _check_fields(fields: Mapping[str, object]) -> None:
+    """Raise `InvalidJob` for an instance of a model: a job has its primary key."""
+    for name, value in fields.items():
+        if isinstance(value, Model):
+            raise InvalidJob(
+                f"field {name!r}: a job cannot hold an instance of {type(value).__name__}; "
+                f"write `{name}={name}.pk`"
+            )
+
+
+def _has_waiting_callbacks() -> bool:
+    """Return whether callbacks wait for the commit of Django's transactions, other than those that
+    have stored their jobs already."""
+    callbacks = (
+        callback
+        for each in connections.all(initialized_only=True)
+        for _, callback, *_ in each.run_on_commit
+    )
+    return any(getattr(callback, "waiting", True) for callback in callbacks)
 
 
 async def _assert_not_waiting(jobs: Sequence[NewJob], condition: Condition) -> None:
@@ -212,15 +255,6 @@ async def _assert_not_waiting(jobs: Sequence[NewJob], condition: Condition) -> N
 async def _drain(processor: DjangoProcessor) -> int:
     async with processor:
         return await processor.drain()
-
-
-async def _delete_all_jobs(client: Client) -> None:
-    backend = client.backend
-    for action in (BulkAction.CANCEL, BulkAction.DELETE):
-        await change_matching(backend, action, EVERY_JOB, sys.maxsize)
-    for queue in await backend.reads.list_queues():
-        if queue.paused:
-            await backend.maintenance.pause_queue(queue.name, paused=False)
 
 
 def _raise_first(failures: Sequence[FailedAttempt]) -> None:

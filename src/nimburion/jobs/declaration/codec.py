@@ -227,7 +227,11 @@ def _suggest_flush(error: Exception) -> str:
     is_missing_id = str(error).startswith(
         ("Expected `int`, got `null`", "Expected `uuid`, got `null`")
     )
-    return " (the id of a new row is None until `session.flush()`)" if is_missing_id else ""
+    return (
+        " (the id of a new row is None until it is saved, as by `session.flush()`)"
+        if is_missing_id
+        else ""
+    )
 
 
 def _join_path(path: Sequence[object]) -> str:

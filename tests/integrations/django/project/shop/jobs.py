@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from django.contrib.auth.models import User
-from django.db import connections
+from django.db import connections, transaction
 
 from nimburion.integrations.django import processor
 from nimburion.jobs import Context, Job, job
@@ -45,6 +45,12 @@ def greet(name: str) -> str:
 @processor.job
 def create_user(name: str) -> None:
     User.objects.create(username=name)
+
+
+@processor.job
+def enqueue_in_atomic(word: str) -> None:
+    with transaction.atomic():
+        describe.enqueue_sync(word)
 
 
 class TeaIsOut(Exception):

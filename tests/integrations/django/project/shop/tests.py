@@ -12,7 +12,7 @@ import threading
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
 from html import unescape
 from typing import TYPE_CHECKING, Any
-from unittest import mock, skipIf
+from unittest import mock
 
 from django.contrib.auth.models import Permission, User
 from django.core.management import call_command
@@ -39,6 +39,7 @@ from tests.integrations.django.project.shop.jobs import (
     TeaIsOut,
     create_user,
     describe,
+    enqueue_in_atomic,
     greet,
     order_tea,
     shout,
@@ -173,17 +174,12 @@ class MoveCases(TransactionTestCase):
             destroyers.add(connection.creation.destroy_test_db)
         self.assertEqual(len(destroyers), 1)
 
-    @skipIf(SHARED, "jobs in Django's database")
-    def test_an_outbox_of_its_url_stays_when_settings_change(self) -> None:
-        url = "sqlite:////nowhere/outbox.db"
-        setting = {**json.loads(os.environ["NB_DJANGO_JOBS"]), "outbox_url": url}
-        with override_settings(NIMBURION=setting):
-            processor = get_processor()
-            processor.follow_settings()
-            self.assertIsNotNone(processor.outbox)
-        with override_settings(NIMBURION={"url": "memory://", "outbox_url": url}):
-            processor.follow_settings()
-            self.assertIsNone(processor.outbox)
+    def test_an_outbox_with_jobs_in_memory_is_none(self) -> None:
+        processor = get_processor()
+        for url, has_outbox in (("redis://nowhere.invalid", True), ("memory://", False)):
+            with override_settings(NIMBURION={"url": url, "outbox": True}):
+                processor.follow_settings()
+                self.assertEqual(processor.outbox is not None, has_outbox)
 
 
 class RequestCases(TransactionTestCase):
@@ -304,6 +300,25 @@ class SharedCases(AnyTestCase):
         run_jobs()
         self.assertEqual(get_processor().sync.get_status(job_id).result, "<tea>")
 
+    def test_a_retry_can_be_run_at_once(self) -> None:
+        job_id = order_tea.enqueue_sync("green")
+        run_jobs(raise_failures=False)
+        self.assertEqual(run_jobs(), 0)
+        get_processor().sync.run_now(job_id)
+        self.assertEqual(run_jobs(raise_failures=False).failures[0].attempt, 2)
+
+    def test_jobs_that_handlers_enqueue_run_too(self) -> None:
+        enqueue_in_atomic.enqueue_sync("a")
+        self.assertEqual(run_jobs(), 2)
+        self.assertEqual(self.assertEnqueued(describe).state, State.COMPLETED)
+
+    def test_a_model_is_no_argument_of_a_job(self) -> None:
+        user = User.objects.create(username="ann")
+        greet.enqueue_sync("ann")
+        for check in (self.assertEnqueued, self.assertNotEnqueued):
+            with self.assertRaisesMessage(InvalidJob, "write `name=name.pk`"):
+                check(greet, name=user)
+
     def test_a_failure_is_raised_and_the_job_is_retried(self) -> None:
         job_id = order_tea.enqueue_sync("green")
         with self.assertRaises(TeaIsOut):
@@ -361,6 +376,13 @@ class TestCaseCases(JobsTestMixin, TestCase):
             order_tea.enqueue_sync("black")
             raise TeaIsOut
         self.assertNotEnqueued(order_tea)
+
+    def test_callbacks_that_have_run_are_not_named(self) -> None:
+        with self.captureOnCommitCallbacks(execute=True), transaction.atomic():
+            order_tea.enqueue_sync("black")
+        with self.assertRaisesMessage(AssertionError, "newest first, there are:") as caught:
+            self.assertEnqueued(order_tea, kind="green")
+        self.assertFalse(hasattr(caught.exception, "__notes__"))
 
     def test_a_failed_assertion_says_that_callbacks_wait(self) -> None:
         with transaction.atomic():
@@ -554,6 +576,7 @@ class CheckCases(TestCase):
             {"concurency": 3},
             {"database": "other"},
             {"autodiscover": "jobs"},
+            {"url": "redis://localhost", "outbox_url": "sqlite:///outbox.db"},
             [],
         ]
         for wrong in settings:
@@ -567,7 +590,15 @@ class CheckCases(TestCase):
             self.assertIn("nimburion.W002", self.find_ids())
 
     def test_a_sound_project_has_no_message(self) -> None:
-        self.assertEqual(self.find_ids(), [])
+        self.assertEqual(self.find_ids(), [] if SHARED else ["nimburion.W006"])
+
+    def test_jobs_that_a_crash_can_lose_are_a_warning(self) -> None:
+        url = "redis://localhost"
+        with override_settings(NIMBURION={"url": url}):
+            self.assertEqual(self.find_ids(), ["nimburion.W006"])
+        for outbox in (True, False):
+            with override_settings(NIMBURION={"url": url, "outbox": outbox}):
+                self.assertEqual(self.find_ids(), [])
 
 
 class AdminCases(TransactionTestCase):
