@@ -117,6 +117,7 @@ async def check_page(page: Page, folder: Path, capsys: pytest.CaptureFixture[str
 async def run_block(page: Page, block: Block, module: types.ModuleType, folder: Path) -> None:
     """Write the block's file, or run the block."""
     if block.file is not None:
+        (folder / block.file).parent.mkdir(exist_ok=True)
         (folder / block.file).write_text(block.text + "\n", encoding="utf-8")
     elif block.extended_file is not None:
         with (folder / block.extended_file).open("a", encoding="utf-8") as file:
