@@ -1133,6 +1133,13 @@ class Client:
             self._emit_enqueued([job], [result])
         return result.id
 
+    @property
+    def _needs_no_backend(self) -> bool:
+        """Whether the jobs of a transaction always go to the outbox, so that a process can enqueue
+        them although it has not reached the backend yet."""
+        can = self.backend.capabilities
+        return self.outbox is not None and can.shared and not can.supports_transactions
+
     def _needs_loop(self, options: Mapping[str, object]) -> bool:
         """Return whether `enqueue` with these options does anything on the event loop besides the
         call of the backend."""
@@ -1171,7 +1178,8 @@ class Client:
         if self._fairness.has_exceptions:
             jobs = [self._fairness.apply(job) for job in jobs]
         if parsed.connection is not None:
-            self._check_open()
+            if not self._needs_no_backend:
+                self._check_open()
             from nimburion.jobs.client.caller_transactions import enqueue_in_transaction
 
             caller = _to_caller_connection(parsed.connection)

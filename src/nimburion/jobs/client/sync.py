@@ -329,6 +329,8 @@ class SyncClient:
         seconds = _measure_time(method, args, kwargs)
         with self._find_portal().use_portal() as portal:
             call = partial(method, portal.client, *args, **kwargs)
+            if connection is not None and portal.client._needs_no_backend:
+                return run_on_loop(portal.loop, call, connection)
             return run_on_loop(portal.loop, partial(portal.call, call, seconds), connection)
 
     async def call_async(
@@ -435,7 +437,7 @@ class _ProcessPortal:
     def _leave(self, portal: _Portal) -> None:
         with self._lock:
             portal.users -= 1
-            if portal.users or portal.client._loop is not None or self._portal is not portal:
+            if portal.users or not portal.has_failed or self._portal is not portal:
                 return
             self._portal = None
         atexit.unregister(self.close)
@@ -472,6 +474,11 @@ class _Portal:
         self._opening: asyncio.Task[None] | None = None
         self._thread = threading.Thread(target=self._run, name="nimburion-sync", daemon=True)
         self._thread.start()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the client could not be opened."""
+        return self.client._loop is None and self._opening is not None
 
     async def call(self, make: Callable[[], Coroutine[Any, Any, R]], seconds: float | None) -> R:
         """Run a method of the client. The time to open the client counts towards the call's

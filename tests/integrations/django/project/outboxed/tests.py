@@ -11,7 +11,7 @@ from django.core.management import call_command
 from django.db import connection, transaction
 from django.test import TransactionTestCase, override_settings
 
-from nimburion.core.errors import JobNotFound, NotSupported
+from nimburion.core.errors import BackendUnavailable, NotSupported
 from nimburion.integrations.django import get_processor
 from nimburion.integrations.django.checks import check_project
 from nimburion.integrations.django.models import OutboxRow
@@ -26,11 +26,22 @@ class OutboxTests(TransactionTestCase):
             User.objects.create_user("ann")
             job_id = describe.enqueue_sync("ann")
             self.assertEqual(OutboxRow.objects.get().job_id, job_id)
-        with self.assertRaises(JobNotFound):
-            processor.sync.get_status(job_id)
+        self.assertEqual(processor.sync.get_status(job_id).state, "pending")
         self.assertEqual(run_jobs(), 1)
         self.assertEqual(processor.sync.wait(job_id), "<ann>")
         self.assertEqual(OutboxRow.objects.count(), 0)
+
+    def test_a_process_that_starts_while_the_backend_is_away_enqueues(self) -> None:
+        setting = {"url": "redis://127.0.0.1:1", "outbox": True}
+        with override_settings(NIMBURION=setting):
+            with transaction.atomic():
+                describe.enqueue_sync("tea")
+            with transaction.atomic():
+                job_id = describe.enqueue_sync("cake")
+            with self.assertRaises(BackendUnavailable):
+                get_processor().sync.get_status(job_id)
+        self.assertEqual(OutboxRow.objects.count(), 2)
+        self.assertEqual(run_jobs(), 2)
 
     def test_a_rollback_drops_the_job(self) -> None:
         with self.assertRaises(ZeroDivisionError), transaction.atomic():
