@@ -13,6 +13,7 @@ from nimburion.core.errors import Cancel
 from nimburion.core.job import State
 from nimburion.core.settings import QueueSettings
 from nimburion.jobs import Batch, Context, Processor
+from nimburion.jobs.worker.attempt import batch_run
 from tests.waiting import DEADLINE, wait_until
 
 LONG_FOR_PREFETCH = 0.025
@@ -245,7 +246,10 @@ async def test_a_job_whose_middleware_waits_for_another_gets_a_call_of_its_own()
     assert sizes == [1, 1, 1]
 
 
-async def test_a_job_that_its_middleware_ends_delays_no_call() -> None:
+async def test_a_job_that_its_middleware_ends_delays_no_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batch_run, "_MAX_ARRIVAL_DELAY", 2 * DEADLINE)
     processor = Processor("memory://", concurrency=1)
     called: list[list[int]] = []
 
