@@ -63,9 +63,14 @@ from nimburion.core.timing.clock import Clock, SystemClock
 from nimburion.core.timing.durations import Duration, to_seconds
 from nimburion.core.timing.pauses import iterate_pauses
 from nimburion.core.transactions import CallerConnection, Transaction
-from nimburion.jobs.client.batching import CALL_STARTED, EnqueueBatcher, RunOnLoop, choose_limit
+from nimburion.jobs.client.batching import (
+    CALL_STARTED,
+    EnqueueBatcher,
+    EnqueueState,
+    RunOnLoop,
+    choose_limit,
+)
 from nimburion.jobs.client.client_statistics import ClientStatistics
-from nimburion.jobs.client.enqueue_state import EnqueueState
 from nimburion.jobs.client.lazy_jobs import LazyJobs
 from nimburion.jobs.client.pipeline import EnqueuePipeline, Original
 from nimburion.jobs.client.status import Status, make_status

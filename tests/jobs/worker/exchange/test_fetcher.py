@@ -23,8 +23,8 @@ from nimburion.jobs.worker.exchange.fetcher import MAX_EMPTY_REPLIES, ExchangeRe
 from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
 from nimburion.jobs.worker.exchange.slots import Prefetch, Slots
 
-FULL_BATCH = 88
-"""The number of results that fill a batch when 100 jobs may be prefetched."""
+FULL_FLUSH = 88
+"""The number of results that make a full flush when 100 jobs may be prefetched."""
 
 
 class State:
@@ -209,17 +209,17 @@ async def test_with_many_prefetched_jobs_a_batch_fills() -> None:
     state = State()
     state.prefetch_many_jobs()
     state.fetcher.note_possible_work()
-    state.settle(FULL_BATCH - 1)
+    state.settle(FULL_FLUSH - 1)
     assert state.reason is None
     state.settle()
-    assert state.reason is ExchangeReason.BATCH_FULL
+    assert state.reason is ExchangeReason.FLUSH_FULL
 
 
 async def test_with_capacity_for_a_batch_results_are_sent_at_once() -> None:
     state = State()
     state.prefetch_many_jobs()
     state.settle()
-    for _ in range(FULL_BATCH):
+    for _ in range(FULL_FLUSH):
         state.slots.prefetched.pop()
     assert state.reason is ExchangeReason.RESULTS_WAIT
 

@@ -26,13 +26,13 @@ from nimburion.jobs.worker.exchange.wakeups import (
 )
 
 _MAX_FLUSH_DELAY = 0.020
-"""The longest time in seconds that a settlement is delayed to form a larger batch."""
+"""The longest time in seconds that a settlement is delayed to form a larger flush."""
 
 _RESERVED_PREFETCH_DIVISOR = 8
-"""Settlements are delayed until they fill a batch, at most for 7/8 of the prefetched jobs: one
+"""Settlements are delayed until they make a full flush, at most for 7/8 of the prefetched jobs: one
 eighth is in reserve until the next reply.
 
-Larger batches cost less per job: 15-25 % less with an eighth than with a half, measured.
+Larger flushes cost less per job: 15-25 % less with an eighth than with a half, measured.
 """
 
 MAX_EMPTY_REPLIES = 100
@@ -50,7 +50,7 @@ class ExchangeReason(Enum):
     SESSION_OVER = auto()
     RESULTS_FULL = auto()
     FLUSH_DUE = auto()
-    BATCH_FULL = auto()
+    FLUSH_FULL = auto()
     RESULTS_WAIT = auto()
     WORK_POSSIBLE = auto()
     LANES_NOT_EMPTY = auto()
@@ -72,10 +72,10 @@ class Fetcher:
     """
 
     __slots__ = (
-        "_batch_size",
         "_batches",
         "_completer",
         "_empty_replies",
+        "_flush_size",
         "_flush_timer",
         "_lanes",
         "_loop",
@@ -139,8 +139,8 @@ class Fetcher:
         self._empty_replies = 0
         """The number of replies in a row that named lanes, but had no job."""
         self._flush_timer: asyncio.TimerHandle | None = None
-        self._refill_level = self._batch_size = 0
-        """While more than `_refill_level` jobs are prefetched, and fewer than `_batch_size` results
+        self._refill_level = self._flush_size = 0
+        """While more than `_refill_level` jobs are prefetched, and fewer than `_flush_size` results
         wait, `find_reason` returns None. Its last call has set both, at most 20 ms ago.
         """
         self._woken = asyncio.Event()
@@ -150,7 +150,8 @@ class Fetcher:
     def find_reason(self) -> ExchangeReason | None:
         """Return the reason to exchange now, or None. The first state that holds decides.
 
-        "Plenty held" means: the prefetched jobs leave no room for a whole batch.
+        "Plenty held" means: the prefetched jobs leave no room for as many more as a full flush of
+        results makes. Batches are those of batch handlers.
 
         | state of the worker | answer |
         |---|---|
@@ -158,8 +159,8 @@ class Fetcher:
         | the session has ended | SESSION_OVER: detect it, and open a new session |
         | too many bytes of results wait | RESULTS_FULL: no job starts before they are sent |
         | plenty held, a result waits for 20 ms | FLUSH_DUE: do not delay a result any longer |
-        | plenty held, a batch of results waits | BATCH_FULL: send them and fetch as many jobs |
-        | plenty held, less than a batch waits | None: a larger batch costs less per job |
+        | plenty held, a full flush waits | FLUSH_FULL: send the results and fetch as many jobs |
+        | plenty held, less than that waits | None: a larger flush costs less per job |
         | results or progress wait | RESULTS_WAIT: a delay would gain nothing |
         | all slots are taken, a job is due | JOB_DUE: promote it for another worker |
         | all slots are taken, a batch has room | BATCH_HAS_ROOM: its jobs need no slot |
@@ -178,10 +179,10 @@ class Fetcher:
         if completer.is_full:
             return ExchangeReason.RESULTS_FULL
         prefetch = slots.prefetch.size
-        batch_size = min(MAX_SETTLEMENTS, prefetch - prefetch // _RESERVED_PREFETCH_DIVISOR)
-        self._refill_level, self._batch_size = prefetch - batch_size, batch_size
-        if len(slots.prefetched) > prefetch - batch_size:
-            return self._find_flush_reason(batch_size)
+        flush_size = min(MAX_SETTLEMENTS, prefetch - prefetch // _RESERVED_PREFETCH_DIVISOR)
+        self._refill_level, self._flush_size = prefetch - flush_size, flush_size
+        if len(slots.prefetched) > prefetch - flush_size:
+            return self._find_flush_reason(flush_size)
         if completer.has_pending:
             return ExchangeReason.RESULTS_WAIT
         reason: ExchangeReason | None = None
@@ -195,11 +196,11 @@ class Fetcher:
             reason = ExchangeReason.JOB_DUE if self.job_due else None
         return reason if self._batches is None else self._find_batch_reason(self._batches, reason)
 
-    def _find_flush_reason(self, batch_size: int) -> ExchangeReason | None:
+    def _find_flush_reason(self, flush_size: int) -> ExchangeReason | None:
         if self.flush_due:
             return ExchangeReason.FLUSH_DUE
-        if len(self._completer.pending) >= max(1, batch_size):
-            return ExchangeReason.BATCH_FULL
+        if len(self._completer.pending) >= max(1, flush_size):
+            return ExchangeReason.FLUSH_FULL
         return None
 
     def _find_batch_reason(
@@ -226,11 +227,11 @@ class Fetcher:
         if (
             self._flush_timer is not None
             and not self.flush_due
-            and len(self._completer.pending) < self._batch_size
+            and len(self._completer.pending) < self._flush_size
             and len(self._slots.prefetched) > self._refill_level
             and not self._completer.is_full
         ):
-            return  # most results: a larger batch costs less per job
+            return  # most results: a larger flush costs less per job
         if self.find_reason() is not None:
             self._woken.set()
         elif self._flush_timer is None and self._completer.pending:
