@@ -104,6 +104,7 @@ class PostgresServer:
         self._settings = [
             "shared_buffers=64MB",
             "max_connections=120",
+            "dynamic_shared_memory_type=mmap",  # files in its folder, gone with it after a kill too
             "listen_addresses=127.0.0.1",
             *(() if durable else QUICK),
             *settings,
@@ -201,8 +202,7 @@ class PostgresServer:
         if self._forgetting is not None:
             self._forgetting.close()
         if self.runs:
-            self.resume()
-            self.kill()
+            self.stop_immediately()  # a kill would leave shared memory behind
         self._temporary.cleanup()
 
     def __enter__(self) -> Self:
@@ -345,7 +345,7 @@ class PostgresServer:
     def _end(self, how: signal.Signals) -> None:
         self.resume()
         self._started.send_signal(how)
-        self._started.wait(timeout=20)
+        self._started.wait(timeout=60)
 
     def _children(self) -> list[int]:
         path = Path(f"/proc/{self.pid}/task/{self.pid}/children")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -24,6 +25,22 @@ def test_each_kind_answers_in_an_empty_database(postgres_server: RunningPostgres
     postgres_server.ask("CREATE TABLE left_over ()")
     postgres_server.empty()
     assert postgres_server.ask("SELECT count(*) FROM pg_stat_user_tables") == [(0,)]
+
+
+@pytest.mark.skipif(not Path("/proc/sysvipc/shm").exists(), reason="needs Linux")
+def test_a_closed_server_leaves_no_shared_memory(postgres_binary: Binary) -> None:
+    with PostgresServer(postgres_binary) as server:
+        lines = Path(f"/proc/{server.pid}/maps").read_text().splitlines()
+        shared = {line.split()[-1] for line in lines if " rw-s " in line and "deleted" not in line}
+        assert list_segments(server.pid)
+    assert not [name for name in shared if Path(name).exists()]
+    assert not list_segments(server.pid)
+
+
+def list_segments(creator: int) -> list[str]:
+    """The segments of System V shared memory that this process has made."""
+    lines = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
+    return [line for line in lines if int(line.split()[4]) == creator]
 
 
 async def test_a_reused_schema_is_as_new(clean_postgres: RunningPostgres) -> None:
