@@ -34,8 +34,9 @@ from website.reference import (
 _HEADER = """# All public names
 
 Each name that you import from `nimburion`, its methods and fields, and the options that they take,
-with the first sentence of its docstring. The [public API](api.md) groups them by purpose. Generated
-file. To regenerate it, run
+with the first sentence of its docstring. The types `EnqueueOptions`, `PolicyOptions`,
+`ScheduleOptions` and `RegisteredJob` are in `nimburion.types`. The [public API](api.md) groups them
+by purpose. Generated file. To regenerate it, run
 
     python -m website.names docs/reference/names.md
 """

@@ -20,6 +20,7 @@ from nimburion.jobs.client.sync import SyncMethod
 _MODULES = (
     "nimburion",
     "nimburion.errors",
+    "nimburion.types",
     "nimburion.scheduler",
     "nimburion.backends",
     "nimburion.backends.memory",

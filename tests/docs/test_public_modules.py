@@ -19,6 +19,7 @@ PUBLIC = (
     "nimburion.backends.redis",
     "nimburion.backends.postgres",
     "nimburion.scheduler",
+    "nimburion.types",
     "nimburion.config",
     "nimburion.server",
     "nimburion.testing",
@@ -30,7 +31,9 @@ FOR_AUTHORS_OF_BACKENDS = {"write-a-backend.md", "states.md"}
 
 def test_pages_and_examples_import_from_public_modules_only() -> None:
     """`nimburion` has all that an application needs; tests, telemetry and frameworks add some."""
-    public = r"nimburion|nimburion\.(errors|testing|telemetry|integrations|config|server)(\..*)?"
+    public = (
+        r"nimburion|nimburion\.(errors|types|testing|telemetry|integrations|config|server)(\..*)?"
+    )
     found = {}
     examples = [path for path in python_files("examples") if "tests" not in path.name]
     for path in [*(page.path for page in every_page()), *examples]:

@@ -24,6 +24,7 @@ from nimburion import (
 from nimburion.backends.memory import MemoryBackend
 from nimburion.integrations.flask import FlaskJobs
 from nimburion.jobs.declaration.job import JobCall
+from nimburion.types import Enqueueing, EnqueueOptions, Next, PolicyOptions
 
 
 class SendEmail(Job, name="send_email", queue="default", max_retries=3, retry_backoff=1.0):
@@ -333,6 +334,30 @@ class Parent(Job):
 async def follow() -> None:
     child = await processor.wait(await processor.enqueue(Parent()))
     assert_type(await processor.wait(child), int)
+
+
+NETWORK: PolicyOptions = {"retry_on": (ConnectionError,), "max_retries": 5}
+LATER: EnqueueOptions = {"after": 30, "queue": "slow"}
+
+
+@processor.job(queue="images", **NETWORK)
+async def download(url: str) -> int:
+    return len(url)
+
+
+@processor.use
+async def around(ctx: Context, call_next: Next[Context]) -> object:
+    return await call_next(ctx)
+
+
+async def stamp(enqueueing: Enqueueing, call_next: Next[Enqueueing]) -> object:
+    enqueueing.set(tenant="acme")
+    return await call_next(enqueueing)
+
+
+async def shared_options() -> None:
+    processor.use_enqueue(stamp)
+    assert_type(await download.options(**LATER).enqueue("a"), JobId[int])
 
 
 def blocking() -> None:

@@ -1,0 +1,29 @@
+"""The types of options, middleware and functions, for annotations.
+
+```python
+from nimburion.types import PolicyOptions
+
+NETWORK: PolicyOptions = {"retry_on": (ConnectionError,), "max_retries": 5}
+
+
+@processor.job(**NETWORK)
+async def charge(order: int) -> None: ...
+```
+
+What an application uses at run time is in `nimburion` itself.
+"""
+
+from nimburion.jobs.client.registered_job import RegisteredJob
+from nimburion.jobs.declaration.middleware import Enqueueing, Next
+from nimburion.jobs.declaration.options import EnqueueOptions
+from nimburion.jobs.declaration.policy import PolicyOptions
+from nimburion.scheduler.declarations import ScheduleOptions
+
+__all__ = [
+    "EnqueueOptions",
+    "Enqueueing",
+    "Next",
+    "PolicyOptions",
+    "RegisteredJob",
+    "ScheduleOptions",
+]
