@@ -50,12 +50,6 @@ SAME_ON_EVERY_PYTHON = [
 
 # See tests/servers/server_kinds.py. The kinds are those beyond the ones that come as wheels.
 QUARTER = {"NB_TEST_SHARE": "4"}
-MAIN_BRANCH = "origin/main"
-BELOW_THE_CONTRACT = [
-    *("src/nimburion/core", "src/nimburion/backends", "src/nimburion/testing"),
-    *("tests/contract", "tests/servers", "requirements", "pyproject.toml"),
-]
-"""What decides how the contract ends on a server."""
 ONE_NODE_KINDS = ["redis", "redis-tls", "redis-sentinel"]
 REDIS_KINDS = [*ONE_NODE_KINDS, "redis-cluster"]
 POSTGRES_KINDS = [
@@ -104,19 +98,9 @@ def tests(session: nox.Session) -> None:
 
     Long tests on servers are left out: the sessions `redis` and `postgres` run them, and `deep`.
     """
-    if session.posargs:
-        run_python(session, "pytest", *session.posargs)
-        return
     # One test at a time to each worker: otherwise the first worker would get all long ones.
     options = ["-n", WORKERS, "--maxschedchunk", "1", "-m", f"{USUAL} and not (slow and server)"]
-    environment = {}
-    if not changes_backends():
-        session.log(
-            "core and backends are those of the main branch: a quarter of the contract "
-            "runs on Valkey and PostgreSQL"
-        )
-        environment = {"NB_TEST_DEALT": "valkey,postgres", **QUARTER}
-    run(session, sys.executable, "-m", "pytest", *options, **environment)
+    run_python(session, "pytest", *(session.posargs or options))
 
 
 @nox.session
@@ -380,16 +364,6 @@ def other_python(session: nox.Session) -> None:
 
 
 # --- steps of the sessions ------------------------------------------------------------------------
-
-
-def changes_backends() -> bool:
-    """Tell whether what the contract is about differs from the main branch; True if git cannot
-    say. Uncommitted changes and new files count."""
-    compare = ["git", "diff", "--quiet", "--merge-base", MAIN_BRANCH, "--", *BELOW_THE_CONTRACT]
-    find_new = ["git", "ls-files", "--others", "--exclude-standard", "--", *BELOW_THE_CONTRACT]
-    if shutil.which("git") is None:
-        return True
-    return not succeeds(compare) or bool(subprocess.check_output(find_new, text=True))
 
 
 def check_quickly(session: nox.Session) -> None:

@@ -222,13 +222,11 @@ def runs_elsewhere(
         ours = {*map(find_program, among)} if name.endswith("binary") else {*among}
         players = [one for one in requested[name] if one in ours]
         mine = call.params[name]
-        is_regression = item.get_closest_marker("regression") is not None
-        if mine in REDIS_KINDS and is_regression:
+        if mine in REDIS_KINDS and item.get_closest_marker("regression"):
             continue
         case = item.name.replace(mine, "", 1).encode()
         turn, player = divmod(zlib.crc32(case), len(players) or 1)
-        is_shared = item.path.parent.name == "contract" and not is_regression
-        share = read_share() if is_shared else 1
+        share = read_share() if item.path.parent.name == "contract" else 1
         if mine in players and (mine != players[player] or turn % share):
             return name not in list_server_fixtures(item)
     return False
@@ -238,7 +236,7 @@ def is_left_out_by_share(item: pytest.Item) -> bool:
     """Tell whether a case of the contract for a backend without a server is not in the share."""
     if item.path.parent.name != "contract" or EACH.keys() & {*getattr(item, "fixturenames", ())}:
         return False
-    if read_contract_kinds() or item.get_closest_marker("regression"):
+    if item.get_closest_marker("regression"):
         return False
     return zlib.crc32(item.name.encode()) % read_share() != 0
 

@@ -2,8 +2,8 @@
 
 The variable NB_TEST_SERVERS names them, with commas between; without it, those that come as wheels.
 NB_TEST_DEALT names some of them that deal the tests out: each runs on one of these. With
-NB_TEST_SHARE=4, they deal a quarter of the contract out, and all cases marked `regression`. Where
-no kind deals, a quarter runs on each backend that needs no server.
+NB_TEST_SHARE=4, they deal a quarter of the contract out, and a quarter runs on each backend that
+needs no server.
 """
 
 from __future__ import annotations
@@ -177,8 +177,7 @@ def read_contract_kinds() -> tuple[str, ...]:
 
 
 def read_share() -> int:
-    """Return n if the kinds that deal tests out run one in n contract cases; without such kinds,
-    the backends that need no server do."""
+    """Return n if the backends, and the kinds that deal tests out, run one in n contract cases."""
     return int(os.environ.get("NB_TEST_SHARE", "1"))
 
 
