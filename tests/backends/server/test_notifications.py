@@ -225,3 +225,4 @@ async def test_a_session_that_waits_without_a_connection_is_notified_by_the_next
     notifications.on_listening(["channel", "own"])
     async with asyncio.timeout(DEADLINE):
         await waiting
+    assert not notifications._waiters.calls

@@ -421,7 +421,7 @@ def list_waiting_jobs() -> list[NewJob]:
     ]
 
 
-def store_handler_jobs(known: Collection[str]) -> bool:
+def enqueue_handler_jobs(known: Collection[str]) -> bool:
     """Store the jobs that handlers have enqueued inside `atomic` in a test that never commits.
 
     `known` are the ids of the jobs that waited before the handlers ran. Return whether there were

@@ -32,8 +32,8 @@ from nimburion.integrations.django import get_processor
 from nimburion.integrations.django.django_processor import (
     DjangoProcessor,
     FailedAttempt,
+    enqueue_handler_jobs,
     list_waiting_jobs,
-    store_handler_jobs,
 )
 from nimburion.jobs.client.client import Client
 from nimburion.testing.assertions import format_record
@@ -93,7 +93,7 @@ def run_jobs(*, raise_failures: bool = True) -> JobRun:
     before = {job.id for job in list_waiting_jobs()}
     with processor.collect_failures() as failures, processor.share_connections():
         attempts = async_to_sync(_drain)(processor)
-        while store_handler_jobs(before):
+        while enqueue_handler_jobs(before):
             attempts += async_to_sync(_drain)(processor)
     run = JobRun(attempts)
     run.failures = tuple(failures)
