@@ -90,7 +90,7 @@ class Batches:
         if batch is None:
             return []
         self._move_to_end(batch)
-        taken = (take(batch.jobs) for _ in range(batch.size))
+        taken = (take(batch.jobs) for _ in range(min(batch.size, len(batch.jobs))))
         jobs = [job for job in taken if job is not None]
         batch.has_waited = False
         if batch.timer is not None:
