@@ -463,7 +463,7 @@ LIMIT_MUTANTS = (
         "IF {schema}.get_limits_version_1(p_names) IS DISTINCT FROM p_version",
         "IF false",
         (
-            "tests/backends/postgres/test_planned_exchange.py::test_a_plan_is_made_again_after_a_queue_got_its_first_limit",
+            "tests/backends/postgres/test_planned_exchange.py::test_a_plan_is_made_again_after_a_name_got_a_limit_by_key",
         ),
     ),
     Mutant(
@@ -476,7 +476,7 @@ LIMIT_MUTANTS = (
         ),
     ),
     Mutant(
-        "PostgreSQL: jobs of two names that are planned together count as one in the limit of their queue",
+        "PostgreSQL: the jobs of a plan count as one in the limit that closes their lane",
         "backends/postgres/*.sql",
         "(p.in_use + p.jobs_before < p.concurrency) IS NOT FALSE",
         "(p.in_use < p.concurrency) IS NOT FALSE",

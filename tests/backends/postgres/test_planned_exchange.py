@@ -149,6 +149,23 @@ async def test_a_plan_is_made_again_after_a_queue_got_its_first_limit(
     assert len(await worker.take(9)) == 1
 
 
+async def test_a_plan_is_made_again_after_a_name_got_a_limit_by_key(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan has read no key of its jobs."""
+    limits = {"mail": 9, "page": 9}
+    worker = await harness.worker(names=NAMES, limits=limits, backend=harness.handles[0])
+    await harness.enqueue(*make_jobs(harness, "a", "b"))
+    await harness.add("p", name="page")
+    one = {"mail": {"customer": LimitRule(concurrency=1)}}
+
+    async def declare() -> None:
+        await harness.worker(names=NAMES, limits=limits, keyed=one, backend=harness.handles[1])
+
+    run_before_apply(harness.handles[0], declare, monkeypatch)
+    assert ids(await worker.take(9)) == ["a", "p"]
+
+
 async def test_turns_are_taken_again_after_a_queue_got_its_first_limit(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
