@@ -17,7 +17,7 @@ from django.contrib import admin
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
-from django.urls import reverse
+from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
 
 from nimburion.actions.search import SEARCH_BUDGET, UnusableSearch, parse_search
@@ -105,6 +105,7 @@ class JobAdmin(JobAdminBase):
             {
                 "title": record.name,
                 "subtitle": record.id,
+                "dashboard": _find_dashboard(record.id),
                 "facts": _list_facts(record),
                 "breadcrumbs": [
                     (reverse("admin:nimburion_storedjob_changelist"), "Jobs"),
@@ -180,6 +181,14 @@ async def _list_jobs(client: Client, which: JobFilter, after: str | None) -> Pag
 
 async def _get_job(client: Client, job_id: str) -> JobRecord:
     return await client.backend.reads.get_job(job_id)
+
+
+def _find_dashboard(job_id: str) -> str | None:
+    """Return the address of a job in the dashboard, if the project includes it."""
+    try:
+        return reverse("nimburion:dashboard", kwargs={"path": f"dashboard/jobs/{job_id}"})
+    except NoReverseMatch:
+        return None
 
 
 def _link_states(text: str) -> list[tuple[str, str, bool]]:

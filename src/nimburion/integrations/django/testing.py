@@ -169,8 +169,20 @@ class JobsTestMixin:
         if isinstance(self, TestCase):
             with keep_jobs_in_memory():
                 return super().__call__(*args, **kwargs)  # type: ignore[misc]
-        clear_jobs()
+        try:
+            clear_jobs()
+        except ConfigurationError as error:
+            return self._fail(error, *args, **kwargs)
         return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
+    def _fail(self, error: ConfigurationError, result: Any = None) -> Any:  # noqa: ANN401
+        """Report the error as that of this test, so that the others run."""
+        if result is None:
+            raise error
+        result.startTest(self)
+        result.addError(self, (type(error), error, error.__traceback__))
+        result.stopTest(self)
+        return result
 
     def assertEnqueued(self, what: object, /, **fields: object) -> JobRecord:  # noqa: N802
         """Return the newest job that matches; fail with a list of the jobs if there is none.

@@ -346,7 +346,8 @@ class OutboxRows:
                 raise UnusableConnection(
                     f"the outbox has no table {self.table} in this database. Create it with "
                     "`outbox.add_table(metadata)` and your migrations, with the migrations of "
-                    "Django, or with `await outbox.create_table()`"
+                    "Django, with `await outbox.create_table()` or, for the setting outbox_url, "
+                    "with `nimburion migrate up`"
                 ) from error
             raise
 

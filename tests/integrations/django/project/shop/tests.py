@@ -12,7 +12,7 @@ import threading
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
 from html import unescape
 from typing import TYPE_CHECKING, Any
-from unittest import mock
+from unittest import TestResult, mock
 
 from django.contrib.auth.models import Permission, User
 from django.core.management import call_command
@@ -437,6 +437,13 @@ class ClearJobsElsewhereCases(TransactionTestCase):
         ):
             clear_jobs()
 
+    def test_a_test_that_would_delete_them_fails_and_the_others_run(self) -> None:
+        case = SharedTransactionTestCases("test_a_request_enqueues")
+        result = TestResult()
+        with override_settings(NIMBURION={"url": "sqlite:////tmp/no-test.db"}):
+            case(result)
+        self.assertEqual((result.testsRun, len(result.errors)), (1, 1))
+
 
 class WorkerCases(TransactionTestCase):
     def test_a_worker_goes_on_when_the_server_ends_all_connections(self) -> None:
@@ -614,6 +621,7 @@ class AdminCases(TransactionTestCase):
         self.assertNotContains(self.list_jobs("queue:none"), job_id)
         shown = self.client.get(f"/admin/nimburion/storedjob/{job_id}/change/")
         self.assertContains(shown, "describe")
+        self.assertContains(shown, f'href="/jobs/dashboard/jobs/{job_id}"')
         self.assertNotContains(shown, "secret")
         self.assertEqual(
             self.client.get("/admin/nimburion/storedjob/none/change/").status_code, 404
