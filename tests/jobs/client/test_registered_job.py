@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 
-from nimburion.core.errors import DefinitionError, DuplicateJob, InvalidJob
+from nimburion.core.errors import DefinitionError, DuplicateJob, InvalidJob, UseAwait
 from nimburion.core.job import State
 from nimburion.core.maintenance import Cancellation
 from nimburion.jobs import Context, Job, Processor, Unique, job
@@ -312,3 +312,16 @@ async def test_an_id_may_be_a_uuid(processor: Processor) -> None:
     assert await processor.wait(own) == 2
     assert (await processor.get_status(own)).state is State.COMPLETED
     assert await processor.cancel(own) is Cancellation.FINISHED
+
+
+async def test_enqueue_sync_on_the_event_loop_names_the_call_to_write() -> None:
+    processor = Processor("memory://")
+
+    @processor.job
+    async def mail(order: int) -> None: ...
+
+    async with processor:
+        with pytest.raises(UseAwait, match=r"write `await mail.enqueue\(…\)`"):
+            mail.enqueue_sync(1)
+        with pytest.raises(UseAwait, match=r"write `await mail.options\(…\).enqueue\(…\)`"):
+            mail.options(after=1).enqueue_sync(1)

@@ -169,7 +169,7 @@ def print_limit(limit: LimitInfo, now: float) -> None:
             (
                 use.key or None,
                 use.in_use,
-                use.parked,
+                use.parked if use.key else None,  # jobs without a key wait in their queue
                 describe_wait(use.opens_at, now),
             )
             for use in limit.fullest

@@ -26,6 +26,7 @@ from typing import (
     overload,
 )
 
+from nimburion.core.errors import UseAwait
 from nimburion.jobs.declaration.batches import BatchContext
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.job import JobFunction
@@ -83,7 +84,10 @@ class RegisteredJob(JobFunction[CallP, P, R, T]):
 
     def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> JobId[T]:
         """Store a job as `enqueue` does, for code that is not async: blocks until it is stored."""
-        return self._find_processor().sync.enqueue(self.job(*args, **kwargs))
+        try:
+            return self._find_processor().sync.enqueue(self.job(*args, **kwargs))
+        except UseAwait:
+            raise _make_use_await(f"{self.__name__}.enqueue(…)") from None
 
     def options(self, **options: Unpack[EnqueueOptions]) -> JobWithOptions[P, T]:
         """Return the job with options of `Processor.enqueue`, such as `priority=7` or `after=30`.
@@ -120,7 +124,10 @@ class JobWithOptions(Generic[P, T]):
     def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> JobId[T]:
         """Store a job as `enqueue` does, for code that is not async: blocks until it is stored."""
         job = self._function.job(*args, **kwargs)
-        return self._find_processor().sync.enqueue(job, **self._copy())
+        try:
+            return self._find_processor().sync.enqueue(job, **self._copy())
+        except UseAwait:
+            raise _make_use_await(f"{self._function.__name__}.options(…).enqueue(…)") from None
 
     def _copy(self) -> EnqueueOptions:
         return cast("EnqueueOptions", dict(self._options))
@@ -128,6 +135,14 @@ class JobWithOptions(Generic[P, T]):
     def __repr__(self) -> str:
         given = ", ".join(f"{name}={value!r}" for name, value in self._options.items())
         return f"<{self._function!r} with {given}>"
+
+
+def _make_use_await(call: str) -> UseAwait:
+    """Return the error of `enqueue_sync` on the processor's event loop, with the call to write."""
+    return UseAwait(
+        "the processor is open on this event loop, and `enqueue_sync` would block it: write "
+        f"`await {call}`"
+    )
 
 
 class RegisterDecorator:
