@@ -35,7 +35,7 @@ def test_orders_on_sqlite(tmp_path: Path) -> None:
     check_example(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 def test_orders_with_jobs_on_redis(tmp_path: Path, valkey: Server) -> None:
     check_example(tmp_path, NIMBURION_JOBS__URL=f"{valkey.url}?namespace=django-example")
 

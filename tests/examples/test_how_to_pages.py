@@ -78,7 +78,7 @@ def ask(url: str, form: dict[str, str] | None = None) -> Any:
         return json.load(answer)
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("page", "address_in"),

@@ -11,13 +11,13 @@ import pytest
 
 from tests.house.tree import ROOT
 
-pytestmark = pytest.mark.slow
 
-
+@pytest.mark.slow
 def test_in_memory(tmp_path: Path) -> None:
     check_shop({"NIMBURION_JOBS__URL": "memory://"}, tmp_path)
 
 
+@pytest.mark.wide
 def test_on_each_backend(backend_url: str, tmp_path: Path) -> None:
     """The orders are in the database of the jobs; with Redis, in a SQLite file."""
     database, _, place = backend_url.partition("://")

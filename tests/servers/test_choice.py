@@ -39,7 +39,7 @@ def test_only_requested_kinds_are_collected() -> None:
     assert collect_tests("valkey", "-m", "not server") == set()
 
 
-@pytest.mark.wide  # 8 s of CPU time, with the next one
+@pytest.mark.wide
 def test_kinds_can_deal_the_contract_out(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = {case for _, case in count_cases("valkey")}
     monkeypatch.setenv("NB_TEST_DEALT", KINDS)
@@ -88,6 +88,7 @@ def test_a_kind_that_does_not_exist_ends_the_run() -> None:
     assert ended.stderr.startswith("ERROR: NB_TEST_SERVERS: no kind garnet")
 
 
+@pytest.mark.wide
 def test_the_summary_counts_tests_per_server() -> None:
     ended = run_pytest("valkey", "-k", "each_kind", "tests/servers/test_servers.py")
     assert ended.returncode == 0, ended.stdout

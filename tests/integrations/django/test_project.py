@@ -63,6 +63,7 @@ def test_jobs_in_a_sqlite_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.wide
 def test_jobs_on_redis(tmp_path: Path, valkey: Server) -> None:
     check_project(make_sqlite(tmp_path), {"url": f"{valkey.url}?namespace=django"})
 
