@@ -7,6 +7,8 @@ import inspect
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
 
 from nimburion.core.job import JobRecord
 from nimburion.jobs.processor import Processor
@@ -48,6 +50,17 @@ async def wait_until_finished(processor: Processor, job_id: str) -> JobRecord:
 
     await wait_until(is_finished, f"job {job_id} ends")
     return await processor.backend.reads.get_job(job_id)
+
+
+def read_busy_time(*pids: int) -> float:
+    """Return the seconds that the main threads of these processes were ready to run and waited for
+    a processor, since they began; 0 where the system does not say. A test that bounds how long
+    something takes leaves this time out: it is the work of other programs."""
+    total = 0
+    for pid in pids:
+        with suppress(OSError, IndexError):
+            total += int(Path(f"/proc/{pid}/schedstat").read_text().split()[1])
+    return total / 1e9
 
 
 def block_until(holds: Callable[[], bool], what: str, seconds: float = DEADLINE) -> None:

@@ -21,6 +21,8 @@ pytestmark = pytest.mark.slow
 
 MAX_SECONDS = 2.0
 """Seconds: a server puts a write off no longer than that while it waits for its disk."""
+HELD = 1.2
+"""Seconds from there to the kill, which may come later by the rest on a busy machine."""
 
 
 @pytest.fixture
@@ -114,7 +116,7 @@ async def kill_while_the_disk_hangs(
                 acknowledged[f"earlier-{n}"] = time.monotonic()
             with StuckDisk(server) as disk:
                 wait_for_a_sync_that_hangs(server)
-                acknowledged |= await until_killed(backend, disk, 1.8)
+                acknowledged |= await until_killed(backend, disk, HELD)
                 killed = time.monotonic()
             await asyncio.to_thread(server.start)
             ages = {job_id: killed - at for job_id, at in acknowledged.items()}
@@ -142,9 +144,6 @@ async def test_a_repeat_over_another_connection_waits_as_well(binary: Binary) ->
 async def test_many_slices_share_one_wait(binary: Binary) -> None:
     with make_append_only_server(binary) as server:
         async with open_backend_on(server, durable_enqueue=True) as backend:
-            began = time.monotonic()
             results = await backend.producing.enqueue([job(f"job-{n}") for n in range(5_000)])
-            took = time.monotonic() - began
             assert {one.outcome for one in results} == {"created"}
-            assert took < 4.0, "ten syncs, one a second"
             assert server.ask("INFO", "commandstats")["cmdstat_waitaof"]["calls"] == 1
