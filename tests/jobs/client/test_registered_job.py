@@ -325,3 +325,9 @@ async def test_enqueue_sync_on_the_event_loop_names_the_call_to_write() -> None:
             mail.enqueue_sync(1)
         with pytest.raises(UseAwait, match=r"write `await mail.options\(…\).enqueue\(…\)`"):
             mail.options(after=1).enqueue_sync(1)
+
+
+def test_an_option_of_another_system_among_the_arguments_names_ours() -> None:
+    foreign: dict[str, Any] = {"countdown": 3}
+    with pytest.raises(TypeError, match=r"write `await processor.enqueue\(count.job\(…\), after=…"):
+        count.job(1, **foreign)

@@ -407,12 +407,15 @@ class JobFunction(Generic[CallP, P, R, T]):
         unknown = next((name for name in given if name not in known), None)
         if unknown is None:
             return text
-        if unknown in EnqueueOptions.__annotations__:
+        from nimburion.jobs.declaration.unknown_options import find_call_option
+
+        option = find_call_option(unknown, EnqueueOptions.__annotations__)
+        if option is not None:
             own = self.__dict__.get("__name__", "function")
             how = (
-                f"{own}.options({unknown}=…).enqueue(…)"
+                f"{own}.options({option}=…).enqueue(…)"
                 if hasattr(type(self), "options")
-                else f"processor.enqueue({own}.job(…), {unknown}=…)"
+                else f"processor.enqueue({own}.job(…), {option}=…)"
             )
             return f"{text}; it is an option of `enqueue`, so write `await {how}`"
         near = find_nearest(unknown, known)

@@ -6,6 +6,7 @@ and our own that became parts of other options. Imported only for a wrong option
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
@@ -177,6 +178,18 @@ def describe_unknown_call_option(
     """Return a message about the first option of a call that does not exist; None if all do."""
     elsewhere = "it is an option of the job: `@job({}=…)`"
     return _describe(options, known, ADVICE_FOR_CALLS, dict.fromkeys(job_options, elsewhere))
+
+
+def find_call_option(name: str, known: Collection[str]) -> str | None:
+    """Return the option of a call that has this name, or that other job systems call so.
+
+    >>> find_call_option("countdown", ["after", "at"])
+    'after'
+    """
+    if name in known:
+        return name
+    advised = re.match(r"write `(\w+)=…`", ADVICE_FOR_CALLS.get(name, ""))
+    return None if advised is None or advised[1] not in known else advised[1]
 
 
 def _describe(
