@@ -75,7 +75,8 @@ async def run_brpop(url: str, workers: int, jobs: int) -> list[float]:
     waits: list[float] = []
 
     async def work() -> None:
-        async with redis.asyncio.Redis.from_url(url, single_connection_client=True) as client:
+        connect = redis.asyncio.Redis.from_url
+        async with connect(url, single_connection_client=True, socket_timeout=None) as client:
             while True:
                 _, at_ = await client.brpop("queue")  # type: ignore[misc]
                 waits.append((time.monotonic() - float(at_)) * 1e3)
