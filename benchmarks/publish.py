@@ -160,14 +160,18 @@ def make_fleet(link: Link) -> str:
             *(f"{TITLES[backend]}, {workers}", f"{one['start']:.1f}", f"{one['one job']:.1f}"),
             *(f"{one['one due job']:.1f}", f"{one['busy']:.1f}"),
             show_statements(one, backend),
-            *(compare_with_one(fleets, one, name) for name in ("server ms", "p50", "p99")),
+            *(compare_with_one(fleets, one, name) for name in ("busy ms", "p50", "p99")),
         ]
         for backend, fleets in by_backend.items()
         for workers, one in fleets.items()
     ]
     head = [
         *("idle workers", "exchanges a start", "exchanges for one job", "for one due job"),
-        *("for a job at 50 jobs/s", "idle: statements/s", "server CPU of one job, ratio"),
+        *(
+            "for a job at 50 jobs/s",
+            "idle: statements/s",
+            "server CPU of a job at 50 jobs/s, ratio",
+        ),
         *("pickup at 50 jobs/s, p50, ratio", "p99, ratio"),
     ]
     return f"{make_table(head, rows)}\n{describe(path, found, link)}\n"
