@@ -47,7 +47,7 @@ import redis
 from benchmarks.conditions import describe_conditions, read_conditions, save
 from benchmarks.limits import serve
 from benchmarks.postgres.family import serve as serve_postgres
-from benchmarks.report import at, table
+from benchmarks.report import Rows, at, table
 from benchmarks.server_cpu import ServerCpu
 from benchmarks.shared_listeners import SharedListeners
 from nimburion import Context, Processor, config, job
@@ -84,6 +84,8 @@ FIGURES = (
     *("start", "seconds", "one job", "server ms", "one due job", "idle", "statements"),
     *("connections", "busy", "empty", "busy ms", "p50", "p99"),
 )
+COMPARED = ("busy ms", "p50", "p99")
+"""The figures that are compared with those of one worker."""
 PRECISE = ("server ms", "busy ms", "busy", "empty")
 """The figures with two decimals."""
 COUNTED = (
@@ -437,7 +439,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     conditions = read_conditions()
     found: dict[str, Any] = {"conditions": conditions, "fleets": []}
-    rows = []
+    rows: Rows = []
     for backend in options.backend:
         given = [FleetSize(workers, shares=options.shared) for workers in options.workers or ()]
         for size in given or SIZES[backend]:
@@ -455,6 +457,15 @@ def main(arguments: list[str]) -> int:
             cells = [f"{connections:.1f}" * (name == "connections") for name in FIGURES]
             rows.append([backend, f"{SUPERVISED} supervised", *cells])
             print(" | ".join(rows[-1]), flush=True)
+    text = describe_fleets(found, rows)
+    print(text)
+    if options.save:
+        print(save("fleet", found, text))
+    return 0
+
+
+def describe_fleets(found: dict[str, Any], rows: Rows) -> str:
+    """Return the conditions, the table of all figures, and that of the ratios."""
     head = [
         *("backend", "idle workers", "exchanges a start", "start, s", "exchanges a job"),
         *("server ms a job", "exchanges a due job", "idle calls/s", "idle statements/s"),
@@ -462,11 +473,24 @@ def main(arguments: list[str]) -> int:
         *("pickup p50, ms", "p99, ms"),
     ]
     title = f"Fleets of idle workers; *: with {LISTENERS} listeners"
-    text = f"{describe_conditions(conditions)}\n\n{table(title, head, rows)}"
-    print(text)
-    if options.save:
-        print(save("fleet", found, text))
-    return 0
+    ratios = [
+        [one["backend"], str(FleetSize(one["workers"], shares=one["shares"])), *compare(found, one)]
+        for one in found["fleets"]
+        if "one job" in one
+    ]
+    compared = table(
+        "The same at 50 jobs/s, divided by the figure of one worker",
+        ["backend", "idle workers", "server ms a job", "pickup p50", "p99"],
+        ratios,
+    )
+    conditions = describe_conditions(found["conditions"])
+    return f"{conditions}\n\n{table(title, head, rows)}\n{compared}"
+
+
+def compare(found: dict[str, Any], one: dict[str, Any]) -> list[str]:
+    """Return some figures of a fleet, divided by those of one worker on the same backend."""
+    first = next(each for each in found["fleets"] if each["backend"] == one["backend"])
+    return [f"{one[name] / first[name]:.1f}" if first[name] else "" for name in COMPARED]
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from typing import Any
 from benchmarks.conditions import ROOT, load_newest
 from benchmarks.cost import BACKENDS
 from benchmarks.fleet import FleetSize
+from benchmarks.fleet import compare as compare_with_one
 from benchmarks.picture import draw_speed
 from benchmarks.report import Rows, rounded
 from benchmarks.speed import OURS, SYNC, compare, find_better
@@ -150,20 +151,14 @@ def make_scaling(link: Link) -> str:
 def make_fleet(link: Link) -> str:
     """What idle workers cost: counts, and times and CPU time compared with one worker."""
     path, found = load_newest("fleet")
-    by_backend: dict[str, dict[str, dict[str, float]]] = {}
-    for one in found["fleets"]:
-        if "one job" in one:
-            size = str(FleetSize(one["workers"], shares=one["shares"]))
-            by_backend.setdefault(one["backend"], {})[size] = one
     rows = [
         [
-            *(f"{TITLES[backend]}, {workers}", f"{one['start']:.1f}", f"{one['one job']:.1f}"),
-            *(f"{one['one due job']:.1f}", f"{one['busy']:.1f}"),
-            show_statements(one, backend),
-            *(compare_with_one(fleets, one, name) for name in ("busy ms", "p50", "p99")),
+            f"{TITLES[one['backend']]}, {FleetSize(one['workers'], shares=one['shares'])}",
+            *(f"{one['start']:.1f}", f"{one['one job']:.1f}", f"{one['one due job']:.1f}"),
+            *(f"{one['busy']:.2f}", show_statements(one), *compare_with_one(found, one)),
         ]
-        for backend, fleets in by_backend.items()
-        for workers, one in fleets.items()
+        for one in found["fleets"]
+        if "one job" in one
     ]
     head = [
         *("idle workers", "exchanges a start", "exchanges for one job", "for one due job"),
@@ -180,16 +175,10 @@ def make_fleet(link: Link) -> str:
 TITLES = {"memory": "memory", "sqlite": "SQLite", "valkey": "Valkey", "postgres": "PostgreSQL"}
 
 
-def show_statements(one: dict[str, float], backend: str) -> str:
+def show_statements(one: dict[str, Any]) -> str:
     """Return the statements or commands in a second; on SQLite the calls of the backend."""
-    has_server = backend in ("valkey", "postgres")
+    has_server = one["backend"] in ("valkey", "postgres")
     return f"{one['statements' if has_server else 'idle']:.1f}"
-
-
-def compare_with_one(fleets: dict[str, dict[str, float]], one: dict[str, float], name: str) -> str:
-    """Return a figure divided by that of one worker in the same run."""
-    first = fleets["1"][name]
-    return f"{one[name] / first:.1f}" if first else ""
 
 
 def make_drains(link: Link) -> str:
