@@ -21,12 +21,18 @@ class FaultInjector:
     """The faults of one run, from its plan."""
 
     def __init__(
-        self, target: Target, fleet: Fleet, writer: EventWriter, progress: Progress
+        self,
+        target: Target,
+        fleet: Fleet,
+        writer: EventWriter,
+        progress: Progress,
+        least_alive: int = 1,
     ) -> None:
         self._target = target
         self._fleet = fleet
         self._writer = writer
         self._progress = progress
+        self._least_alive = least_alive
         self._server_faults = asyncio.Lock()
         """Held by a fault of the network or the server: one at a time."""
 
@@ -59,7 +65,8 @@ class FaultInjector:
             while True:
                 self._fleet.restart_ended()
                 workers = self._fleet.find_workers(idle=now() - began > IDLE_AFTER)
-                if ready := sorted({*workers} - self._fleet.paused):
+                ready = sorted({*workers} - self._fleet.paused)
+                if len(ready) >= self._least_alive:
                     return ready[int(fault.draw * len(ready))]
                 await asyncio.sleep(LOOK_AGAIN)
 

@@ -39,6 +39,8 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     """Workers in each process. With more than one, a fault of a process hits all of them."""
     names: int = 0
     """With a number, the jobs have so many names, and their handlers do nothing."""
+    least_alive: int = 1
+    """A worker process is killed or paused only while so many are ready: others rescue its jobs."""
     filled: bool = False
     """Whether all jobs are enqueued before the workers start."""
     ttl: float = 2.0

@@ -34,6 +34,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--sessions", type=int, default=whole.sessions, help="of each process")
     parser.add_argument("--names", type=int, default=whole.names, help="of jobs that do nothing")
     parser.add_argument("--filled", action="store_true", help="enqueue all before workers start")
+    parser.add_argument("--least-alive", type=int, default=whole.least_alive)
     parser.add_argument("--jobs-per-second", type=float, default=JOBS_PER_SECOND)
     parser.add_argument("--kills-per-second", type=float, default=KILLS_PER_SECOND)
     parser.add_argument("--runs", type=int, default=1, help="with seeds one after another")
@@ -65,6 +66,7 @@ def make_size(options: argparse.Namespace) -> Size:
         restarts=options.restarts,
         rolling_restarts=options.rolling_restarts,
         sessions=options.sessions,
+        least_alive=options.least_alive,
         names=options.names,
         filled=options.filled,
         workers=options.workers,

@@ -69,8 +69,9 @@ async def run_on_target(target: Target, size: Size, seed: int, folder: Path) -> 
                 await produce(folder, target, size, seed)
             fleet.start()
             progress = Progress(backend, fleet, size.jobs)
+            injector = FaultInjector(target, fleet, writer, progress, size.least_alive)
             async with asyncio.TaskGroup() as group:
-                group.create_task(FaultInjector(target, fleet, writer, progress).run(plan))
+                group.create_task(injector.run(plan))
                 if not size.filled:
                     group.create_task(produce(folder, target, size, seed))
             with suppress(TimeoutError):  # what has not ended is reported as lost
