@@ -40,11 +40,13 @@ WORKERS = os.environ.get("NB_TEST_WORKERS") or str(min(8, 2 + (os.cpu_count() or
 for fewer where sessions run beside one another."""
 
 # These run mypy for Python 3.11, or pytest to see what it collects, or read the texts of the tree,
-# or follow what it says, or count for Python 3.11: the same on every Python.
+# or follow what it says, or count for Python 3.11, or see broken backends fail the contract, or go
+# through a table of rights: the same on every Python.
 SAME_ON_EVERY_PYTHON = [
     *("tests/typing", "tests/servers/test_choice.py", "tests/mutants", "tests/docs"),
     "tests/deploy",
-    "tests/budgets",
+    *("tests/budgets", "tests/contract/test_broken_backends.py"),
+    "tests/server/dashboard/test_rights.py",
     *(f"tests/house/test_{name}.py" for name in ("assertions", "layers", "vocabulary", "words")),
 ]
 
