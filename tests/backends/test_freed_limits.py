@@ -55,7 +55,8 @@ async def test_as_many_are_woken_as_places_are_free(fleet: Harness) -> None:
     leases = [delivery.lease for delivery in await worker.take(3)]
     tasks = await wait_on(fleet, "default", 5, 1)
     await worker.settle(*(Completed(lease) for lease in leases[:2]))
-    await check_woken(fleet, tasks, 2)
+    # On PostgreSQL, the first one wakes the next when it has found a job.
+    await check_woken(fleet, tasks, 1 if isinstance(fleet.backend, PostgresBackend) else 2)
 
 
 async def test_a_worker_is_woken_on_the_queue_where_a_job_waits(fleet: Harness) -> None:
@@ -94,4 +95,6 @@ async def test_no_worker_is_woken_for_a_place_that_no_job_waits_for(
     want = worker.want(1, lanes=(Lane("default", "mail"),))
     reply = await worker.exchange(Completed(lease), want=want)
     assert len(reply.deliveries) == (why != "no job waits")
-    await check_woken(fleet, tasks, 0)
+    # PostgreSQL chooses before it reserves, so it may wake one worker in vain.
+    in_vain = isinstance(fleet.backend, PostgresBackend) and why != "no job waits"
+    await check_woken(fleet, tasks, 0, further=int(in_vain))

@@ -133,7 +133,7 @@ BEGIN
         codes := settled.codes;
         queues_to_notify := CASE WHEN settled.to_notify IS NOT NULL THEN {schema}.get_queues_of_lanes_1(settled.to_notify) END;
         IF settled.key_numbers IS NOT NULL THEN
-            queues_to_notify := queues_to_notify || {schema}.release_keys_1(now, settled.key_numbers, settled.ended);
+            queues_to_notify := queues_to_notify || {schema}.release_keys_1(now, settled.key_numbers);
         END IF;
     END IF;
 
@@ -876,7 +876,7 @@ BEGIN
         PERFORM {schema}.refund_keys_1(p_now, held);
     END LOOP;
     IF ended IS NOT NULL THEN
-        PERFORM {schema}.release_keys_1(p_now, key_numbers, ended);
+        PERFORM {schema}.release_keys_1(p_now, key_numbers);
     END IF;
     RETURN ended;
 END $$;

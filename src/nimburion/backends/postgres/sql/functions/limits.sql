@@ -798,9 +798,10 @@ END $$;
 
 -- name: release_keys
 -- Stop counting leases that ended for their keys, and let the next parked jobs have their turn.
--- Inputs: the time; the numbers of the keys, one element for each lease and key (NULL: none); the lanes of the leases
--- Result: the queues to notify: those of parked jobs that return, and those of lanes that were closed and have room now
-CREATE OR REPLACE FUNCTION {schema}.release_keys_1(p_now int8, p_numbers int8[], p_lanes int4[]) RETURNS text[]
+-- Inputs: the time; the numbers of the keys, one element for each lease and key (NULL: none)
+-- Result: the queues to notify: those of parked jobs that return, and those with due jobs in lanes that were closed and have
+--   room now
+CREATE OR REPLACE FUNCTION {schema}.release_keys_1(p_now int8, p_numbers int8[]) RETURNS text[]
 LANGUAGE plpgsql AS $$
 DECLARE
     numbers int8[];
@@ -826,7 +827,8 @@ BEGIN
     IF opened <> '{}' THEN
         to_notify := ARRAY(
             SELECT DISTINCT a.queue FROM {schema}.lane a
-            WHERE a.id = ANY (p_lanes) AND ARRAY['job:' || a.name, 'queue:' || a.queue] && opened
+            WHERE ARRAY['job:' || a.name, 'queue:' || a.queue] && opened
+                AND EXISTS (SELECT FROM {schema}.ready r WHERE r.lane = a.id)
         );
     END IF;
     IF NOT EXISTS (SELECT FROM {schema}.parked) THEN

@@ -78,7 +78,7 @@ BEGIN
         settled := {schema}.settle_all_1(reply.now, session.number, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies,
             p_delays, p_texts, p_fractions, has_tenants);
         reply.results := settled.codes;
-        reply.to_notify := {schema}.release_keys_1(reply.now, settled.key_numbers, settled.ended);
+        reply.to_notify := {schema}.release_keys_1(reply.now, settled.key_numbers);
         IF settled.to_notify IS NOT NULL THEN
             reply.to_notify := reply.to_notify || {schema}.get_queues_of_lanes_1(settled.to_notify);
         END IF;

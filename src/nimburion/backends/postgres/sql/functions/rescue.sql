@@ -91,6 +91,6 @@ BEGIN
             AND NOT s.is_drained
     ) THEN 'm' ELSE '' END;
     to_notify := ARRAY(SELECT DISTINCT a.queue FROM {schema}.lane a WHERE a.id = ANY (ended))
-        || {schema}.release_keys_1(now, key_numbers, ended);
+        || {schema}.release_keys_1(now, key_numbers);
     RETURN NEXT;
 END $$;

@@ -136,7 +136,7 @@ BEGIN
         key_numbers := key_numbers || held.key_numbers;
     END LOOP;
     RETURN ARRAY(SELECT DISTINCT queue FROM {schema}.lane WHERE id = ANY (ended))
-        || {schema}.release_keys_1(now, key_numbers, ended);
+        || {schema}.release_keys_1(now, key_numbers);
 END $$;
 
 -- name: close_session
@@ -183,7 +183,7 @@ BEGIN
         ended_at = CASE WHEN left_over THEN ended_at ELSE now END
     WHERE number = session_number;
     RETURN ARRAY(SELECT DISTINCT queue FROM {schema}.lane WHERE id = ANY (ended))
-        || {schema}.release_keys_1(now, key_numbers, ended);
+        || {schema}.release_keys_1(now, key_numbers);
 END $$;
 
 -- name: end_lease

@@ -483,7 +483,7 @@ BEGIN
         now, session_number, p_kind, p_seq, p_id, p_fence, p_nonce, p_delay, p_text, p_body, NULL);
     IF outcome.code = 'd' THEN
         PERFORM {schema}.notify_queues_1(p_channel, ARRAY(SELECT queue FROM {schema}.lane WHERE id = outcome.to_notify)
-            || {schema}.release_keys_1(now, outcome.key_numbers, ARRAY[outcome.ended]));
+            || {schema}.release_keys_1(now, outcome.key_numbers));
     END IF;
     RETURN CASE outcome.code WHEN 'd' THEN 'done' WHEN 'a' THEN 'already settled' ELSE 'stale' END;
 END $$;
