@@ -71,7 +71,7 @@ async def test_scrapes_at_the_same_time_share_two_reads(api: Api, reads: list[st
 async def test_the_page_says_that_the_backend_is_down(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail() -> object:
+    async def fail(**_: object) -> object:
         raise BackendUnavailable("it is down")
 
     monkeypatch.setattr(api.processor.backend.reads, "list_queues", fail)
