@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
+from nimburion.backends.postgres import PostgresBackend
 from nimburion.backends.redis import RedisBackend
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.core.backend import Backend
@@ -19,13 +20,14 @@ from nimburion.testing import FakeClock
 from nimburion.testing.contract.consuming.waiting import FAR, check_woken, listening
 from nimburion.testing.contract.harness import Harness
 from tests.servers.server import Server
+from tests.servers.server_kinds import RunningPostgres
 
 HANDLES = 8
 
 
-@pytest.fixture(params=["memory", "sqlite", "redis"])
+@pytest.fixture(params=["memory", "sqlite", "redis", "postgres"])
 async def fleet(
-    request: pytest.FixtureRequest, tmp_path: Path, valkey: Server
+    request: pytest.FixtureRequest, tmp_path: Path, valkey: Server, clean_postgres: RunningPostgres
 ) -> AsyncIterator[Harness]:
     """A harness with eight handles on one empty backend."""
     clock = FakeClock()
@@ -35,6 +37,8 @@ async def fleet(
         handles = [first, *(first.new_handle() for _ in range(HANDLES - 1))]
     elif request.param == "sqlite":
         handles = [SQLiteBackend(tmp_path / "jobs.db", clock=clock) for _ in range(HANDLES)]
+    elif request.param == "postgres":
+        handles = [PostgresBackend(clean_postgres.url, clock=clock) for _ in range(HANDLES)]
     else:
         valkey.empty()
         handles = [RedisBackend(valkey.url, clock=clock) for _ in range(HANDLES)]
