@@ -130,7 +130,7 @@ class Plan:
         applied.shares = [source.shares_by_job.get(lease.seq) for lease in plan.leases]
         applied.charges = [lease.charge for lease in plan.leases]
         applied.charged = [share for share, _ in charged]  # type: ignore[misc]
-        applied.times_before = [source.virtual_times[share] for share in applied.charged]
+        applied.times_before = [source.virtual_times[share] for share, _ in charged]
         applied.times = [after.virtual_time for _, after in charged]
         applied.unmeasured = [after.unmeasured for _, after in charged]
         applied.class_queues = [queue for queue, _ in plan.min_virtual_times]
