@@ -124,13 +124,14 @@ class Plan:
         plan, source = self._plan, self._source
         charged = sorted(
             (share, planned.share)
-            for shares in plan.shares.values()
-            for share, planned in shares.items()
+            for planned_shares in plan.shares.values()
+            for share, planned in planned_shares.items()
         )
         applied.shares = [source.shares_by_job.get(lease.seq) for lease in plan.leases]
         applied.charges = [lease.charge for lease in plan.leases]
-        applied.charged = [share for share, _ in charged]  # type: ignore[misc]
-        applied.times_before = [source.virtual_times[share] for share, _ in charged]
+        shares: list[int] = [share for share, _ in charged]  # type: ignore[misc]
+        applied.charged = shares
+        applied.times_before = [source.virtual_times[share] for share in shares]
         applied.times = [after.virtual_time for _, after in charged]
         applied.unmeasured = [after.unmeasured for _, after in charged]
         applied.class_queues = [queue for queue, _ in plan.min_virtual_times]
