@@ -126,7 +126,7 @@ async def drain(
         with start_workers(url, workers, workers if server is None else PROCESSES) as started:
             cpu, began = ServerCpu(server), time.monotonic()
             await client.queues.resume(QUEUE)
-            while (await client.backend.reads.count_jobs())[State.COMPLETED] < jobs:
+            while (await client.backend.reads.count_jobs(budget=None))[State.COMPLETED] < jobs:
                 await asyncio.sleep(_LOOK_AGAIN)
             seconds, server_ms = time.monotonic() - began, cpu.take()
             ended = [process.communicate("")[0].splitlines()[-1] for process in started]

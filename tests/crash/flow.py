@@ -145,7 +145,7 @@ class Flow:
         """Wait until the backend says that nothing is unfinished."""
 
         async def quiet() -> bool:
-            counts = await self.harness.backend.reads.count_jobs()
+            counts = await self.harness.backend.reads.count_jobs(budget=None)
             return all(state.finished or not number for state, number in counts.items())
 
         await self.wait_until_backend_reports(quiet, "every job has ended")

@@ -221,7 +221,7 @@ class ProcessHarness:
         """Wait until nothing is unfinished."""
 
         async def finished() -> bool:
-            counts = await self.backend.reads.count_jobs()
+            counts = await self.backend.reads.count_jobs(budget=None)
             return all(state.finished or not count for state, count in counts.items())
 
         await self.wait_until(finished, "every job has ended")
@@ -255,7 +255,7 @@ class ProcessHarness:
         """Each job ended once, as completed. In all, workers were lost with a job in hand at most
         `lost` times, and handed one back `handed_back` times."""
         await self.wait_until_finished()
-        counts = await self.backend.reads.count_jobs()
+        counts = await self.backend.reads.count_jobs(budget=None)
         assert counts[State.COMPLETED] == sum(counts.values()) == len(self.jobs)
         records = [await self.get_record(job_id) for job_id in self.jobs]
         assert {record.failures for record in records} == {0}

@@ -71,7 +71,7 @@ class BlockedLoop:
 
 
 async def _has_completed(harness: ProcessHarness, count: int) -> bool:
-    return (await harness.backend.reads.count_jobs())[State.COMPLETED] == count
+    return (await harness.backend.reads.count_jobs(budget=None))[State.COMPLETED] == count
 
 
 class TestSQLite(BlockedLoop):

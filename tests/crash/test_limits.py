@@ -44,7 +44,7 @@ async def test_three_limits_hold_while_workers_are_killed(tmp_path: Path) -> Non
         )
 
         async def is_done() -> bool:
-            return (await client.backend.reads.count_jobs())[State.COMPLETED] == JOBS
+            return (await client.backend.reads.count_jobs(budget=None))[State.COMPLETED] == JOBS
 
         with run_workers(url, log) as workers:
             await wait_until(is_done, "all jobs are completed", seconds=120)

@@ -140,7 +140,7 @@ class TestRedis(Points):
     async def test_a_producer_dies_between_two_scripts(self, harness: ProcessHarness) -> None:
         ids = [f"quick-{n}" for n in range(1100)]
         await harness.wait_until_killed(harness.start_producer("script enqueue", "quick", ids))
-        assert (await harness.backend.reads.count_jobs())[State.PENDING] == 500
+        assert (await harness.backend.reads.count_jobs(budget=None))[State.PENDING] == 500
         assert await harness.wait_for_exit(harness.start_producer(None, "quick", ids)) == 0
         jobs = (await harness.backend.reads.list_jobs(limit=2000)).jobs
         assert sorted(job.id for job in jobs) == sorted(ids)
@@ -222,7 +222,7 @@ async def check_dead_replacement(harness: ProcessHarness, point: str) -> None:
             assert await harness.wait_for_exit(process) == 0
     record = await harness.get_record("first")
     assert record.payload == b'{"n":2}'
-    assert sum((await harness.backend.reads.count_jobs()).values()) == 1
+    assert sum((await harness.backend.reads.count_jobs(budget=None)).values()) == 1
 
 
 async def check_dead_debounce(harness: ProcessHarness, point: str) -> None:
@@ -244,7 +244,7 @@ async def check_dead_debounce(harness: ProcessHarness, point: str) -> None:
     record = await harness.get_record("first")
     assert record.payload == b'{"n":2}'
     assert record.due - before == pytest.approx(30.0, abs=0.001)
-    assert sum((await harness.backend.reads.count_jobs()).values()) == 1
+    assert sum((await harness.backend.reads.count_jobs(budget=None)).values()) == 1
 
 
 async def check_dead_rescuer(harness: ProcessHarness, point: str) -> None:
@@ -263,9 +263,9 @@ async def check_dead_operator(harness: ProcessHarness, point: str, due: set[int]
     """It cannot know whether its jobs are due; a repeat makes it true, and each runs once."""
     ids = await harness.enqueue("quick", 5, after=600.0)
     await harness.wait_until_killed(harness.start_operator(point, ids))
-    assert (await harness.backend.reads.count_jobs())[State.PENDING] in due
+    assert (await harness.backend.reads.count_jobs(budget=None))[State.PENDING] in due
     assert await harness.wait_for_exit(harness.start_operator(None, ids)) == 0
-    assert (await harness.backend.reads.count_jobs())[State.SCHEDULED] == 0
+    assert (await harness.backend.reads.count_jobs(budget=None))[State.SCHEDULED] == 0
     harness.start_worker()
     await harness.check_all_completed(lost=0)
 
@@ -274,7 +274,7 @@ async def check_dead_producer(harness: ProcessHarness, point: str, stored: set[i
     """It cannot know whether its jobs are stored; asking again by id makes it true, once."""
     ids = [f"quick-{n}" for n in range(5)]
     await harness.wait_until_killed(harness.start_producer(point, "quick", ids))
-    assert sum((await harness.backend.reads.count_jobs()).values()) in stored
+    assert sum((await harness.backend.reads.count_jobs(budget=None)).values()) in stored
     assert await harness.wait_for_exit(harness.start_producer(None, "quick", ids)) == 0
     harness.jobs = ids
     harness.start_worker()

@@ -61,7 +61,7 @@ class Signals:
         leaver.terminate()
         assert await harness.wait_for_exit(leaver) == 0
         assert harness.find_events("SessionEnded", how="closed")
-        assert (await harness.backend.reads.count_jobs())[State.PENDING] == 3
+        assert (await harness.backend.reads.count_jobs(budget=None))[State.PENDING] == 3
         harness.start_worker()
         await harness.check_all_completed(lost=0, handed_back=3)
 

@@ -99,7 +99,7 @@ class SlowConnections:
         await harness.backend.producing.enqueue(bulky(30, payload=60_000))
         async with self._slow_worker(harness, port, "replies", 400_000) as worker:
             await Watch(harness, worker).until_finished()
-        assert (await harness.backend.reads.count_jobs())[State.COMPLETED] == 30
+        assert (await harness.backend.reads.count_jobs(budget=None))[State.COMPLETED] == 30
         assert (
             Counter(line["job"] for line in harness.find_events("start")).most_common(1)[0][1] == 1
         )
@@ -111,7 +111,7 @@ class SlowConnections:
         await harness.backend.producing.enqueue(bulky(50, result=60_000))
         async with self._slow_worker(harness, port, "requests", 400_000) as worker:
             await Watch(harness, worker).until_finished()
-        assert (await harness.backend.reads.count_jobs())[State.COMPLETED] == 50
+        assert (await harness.backend.reads.count_jobs(budget=None))[State.COMPLETED] == 50
         assert (
             Counter(line["job"] for line in harness.find_events("start")).most_common(1)[0][1] == 1
         )
@@ -156,7 +156,7 @@ class SlowConnections:
 
     @staticmethod
     async def _processing(harness: ProcessHarness) -> bool:
-        return (await harness.backend.reads.count_jobs())[State.PROCESSING] > 0
+        return (await harness.backend.reads.count_jobs(budget=None))[State.PROCESSING] > 0
 
 
 class TestRedis(SlowConnections):

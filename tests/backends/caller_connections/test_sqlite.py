@@ -72,5 +72,5 @@ async def test_the_check_of_the_file_reads_nothing(tmp_path: Path) -> None:
         )
         caller.execute("COMMIT")
     assert [one.outcome for one in results] == ["created"]
-    assert (await backend.reads.count_jobs())[State.PENDING] == 2
+    assert (await backend.reads.count_jobs(budget=None))[State.PENDING] == 2
     await backend.close()

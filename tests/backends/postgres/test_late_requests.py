@@ -38,7 +38,7 @@ async def test_an_enqueue_that_arrives_after_its_repetition_makes_no_second_job(
                     await wait_until(lambda: not held_up & list_connections(server), gone)
                     await worker.drain()
                     assert (await worker.get_status(job_id)).state is State.COMPLETED
-                    assert sum((await worker.backend.reads.count_jobs()).values()) == 2
+                    assert sum((await worker.backend.reads.count_jobs(budget=None)).values()) == 2
     assert runs == [b"0", b"1"]
     assert held_up
 

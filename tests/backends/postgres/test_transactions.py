@@ -102,7 +102,7 @@ async def test_statements_that_commit_each_are_refused(
     ):
         await backend.producing.enqueue_in(CallerConnection(outer), [JOB])
     engine.dispose()
-    assert sum((await backend.reads.count_jobs()).values()) == 0
+    assert sum((await backend.reads.count_jobs(budget=None)).values()) == 0
 
 
 async def test_every_field_travels(
@@ -142,7 +142,7 @@ async def test_the_first_job_of_a_lane_blocks_no_other_transaction(
         )
         assert [one.outcome for one in other] == ["created"]
         await connection.execute("ROLLBACK")
-    assert (await backend.reads.count_jobs())[State.PENDING] == 1
+    assert (await backend.reads.count_jobs(budget=None))[State.PENDING] == 1
     assert (await backend.reads.get_job("b")).name == "new"
 
 
@@ -218,7 +218,7 @@ async def test_any_isolation_will_do(
         await connection.execute(ROW)
         await backend.producing.enqueue([NewJob("other", "n", "q", b"{}")])
         await backend.producing.enqueue_in(CallerConnection(connection), [JOB])
-    assert (await backend.reads.count_jobs())[State.PENDING] == 3
+    assert (await backend.reads.count_jobs(budget=None))[State.PENDING] == 3
 
 
 async def test_what_cannot_be_serialized_is_to_be_run_again(
@@ -235,7 +235,7 @@ async def test_what_cannot_be_serialized_is_to_be_run_again(
     assert unavailable.value.outcome == "not applied"
     async with connection.transaction(isolation="repeatable_read"):
         await backend.producing.enqueue_in(CallerConnection(connection), [JOB])
-    assert (await backend.reads.count_jobs())[State.PENDING] == 2
+    assert (await backend.reads.count_jobs(budget=None))[State.PENDING] == 2
 
 
 async def test_unstorable_jobs_are_rejected_before_they_are_sent(
@@ -247,7 +247,7 @@ async def test_unstorable_jobs_are_rejected_before_they_are_sent(
                 CallerConnection(connection), [NewJob("a", "n\0", "q", b"{}")]
             )
         await backend.producing.enqueue_in(CallerConnection(connection), [JOB])
-    assert (await backend.reads.count_jobs())[State.PENDING] == 1
+    assert (await backend.reads.count_jobs(budget=None))[State.PENDING] == 1
 
 
 async def test_a_failed_transaction_is_rejected(
@@ -319,7 +319,7 @@ async def test_two_callers_with_one_id_make_one_job(
     await second.commit()
     await other.close()
     assert result.outcome == "exists"
-    assert (await backend.reads.count_jobs())[State.PENDING] == 1
+    assert (await backend.reads.count_jobs(budget=None))[State.PENDING] == 1
 
 
 async def test_a_killed_connection_means_that_nothing_was_applied(
@@ -332,7 +332,7 @@ async def test_a_killed_connection_means_that_nothing_was_applied(
     with pytest.raises(BackendUnavailable) as gone:
         await backend.producing.enqueue_in(CallerConnection(connection), [JOB])
     assert gone.value.outcome == "not applied"
-    assert (rows(server), sum((await backend.reads.count_jobs()).values())) == (0, 0)
+    assert (rows(server), sum((await backend.reads.count_jobs(budget=None)).values())) == (0, 0)
 
 
 # Handlers

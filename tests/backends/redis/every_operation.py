@@ -327,7 +327,7 @@ async def check_prune(environment: Environment) -> None:
 
 async def has_nothing_finished(environment: Environment, keep: Retention) -> bool:
     await environment.backend.maintenance.prune(keep, 500)
-    counts = await environment.backend.reads.count_jobs()
+    counts = await environment.backend.reads.count_jobs(budget=None)
     return not counts[State.COMPLETED] + counts[State.FAILED] + counts[State.CANCELLED]
 
 

@@ -79,7 +79,7 @@ async def fill(backend: SQLiteBackend, limit: str) -> None:
         print_line(type(error).__name__, stored)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     await backend.producing.enqueue([NewJob(f"f-{stored}", "n", "q", b"")])
-    print_line("recovered", sum((await backend.reads.count_jobs()).values()))
+    print_line("recovered", sum((await backend.reads.count_jobs(budget=None)).values()))
 
 
 async def crowd(backend: SQLiteBackend, prefix: str, seconds: str) -> None:
@@ -151,7 +151,11 @@ def run_forked(path: str) -> None:
         os._exit(0)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     loop.run_until_complete(backend.producing.enqueue([NewJob("after", "n", "q", b"")]))
-    print_line("parent", status, sum(loop.run_until_complete(backend.reads.count_jobs()).values()))
+    print_line(
+        "parent",
+        status,
+        sum(loop.run_until_complete(backend.reads.count_jobs(budget=None)).values()),
+    )
     loop.run_until_complete(backend.close())
     loop.close()
 
@@ -159,7 +163,7 @@ def run_forked(path: str) -> None:
 async def run_in_child(backend: SQLiteBackend) -> None:
     """What the child of a fork sees."""
     for call in (
-        backend.reads.count_jobs(),
+        backend.reads.count_jobs(budget=None),
         backend.producing.enqueue([NewJob("no", "n", "q", b"")]),
     ):
         try:
@@ -168,7 +172,7 @@ async def run_in_child(backend: SQLiteBackend) -> None:
             print_line(type(error).__name__, "fork" in str(error))
     await backend.open()
     await backend.producing.enqueue([NewJob("child", "n", "q", b"")])
-    print_line("child", sum((await backend.reads.count_jobs()).values()))
+    print_line("child", sum((await backend.reads.count_jobs(budget=None)).values()))
     await backend.close()
 
 
@@ -211,7 +215,7 @@ async def open_and_enqueue(path: str, whose: str) -> SQLiteBackend:
     try:
         await backend.open()
         await backend.producing.enqueue([NewJob(os.urandom(8).hex(), "n", "q", b"")])
-        print_line(whose, sum((await backend.reads.count_jobs()).values()))
+        print_line(whose, sum((await backend.reads.count_jobs(budget=None)).values()))
     except NimburionError as error:
         print_line(type(error).__name__, error)
     return backend

@@ -111,10 +111,10 @@ async def test_a_full_file_refuses_whole_calls_and_recovers(path: Path, clock: F
     jobs = [NewJob(f"j-{n}", "n", "q", b"x" * 1000) for n in range(500)]
     with pytest.raises(BackendFull, match="workers then continue"):
         await backend.producing.enqueue(jobs)
-    assert sum((await backend.reads.count_jobs()).values()) == 1
+    assert sum((await backend.reads.count_jobs(budget=None)).values()) == 1
     free_bytes = 10 << 20
     await backend.producing.enqueue(jobs)
-    assert sum((await backend.reads.count_jobs()).values()) == 501
+    assert sum((await backend.reads.count_jobs(budget=None)).values()) == 501
     await backend.close()
 
 
@@ -259,7 +259,11 @@ async def test_a_local_one_is_not(path: Path, tmp_path: Path, table: str | None)
 
 async def test_a_handle_that_is_not_open_is_rejected(path: Path) -> None:
     backend = SQLiteBackend(path)
-    for call in (backend.reads.count_jobs(), backend.ping(), backend.consuming.wait(["q"], 1.0)):
+    for call in (
+        backend.reads.count_jobs(budget=None),
+        backend.ping(),
+        backend.consuming.wait(["q"], 1.0),
+    ):
         with pytest.raises(NotOpen, match=r"call open\(\) first"):
             await call
     await backend.open()
@@ -306,7 +310,7 @@ async def test_under_a_lock_each_call_has_a_time_of_its_own(
         other.execute("ROLLBACK")
     assert min(took) >= 0.4
     assert max(took) <= 0.5 * 1.5 + 2.0  # a busy machine; one after the other takes ten seconds
-    assert sum((await backend.reads.count_jobs()).values()) == 0
+    assert sum((await backend.reads.count_jobs(budget=None)).values()) == 0
 
 
 @pytest.mark.parametrize(
@@ -315,4 +319,4 @@ async def test_under_a_lock_each_call_has_a_time_of_its_own(
 async def test_what_sqlite_cannot_hold_is_unstorable(backend: SQLiteBackend, job: NewJob) -> None:
     with pytest.raises(Unstorable):
         await backend.producing.enqueue([NewJob("good", "n", "q", b""), job])
-    assert sum((await backend.reads.count_jobs()).values()) == 0
+    assert sum((await backend.reads.count_jobs(budget=None)).values()) == 0

@@ -83,7 +83,7 @@ async def test_every_call_is_refused(path: Path, replace_file: ReplaceFile, mess
     for call in (
         backend.producing.enqueue([NewJob("after", "n", "q", b"{}")]),
         backend.consuming.heartbeat("s"),
-        backend.reads.count_jobs(),
+        backend.reads.count_jobs(budget=None),
         backend.ping(),
     ):
         with pytest.raises(BackendReplaced, match=message) as caught:
@@ -159,7 +159,7 @@ async def test_it_goes_on_when_the_same_file_is_back(path: Path) -> None:
         await backend.producing.enqueue([NewJob("a", "n", "q", b"{}")])
     moved.rename(path)
     await backend.producing.enqueue([NewJob("a", "n", "q", b"{}")])
-    assert (await backend.reads.count_jobs())[State.PENDING] == 1
+    assert (await backend.reads.count_jobs(budget=None))[State.PENDING] == 1
     await backend.close()
 
 
@@ -232,7 +232,7 @@ async def test_another_working_directory_is_no_other_file(
     await backend.producing.enqueue([NewJob("a", "n", "q", b"{}")])
     handle = backend.new_handle()
     await handle.open()
-    assert (await handle.reads.count_jobs())[State.PENDING] == 1
+    assert (await handle.reads.count_jobs(budget=None))[State.PENDING] == 1
     await handle.close()
     await backend.close()
 
@@ -294,7 +294,7 @@ async def test_a_worker_reports_it_within_a_heartbeat_and_takes_no_job_of_the_ne
         await noticed.event.wait()
         await gave_up.event.wait()
         assert processor.health().state != "ready"
-        assert (await other.reads.count_jobs())[State.PENDING] == 1
+        assert (await other.reads.count_jobs(budget=None))[State.PENDING] == 1
         await other.close()
     for one in (noticed, gave_up):
         log.removeHandler(one)

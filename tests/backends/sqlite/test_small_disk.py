@@ -239,7 +239,7 @@ async def test_what_others_take_of_the_disk_is_waited_for(small_disk: Path) -> N
         )
     ballast.unlink()
     await backend.producing.enqueue([NewJob("more", "n", "q", b"{}")])
-    assert (await backend.reads.count_jobs())[State.PENDING] == 2
+    assert (await backend.reads.count_jobs(budget=None))[State.PENDING] == 2
     await backend.close()
     assert_sound(small_disk / "jobs.db")
 

@@ -70,7 +70,7 @@ async def test_a_hundred_enqueues_share_a_transaction(backend: SQLiteBackend) ->
     results = await asyncio.gather(*tasks)
     assert [result[0].outcome for result in results] == ["created"] * 100
     assert seen == ["BEGIN IMMEDIATE"] * 2  # the blocker, then all of them
-    assert sum((await backend.reads.count_jobs()).values()) == 100
+    assert sum((await backend.reads.count_jobs(budget=None)).values()) == 100
 
 
 async def test_calls_of_threads_share_that_transaction(backend: SQLiteBackend) -> None:
@@ -170,7 +170,7 @@ async def test_a_group_that_fails_as_a_whole_is_done_one_by_one(path: Path) -> N
         await full
     assert (await first)[0].outcome == "created"
     assert (await last)[0].outcome == "created"
-    assert sum((await backend.reads.count_jobs()).values()) == 2
+    assert sum((await backend.reads.count_jobs(budget=None)).values()) == 2
     await backend.close()
 
 
@@ -289,4 +289,4 @@ async def test_a_slow_read_holds_up_no_other(backend: SQLiteBackend) -> None:
         assert await slow
         await backend.close()
         with pytest.raises(NotOpen):
-            await backend.reads.count_jobs()
+            await backend.reads.count_jobs(budget=None)
