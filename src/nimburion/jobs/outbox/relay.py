@@ -104,7 +104,7 @@ class OutboxRelay(Periodic):
                 )
             self._log.debug("the error of the outbox", exc_info=error)
             self._is_database_failing = True
-            self.failure = error
+            self.failure: BaseException | None = error
 
     async def _measure_lag(self) -> None:
         lag = OutboxLag(0, 0.0)

@@ -118,7 +118,7 @@ class WakeupListener(Service):
         try:
             await self._backend.consuming.wait(self._queues, timeout)
         except BackendError as error:
-            self.failure = error
+            self.failure: BaseException | None = error
             await self.clock.sleep(_PAUSE_AFTER_ERROR)
         else:
             self.failure = None

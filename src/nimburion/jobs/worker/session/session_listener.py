@@ -41,5 +41,5 @@ class SessionListener(Service):
                 await self._backend.consuming.wait_for_session(self._session_id)
                 self._send_heartbeat()
         except BackendError as error:
-            self.failure = error
+            self.failure: BaseException | None = error
             await self.clock.sleep(_PAUSE_AFTER_ERROR)
