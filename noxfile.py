@@ -290,7 +290,7 @@ def django(session: nox.Session) -> None:
         session.error("Django 6 needs Python 3.12 or newer, and there is none on PATH")
     with temporary_folder() as scratch, session.chdir(ROOT):
         # As a wheel: of a folder, uv keeps what it built until pyproject.toml changes.
-        package = f"nimburion[django,server] @ file://{build_wheel(session, scratch)}"
+        package = f"nimburion[django,redis,server] @ file://{build_wheel(session, scratch)}"
         for django_version in DJANGO_VERSIONS:
             folder = scratch / django_version.translate({ord(sign): "_" for sign in "<>=~."})
             own = make_environment(session, folder, python)

@@ -27,7 +27,7 @@ HANDLES = 8
 
 @pytest.fixture(params=["memory", "sqlite", "redis", "postgres"])
 async def fleet(
-    request: pytest.FixtureRequest, tmp_path: Path, valkey: Server, clean_postgres: RunningPostgres
+    request: pytest.FixtureRequest, tmp_path: Path, valkey: Server, direct_postgres: RunningPostgres
 ) -> AsyncIterator[Harness]:
     """A harness with eight handles on one empty backend."""
     clock = FakeClock()
@@ -38,7 +38,7 @@ async def fleet(
     elif request.param == "sqlite":
         handles = [SQLiteBackend(tmp_path / "jobs.db", clock=clock) for _ in range(HANDLES)]
     elif request.param == "postgres":
-        handles = [PostgresBackend(clean_postgres.url, clock=clock) for _ in range(HANDLES)]
+        handles = [PostgresBackend(direct_postgres.url, clock=clock) for _ in range(HANDLES)]
     else:
         valkey.empty()
         handles = [RedisBackend(valkey.url, clock=clock) for _ in range(HANDLES)]
