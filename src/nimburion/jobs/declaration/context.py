@@ -12,13 +12,13 @@ from nimburion.core.errors import Cancel, InvalidJob, NotOpen, NotSupported, Rat
 from nimburion.core.rate_limits import MAX_UNITS
 from nimburion.core.settlement import Progressed, Spent
 from nimburion.core.size_limits import check_text
+from nimburion.core.text.shortening import MAX_MESSAGE_BYTES, clean_text
 from nimburion.core.timing.durations import Duration
 from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
 from nimburion.jobs.declaration.job_log import JobLog, make_job_log
 from nimburion.jobs.declaration.lifespan import NO_STATE
 from nimburion.jobs.declaration.loop_calls import find_running_loop
 from nimburion.jobs.declaration.transaction import HandlerTransaction
-from nimburion.jobs.worker.attempt.outcome import MAX_MESSAGE_BYTES, clean_text
 
 if TYPE_CHECKING:
     from typing import NoReturn, Unpack

@@ -17,6 +17,7 @@ import msgspec
 from nimburion.core.errors import Cancel, PermanentError, RateLimitExceeded, Retry, Snooze
 from nimburion.core.job import AttemptError, ErrorKind
 from nimburion.core.text.fingerprints import compute_fingerprint
+from nimburion.core.text.shortening import MAX_MESSAGE_BYTES, clean_text
 from nimburion.core.timing.durations import to_seconds
 from nimburion.jobs.declaration.codec import UnreadablePayload
 
@@ -60,9 +61,6 @@ class Interrupted(NamedTuple):
 
 
 Outcome = Succeeded | AttemptFailed | Snoozed | OverRateLimit | CancelRequested | Interrupted
-
-MAX_MESSAGE_BYTES = 1024
-"""The most bytes of a cancel reason and of a progress message."""
 
 NO_RESULT = Succeeded(None)
 INTERRUPTED = Interrupted()
@@ -197,16 +195,6 @@ def describe_exception(
         fingerprint=compute_fingerprint(kind, error_type, _find_place(raised), message),
         module=clean_text(_get_module_name(raised), 512),
     )
-
-
-def clean_text(text: str, limit: int) -> str:
-    """Return `text` without NUL and lone surrogates, cut in the middle to at most `limit` bytes."""
-    raw = text.replace("\0", "\\0").encode("utf-8", "backslashreplace")
-    if len(raw) <= limit:
-        return raw.decode()
-    mark = b"\n[...]\n"
-    keep = max(0, limit - len(mark)) // 2
-    return (raw[:keep] + mark + raw[-keep:]).decode("utf-8", "ignore")
 
 
 _QUALNAME = vars(type)["__qualname__"]

@@ -40,9 +40,9 @@ from nimburion.core.settlement import (
     Spent,
 )
 from nimburion.core.size_limits import SizeLimits
+from nimburion.core.text.shortening import clean_text
 from nimburion.core.timing.clock import Clock
 from nimburion.core.timing.pauses import iterate_pauses
-from nimburion.jobs.worker.attempt.outcome import clean_text
 from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.exchange.exchange_size import MAX_SETTLEMENTS, ExchangeSize
 
