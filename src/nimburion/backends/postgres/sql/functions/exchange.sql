@@ -131,10 +131,8 @@ BEGIN
         settled := {schema}.settle_all_1(now, session.number, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies, p_delays,
             p_texts, p_fractions, false);
         codes := settled.codes;
-        queues_to_notify := CASE WHEN settled.to_notify IS NOT NULL THEN {schema}.get_queues_of_lanes_1(settled.to_notify) END;
-        IF settled.key_numbers IS NOT NULL THEN
-            queues_to_notify := queues_to_notify || {schema}.release_keys_1(now, settled.key_numbers);
-        END IF;
+        queues_to_notify := CASE WHEN settled.to_notify IS NOT NULL THEN {schema}.get_queues_of_lanes_1(settled.to_notify) END
+            || CASE WHEN settled.key_numbers IS NOT NULL THEN {schema}.release_keys_1(now, settled.key_numbers) END;
     END IF;
 
     -- Step 3: promote.
@@ -156,9 +154,8 @@ BEGIN
 
     -- Step 5: lease.
     IF has_limits THEN
-        SELECT l.room, l.numbers, l.units INTO room, lane_numbers, lane_units
+        SELECT l.room, LEAST(most, l.room), l.numbers, l.units INTO room, most, lane_numbers, lane_units
         FROM {schema}.read_lane_limits_1(now, p_queues[1], p_names[1]) l;
-        most := LEAST(most, room);
     END IF;
     IF most > 0 AND first_dues <> '{}' THEN
         checks_sizes := {schema}.may_exceed_1(most, p_max_bytes);
@@ -189,10 +186,7 @@ BEGIN
                     lanes := open_lanes;  -- then from the lanes behind them
                 END IF;
             END LOOP;
-            IF leased > 0 THEN
-                head_dues := {schema}.read_lane_heads_again_1(
-                    open_lanes.ids, head_dues, lanes.ids, lanes.low_water_marks, counts);
-            END IF;
+            head_dues := {schema}.read_lane_heads_again_1(open_lanes.ids, head_dues, lanes.ids, lanes.low_water_marks, counts);
         END IF;
     END IF;
     IF cardinality(first_dues) <= 1 THEN
