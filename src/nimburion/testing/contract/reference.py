@@ -123,5 +123,16 @@ def format_case(case: Case) -> str:
     return f"- {words}{variants}{more}\n"
 
 
+def main(arguments: list[str]) -> None:
+    """Write the page to the path that is the only argument.
+
+    Raises:
+        SystemExit: there is another number of arguments, or the path starts with a hyphen.
+    """
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        sys.exit("usage: python -m nimburion.testing.contract.reference PATH")
+    Path(arguments[0]).write_text(contract_page(), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(contract_page(), encoding="utf-8")
+    main(sys.argv[1:])
