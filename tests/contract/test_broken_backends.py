@@ -17,6 +17,7 @@ from nimburion.core.backend import Backend
 from nimburion.core.bulk_operations import BulkAction
 from nimburion.core.errors import SessionLost
 from nimburion.core.exchange import Lane, Reply, ReserveRequest
+from nimburion.core.flows import NewFlow
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
 from nimburion.core.lease import Lease, Token
 from nimburion.core.limits import LimitChange, LimitRule
@@ -193,15 +194,19 @@ class KeyFreedByReserving(OpenMemoryBackend):
 
 
 class KeyIgnored(OpenMemoryBackend):
-    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+    async def enqueue(
+        self, jobs: Sequence[NewJob], flows: Sequence[NewFlow] = ()
+    ) -> list[Enqueued]:
         return await super().enqueue(
-            [replace(job, options=replace(job.options, unique_key=None)) for job in jobs]
+            [replace(job, options=replace(job.options, unique_key=None)) for job in jobs], flows
         )
 
 
 class PriorityIgnored(OpenMemoryBackend):
-    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
-        return await super().enqueue([replace(job, priority=5) for job in jobs])
+    async def enqueue(
+        self, jobs: Sequence[NewJob], flows: Sequence[NewFlow] = ()
+    ) -> list[Enqueued]:
+        return await super().enqueue([replace(job, priority=5) for job in jobs], flows)
 
 
 class AgeingIgnored(OpenMemoryBackend):
@@ -352,15 +357,19 @@ class ClosingCountsALoss(OpenMemoryBackend):
 
 
 class StoresHalfOfACall(OpenMemoryBackend):
-    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+    async def enqueue(
+        self, jobs: Sequence[NewJob], flows: Sequence[NewFlow] = ()
+    ) -> list[Enqueued]:
         return [
             result for job in jobs for result in await super(OpenMemoryBackend, self).enqueue([job])
         ]
 
 
 class ComparesIdsOnly(OpenMemoryBackend):
-    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
-        results = await super().enqueue(jobs)
+    async def enqueue(
+        self, jobs: Sequence[NewJob], flows: Sequence[NewFlow] = ()
+    ) -> list[Enqueued]:
+        results = await super().enqueue(jobs, flows)
         return [replace(o, outcome="exists") if o.outcome == "conflict" else o for o in results]
 
 
@@ -629,20 +638,24 @@ class NeverWakes(OpenMemoryBackend):
 
 
 class WakesEveryone(OpenMemoryBackend):
-    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
-        results = await super().enqueue(jobs)
+    async def enqueue(
+        self, jobs: Sequence[NewJob], flows: Sequence[NewFlow] = ()
+    ) -> list[Enqueued]:
+        results = await super().enqueue(jobs, flows)
         self._data.shared.notify({EVERY_QUEUE: 1})
         return results
 
 
 class WakesOneForAnyNumber(OpenMemoryBackend):
-    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+    async def enqueue(
+        self, jobs: Sequence[NewJob], flows: Sequence[NewFlow] = ()
+    ) -> list[Enqueued]:
         with self._data.shared.lock:
             waiters = self._data.shared.waiters
             kept = dict(list(waiters.items())[1:])
             for waiter in kept:
                 del waiters[waiter]
-            results = await super().enqueue(jobs)
+            results = await super().enqueue(jobs, flows)
             waiters.update(kept)
         return results
 

@@ -7,7 +7,8 @@ of lists that promise none.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -32,11 +33,13 @@ from nimburion.core.bulk_operations import (
 )
 from nimburion.core.errors import NimburionError
 from nimburion.core.exchange import RESERVE_NOTHING, Lane, QueueOptions, Reply, ReserveRequest
+from nimburion.core.flows import FlowInfo, NewFlow, On, SourceKind, WaitCondition, WaitSource
 from nimburion.core.job import (
     NO_JOB_OPTIONS,
     WAITING,
     AttemptError,
     JobOptions,
+    JobRecord,
     NewJob,
     State,
     sort_states,
@@ -88,6 +91,8 @@ LANES = tuple(Lane(queue, name) for queue in QUEUES for name in NAMES)
 PAYLOADS = (b"{}", b"{}", b"{}", b'{"\xc3\xa9": "\\u0000"}', b'"' + 5_000 * b"x" + b'"')
 """The last is so large that backends may keep it apart from the rest."""
 SESSIONS = tuple(f"{n:032x}" for n in range(5))
+FLOWS = 8
+"""The number of different flows."""
 TENANTS = ("t", "u", "v \u00e9")
 SCHEDULES = ("nightly", "hourly")
 ROUNDS = 5
@@ -212,6 +217,18 @@ class Twins(RuleBasedStateMachine):
         self._touch(job.id for job in jobs)
         self._agree(lambda backend: backend.producing.enqueue(jobs))
 
+    @rule(seed=seeds)
+    def enqueue_flow(self, seed: int) -> None:
+        self._enqueue_flow(self._luck(seed))
+
+    def _enqueue_flow(self, luck: Random) -> None:
+        """A flow, whole or only its first jobs. The same id always has the same graph."""
+        jobs, flows = make_graph(luck.randrange(FLOWS))
+        if luck.random() < 0.2:
+            jobs = jobs[: luck.randint(0, len(jobs))]
+        self._touch(job.id for job in jobs)
+        self._agree(lambda backend: backend.producing.enqueue(jobs, flows))
+
     # Workers
 
     @rule(seed=seeds)
@@ -250,6 +267,8 @@ class Twins(RuleBasedStateMachine):
         for _ in range(turns):
             if luck.random() < 0.4:
                 self._enqueue(luck)
+            if luck.random() < 0.2:
+                self._enqueue_flow(luck)
             if luck.random() < 0.15:
                 self._operate(luck)
             if luck.random() < 0.1:
@@ -569,8 +588,12 @@ class Twins(RuleBasedStateMachine):
             jobs = (await backend.reads.list_jobs(limit=1000, payloads=True)).jobs
             counts, queues = await backend.reads.count_jobs(), await backend.reads.list_queues()
             tenants = await backend.reads.list_tenants()
+            flows = (await backend.reads.list_flows(limit=100)).flows
+            for flow in flows:
+                check_flow(await backend.reads.get_flow(flow.id), jobs)
             return (
                 jobs,
+                [await backend.reads.get_flow(flow.id) for flow in flows],
                 counts,
                 queues,
                 await backend.reads.list_sessions(),
@@ -593,6 +616,34 @@ class Twins(RuleBasedStateMachine):
             )
 
         self._agree(read)
+
+
+def check_flow(tree: Sequence[FlowInfo], jobs: Sequence[JobRecord]) -> None:
+    """Check a flow and its groups against the records of its jobs, of which none is missing."""
+    states = {job.id: job.state for job in jobs}
+    flows = {flow.id: flow for flow in tree}
+    for flow in tree:
+        assert 0 <= flow.unfinished <= flow.members, flow
+    for job in jobs:
+        if job.options.flow != tree[0].id or job.state is not State.SUSPENDED:
+            continue
+        for condition in job.options.conditions:
+            source = condition.source
+            if source.kind is SourceKind.JOB:
+                ended = states.get(source.id, State.PENDING)
+                met = judge_end(condition.on, ended)
+            else:
+                flow = flows[source.id]
+                ended = State.COMPLETED if not flow.has_failed else State.FAILED
+                met = None if flow.unfinished else judge_end(condition.on, ended)
+            assert met is not False, f"{job.id} waits for {source}, which cannot come any more"
+
+
+def judge_end(on: On, state: State) -> bool | None:
+    """Return whether the end of a source meets a condition; None: it has not ended."""
+    if not state.finished:
+        return None
+    return on is On.FINISHED or (state is State.COMPLETED) is (on is On.SUCCESS)
 
 
 async def check_progress(backend: Backend, clock: FakeClock) -> None:
@@ -651,6 +702,72 @@ def _new_job(luck: Random) -> NewJob:
             fair=luck.random() < 0.9,
         ),
     )
+
+
+def make_graph(number: int) -> tuple[list[NewJob], list[NewFlow]]:
+    """Return the jobs of a flow, each after those it waits for, and the flow with its groups."""
+    luck = Random(number)
+    flow = f"flow-{number}"
+    groups = [f"{flow}.{name}" for name in "pq"[: luck.randint(0, 2)]]
+    sources = [WaitSource(SourceKind.FLOW, group) for group in groups]
+    jobs = []
+    for position in range(luck.randint(1, 6)):
+        job_id = f"{flow}.{position}"
+        waits = luck.sample(sources, min(len(sources), luck.choice((0, 1, 1, 2))))
+        group = luck.choice((None, *groups))
+        if group is not None:  # else a group could wait for itself
+            waits = [source for source in waits if source.kind is SourceKind.JOB]
+        conditions = tuple(
+            WaitCondition(source, luck.choice((On.SUCCESS, On.SUCCESS, *On))) for source in waits
+        )
+        jobs.append(_new_member(luck, job_id, flow, group, conditions))
+        sources.append(WaitSource(SourceKind.JOB, job_id))
+    counted = Counter(job.options.counted_flow for job in jobs)
+    flows = [
+        NewFlow(
+            id=flow,
+            name="graph",
+            members=counted[flow] + len(groups),
+            max_failed=luck.choice((0, 0, 1)),
+        ),
+        *(
+            NewFlow(
+                id=group,
+                name="group",
+                members=counted[group],
+                parent=flow,
+                max_failed=luck.choice((0, 0, 1)),
+            )
+            for group in groups
+        ),
+    ]
+    end = WaitSource(SourceKind.FLOW, flow)
+    jobs += [
+        _new_member(luck, f"{flow}.{on}", flow, "", (WaitCondition(end, on),))
+        for on in On
+        if luck.random() < 0.5
+    ]
+    return jobs, flows
+
+
+def _new_member(
+    luck: Random,
+    job_id: str,
+    flow: str,
+    group: str | None,
+    conditions: tuple[WaitCondition, ...],
+) -> NewJob:
+    options = JobOptions(
+        flow=flow,
+        group=group,
+        conditions=conditions,
+        unique_key=luck.choice((None, None, None, job_id)),
+        tenant=luck.choice((None, None, *TENANTS)),
+        limit_keys=luck.choice(({}, {"k": "a"})),
+    )
+    name, queue = luck.choice(NAMES), luck.choice(QUEUES)
+    after = 0.0 if luck.random() < 0.8 else 5.0
+    return NewJob(job_id, name, queue, b"{}", luck.randint(4, 6), None, after, options)
 
 
 def _settlement(luck: Random) -> Make:

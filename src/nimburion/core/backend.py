@@ -56,6 +56,7 @@ if TYPE_CHECKING:  # a protocol needs no values: each command and each client wo
     from nimburion.core.diagnosis.failure_groups import FailureGroups
     from nimburion.core.exchange import Reply, ReserveRequest
     from nimburion.core.fairness import TenantUses
+    from nimburion.core.flows import FlowInfo, FlowPage, NewFlow
     from nimburion.core.job import Enqueued, JobRecord, NewJob, State
     from nimburion.core.lease import Lease
     from nimburion.core.limits import LimitChange, LimitInfo
@@ -129,7 +130,9 @@ class Capabilities(msgspec.Struct, frozen=True):
 class Producing(Protocol):
     """Operations of producers."""
 
-    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+    async def enqueue(
+        self, jobs: Sequence[NewJob], flows: Sequence[NewFlow] = ()
+    ) -> list[Enqueued]:
         """Store jobs and return one result for each, in the same order.
 
         The call is idempotent by job id. If a job with the id is kept, in any state, the outcome is
@@ -151,7 +154,29 @@ class Producing(Protocol):
         One `conflict` or `taken` rejects the whole call, and nothing is stored. After a successful
         call the backend notifies the workers that wait for these queues.
 
+        The call stores `flows` that are not kept yet. A job with a flow or conditions comes in a
+        call with that flow, also if the flow is stored already. A job with conditions is
+        `suspended`. Its sources are jobs of the flows of the call, and flows. A source that ended
+        before counts with its end. What follows from the end of a
+        member is done in the step that ends it, or in the next steps if more than `MAX_RESOLVED`
+        jobs are concerned:
+
+        - A job is resumed when its last condition is met: it waits, and is due at the time of that
+          step or at its own due time, whichever is later.
+        - A job is cancelled with the reason `dependency` when a condition on a success cannot be
+          met any more, and with `not needed` when one on a failure cannot. It keeps its payload.
+        - A flow counts each member once. It ends with its last member; one without members ends at
+          once.
+
+        A flow repeats as a job does: the same id with the same values changes nothing. A job of a
+        flow that has ended is not stored, because it was before: its outcome is `exists`, also if
+        its sources are gone. A stored job with the id of a member that is in another flow, or in
+        none, is a `conflict`. If it is in the flow and the flow is new again, its end counts.
+
         Raises:
+            InvalidJob: the source of a condition or a flow of a job is unknown, a source is a job
+                of no flow of the call, or another flow with the same id is kept. Nothing was
+                stored.
             EnqueueBlocked: a transaction that is still open enqueued the same id or unique key.
                 Nothing was stored; repeat the call. The client does so, apart from other jobs.
         """
@@ -295,11 +320,18 @@ class Consuming(Protocol):
           in such a session had not started.
 
         An expired session ends in the same step, even if some of its jobs remain for the next call.
+
+        The call also continues what follows from the end of members of flows, if an earlier step
+        has left some of it; `more` says too that some is left again.
         """
         ...
 
     async def promote(self, limit: int) -> Promoted:
-        """Make up to `limit` due scheduled jobs available for reservation, earliest first."""
+        """Make up to `limit` due scheduled jobs available for reservation, earliest first.
+
+        The call also continues what follows from the end of members of flows, if an earlier step
+        has left some of it.
+        """
         ...
 
     async def wait(self, queues: Collection[str], timeout: float) -> None:
@@ -384,12 +416,14 @@ class Maintaining(Protocol):
         actions:
 
         - `replay`: a failed job becomes pending again. Its failures and losses start at zero; its
-          id, payload and history stay. A job whose unique key another job holds stays failed.
+          id, payload and history stay. A job whose unique key another job holds stays failed. The
+          jobs that were cancelled only because of its failure are suspended again, and its flow
+          runs again.
         - `run_now`: a scheduled job, or one that waits for its next attempt, becomes due. Its due
           time is the time of the call, so it comes after the jobs of its priority that are due
           already. Everything else stays, also failures and losses.
         - `cancel`: as `cancel` does. A job that gets a cancel request counts as changed.
-        - `delete`: a finished job is deleted permanently.
+        - `delete`: a finished job is deleted permanently, unless its flow runs.
 
         The call notifies the workers that wait for the queues of these jobs.
 
@@ -489,6 +523,11 @@ class Maintaining(Protocol):
         The call deletes at most `limit` records and results. If it returns less than `limit`,
         nothing more is due for deletion.
 
+        A job stays while its flow runs. A flow is deleted with its groups when it ended longer ago
+        than `keep.flows` allows. Flows do not count in `limit`. A job that was cancelled because
+        of another one (`DEPENDENCY`, `NOT_NEEDED`) stays as long as a failed one, since a replay
+        suspends it again, and does not count in `keep.completed_max`.
+
         The call also deletes the statistics that are older than `STEPS` allows. For intervals that
         ended more than `MERGE_AFTER` seconds ago, it merges the rows of different sources into
         one, so that their number does not grow with the number of processes. Neither counts.
@@ -554,6 +593,25 @@ class Inspecting(Protocol):
         """
         ...
 
+    async def get_flow(self, flow_id: str) -> list[FlowInfo]:
+        """Return a flow and the groups inside it, at any depth, in the order of their ids.
+
+        The flow comes first. The list is empty if there is no flow with this id.
+        """
+        ...
+
+    async def list_flows(
+        self, *, running: bool = False, limit: int = 100, after: str | None = None
+    ) -> FlowPage:
+        """Return a page of flows that are no groups, most recently stored first.
+
+        `after` is the `next` of the previous page. With `running`, only flows that have not ended.
+
+        Raises:
+            InvalidJob: `after` is not the `next` of a page.
+        """
+        ...
+
     async def count_jobs(
         self, queue: str | None = None, *, budget: int | None = COUNT_BUDGET
     ) -> JobCounts:
@@ -568,6 +626,8 @@ class Inspecting(Protocol):
 
     async def list_queues(self, *, budget: int | None = COUNT_BUDGET) -> list[QueueInfo]:
         """Return every queue that holds an unfinished job or is paused, ordered by name.
+
+        Suspended jobs are left out.
 
         `budget` is that of `count_jobs`, and at least one job of each lane is counted. Numbers
         that are then too small are marked (`QueueInfo.size_complete`, `scheduled_complete`), and a
@@ -808,7 +868,10 @@ class Transactional(Protocol):
     """
 
     async def enqueue_in(
-        self, connection: CallerConnection, jobs: Sequence[NewJob]
+        self,
+        connection: CallerConnection,
+        jobs: Sequence[NewJob],
+        flows: Sequence[NewFlow] = (),
     ) -> list[Enqueued]:
         """Enqueue jobs as `enqueue` does, inside the open transaction of the caller's connection.
 

@@ -10,6 +10,7 @@ NimburionError
 ├── JobNotFound               no record with this id
 ├── ScheduleNotFound          no schedule with this name
 ├── BulkOperationNotFound     no bulk operation with this id
+├── FlowNotFound              no flow with this id
 ├── LimitNotFound             no limit of this name, or it was not changed at run time
 ├── TooManyBulkOperations     the oldest bulk operation that is kept still runs
 ├── JobNotCompleted           wait(): the job failed or was cancelled
@@ -156,6 +157,14 @@ class BulkOperationNotFound(NimburionError):
             "than the newest 1,000, which are kept"
         )
         self.operation_id = operation_id
+
+
+class FlowNotFound(NimburionError):
+    """There is no flow with this id in this backend, or it was pruned."""
+
+    def __init__(self, flow_id: str) -> None:
+        super().__init__(f"no flow {flow_id!r} in this backend: never enqueued here, or pruned")
+        self.flow_id = flow_id
 
 
 class BulkOperationConflict(NimburionError):

@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from nimburion.core.errors import DuplicateJob, JobConflict
+from nimburion.core.flows import ResultRef, WaitCondition
 
 
 class State(enum.StrEnum):
@@ -26,6 +27,8 @@ class State(enum.StrEnum):
     """A worker holds its lease."""
     RETRYING = "retrying"
     """Failed at least once and waiting, due or not."""
+    SUSPENDED = "suspended"
+    """Waits for the end of other jobs of its flow (`JobOptions.conditions`)."""
     COMPLETED = "completed"
     """Its handler returned."""
     FAILED = "failed"
@@ -47,7 +50,11 @@ FAILED_ONLY = frozenset({State.FAILED})
 WAITING = frozenset({State.PENDING, State.SCHEDULED, State.RETRYING})
 
 TRANSITIONS: Mapping[str, tuple[frozenset[State], frozenset[State]]] = {
-    "enqueue": (frozenset(), frozenset({State.PENDING, State.SCHEDULED})),
+    "enqueue": (
+        frozenset(),
+        frozenset({State.PENDING, State.SCHEDULED, State.SUSPENDED, State.CANCELLED}),
+    ),
+    "resume": (frozenset({State.SUSPENDED}), frozenset({State.PENDING, State.SCHEDULED})),
     "become due": (frozenset({State.SCHEDULED}), frozenset({State.PENDING})),
     "reserve": (frozenset({State.PENDING, State.RETRYING}), frozenset({State.PROCESSING})),
     "complete": (frozenset({State.PROCESSING}), frozenset({State.COMPLETED})),
@@ -55,13 +62,21 @@ TRANSITIONS: Mapping[str, tuple[frozenset[State], frozenset[State]]] = {
     "fail": (frozenset({State.PROCESSING}), frozenset({State.FAILED})),
     "release": (frozenset({State.PROCESSING}), WAITING | {State.CANCELLED}),
     "rescue": (frozenset({State.PROCESSING}), WAITING | {State.FAILED, State.CANCELLED}),
-    "cancel": (WAITING | {State.PROCESSING}, frozenset({State.CANCELLED})),
+    "cancel": (UNFINISHED, frozenset({State.CANCELLED})),
     "replay": (frozenset({State.FAILED}), frozenset({State.PENDING})),
+    "reopen": (frozenset({State.CANCELLED}), frozenset({State.SUSPENDED})),
 }
 """For each operation: the states it takes a job from, and the states it may leave it in.
 
-`retry`, `release` and `rescue` end in `cancelled` if a cancel was requested meanwhile.
+`retry`, `release` and `rescue` end in `cancelled` if a cancel was requested meanwhile. `enqueue`
+does if a condition of the job cannot be met any more. `reopen` is a part of the replay of a job:
+it takes the jobs that were cancelled because that one failed.
 """
+
+DEPENDENCY = "dependency"
+"""Why a job was cancelled that waited for the success of another one, which did not complete."""
+NOT_NEEDED = "not needed"
+"""Why a job was cancelled that waited for a failure, which did not come."""
 
 
 class Reason(enum.StrEnum):
@@ -176,10 +191,29 @@ class JobOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     """The units that the job takes of the rates of its keys; None: as declared."""
     tags: tuple[str, ...] = ()
     """Names by which people find the job. They have no other effect."""
+    flow: str | None = None
+    """The flow to which the job belongs: a member, or a callback."""
+    group: str | None = None
+    """The group inside the flow that counts the job; None: the flow counts it. Empty: it is a
+    callback of the flow, which nothing counts.
+    """
+    conditions: tuple[WaitCondition, ...] = ()
+    """The job is suspended until all of these are met, and is due then. If one cannot be met any
+    more, it is cancelled.
+    """
+    results: dict[str, ResultRef] = msgspec.field(default_factory=dict)
+    """The arguments that are results of other jobs, which the worker reads before the handler
+    starts. The payload does not have them.
+    """
     fair: bool = True
     """Whether the tenants of a queue take turns (`nimburion.core.fairness`). Without a tenant, this
     field has no effect.
     """
+
+    @property
+    def counted_flow(self) -> str | None:
+        """The flow or the group that counts the job; None: it is no member."""
+        return self.flow if self.group is None else self.group or None
 
     @property
     def fair_tenant(self) -> str | None:

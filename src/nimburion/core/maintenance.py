@@ -32,7 +32,7 @@ class Rescued(msgspec.Struct, frozen=True):
     cancelled: list[str]
     """Jobs that had a cancel request."""
     more: bool = False
-    """More expired leases remain; call again."""
+    """More expired leases remain, or changes of flows are left; call again."""
 
 
 class Promoted(msgspec.Struct, frozen=True):
@@ -53,7 +53,15 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True):
     completed_max: int | None = None
     """The maximum number of completed and cancelled records."""
     failed: float | None = 90 * 86_400.0
+    """For failed records, and for jobs of flows that were cancelled because of another job."""
     results: float | None = 86_400.0
+
+    @property
+    def flows(self) -> float | None:
+        """For flows: as long as for any of their members."""
+        if self.completed is None or self.failed is None:
+            return None
+        return max(self.completed, self.failed)
 
 
 class Cancellation(enum.StrEnum):

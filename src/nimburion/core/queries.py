@@ -34,6 +34,8 @@ class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
     """The fingerprint of the error that made a job a dead letter. Matches failed jobs only."""
     tag: str | None = None
     """A tag that the job must have; a name, as `check_name` allows it."""
+    flow: str | None = None
+    """The id of the flow of which a job must be a member (`JobOptions.flow`)."""
     min_failures: int | None = None
     """The least value of `JobRecord.failures`."""
 
@@ -56,6 +58,7 @@ class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
             and self.correlation_id in (None, record.options.correlation_id)
             and (self.tag is None or self.tag in record.options.tags)
             and self.fingerprint in (None, record.fingerprint)
+            and (self.flow is None or _is_member(record, self.flow))
             and (self.min_failures is None or record.failures >= self.min_failures)
         )
 
@@ -69,8 +72,13 @@ _SEARCHED_FIELDS = (
     "correlation_id",
     "tag",
     "fingerprint",
+    "flow",
     "min_failures",
 )
+
+
+def _is_member(record: JobRecord, flow: str) -> bool:
+    return record.options.flow == flow and record.options.counted_flow is not None
 
 
 def _is_in_range(at: float | None, start: float | None, end: float | None) -> bool:

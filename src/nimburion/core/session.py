@@ -116,7 +116,8 @@ class HeartbeatReply(msgspec.Struct, frozen=True):
     from now: those of workers that sent a heartbeat a short time ago.
     """
     next_expiry: float = 0.0
-    """Seconds until the first of all sessions expires; 0 or less if a rescue has work to do now.
+    """Seconds until the first of all sessions expires; 0 or less if a rescue has work to do now,
+    also if changes of flows are left.
 
     No session expires earlier, except one that is opened later with a shorter ttl.
     """

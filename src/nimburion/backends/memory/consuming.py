@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from nimburion.backends.memory.data import MemoryData
 from nimburion.backends.memory.limits import apply_limits
 from nimburion.backends.memory.reserve import Reservation, make_delivery, measure_size
@@ -93,7 +95,9 @@ class MemoryConsuming(Consuming):
                 },
                 command=session.command,
                 fleet_size=step.state.count_fresh_sessions(monotonic + session.session.ttl / 2),
-                next_expiry=step.state.find_next_expiry(monotonic),
+                next_expiry=(
+                    0.0 if state.flow_tables.changes else state.find_next_expiry(monotonic)
+                ),
             )
 
     async def put_statistics(self, source: str, rows: Sequence[Statistics]) -> None:
@@ -142,15 +146,17 @@ class MemoryConsuming(Consuming):
                     session.ended_at = step.now
                     session.held_several = len(session.leased_jobs) > 1
             orphans = list(iter_orphans(step.state))
-            rescued = Rescued([], [], [], more=len(orphans) > limit)
+            rescued = Rescued([], [], [])
             for entry, lease in orphans[:limit]:
                 effect = decide_rescue(describe_orphan(entry, lease), max_lost, step.now)
                 step.apply_effect(entry, effect)
                 note_rescued(rescued, entry.id, effect)
-            return rescued
+            more = not step.resolve_flows() or len(orphans) > limit
+            return msgspec.structs.replace(rescued, more=more)
 
     async def promote(self, limit: int) -> Promoted:
         with AtomicStep(self._data) as step:
+            step.resolve_flows()
             moved = step.state.promote(step.now, limit)
             for entry in moved:
                 step.names_to_notify[entry.queue] += 1
@@ -210,6 +216,7 @@ def run_exchange(
     check_settlement_delays(settlements)
     step.state.follow_clock(step.now)
     results: list[Settled] = [step.settle(session, settlement) for settlement in settlements]
+    step.resolve_flows()
     promoted = step.state.promote(step.now, MAX_PROMOTED)
     for queue in step.state.unpark_open(step.now):
         step.names_to_notify[queue] += 1
@@ -258,11 +265,13 @@ def find_next_time(
     step: AtomicStep, session: SessionEntry, lanes: Reservation, request: ReserveRequest
 ) -> float | None:
     """Return when the next job is due, or a rate limit allows one of these lanes; None: never, or
-    another session looks then.
+    another session looks then. It is now if changes of flows are left.
     """
     state = step.state
     openings = (lanes.find_next_opening(), state.find_next_key_opening())
     times = [opening / MICRO for opening in openings if opening is not None]
+    if state.flow_tables.changes:
+        times.append(step.now / MICRO)
     due = find_next_due(state)
     if due is not None and (
         request.total <= 0 or state.report_due(to_micros(due), session.session.id, step.now)

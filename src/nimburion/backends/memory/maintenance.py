@@ -8,10 +8,12 @@ from types import MappingProxyType
 import msgspec
 
 from nimburion.backends.memory.data import MemoryData
+from nimburion.backends.memory.flows import FlowTables, describe_member
 from nimburion.backends.memory.limits import apply_changed_limit, change_key
 from nimburion.backends.memory.records import find_version, put_record, write_change
 from nimburion.backends.memory.state import JobEntry, MemoryState
 from nimburion.backends.memory.transitions import AtomicStep
+from nimburion.backends.planning.flows import REOPENED_REASONS
 from nimburion.backends.waiters import ALL_WORKERS, make_session_name
 from nimburion.core.backend import Maintaining
 from nimburion.core.bulk_operations import BulkAction, check_job_ids
@@ -132,22 +134,33 @@ class MemoryMaintaining(Maintaining):
             state, now = step.state, step.now
             prune_sessions_and_keys(state, now)
             prune_statistics(state, now)
-            old = [e for e in state.jobs_by_seq.values() if _is_past_retention(e, keep, now)]
+            if keep.flows is not None:
+                state.flow_tables.prune(now / MICRO - keep.flows)
+            ended = [e for e in state.jobs_by_seq.values() if _may_prune(e, state.flow_tables)]
+            old = [e for e in ended if _is_past_retention(e, keep, now)]
             for entry in old[:left]:
                 state.remove_job(entry)
                 left -= 1
             if keep.completed_max is not None:
                 existing = [
                     e
-                    for e in state.jobs_by_seq.values()
+                    for e in ended
                     if e.final_state in {State.COMPLETED, State.CANCELLED}
+                    and not _can_be_reopened(e)
+                    and e.id in state.jobs
                 ]
                 existing.sort(key=lambda e: (e.finished_at or 0, e.seq))
                 for entry in existing[: min(left, max(0, len(existing) - keep.completed_max))]:
                     state.remove_job(entry)
                     left -= 1
-            for entry in state.jobs_by_seq.values():
-                if left and entry.result is not None and _is_older(entry, keep.results, now):
+            for entry in ended:
+                is_kept = entry.id in state.jobs
+                if (
+                    left
+                    and is_kept
+                    and entry.result is not None
+                    and _is_older(entry, keep.results, now)
+                ):
                     entry.result = None
                     left -= 1
         return limit - left
@@ -158,6 +171,8 @@ def _can_change(
 ) -> bool:
     """Return whether the action changes the job in its state. A job that is due stays in place."""
     if action is BulkAction.RUN_NOW and entry.due <= step.now:
+        return False
+    if action is BulkAction.DELETE and not _may_prune(entry, step.state.flow_tables):
         return False
     return entry.get_state(step.now) in allowed
 
@@ -173,6 +188,8 @@ def _replay(step: AtomicStep, entry: JobEntry) -> bool:
         return False
     if holder is None:
         step.take_key(entry)
+    if entry.options.flow is not None:
+        step.get_flow_changes().note_reopened(describe_member(entry), State.FAILED)
     entry.final_state, entry.finished_at, entry.reason = None, None, None
     entry.ended_by = None
     entry.failures = entry.lost = 0
@@ -248,12 +265,21 @@ def prune_statistics(state: MemoryState, now: int) -> None:
         state.statistics[row.step, row.start, row.queue, row.name, MERGED_SOURCE] = row
 
 
+def _may_prune(entry: JobEntry, flows: FlowTables) -> bool:
+    """Return whether a job has ended, and its flow too."""
+    return entry.final_state is not None and not flows.is_running(entry.options.flow)
+
+
 def _is_past_retention(entry: JobEntry, keep: Retention, now: int) -> bool:
     if entry.final_state is None:
         return False
-    return _is_older(
-        entry, keep.failed if entry.final_state is State.FAILED else keep.completed, now
-    )
+    is_like_failed = entry.final_state is State.FAILED or _can_be_reopened(entry)
+    return _is_older(entry, keep.failed if is_like_failed else keep.completed, now)
+
+
+def _can_be_reopened(entry: JobEntry) -> bool:
+    """Return whether the replay of another job suspends this one again."""
+    return entry.final_state is State.CANCELLED and entry.reason in REOPENED_REASONS
 
 
 def _is_older(entry: JobEntry, seconds: float | None, now: int) -> bool:

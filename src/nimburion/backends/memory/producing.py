@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from nimburion.backends.memory.data import MemoryData
 from nimburion.backends.memory.transitions import AtomicStep
 from nimburion.core.backend import BlockingProducing, Producing
+from nimburion.core.flows import NewFlow
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.maintenance import Cancellation
 
@@ -17,9 +18,11 @@ class MemoryProducing(Producing, BlockingProducing):
     def __init__(self, data: MemoryData) -> None:
         self._data = data
 
-    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+    async def enqueue(
+        self, jobs: Sequence[NewJob], flows: Sequence[NewFlow] = ()
+    ) -> list[Enqueued]:
         with AtomicStep(self._data) as step:
-            return step.enqueue(jobs)
+            return step.enqueue(jobs, flows)
 
     def enqueue_blocking(self, jobs: Sequence[NewJob], timeout: float) -> list[Enqueued]:  # noqa: ARG002
         with AtomicStep(self._data) as step:

@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
 from nimburion.backends.memory.data import MemoryData
+from nimburion.backends.memory.flows import ConditionEntry
 from nimburion.backends.memory.limits import list_limits, make_key_use
 from nimburion.backends.memory.records import get_record
 from nimburion.backends.memory.state import JobEntry, MemoryState
 from nimburion.backends.memory.transitions import AtomicStep
 from nimburion.core.backend import MAX_HOLDERS, Inspecting
 from nimburion.core.diagnosis import failure_groups
-from nimburion.core.diagnosis.explanations import Facts
+from nimburion.core.diagnosis.explanations import MAX_UNMET, Facts, Unmet
 from nimburion.core.diagnosis.failure_groups import FailedJob, FailureGroups
 from nimburion.core.errors import JobNotFound
 from nimburion.core.fairness import (
@@ -23,6 +24,7 @@ from nimburion.core.fairness import (
     TenantUse,
     TenantUses,
 )
+from nimburion.core.flows import FlowInfo, FlowPage, SourceKind, WaitCondition, WaitSource
 from nimburion.core.job import FAILED_ONLY, PROCESSING_ONLY, JobRecord, State
 from nimburion.core.limits import LimitInfo, closes_lane, concerns_lane
 from nimburion.core.metrics.statistics import Statistics, add_statistics, check_interval
@@ -134,9 +136,33 @@ class MemoryInspecting(Inspecting):
                 ],
                 parked_for=None if entry.parked_for is None else entry.parked_for[0],
                 turn=find_turn(state, entry),
+                unmet=list_unmet(step, entry),
+                unmet_count=len(find_unmet(state, entry)),
                 key_holder=None if holder == job_id else holder,
                 sessions=list_sessions(state, monotonic),
             )
+
+    async def get_flow(self, flow_id: str) -> list[FlowInfo]:
+        with AtomicStep(self._data) as step:
+            return step.state.flow_tables.list_tree(flow_id)
+
+    async def list_flows(
+        self, *, running: bool = False, limit: int = 100, after: str | None = None
+    ) -> FlowPage:
+        # The cursor is the position of the last flow of the page.
+        before = parse_cursor(after)
+        with AtomicStep(self._data) as step:
+            flows = list(enumerate(step.state.flow_tables.flows.values(), start=1))
+        found = [
+            (position, flow)
+            for position, flow in reversed(flows)
+            if flow.parent is None
+            and (before is None or position < before)
+            and not (running and not flow.unfinished)
+        ]
+        page = found[:limit]
+        has_more = len(found) > limit and bool(page)
+        return FlowPage([flow for _, flow in page], str(page[-1][0]) if has_more else None)
 
     async def count_jobs(
         self,
@@ -161,7 +187,7 @@ class MemoryInspecting(Inspecting):
             state, now = step.state, step.now
             unfinished: dict[str, list[JobEntry]] = {name: [] for name in state.list_paused(now)}
             for entry in state.jobs.values():
-                if entry.final_state is None:
+                if entry.final_state is None and not entry.is_suspended:
                     unfinished.setdefault(entry.queue, []).append(entry)
             return [
                 make_queue_info(name, unfinished[name], now, state.find_pause(name, now))
@@ -270,6 +296,30 @@ def find_job(step: AtomicStep, job_id: str) -> JobEntry:
     if entry is None:
         raise JobNotFound(job_id)
     return entry
+
+
+def find_unmet(state: MemoryState, entry: JobEntry) -> list[tuple[WaitSource, ConditionEntry]]:
+    """Return the open conditions of a suspended job, or the impossible ones of a cancelled job."""
+    is_cancelled = entry.final_state is State.CANCELLED
+    conditions = state.flow_tables.list_conditions(entry.id)
+    return [one for one in conditions if one[1].is_impossible is is_cancelled]
+
+
+def list_unmet(step: AtomicStep, entry: JobEntry) -> list[Unmet]:
+    """Return the first of `find_unmet`, each with its source."""
+    flows, jobs = step.state.flow_tables.flows, step.state.jobs
+    unmet = []
+    for source, condition in find_unmet(step.state, entry)[:MAX_UNMET]:
+        is_job = source.kind is SourceKind.JOB
+        job = jobs.get(source.id) if is_job else None
+        unmet.append(
+            Unmet(
+                condition=WaitCondition(source, condition.on),
+                job=None if job is None else job.make_record(step.now, payloads=False),
+                flow=None if is_job else flows.get(source.id),
+            )
+        )
+    return unmet
 
 
 def list_sessions(state: MemoryState, monotonic: float) -> list[SessionInfo]:

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TypeVar
 
 from nimburion.backends.memory.state import MemoryState
-from nimburion.backends.planning.source import ParkedJob, Place, PlanLane, Source, Tenant, Turn
+from nimburion.backends.planning.source import ParkedJob, Place, PlanLane, PlanSource, Tenant, Turn
 from nimburion.core.fairness import PlannedShare, ShareClass
 from nimburion.core.limits import JobLimit, LimitKey, LimitUse, closes_lane
 
@@ -17,8 +17,8 @@ _CHUNK = 8
 T = TypeVar("T")
 
 
-class MemorySource(Source):
-    """Reads for a plan; see `Source`."""
+class MemorySource(PlanSource):
+    """Reads for a plan; see `PlanSource`."""
 
     def __init__(self, state: MemoryState) -> None:
         self._state = state

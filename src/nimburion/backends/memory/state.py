@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from nimburion.backends.memory.flows import FlowTables
 from nimburion.backends.memory.heaps import iter_heap
 from nimburion.backends.memory.tenants import TenantTurns
 from nimburion.core.exchange import DUE_WINDOW
@@ -88,6 +89,8 @@ class JobEntry(msgspec.Struct, eq=False):
     ended_by: SessionEntry | None = None
     """The session whose attempt ended the job."""
     leased: LeaseEntry | None = None
+    is_suspended: bool = False
+    """Whether it waits for conditions."""
     last_settled_token: Token | None = None
     """The token of the latest settlement of this job."""
     position: LanePosition | None = None
@@ -113,6 +116,8 @@ class JobEntry(msgspec.Struct, eq=False):
             return self.final_state
         if self.leased is not None:
             return State.PROCESSING
+        if self.is_suspended:
+            return State.SUSPENDED
         if self.failures:
             return State.RETRYING
         return State.SCHEDULED if self.due > now else State.PENDING
@@ -309,6 +314,7 @@ class MemoryState:
         """By queue. A pause stays here after its end until the queue is paused or resumed."""
         self.statistics: dict[tuple[int, int, str, str, str], Statistics] = {}
         """By step, start, queue, name and source."""
+        self.flow_tables: FlowTables = FlowTables()
         self.records: defaultdict[RecordKind, dict[str, tuple[int, Record]]] = defaultdict(dict)
         """By kind, then by id, in the order in which the records were added, with their positions.
         """
@@ -543,5 +549,6 @@ class MemoryState:
 
     def remove_job(self, entry: JobEntry) -> None:
         """Remove a finished job."""
+        self.flow_tables.remove_conditions(entry.id)
         del self.jobs[entry.id]
         del self.jobs_by_seq[entry.seq]

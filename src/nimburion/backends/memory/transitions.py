@@ -6,10 +6,11 @@ Each also updates lanes, limits, unique keys and notifications.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Self
 
 from nimburion.backends.memory.data import MemoryData
+from nimburion.backends.memory.flows import MemoryFlowData, describe_member
 from nimburion.backends.memory.state import (
     JobEntry,
     KeyEntry,
@@ -27,7 +28,19 @@ from nimburion.backends.planning.enqueue import (
     compute_key_end,
     compute_replaced_due,
     holds_key,
+    is_stored,
     plan_enqueue,
+)
+from nimburion.backends.planning.flows import (
+    REOPENED_REASONS,
+    FlowResolver,
+    add_ended_flows,
+    check_graph,
+    check_same_flow,
+    list_members,
+    list_unended,
+    make_flow,
+    refuse_strangers,
 )
 from nimburion.backends.planning.settle import (
     CANCELLED,
@@ -38,6 +51,7 @@ from nimburion.backends.planning.settle import (
 )
 from nimburion.backends.waiters import JobCounts, make_session_name
 from nimburion.core.errors import JobNotFound
+from nimburion.core.flows import NewFlow, SourceKind
 from nimburion.core.ids import compute_digest
 from nimburion.core.job import REPEAT_WINDOW, WAITING, Enqueued, NewJob, Progress
 from nimburion.core.limits import LimitKey, get_limited_job
@@ -51,7 +65,7 @@ from nimburion.core.settlement import (
     Settlement,
     Spent,
 )
-from nimburion.core.timing.clock import to_micros
+from nimburion.core.timing.clock import MICRO, to_micros
 
 
 class AtomicStep:
@@ -61,7 +75,7 @@ class AtomicStep:
     collected.
     """
 
-    __slots__ = ("_data", "_freed_places", "names_to_notify", "now", "state")
+    __slots__ = ("_data", "_freed_places", "flow_changes", "names_to_notify", "now", "state")
 
     def __init__(self, data: MemoryData) -> None:
         self._data = data
@@ -71,6 +85,8 @@ class AtomicStep:
         self.names_to_notify: JobCounts = JobCounts(int)
         self._freed_places: defaultdict[LimitKey, int] = defaultdict(int)
         """By key of a limit, how many of its jobs have ended."""
+        self.flow_changes: FlowResolver | None = None
+        """The changes of members of flows; None: there were none since `resolve_flows`."""
 
     def __enter__(self) -> Self:
         """Wait for the lock, and read the clock."""
@@ -85,6 +101,8 @@ class AtomicStep:
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
         """Release the lock, then notify. After a failure, notify nothing."""
         try:
+            if failure is None and self.flow_changes is not None:
+                self.resolve_flows()
             if failure is None and self._freed_places:
                 self._notify_freed()
         finally:
@@ -107,15 +125,26 @@ class AtomicStep:
 
     # Enqueue
 
-    def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
-        """Store jobs: decide the outcome of each before any is stored."""
+    def enqueue(self, jobs: Sequence[NewJob], flows: Sequence[NewFlow] = ()) -> list[Enqueued]:
+        """Store jobs and flows: decide the outcome of each before any is stored."""
         check_job_times(jobs)
+        if flows:
+            self._check_graph(jobs, flows)
         new_ids = {job.id for job in jobs if job.options.unique_key is None}
-        if len(new_ids) == len(jobs) and self.state.jobs.keys().isdisjoint(new_ids):
+        if not flows and len(new_ids) == len(jobs) and self.state.jobs.keys().isdisjoint(new_ids):
             for job in jobs:
                 self._insert(job)
             return [Enqueued(job.id, "created") for job in jobs]
-        plan = plan_enqueue(jobs, self._read_known_jobs(jobs))
+        known = self._read_known_jobs(jobs)
+        if flows:
+            known = add_ended_flows(jobs, known, self.state.flow_tables.flows)
+            kept = {job.id: self.state.jobs.get(job.id) for job in jobs}
+            stored_flows = {entry.id: entry.options.flow for entry in kept.values() if entry}
+            known = refuse_strangers(jobs, known, stored_flows)
+        plan = plan_enqueue(jobs, known)
+        if is_stored(plan.results):
+            new_flows = self._add_flows(flows)
+            self._count_stored_members(jobs, new_flows)
         for job in plan.new:
             self._insert(job)
         for replaced_id, job in plan.replacing:
@@ -155,6 +184,9 @@ class AtomicStep:
         state.jobs[job.id] = state.jobs_by_seq[entry.seq] = entry
         if job.options.unique_key is not None:
             self.take_key(entry)
+        if job.options.conditions:
+            self._suspend(entry)
+            return
         state.add_waiting(entry, self.now)
         self.names_to_notify[job.queue] += 1
 
@@ -177,6 +209,83 @@ class AtomicStep:
             entry.id, compute_digest(job.name, job.payload), self.now + to_micros(REPEAT_WINDOW)
         )
         self.names_to_notify[job.queue] += 1
+
+    # Flows
+
+    def get_flow_changes(self) -> FlowResolver:
+        """Return where changes of members of flows are noted, until `resolve_flows`."""
+        if self.flow_changes is None:
+            self.flow_changes = FlowResolver(MemoryFlowData(self))
+            self.flow_changes.continue_changes()
+        return self.flow_changes
+
+    def resolve_flows(self) -> bool:
+        """Apply what follows from the changes of members of flows, also from those that earlier
+        steps have left. Return whether nothing is left.
+        """
+        if self.flow_changes is not None or self.state.flow_tables.changes:
+            self.get_flow_changes().resolve()
+            self.flow_changes = None
+        return not self.state.flow_tables.changes
+
+    def _check_graph(self, jobs: Sequence[NewJob], flows: Sequence[NewFlow]) -> None:
+        """Raise `InvalidJob` if a flow is another one, or something that is named is unknown."""
+        stored = self.state.flow_tables.flows
+        for flow in flows:
+            if flow.id in stored:
+                check_same_flow(flow, stored[flow.id])
+        flow_ids = {flow.id for flow in flows}
+        sources = {condition.source.id for job in jobs for condition in job.options.conditions}
+        known_jobs = list_members(jobs, flows)
+        for job_id in self.state.jobs.keys() & sources:
+            if self.state.jobs[job_id].options.flow in flow_ids:
+                known_jobs.add(job_id)
+        check_graph(list_unended(jobs, stored), flows, stored.keys() | flow_ids, known_jobs)
+
+    def _add_flows(self, flows: Sequence[NewFlow]) -> set[str]:
+        """Store the flows that are new, and return their ids."""
+        added = set()
+        for new in flows:
+            if new.id not in self.state.flow_tables.flows:
+                flow = make_flow(new, self.now / MICRO)
+                self.state.flow_tables.add_flow(flow)
+                self.get_flow_changes().note_new_flow(flow)
+                added.add(new.id)
+        return added
+
+    def _count_stored_members(self, jobs: Sequence[NewJob], new_flows: Collection[str]) -> None:
+        """Count the members of new flows that have ended: they outlived the flow of this id."""
+        for job in jobs if new_flows else ():
+            entry = self.state.jobs.get(job.id)
+            if entry is not None and entry.final_state and entry.options.counted_flow in new_flows:
+                self.get_flow_changes().note_end(describe_member(entry), entry.final_state)
+
+    def _suspend(self, entry: JobEntry) -> None:
+        """Let a new job wait for its conditions."""
+        entry.is_suspended = True
+        for condition in entry.options.conditions:
+            source = condition.source
+            self.state.flow_tables.add_condition(source, entry.id, condition.on)
+            if source.kind is SourceKind.FLOW:
+                self.get_flow_changes().note_condition(
+                    source, self.state.flow_tables.flows[source.id]
+                )
+            elif source.id in self.state.jobs:
+                ended = self.state.jobs[source.id].get_state(self.now)
+                self.get_flow_changes().note_condition(source, ended)
+
+    def resume(self, entry: JobEntry) -> None:
+        """Let a job wait for a worker whose conditions are met. It is due now, if it was before."""
+        entry.is_suspended = False
+        self._requeue(entry, max(entry.due, self.now))
+
+    def suspend_again(self, entry: JobEntry) -> None:
+        """Let a job wait for its conditions that was cancelled because of one."""
+        entry.final_state, entry.finished_at, entry.reason = None, None, None
+        entry.is_suspended = True
+        key = entry.options.unique_key
+        if key is not None and self.find_key_holder(entry.name, key) is None:
+            self.take_key(entry)
 
     # Unique keys
 
@@ -282,6 +391,8 @@ class AtomicStep:
         if effect.state is None:
             self._requeue(entry, effect.due)
             return
+        if entry.options.flow is not None or entry.is_suspended:
+            self._end_member(entry, effect)
         entry.final_state = effect.state
         entry.ended_by = None if lease is None else lease.session
         entry.finished_at = self.now
@@ -295,6 +406,16 @@ class AtomicStep:
             entry.payload = None
         if entry.options.unique_key is not None:
             self.release_key(entry, entry.options.unique_key)
+
+    def _end_member(self, entry: JobEntry, effect: Effect) -> None:
+        """Note that a member of a flow or a suspended job ends."""
+        was_suspended, entry.is_suspended = entry.is_suspended, False
+        if was_suspended and effect.reason in REOPENED_REASONS:
+            return  # the resolver notes the jobs that it cancels
+        if was_suspended:
+            self.state.flow_tables.remove_conditions(entry.id)
+        if effect.state is not None:
+            self.get_flow_changes().note_end(describe_member(entry), effect.state)
 
     def _requeue(self, entry: JobEntry, due: int | None) -> None:
         """Make a job wait again: at a due time, or at its old place."""

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
-from nimburion.backends.planning.source import PlanLane, Source
+from nimburion.backends.planning.source import PlanLane, PlanSource
 from nimburion.core.limits import JobLimit, LimitKey, LimitUse
 from nimburion.core.rate_limits import RateLimit
 
@@ -25,7 +25,7 @@ def make_reply_limit(queue: str, most: int) -> JobLimit:
 class Admission:
     """The uses of the limits of the jobs that a plan considers."""
 
-    def __init__(self, source: Source, now: int, uses: Mapping[LimitKey, LimitUse]) -> None:
+    def __init__(self, source: PlanSource, now: int, uses: Mapping[LimitKey, LimitUse]) -> None:
         """`uses`: those of the limits in which all jobs of a lane count."""
         self._source = source
         self._now = now

@@ -83,7 +83,7 @@ def plan_enqueue(jobs: Sequence[NewJob], known: KnownJobs) -> EnqueuePlan:
         elif result.outcome == "replaced" and job.id not in replacements:
             replacements[job.id] = Replacement(result.id, digest)
             plan.replacing.append((result.id, job))
-    if any(result.outcome in REFUSING for result in plan.results):
+    if not is_stored(plan.results):
         return EnqueuePlan(refuse_others(jobs, plan.results), [], [])
     return plan
 
@@ -118,6 +118,11 @@ def decide_keyed(
     if replaces and holder.is_waiting:
         return Enqueued(holder.job_id, "replaced")
     return Enqueued(holder.job_id, "taken")
+
+
+def is_stored(results: Sequence[Enqueued]) -> bool:
+    """Return whether a call with these results stores its jobs."""
+    return not any(result.outcome in REFUSING for result in results)
 
 
 def refuse_others(jobs: Sequence[NewJob], results: Sequence[Enqueued]) -> list[Enqueued]:

@@ -10,7 +10,7 @@ from heapq import heappop, heappush, heapreplace
 from itertools import count
 
 from nimburion.backends.planning.lanes import JobReader, QueueRank, RankedPlace
-from nimburion.backends.planning.source import Place, PlanLane, Source, Tenant, Turn
+from nimburion.backends.planning.source import Place, PlanLane, PlanSource, Tenant, Turn
 from nimburion.core.fairness import PlannedShare, ShareClass, TenantShare
 
 _FIRST = -(2**63)
@@ -24,7 +24,7 @@ same virtual time until it is read."""
 class Shares:
     """The tenants that a plan considers: their shares, the minimum virtual times, the charges."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: PlanSource) -> None:
         self._source = source
         self._known: dict[ShareClass, dict[Tenant, PlannedShare]] = {}
         self.min_virtual_times: dict[ShareClass, int] = {}
@@ -81,7 +81,7 @@ class TurnReader:
 
     __slots__ = ("_chunks", "is_exhausted", "lane", "last")
 
-    def __init__(self, source: Source, lane: PlanLane) -> None:
+    def __init__(self, source: PlanSource, lane: PlanLane) -> None:
         self._chunks = source.read_turns(lane)
         self.lane: PlanLane = lane
         self.last: tuple[int, int, int, int] = _BEFORE_ALL
@@ -102,7 +102,7 @@ class TurnQueue:
 
     def __init__(
         self,
-        source: Source,
+        source: PlanSource,
         lanes: Sequence[PlanLane],
         shares: Shares,
         queue_rank: QueueRank,

@@ -23,7 +23,7 @@ import msgspec
 from nimburion.backends.planning.admission import REPLY_LIMIT, Admission
 from nimburion.backends.planning.fairness import Shares, TurnQueue
 from nimburion.backends.planning.lanes import JobReader, LaneQueue, QueueRank, RankedPlace
-from nimburion.backends.planning.source import ParkedJob, Place, PlanLane, Source, Tenant
+from nimburion.backends.planning.source import ParkedJob, Place, PlanLane, PlanSource, Tenant
 from nimburion.core.exchange import ReserveRequest
 from nimburion.core.fairness import PlannedShare, ShareClass
 from nimburion.core.limits import MAX_PARKED, JobLimit, LimitKey, LimitUse
@@ -64,7 +64,7 @@ class ReservePlan(msgspec.Struct):
 
 
 def plan_reserve(
-    source: Source,
+    source: PlanSource,
     lanes: Sequence[PlanLane],
     request: ReserveRequest,
     now: int,
@@ -112,7 +112,7 @@ class _Planner:
 
     def __init__(
         self,
-        source: Source,
+        source: PlanSource,
         lanes: Sequence[PlanLane],
         request: ReserveRequest,
         now: int,

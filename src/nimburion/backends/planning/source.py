@@ -1,4 +1,4 @@
-"""What a plan reads: `Source`, and the values that it returns."""
+"""What a plan reads: `PlanSource`, and the values that it returns."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ParkedJob(NamedTuple):
     """None: the job does not wait for the turn of a tenant."""
 
 
-class Source(Protocol):
+class PlanSource(Protocol):
     """Reads what an exchange considers. A plan changes nothing, so each answer stays true.
 
     Jobs are read in chunks, of a size that suits the backend.

@@ -9,10 +9,23 @@ import msgspec
 
 from nimburion.core.diagnosis.unserved import Unserved, find_unserved, is_live
 from nimburion.core.fairness import TenantTurn
-from nimburion.core.job import JobRecord, State
+from nimburion.core.flows import FlowInfo, On, WaitCondition
+from nimburion.core.job import DEPENDENCY, NOT_NEEDED, JobRecord, State
 from nimburion.core.limits import KeyUse, LimitInfo, get_limited_job, get_limited_queue
 from nimburion.core.queries import Pause, QueueInfo
 from nimburion.core.session import SessionInfo, WorkerCommand
+
+MAX_UNMET = 3
+"""The most conditions that are not met which `Facts` has."""
+
+
+class Unmet(msgspec.Struct, frozen=True, kw_only=True):
+    """A condition that is not met, with the job or the flow for which it waits."""
+
+    condition: WaitCondition
+    job: JobRecord | None = None
+    """The job, without its payload."""
+    flow: FlowInfo | None = None
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +45,12 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """The name of the limit whose key has no room for the job; None: it is not parked."""
     turn: TenantTurn | None = None
     """Where the job stands in the turns of the tenants; None: it does not wait for a turn."""
+    unmet: list[Unmet] = msgspec.field(default_factory=list)
+    """Conditions of a suspended job that are not met, or those that became impossible and for which
+    a job was cancelled, up to `MAX_UNMET`.
+    """
+    unmet_count: int = 0
+    """The number of these conditions."""
     key_holder: str | None
     """The id of another job that holds its unique key. It prevents the replay of a dead letter."""
     sessions: list[SessionInfo]
@@ -51,6 +70,8 @@ class CauseKind(enum.StrEnum):
     """A worker runs the job, or has reserved it."""
     SESSION_EXPIRED = "session_expired"
     """The session of its worker has expired; a rescue will take the job back."""
+    SUSPENDED = "suspended"
+    """The job waits for other jobs of its flow."""
     NOT_DUE = "not_due"
     RETRY_LATER = "retry_later"
     """The job failed, and the time of its next attempt has not come."""
@@ -86,6 +107,8 @@ def find_causes(facts: Facts) -> list[Cause]:
         return list(_explain_finished(facts))
     if job.state is State.PROCESSING:
         return [_explain_processing(facts)]
+    if job.state is State.SUSPENDED:
+        return [Cause(CauseKind.SUSPENDED, _describe_unmet(facts))]
     return list(_explain_waiting(facts)) or [
         Cause(CauseKind.READY, "It is due and a worker can run it: jobs before it run first.")
     ]
@@ -95,6 +118,8 @@ def _explain_finished(facts: Facts) -> Iterable[Cause]:
     job = facts.job
     if job.state is not State.FAILED:
         reason = f", reason: {job.reason}" if job.reason else ""
+        if job.reason in {DEPENDENCY, NOT_NEEDED} and facts.unmet:
+            reason += f": {', '.join(_name_source(one, facts.now) for one in facts.unmet)}"
         yield Cause(CauseKind.FINISHED, f"It is {job.state.value}{reason}.")
         return
     error = f": {job.error.type}" if job.error else ""
@@ -124,6 +149,34 @@ def _explain_processing(facts: Facts) -> Cause:
         f"A worker has held it for {since}: host {holder.host}, process {holder.pid}, session "
         f"{holder.id}.",
     )
+
+
+def _describe_unmet(facts: Facts) -> str:
+    if not facts.unmet:
+        return "What it waited for has ended. The next step of a worker resumes it."
+    named = [_WAITS[one.condition.on] + _name_source(one, facts.now) for one in facts.unmet]
+    more = facts.unmet_count - len(named)
+    others = "" if more <= 0 else f"; and for {more} {'other' if more == 1 else 'others'}"
+    return f"It waits for {'; for '.join(named)}{others}."
+
+
+_WAITS = {On.SUCCESS: "", On.FAILURE: "the failure of ", On.FINISHED: "the end of "}
+
+
+def _name_source(unmet: Unmet, now: float) -> str:
+    """Return the job or the flow of a condition, with its state."""
+    source, job, flow = unmet.condition.source, unmet.job, unmet.flow
+    if flow is not None:
+        if not flow.unfinished:
+            return f"{source.id}, which is {flow.state}"
+        failed = f", and {flow.failed} failed" if flow.failed else ""
+        return f"{flow.unfinished} of {flow.members} members of {source.id}{failed}"
+    if job is None:
+        return f"{source.kind} {source.id}"
+    wait = ""
+    if job.state in {State.SCHEDULED, State.RETRYING} and job.due > now:
+        wait = f", next in {_format_seconds(job.due - now)}"
+    return f"job {source.id}, which is {job.state}{wait}"
 
 
 def _explain_waiting(facts: Facts) -> Iterable[Cause]:

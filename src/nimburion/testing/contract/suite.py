@@ -46,6 +46,17 @@ from nimburion.testing.contract.consuming.settling import Settling
 from nimburion.testing.contract.consuming.tokens import Tokens
 from nimburion.testing.contract.consuming.waiting import Waiting
 from nimburion.testing.contract.fairness_scenario import FairnessScenario
+from nimburion.testing.contract.flows.counting import Counting, Groups
+from nimburion.testing.contract.flows.dependencies import (
+    EndingTogether,
+    EndingWithoutSuccess,
+    EnqueueingFlows,
+    Resuming,
+    Suspending,
+)
+from nimburion.testing.contract.flows.reading import PruningFlows, ReadingFlows
+from nimburion.testing.contract.flows.replaying import ReplayingMembers
+from nimburion.testing.contract.flows.transactions import TransactionalFlows
 from nimburion.testing.contract.handles import Handles
 from nimburion.testing.contract.harness import Harness
 from nimburion.testing.contract.inspecting.attempt_history import AttemptHistory
@@ -152,6 +163,17 @@ class BackendContract(
     TransactionalCompletions,
     TransactionalFailures,
     OpenTransactions,
+    Suspending,
+    Resuming,
+    EndingWithoutSuccess,
+    EnqueueingFlows,
+    EndingTogether,
+    Counting,
+    Groups,
+    ReplayingMembers,
+    ReadingFlows,
+    PruningFlows,
+    TransactionalFlows,
 ):
     """Every promise of `nimburion.core.backend`, as cases.
 

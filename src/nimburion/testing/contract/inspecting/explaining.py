@@ -15,6 +15,15 @@ from nimburion.core.queries import JobFilter
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import Vitals, WorkerCommand
 from nimburion.core.settlement import Cancelled, Completed, Failed, Retried
+from nimburion.testing.contract.flows.graphs import (
+    after,
+    after_flow,
+    finish,
+    make_flow,
+    make_group,
+    member,
+    store,
+)
 from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker, Harness
 
 
@@ -65,6 +74,23 @@ async def _run_on_expired_session(harness: Harness) -> str:
     worker = await harness.worker()
     await worker.take_one()
     harness.clock.advance(worker.session.ttl + 1.0)
+    return "a"
+
+
+async def _wait_for_member(harness: Harness) -> str:
+    """A job of its flow, which it waits for, has failed and is retried."""
+    await store(harness, [member("source"), member("a", after("source"))])
+    worker = await harness.worker()
+    await worker.settle(Retried((await worker.take_one()).lease, 40.0, FAILURE))
+    return "a"
+
+
+async def _wait_for_group(harness: Harness) -> str:
+    """Members of a group of its flow, which it waits for, have not ended."""
+    jobs = [member(f"part.{number}", group="part") for number in range(3)]
+    group = make_group("part", 3)
+    await store(harness, [*jobs, member("a", after_flow("part"))], make_flow(2), group)
+    await finish(await harness.worker(), "part.1")
     return "a"
 
 
@@ -181,6 +207,8 @@ SITUATIONS: list[tuple[CauseKind, Situation]] = [
     (CauseKind.DEAD, _fail),
     (CauseKind.RUNNING, _run),
     (CauseKind.SESSION_EXPIRED, _run_on_expired_session),
+    (CauseKind.SUSPENDED, _wait_for_member),
+    (CauseKind.SUSPENDED, _wait_for_group),
     (CauseKind.NOT_DUE, _schedule),
     (CauseKind.RETRY_LATER, _retry),
     (CauseKind.PAUSED, _pause),

@@ -1,0 +1,172 @@
+"""The flows of the memory backend, and the conditions for which its jobs wait."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from nimburion.backends.planning.flows import (
+    REOPENED_REASONS,
+    FlowData,
+    FlowMember,
+    SourceChange,
+    Transition,
+    Waiter,
+    choose_reason,
+)
+from nimburion.backends.planning.settle import Effect
+from nimburion.core.flows import FlowInfo, On, WaitSource
+from nimburion.core.job import State
+from nimburion.core.timing.clock import MICRO
+
+if TYPE_CHECKING:
+    from nimburion.backends.memory.state import JobEntry
+    from nimburion.backends.memory.transitions import AtomicStep
+
+
+class FlowTables:
+    """All flows and conditions of a memory backend."""
+
+    def __init__(self) -> None:
+        self.flows: dict[str, FlowInfo] = {}
+        """By id, in the order in which they were stored."""
+        self.groups: defaultdict[str, set[str]] = defaultdict(set)
+        """The ids of the groups of each flow."""
+        self.waiters: defaultdict[WaitSource, dict[str, ConditionEntry]] = defaultdict(dict)
+        """The conditions on each source, by the id of the job that waits."""
+        self.sources: defaultdict[str, set[WaitSource]] = defaultdict(set)
+        """The sources of the conditions of each job."""
+        self.changes: list[SourceChange] = []
+        """What earlier steps have left."""
+
+    def add_flow(self, flow: FlowInfo) -> None:
+        self.flows[flow.id] = flow
+        if flow.parent is not None:
+            self.groups[flow.parent].add(flow.id)
+
+    def add_condition(self, source: WaitSource, job_id: str, on: On) -> None:
+        self.waiters[source][job_id] = ConditionEntry(on)
+        self.sources[job_id].add(source)
+
+    def remove_condition(self, source: WaitSource, job_id: str) -> None:
+        self.waiters[source].pop(job_id, None)
+        if not self.waiters[source]:
+            del self.waiters[source]
+        self.sources[job_id].discard(source)
+        if not self.sources[job_id]:
+            del self.sources[job_id]
+
+    def remove_conditions(self, job_id: str) -> None:
+        """Remove all conditions of a job."""
+        for source in list(self.sources.get(job_id, ())):
+            self.remove_condition(source, job_id)
+
+    def list_conditions(self, job_id: str) -> list[tuple[WaitSource, ConditionEntry]]:
+        """Return the conditions of a job that are not met, in the order of their sources."""
+        sources = sorted(self.sources.get(job_id, ()))
+        return [(source, self.waiters[source][job_id]) for source in sources]
+
+    def list_tree(self, flow_id: str) -> list[FlowInfo]:
+        """Return a flow and the groups inside it; empty if it is not kept."""
+        flow = self.flows.get(flow_id)
+        if flow is None:
+            return []
+        inside = [one for child in self.groups.get(flow_id, ()) for one in self.list_tree(child)]
+        return [flow, *sorted(inside, key=lambda one: one.id)]
+
+    def is_running(self, flow_id: str | None) -> bool:
+        """Return whether a flow is kept and has not ended."""
+        flow = None if flow_id is None else self.flows.get(flow_id)
+        return flow is not None and flow.unfinished > 0
+
+    def prune(self, ended_before: float) -> None:
+        """Remove the flows that ended before this time, with their groups."""
+        for flow in list(self.flows.values()):
+            ended = flow.finished_at
+            if flow.parent is None and ended is not None and ended < ended_before:
+                for one in self.list_tree(flow.id):
+                    del self.flows[one.id]
+                    self.groups.pop(one.id, None)
+
+
+class ConditionEntry(msgspec.Struct, eq=False):
+    """A condition that is not met."""
+
+    on: On
+    is_impossible: bool = False
+    """Whether its job was cancelled for it."""
+
+
+class MemoryFlowData(FlowData):
+    """The flows and conditions in one atomic step."""
+
+    def __init__(self, step: AtomicStep) -> None:
+        self._step = step
+        self._data: FlowTables = step.state.flow_tables
+
+    def get_flow(self, flow_id: str) -> FlowInfo | None:
+        return self._data.flows.get(flow_id)
+
+    def save_flow(self, flow: FlowInfo) -> None:
+        finished_at = None if flow.unfinished else self._step.now / MICRO
+        self._data.flows[flow.id] = msgspec.structs.replace(flow, finished_at=finished_at)
+
+    def list_waiters(self, changes: Sequence[SourceChange], limit: int) -> list[Waiter]:
+        jobs = self._step.state.jobs
+        found = [
+            (jobs[job_id].seq, Waiter(source, job_id, entry.on))
+            for source, change in changes
+            for job_id, entry in self._data.waiters.get(source, {}).items()
+            if entry.is_impossible is (change is Transition.REOPENED)
+            and not (change is Transition.FAILING and entry.on is On.FINISHED)
+        ]
+        return [waiter for _, waiter in sorted(found)[:limit]]
+
+    def meet(self, waiters: Sequence[Waiter]) -> None:
+        for waiter in waiters:
+            self._data.remove_condition(waiter.source, waiter.job_id)
+            entry = self._step.state.jobs[waiter.job_id]
+            if entry.is_suspended and waiter.job_id not in self._data.sources:
+                self._step.resume(entry)
+
+    def cancel(self, waiters: Sequence[Waiter]) -> list[FlowMember]:
+        cancelled = []
+        for waiter in waiters:
+            self._data.waiters[waiter.source][waiter.job_id].is_impossible = True
+            entry = self._step.state.jobs[waiter.job_id]
+            if entry.is_suspended:
+                reason = choose_reason(waiter.on)
+                self._step.apply_effect(entry, Effect(State.CANCELLED, reason=reason))
+                cancelled.append(describe_member(entry))
+        return cancelled
+
+    def reopen(self, waiters: Sequence[Waiter]) -> list[FlowMember]:
+        reopened = []
+        for waiter in waiters:
+            self._data.waiters[waiter.source][waiter.job_id].is_impossible = False
+            entry = self._step.state.jobs[waiter.job_id]
+            conditions = self._data.list_conditions(waiter.job_id)
+            was_cancelled = entry.final_state is State.CANCELLED
+            if (
+                was_cancelled
+                and entry.reason in REOPENED_REASONS
+                and not any(condition.is_impossible for _, condition in conditions)
+            ):
+                self._step.suspend_again(entry)
+                reopened.append(describe_member(entry))
+        return reopened
+
+    def take_changes(self) -> list[SourceChange]:
+        taken, self._data.changes = self._data.changes, []
+        return taken
+
+    def put_changes(self, changes: Sequence[SourceChange]) -> None:
+        self._data.changes += changes
+
+
+def describe_member(entry: JobEntry) -> FlowMember:
+    """Return a job with the flow that counts it."""
+    return FlowMember(entry.id, entry.options.counted_flow)

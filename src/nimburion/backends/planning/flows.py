@@ -1,0 +1,430 @@
+"""What follows from the end of members of flows: the counts, and the jobs that waited for them.
+
+A backend gives the jobs that end in one atomic step to a `FlowResolver`, which reads and changes
+the data through a `FlowData`. PostgreSQL and Redis do the same in SQL and Lua.
+
+A job or a flow that ends is a *source*: conditions of other jobs name it. Its end makes each of
+these conditions met or impossible (`judge`). A job is resumed when its last condition is met, and
+cancelled when one is impossible. A job that is cancelled so is itself a source. A replay turns this
+back: the conditions that were impossible are open again, and their jobs suspended.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from nimburion.backends.planning.enqueue import KnownJobs
+from nimburion.core.errors import InvalidJob
+from nimburion.core.flows import (
+    MAX_RESOLVED,
+    FlowInfo,
+    NewFlow,
+    On,
+    SourceKind,
+    WaitSource,
+)
+from nimburion.core.ids import compute_digest
+from nimburion.core.job import DEPENDENCY, FINISHED, NOT_NEEDED, NewJob, State
+
+REOPENED_REASONS = frozenset({DEPENDENCY, NOT_NEEDED})
+"""The reasons of cancelled jobs that the replay of another job suspends again."""
+
+
+class Transition(enum.StrEnum):
+    """What happened to a source."""
+
+    SUCCEEDED = "succeeded"
+    """It ended with success."""
+    FAILING = "failing"
+    """A flow is certain to fail; some of its members have not ended."""
+    FAILED = "failed"
+    """It ended without success: a job that failed or was cancelled, or a flow that failed."""
+    REOPENED = "reopened"
+    """It had ended or failed, and a replay made it run again."""
+
+
+class SourceChange(NamedTuple):
+    """A change of a source, which concerns the jobs that wait for it."""
+
+    source: WaitSource
+    change: Transition
+
+
+class Waiter(NamedTuple):
+    """A condition of a job, on a source that changed."""
+
+    source: WaitSource
+    job_id: str
+    on: On
+
+
+class FlowMember(NamedTuple):
+    """A job whose state changed, with the flow or the group that counts it."""
+
+    job_id: str
+    flow: str | None
+
+
+class FlowData(Protocol):
+    """The flows and the conditions of a backend, in one atomic step.
+
+    A condition is *open* while its job waits for it. It is removed when it is met. One that is
+    impossible stays with the cancelled job, so that a replay can open it again.
+    """
+
+    def get_flow(self, flow_id: str) -> FlowInfo | None:
+        """Return a flow or a group; None: it is not kept."""
+        ...
+
+    def save_flow(self, flow: FlowInfo) -> None:
+        """Store the counts of a flow. It has ended if `unfinished` is 0."""
+        ...
+
+    def list_waiters(self, changes: Sequence[SourceChange], limit: int) -> list[Waiter]:
+        """Return up to `limit` conditions that these changes concern, in the order of their jobs.
+
+        Those are the impossible ones of a source that is `REOPENED`, and the open ones of others.
+        Of a flow that is `FAILING`, those on its end (`On.FINISHED`) are left out. No source is in
+        `changes` twice.
+        """
+        ...
+
+    def meet(self, waiters: Sequence[Waiter]) -> None:
+        """Remove these conditions. Resume each suspended job that has no other one."""
+        ...
+
+    def cancel(self, waiters: Sequence[Waiter]) -> list[FlowMember]:
+        """Mark these conditions as impossible, and cancel those of their jobs that are suspended.
+
+        The reason is `choose_reason(waiter.on)`, and the jobs keep their payload. Returns the jobs
+        that were cancelled.
+        """
+        ...
+
+    def reopen(self, waiters: Sequence[Waiter]) -> list[FlowMember]:
+        """Open these conditions again.
+
+        Suspend the cancelled jobs that have no impossible condition left. Such a job takes its
+        unique key again, unless another job holds it. Returns the jobs that were suspended.
+        """
+        ...
+
+    def take_changes(self) -> list[SourceChange]:
+        """Remove and return the changes that earlier steps have left, in their order."""
+        ...
+
+    def put_changes(self, changes: Sequence[SourceChange]) -> None:
+        """Leave changes to a later step."""
+        ...
+
+
+class FlowResolver:
+    """Applies the changes of members in one atomic step, and what follows from them.
+
+    Note the changes, and call `resolve` once at the end.
+
+    Args:
+        data: the flows and the conditions.
+        limit: the most conditions to apply. The rest is left to a later step.
+    """
+
+    def __init__(self, data: FlowData, limit: int = MAX_RESOLVED) -> None:
+        self._data = data
+        self._left = limit
+        self._changes: list[SourceChange] = []
+        self._flows: dict[str, FlowInfo | None] = {}
+        """The flows that were read, with their new counts."""
+        self._changed_flows: set[str] = set()
+        self._ended: Counter[tuple[str, State]] = Counter()
+        """By flow and state, how many more members are in it; fewer after a replay."""
+
+    def continue_changes(self) -> None:
+        """Continue with what earlier steps have left."""
+        self._changes += self._data.take_changes()
+
+    def note_end(self, member: FlowMember, state: State) -> None:
+        """Note that a job has ended in this state."""
+        succeeded = state is State.COMPLETED
+        self._note(
+            SourceKind.JOB, member.job_id, Transition.SUCCEEDED if succeeded else Transition.FAILED
+        )
+        if member.flow is not None:
+            self._ended[member.flow, state] += 1
+
+    def note_reopened(self, member: FlowMember, state: State) -> None:
+        """Note that a job, which had ended in this state, waits again."""
+        self._note(SourceKind.JOB, member.job_id, Transition.REOPENED)
+        if member.flow is not None:
+            self._ended[member.flow, state] -= 1
+
+    def note_new_flow(self, flow: FlowInfo) -> None:
+        """Note that a flow was stored. It ends at once if it has no members."""
+        if not flow.unfinished:
+            self._flows[flow.id] = flow
+            self._note_flow_change(msgspec.structs.replace(flow, unfinished=1), flow)
+
+    def note_condition(self, source: WaitSource, ended: State | FlowInfo) -> None:
+        """Note that a new job has a condition on a source that was stored before.
+
+        `ended`: the state of the job, or the flow.
+        """
+        change = find_change(ended)
+        if change is not None and SourceChange(source, change) not in self._changes:
+            self._changes.append(SourceChange(source, change))
+
+    def resolve(self) -> None:
+        """Resume, cancel and suspend the jobs that the noted changes concern, and store all."""
+        self._count_ended()
+        while self._changes and self._left > 0:
+            changes = self._take_level()
+            waiters = self._data.list_waiters(changes, self._left + 1)
+            if len(waiters) > self._left:
+                del waiters[self._left :]
+                self._changes = changes + self._changes
+            self._left -= len(waiters)
+            self._apply(waiters, {change.source: change.change for change in changes})
+            self._count_ended()
+        if self._changes:
+            self._data.put_changes(self._changes)
+            self._changes = []
+        for flow_id in sorted(self._changed_flows):
+            flow = self._flows[flow_id]
+            if flow is not None:
+                self._data.save_flow(flow)
+        self._changed_flows.clear()
+
+    def _take_level(self) -> list[SourceChange]:
+        """Remove and return the first change of each source."""
+        level: dict[WaitSource, SourceChange] = {}
+        later = []
+        for change in self._changes:
+            if change.source in level:
+                later.append(change)
+            else:
+                level[change.source] = change
+        self._changes = later
+        return list(level.values())
+
+    def _apply(self, waiters: Sequence[Waiter], changes: dict[WaitSource, Transition]) -> None:
+        """Apply the changes of their sources to these conditions."""
+        met, impossible, reopened = [], [], []
+        for waiter in waiters:
+            match judge(waiter.on, changes[waiter.source]):
+                case True:
+                    met.append(waiter)
+                case False:
+                    impossible.append(waiter)
+                case None:
+                    reopened.append(waiter)
+        if met:
+            self._data.meet(met)
+        if impossible:
+            for member in self._data.cancel(impossible):
+                self.note_end(member, State.CANCELLED)
+        if reopened:
+            for member in self._data.reopen(reopened):
+                self.note_reopened(member, State.CANCELLED)
+
+    def _count_ended(self) -> None:
+        """Count the members that have ended, or wait again, in their flows."""
+        ended, self._ended = self._ended, Counter()
+        for flow_id in {flow_id: None for flow_id, _ in ended}:
+            flow = self._read_flow(flow_id)
+            if flow is not None:
+                counts = {
+                    state.value: _count(flow, state) + ended[flow_id, state]
+                    for state in (State.COMPLETED, State.FAILED, State.CANCELLED)
+                }
+                left = flow.unfinished - sum(ended[flow_id, state] for state in FINISHED)
+                self._change_flow(flow, counts | {"unfinished": left})
+
+    def _read_flow(self, flow_id: str | None) -> FlowInfo | None:
+        if flow_id is None:
+            return None
+        if flow_id not in self._flows:
+            self._flows[flow_id] = self._data.get_flow(flow_id)
+        return self._flows[flow_id]
+
+    def _change_flow(self, flow: FlowInfo, counts: dict[str, int]) -> None:
+        """Change the counts of a flow. Note its failure, its end, or that it runs again."""
+        changed = self._flows[flow.id] = msgspec.structs.replace(flow, **counts)
+        self._changed_flows.add(flow.id)
+        self._note_flow_change(flow, changed)
+
+    def _note_flow_change(self, before: FlowInfo, flow: FlowInfo) -> None:
+        """Note what changed in a flow, and count it in the flow of which it is a member."""
+        had_ended, has_ended = not before.unfinished, not flow.unfinished
+        had_failed = before.has_failed
+        counted = Counter(_list_parent_counts(flow))
+        counted.subtract(_list_parent_counts(before))
+        change = None
+        if has_ended and (not had_ended or flow.has_failed != had_failed):
+            change = Transition.FAILED if flow.has_failed else Transition.SUCCEEDED
+        elif flow.has_failed and not had_failed:
+            change = Transition.FAILING
+        elif not has_ended and not flow.has_failed and (had_ended or had_failed):
+            change = Transition.REOPENED
+        if change is not None:
+            self._note(SourceKind.FLOW, flow.id, change)
+        parent = self._read_flow(flow.parent)
+        if parent is not None and any(counted.values()):
+            counts = {name: getattr(parent, name) + count for name, count in counted.items()}
+            self._change_flow(parent, counts)
+
+    def _note(self, kind: SourceKind, source_id: str, change: Transition) -> None:
+        self._changes.append(SourceChange(WaitSource(kind, source_id), change))
+
+
+def judge(on: On, change: Transition) -> bool | None:
+    """Return whether a change meets a condition, or makes it impossible; None: it is open again.
+
+    >>> judge(On.SUCCESS, Transition.FAILING), judge(On.FAILURE, Transition.FAILING)
+    (False, True)
+    """
+    if change is Transition.REOPENED:
+        return None
+    if on is On.FINISHED:
+        return True
+    return (change is Transition.SUCCEEDED) is (on is On.SUCCESS)
+
+
+def choose_reason(on: On) -> str:
+    """Return why a job is cancelled whose condition is impossible.
+
+    >>> choose_reason(On.SUCCESS), choose_reason(On.FAILURE)
+    ('dependency', 'not needed')
+    """
+    return DEPENDENCY if on is On.SUCCESS else NOT_NEEDED
+
+
+def find_change(ended: State | FlowInfo) -> Transition | None:
+    """Return the change of a stored source that a new condition on it follows; None: none yet."""
+    if isinstance(ended, FlowInfo):
+        if ended.has_failed:
+            return Transition.FAILING if ended.unfinished else Transition.FAILED
+        return None if ended.unfinished else Transition.SUCCEEDED
+    if not ended.finished:
+        return None
+    return Transition.SUCCEEDED if ended is State.COMPLETED else Transition.FAILED
+
+
+def make_flow(new: NewFlow, now: float) -> FlowInfo:
+    """Return a flow as it is stored first, at this time in epoch seconds."""
+    return FlowInfo(
+        id=new.id,
+        name=new.name,
+        parent=new.parent,
+        members=new.members,
+        unfinished=new.members,
+        max_failed=new.max_failed,
+        created_at=now,
+        finished_at=None if new.members else now,
+    )
+
+
+def add_ended_flows(
+    jobs: Sequence[NewJob], known: KnownJobs, flows: Mapping[str, FlowInfo]
+) -> KnownJobs:
+    """Return what is known about the jobs of a call. Those of flows that have ended count as known.
+
+    They were stored once, and may have been pruned since. A repeat of the call does not run them.
+    """
+    digests = dict(known.digests)
+    for job in jobs:
+        if _has_ended(job.options.flow, flows) and job.id not in digests:
+            digests[job.id] = compute_digest(job.name, job.payload)
+    return known._replace(digests=digests)
+
+
+def check_same_flow(new: NewFlow, stored: FlowInfo) -> None:
+    """Raise `InvalidJob` if a stored flow is another one with the same id."""
+    values = (stored.name, stored.parent, stored.members, stored.max_failed)
+    if values != (new.name, new.parent, new.members, new.max_failed):
+        raise InvalidJob(
+            f"another flow with the id {new.id!r} is kept: it has the name {stored.name!r} and"
+            f" {stored.members} members; use another id"
+        )
+
+
+def list_unended(jobs: Sequence[NewJob], flows: Mapping[str, FlowInfo]) -> list[NewJob]:
+    """Return the jobs of a call that are not in a flow which has ended. `flows`: the stored ones.
+
+    The others are not stored again, so their sources may be gone.
+    """
+    return [job for job in jobs if not _has_ended(job.options.flow, flows)]
+
+
+def refuse_strangers(
+    jobs: Sequence[NewJob], known: KnownJobs, stored_flows: Mapping[str, str | None]
+) -> KnownJobs:
+    """Return what is known about the jobs of a call. A stored job that has the id of a member and
+    is not in its flow is another job: a conflict.
+
+    `stored_flows`: the flow of each stored job that has an id of the call; None: it is in none.
+    """
+    digests = dict(known.digests)
+    for job in jobs:
+        if job.id in stored_flows and stored_flows[job.id] != job.options.flow:
+            digests[job.id] = b""
+    return known._replace(digests=digests)
+
+
+def check_graph(
+    jobs: Sequence[NewJob],
+    flows: Sequence[NewFlow],
+    known_flows: Collection[str],
+    known_jobs: Collection[str],
+) -> None:
+    """Raise `InvalidJob` if a flow or a source that is named here is unknown.
+
+    `known_jobs`: the jobs of `flows` that the call names or stores. Only these may be sources.
+    """
+    for flow in flows:
+        if flow.parent is not None and flow.parent not in known_flows:
+            raise InvalidJob(f"the group {flow.id!r} is in an unknown flow: {flow.parent!r}")
+    for job in jobs:
+        flow_id = job.options.counted_flow
+        if flow_id is not None and flow_id not in known_flows:
+            raise InvalidJob(f"the job {job.id!r} is a member of an unknown flow: {flow_id!r}")
+        for condition in job.options.conditions:
+            kind, source_id = condition.source.kind, condition.source.id
+            if kind is SourceKind.FLOW and source_id not in known_flows:
+                raise InvalidJob(f"the job {job.id!r} waits for an unknown flow: {source_id!r}")
+            if kind is SourceKind.JOB and source_id not in known_jobs:
+                raise InvalidJob(
+                    f"the job {job.id!r} waits for {source_id!r}, which is unknown or a job of no"
+                    " flow of this call"
+                )
+
+
+def list_members(jobs: Sequence[NewJob], flows: Sequence[NewFlow]) -> set[str]:
+    """Return the ids of the jobs that belong to these flows."""
+    flow_ids = {flow.id for flow in flows}
+    return {job.id for job in jobs if job.options.flow in flow_ids}
+
+
+def _has_ended(flow_id: str | None, flows: Mapping[str, FlowInfo]) -> bool:
+    """Return whether a flow is stored and has ended."""
+    flow = None if flow_id is None else flows.get(flow_id)
+    return flow is not None and not flow.unfinished
+
+
+def _list_parent_counts(group: FlowInfo) -> list[str]:
+    """Return the counts in which a group is in the flow of which it is a member."""
+    counts = ["unfinished"] if group.unfinished else []
+    if group.has_failed:
+        counts.append("failed" if group.failed else "cancelled")
+    elif not group.unfinished:
+        counts.append("completed")
+    return counts
+
+
+def _count(flow: FlowInfo, state: State) -> int:
+    """Return how many members of a flow ended in this state."""
+    count: int = getattr(flow, state.value)
+    return count

@@ -1,0 +1,1 @@
+"""Cases of flows: conditions, counts, replays and reads."""
