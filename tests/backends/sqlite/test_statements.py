@@ -83,9 +83,10 @@ SMALL = {
     "tenant_share",
     "tenant_weight",
     "paused_queue",
+    "suspended",
 }
 """Tables that may be read whole, as they hold a row a limit or a paused queue. Of `lease_key`,
-`tenant_share` and `tenant_weight`, only the first row is read."""
+`tenant_share`, `tenant_weight` and `suspended`, only the first row is read."""
 
 
 @pytest.fixture
@@ -124,6 +125,13 @@ def test_each_statement_compiles(connection: sqlite3.Connection) -> None:
 
 def test_a_statement_that_does_not_compile_is_seen(connection: sqlite3.Connection) -> None:
     assert find_error(connection, "SELECT wrong FROM job") == "no such column: wrong"
+
+
+def test_the_jobs_that_wait_for_a_source_are_read_in_order(connection: sqlite3.Connection) -> None:
+    """A step reads the first ones, however many there are: none is sorted."""
+    plan = read_plan(connection, SQL["list_waiters"])
+    assert len(plan) == 2
+    assert "source_kind=? AND source=? AND is_impossible=?" in plan[0]
 
 
 def test_no_hot_statement_scans_a_table(connection: sqlite3.Connection) -> None:

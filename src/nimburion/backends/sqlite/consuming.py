@@ -17,6 +17,7 @@ import msgspec
 from nimburion.backends.planning.rescue import OrphanedLease, decide_rescue, note_rescued
 from nimburion.backends.sqlite.connection.database import Database
 from nimburion.backends.sqlite.file import SQLiteFile
+from nimburion.backends.sqlite.flows import continue_flows
 from nimburion.backends.sqlite.limits import (
     LaneLimits,
     Rules,
@@ -212,7 +213,7 @@ class SQLiteConsuming(Consuming):
             # removed.
             db.notify(make_session_name(session_id) for (session_id,) in expired)
             rows = db.run("list_orphaned_leases", limit + 1).fetchall()
-            rescued = Rescued([], [], [], more=len(rows) > limit)
+            rescued = Rescued([], [], [])
             for *fields, job_id, failures, lost, session_id, host, left, several in rows[:limit]:
                 lease = LeaseRow(*fields)
                 orphan = OrphanedLease(
@@ -228,13 +229,15 @@ class SQLiteConsuming(Consuming):
                 effect = decide_rescue(orphan, max_lost, db.now)
                 apply_effect(db, lease, effect)
                 note_rescued(rescued, job_id, effect)
-            return rescued
+            more = not continue_flows(db) or len(rows) > limit
+            return msgspec.structs.replace(rescued, more=more)
 
         return await self._file.write(rescue, durable=False)
 
     async def promote(self, limit: int) -> Promoted:
 
         def promote_and_notify(db: Database) -> Promoted:
+            continue_flows(db)
             promoted = promote(db, limit)
             db.notify_jobs(promoted)
             due = db.fetch_value("get_next_due")
@@ -308,6 +311,7 @@ class SessionHead(NamedTuple):
     has_unique_keys: int
     has_keys: int
     has_charges: int
+    has_flows: int
 
 
 class ExchangeResult(NamedTuple):
@@ -340,6 +344,7 @@ def run_exchange(
     if head.has_keys or (limits and has_rate(limits)):
         follow_clock(db)
     has_unique_keys = bool(head.has_unique_keys)
+    db.has_flows = bool(head.has_flows)
     results = (
         settle_batch(
             db,
@@ -353,6 +358,7 @@ def run_exchange(
         if settlements
         else []
     )
+    left_changes = db.has_flows and not continue_flows(db)
     promoted, next_due = promote_due(db, head, settled=bool(settlements))
     rules = begin_admission(db) if head.has_keys else {}
     limits_before = read_lane_limits(db) if limits else limits
@@ -382,6 +388,8 @@ def run_exchange(
     next_due = report_due(db, head, request, next_due)
     if limits or head.has_keys:
         next_due = find_next_time(db, unpaused, limits_after, next_due, head)
+    if left_changes:
+        next_due = db.now
     return ExchangeResult(results, rows, request.nonce, waiting, next_due, db.now)
 
 

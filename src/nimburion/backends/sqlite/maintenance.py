@@ -9,13 +9,14 @@ import msgspec
 
 from nimburion.backends.sqlite.connection.database import TENANT_UNIT, Database
 from nimburion.backends.sqlite.file import SQLiteFile
+from nimburion.backends.sqlite.flows import get_flow_changes, make_member
 from nimburion.backends.sqlite.limits import apply_change, decode_change, read_key_changes
 from nimburion.backends.sqlite.producing import cancel
 from nimburion.backends.sqlite.records import has_version, put_record, write_change
-from nimburion.backends.sqlite.settle import CANCELLED, COMPLETED, FAILED, put_in_lane
 from nimburion.backends.sqlite.statistics import prune_statistics
 from nimburion.backends.sqlite.tenants import forget_tenants, set_tenant_weight
-from nimburion.backends.sqlite.unique_keys import find_key_holder, take_key
+from nimburion.backends.sqlite.unique_keys import retake_key
+from nimburion.backends.sqlite.waiting import CANCELLED, COMPLETED, FAILED, put_in_lane
 from nimburion.backends.waiters import ALL_WORKERS, make_session_name
 from nimburion.core.backend import Maintaining
 from nimburion.core.bulk_operations import BulkAction, check_job_ids
@@ -143,6 +144,8 @@ class SQLiteMaintaining(Maintaining):
             db.run("delete_expired_replacements", db.now)
             prune_statistics(db)
             db.run("prune_limit_uses", db.now)
+            if keep.flows is not None:
+                db.run("delete_old_flows", db.now - to_micros(keep.flows))
             forget_tenants(db)
             deleted = prune_jobs(db, keep, limit)
             free_numbers(db)
@@ -173,30 +176,13 @@ def _replay(db: Database, job_ids: Sequence[str]) -> tuple[list[str], list[str]]
         if lane >= TENANT_UNIT:  # the number of its tenant may mean another one by now
             names, tenant = db.get_lane(lane), _decode_options(options).fair_tenant
             lane = db.find_or_add_tenant_lane(names.queue, names.name, tenant)
+        if options is not None and _decode_options(options).flow is not None:
+            get_flow_changes(db).note_reopened(make_member(job_id, options), State.FAILED)
         db.run("reset_dead_letter", seq, db.now, lane)
         db.run("count_finished", lane, FAILED, -1)
         put_in_lane(db, lane, priority, db.now, seq, retry=False)
         replayed.append(job_id)
     return replayed, held
-
-
-def retake_key(db: Database, job_id: str, lane: int, options: str | None) -> bool:
-    """Assign the unique key to a job again, if no other job holds it.
-
-    Returns False if another job holds the key; True also for a job without a key.
-    """
-    if options is None:
-        return True
-    stored_options = _decode_options(options)
-    if stored_options.unique_key is None:
-        return True
-    name = db.get_lane(lane).name
-    holder = find_key_holder(db, name, stored_options.unique_key)
-    if holder is not None and holder != job_id:
-        return False
-    if holder is None:
-        take_key(db, name, job_id, stored_options)
-    return True
 
 
 def _make_due(db: Database, job_ids: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -249,6 +235,7 @@ def delete_jobs(db: Database, listed: str) -> None:
     """Delete finished jobs with their history and progress. `listed` is a JSON array of seqs."""
     db.run("delete_attempt_errors", listed)
     db.run("delete_progress", listed)
+    db.run("delete_conditions_of_jobs", listed)
     db.run("uncount_jobs", listed)
     db.run("delete_jobs", listed)
 
@@ -256,14 +243,16 @@ def delete_jobs(db: Database, listed: str) -> None:
 def prune_jobs(db: Database, keep: Retention, limit: int) -> int:
     """Delete up to `limit` jobs and results that are kept long enough; return their number."""
     left = limit
-    for state, seconds in (
-        (COMPLETED, keep.completed),
-        (CANCELLED, keep.completed),
-        (FAILED, keep.failed),
+    for state, seconds, can_be_reopened in (
+        (COMPLETED, keep.completed, False),
+        (CANCELLED, keep.completed, False),
+        (CANCELLED, keep.failed, True),
+        (FAILED, keep.failed, False),
     ):
         if seconds is not None and left > 0:
+            before = db.now - to_micros(seconds)
             left -= delete_listed(
-                db, db.fetch_value("list_older", state, db.now - to_micros(seconds), left)
+                db, db.fetch_value("list_older", state, before, left, can_be_reopened)
             )
     if keep.completed_max is not None and left > 0:
         left -= delete_listed(db, db.fetch_value("list_excess", keep.completed_max, left))

@@ -21,18 +21,29 @@ from nimburion.backends.planning.enqueue import (
     UniqueKey,
     compute_due,
     compute_replaced_due,
+    is_stored,
     plan_enqueue,
 )
+from nimburion.backends.planning.flows import add_ended_flows, refuse_strangers
 from nimburion.backends.sqlite.connection.database import Database
 from nimburion.backends.sqlite.file import SQLiteFile
+from nimburion.backends.sqlite.flows import (
+    count_stored_members,
+    insert_flows,
+    read_flows,
+    read_stored_members,
+    suspend_new_jobs,
+)
 from nimburion.backends.sqlite.limits import pass_turns
-from nimburion.backends.sqlite.settle import cancel_waiting, put_in_lane
+from nimburion.backends.sqlite.settle import cancel_waiting
 from nimburion.backends.sqlite.transactions import make_transaction
 from nimburion.backends.sqlite.unique_keys import find_key_holder, take_key
+from nimburion.backends.sqlite.waiting import put_in_lane
 from nimburion.backends.waiters import make_session_name
 from nimburion.core.backend import BlockingProducing, Producing, Transactional
 from nimburion.core.errors import JobNotFound
 from nimburion.core.exchange import Lane
+from nimburion.core.flows import NewFlow
 from nimburion.core.ids import compute_digest
 from nimburion.core.job import NO_JOB_OPTIONS, REPEAT_WINDOW, Enqueued, NewJob
 from nimburion.core.maintenance import Cancellation
@@ -60,8 +71,12 @@ class SQLiteProducing(Producing, BlockingProducing, Transactional):
     def __init__(self, file: SQLiteFile) -> None:
         self._file = file
 
-    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+    async def enqueue(
+        self, jobs: Sequence[NewJob], flows: Sequence[NewFlow] = ()
+    ) -> list[Enqueued]:
         # The whole call is atomic.
+        if flows:
+            return await self._file.write(partial(enqueue_flows, jobs=jobs, flows=flows))
         if not jobs:
             return []
         return await self._file.write(partial(enqueue_jobs, jobs=jobs))
@@ -75,16 +90,19 @@ class SQLiteProducing(Producing, BlockingProducing, Transactional):
         return await self._file.write(partial(cancel, job_id=job_id))
 
     async def enqueue_in(
-        self, connection: CallerConnection, jobs: Sequence[NewJob]
+        self,
+        connection: CallerConnection,
+        jobs: Sequence[NewJob],
+        flows: Sequence[NewFlow] = (),
     ) -> list[Enqueued]:
         transactions = self._file.get_caller_transactions()
-        if not jobs:
+        if not jobs and not flows:
             await transactions.check_connection(find_adapter(connection))
             return []
 
         def enqueue(db: Database) -> list[Enqueued]:
             transactions.check_space(db, jobs)
-            results = enqueue_jobs(db, jobs)
+            results = enqueue_flows(db, jobs, flows) if flows else enqueue_jobs(db, jobs)
             count_enqueued(db, jobs, results)
             return results
 
@@ -130,8 +148,10 @@ def enqueue_jobs(db: Database, jobs: Sequence[NewJob]) -> list[Enqueued]:
     return [Enqueued(job.id, "created") for job in jobs]
 
 
-def insert_jobs(db: Database, jobs: Sequence[NewJob]) -> None:
+def insert_jobs(db: Database, jobs: Sequence[NewJob], *, may_suspend: bool = False) -> None:
     """Insert jobs, and add each to its lane or to the scheduled jobs.
+
+    `may_suspend`: some may have conditions; these are suspended.
 
     Raises `sqlite3.IntegrityError` if an id exists already, or if the cache of lanes was old.
     """
@@ -146,11 +166,38 @@ def insert_jobs(db: Database, jobs: Sequence[NewJob]) -> None:
         newest = db.connection.execute(text, values).lastrowid
     assert newest is not None
     last_before = newest - len(jobs)  # the transaction has the write lock, so no seq is left out
-    db.run("insert_new_ready", last_before, now)
+    if may_suspend:
+        suspend_new_jobs(db, last_before)
+    db.run("insert_other_new_ready" if may_suspend else "insert_new_ready", last_before, now)
     if latest > now:
-        db.run("insert_new_scheduled", last_before, now)
+        later = "insert_other_new_scheduled" if may_suspend else "insert_new_scheduled"
+        db.run(later, last_before, now)
     for job in jobs:
-        db.names_to_notify[job.queue] += 1
+        if not (may_suspend and job.options.conditions):
+            db.names_to_notify[job.queue] += 1
+
+
+def enqueue_flows(db: Database, jobs: Sequence[NewJob], flows: Sequence[NewFlow]) -> list[Enqueued]:
+    """Store jobs with their flows: decide the outcome of each before any is stored."""
+    stored = read_flows(db, jobs, flows)
+    members = read_stored_members(db, jobs)
+    known = add_ended_flows(jobs, read_known_jobs(db, jobs), stored)
+    plan = plan_enqueue(
+        jobs, refuse_strangers(jobs, known, {member.id: member.flow for member in members})
+    )
+    if not is_stored(plan.results):
+        return plan.results
+    new_flows = [flow for flow in flows if flow.id not in stored]
+    insert_flows(db, new_flows)
+    count_stored_members(db, members, {flow.id for flow in new_flows})
+    if plan.new:
+        db.update_cache(again=True)
+        insert_jobs(db, plan.new, may_suspend=True)
+    for job in plan.new:
+        take_key(db, job.name, job.id, job.options)
+    for replaced_id, job in plan.replacing:
+        replace_job(db, replaced_id, job)
+    return plan.results
 
 
 def make_columns(db: Database, jobs: Sequence[NewJob]) -> Columns:

@@ -14,6 +14,7 @@ import msgspec
 from nimburion.backends.queue_rows import LaneRow, combine_rows
 from nimburion.backends.sqlite.connection.database import Database, Row
 from nimburion.backends.sqlite.file import SQLiteFile
+from nimburion.backends.sqlite.flows import find_flow, list_flows, make_flow_info
 from nimburion.backends.sqlite.limits import find_key_uses, list_limits, read_rules
 from nimburion.backends.sqlite.records import get_record, make_record
 from nimburion.backends.sqlite.sessions import decode_description
@@ -21,10 +22,11 @@ from nimburion.backends.sqlite.tenants import find_turn
 from nimburion.backends.sqlite.unique_keys import find_key_holder
 from nimburion.core.backend import MAX_HOLDERS, Inspecting
 from nimburion.core.diagnosis import failure_groups
-from nimburion.core.diagnosis.explanations import Facts
+from nimburion.core.diagnosis.explanations import MAX_UNMET, Facts, Unmet
 from nimburion.core.diagnosis.failure_groups import FailedJob, FailureGroups
 from nimburion.core.errors import JobNotFound
 from nimburion.core.fairness import MAX_WAITING_COUNTED, WEIGHT_UNITS, TenantUse, TenantUses
+from nimburion.core.flows import FlowInfo, FlowPage, On, SourceKind, WaitCondition, WaitSource
 from nimburion.core.job import (
     FAILED_ONLY,
     FINISHED,
@@ -71,6 +73,7 @@ _COUNT_COLUMNS = (
     State.SCHEDULED,
     State.PROCESSING,
     State.RETRYING,
+    State.SUSPENDED,
     State.COMPLETED,
     State.FAILED,
     State.CANCELLED,
@@ -176,11 +179,24 @@ class SQLiteInspecting(Inspecting):
                 keys=find_key_uses(db, row[2], row[0]),
                 parked_for=None if parked is None else parked[0],
                 turn=find_turn(db, row[0]),
+                unmet=list_unmet(db, row[0], job.state),
+                unmet_count=db.fetch_value("count_unmet", row[0], job.state is State.CANCELLED),
                 key_holder=None if holder == job_id else holder,
                 sessions=list_sessions(db),
             )
 
         return await self._file.read(explain)
+
+    async def get_flow(self, flow_id: str) -> list[FlowInfo]:
+        return await self._file.read(
+            lambda db: [make_flow_info(row) for row in db.run("list_flow_tree", flow_id)]
+        )
+
+    async def list_flows(
+        self, *, running: bool = False, limit: int = 100, after: str | None = None
+    ) -> FlowPage:
+        before = parse_position(after)
+        return await self._file.read(lambda db: list_flows(db, before, limit, running=running))
 
     async def count_jobs(
         self, queue: str | None = None, *, budget: int | None = COUNT_BUDGET
@@ -283,6 +299,26 @@ class SQLiteInspecting(Inspecting):
         return await self._file.read(list_records)
 
 
+def list_unmet(db: Database, seq: int, state: State) -> list[Unmet]:
+    """Return open conditions of a suspended job, or impossible ones of a cancelled job, each with
+    its source.
+    """
+    unmet = []
+    values = (seq, state is State.CANCELLED, MAX_UNMET)
+    for kind, source_id, awaited in db.run("list_unmet", *values).fetchall():
+        source = WaitSource(SourceKind(kind), source_id)
+        is_job = source.kind is SourceKind.JOB
+        row = db.fetch_one("find_job", source_id) if is_job else None
+        unmet.append(
+            Unmet(
+                condition=WaitCondition(source, On(awaited)),
+                job=None if row is None else read_jobs(db, [row[0]], payloads=False)[0],
+                flow=None if is_job else find_flow(db, source_id),
+            )
+        )
+    return unmet
+
+
 def find_matching(
     db: Database, which: JobFilter, limit: int, after: str | None, budget: int
 ) -> tuple[list[int], str | None, int]:
@@ -366,6 +402,7 @@ def filter_jobs(db: Database, which: JobFilter, seqs: list[int], limit: int) -> 
         which.fingerprint,
         which.min_failures,
         which.tag,
+        which.flow,
     )
     return _decode_seqs(listed)
 
@@ -380,6 +417,7 @@ def _can_match(which: JobFilter) -> bool:
         which.correlation_id,
         which.fingerprint,
         which.tag,
+        which.flow,
     )
     try:
         "".join(text for text in texts if text is not None).encode()

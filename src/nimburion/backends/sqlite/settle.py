@@ -16,8 +16,17 @@ from nimburion.backends.planning.settle import (
 )
 from nimburion.backends.sqlite import limits
 from nimburion.backends.sqlite.connection.database import Database
+from nimburion.backends.sqlite.flows import note_ended_jobs
 from nimburion.backends.sqlite.parked_jobs import release_lease_keys
 from nimburion.backends.sqlite.tenants import settle_charges
+from nimburion.backends.sqlite.waiting import (
+    CANCELLED,
+    COMPLETED,
+    FAILED,
+    end_waiting,
+    put_in_lane,
+    release_unique_key,
+)
 from nimburion.core.job import State
 from nimburion.core.lease import Lease, Token
 from nimburion.core.settlement import (
@@ -29,8 +38,6 @@ from nimburion.core.settlement import (
     Spent,
 )
 
-COMPLETED, FAILED, CANCELLED = 1, 2, 3
-"""The values of `job.state` for finished jobs."""
 STATE_NUMBERS = MappingProxyType(
     {State.COMPLETED: COMPLETED, State.FAILED: FAILED, State.CANCELLED: CANCELLED}
 )
@@ -179,6 +186,8 @@ def complete_group(
         release_lease_keys(db, _decode_seqs(seqs))
     if has_unique_keys and db.run("free_unique_keys", seqs).rowcount:
         db.notify({db.get_lane(lane).queue for (lane,) in db.run("list_lanes_of_jobs", seqs)})
+    if db.has_flows:
+        note_ended_jobs(db, completed, State.COMPLETED)
     if group.results:
         store_results(
             db, {seq: result for seq, result in group.results.items() if seq in completed}
@@ -274,6 +283,8 @@ def finish(db: Database, lease: LeaseRow, effect: Effect, state: int) -> None:
     )
     db.run("count_finished", lease.lane, state, 1)
     release_unique_key(db, lease.seq, lease.lane)
+    if effect.state is not None and db.has_flows:
+        note_ended_jobs(db, [lease.seq], effect.state)
 
 
 def requeue(db: Database, lease: LeaseRow, effect: Effect) -> None:
@@ -293,23 +304,14 @@ def requeue(db: Database, lease: LeaseRow, effect: Effect) -> None:
 
 def cancel_waiting(db: Database, seq: int, lane: int) -> None:
     """Cancel a job without a lease."""
+    if db.has_flows:
+        note_ended_jobs(db, [seq], State.CANCELLED)
+        if db.run("delete_suspended", seq).rowcount:
+            db.run("delete_conditions_of_jobs", f"[{seq}]")
+            end_waiting(db, seq, lane, None, keeps_payload=False)
+            return
     db.run("delete_ready", seq)
     db.run("delete_scheduled", seq)
     if not db.run("delete_parked", seq).rowcount:
         limits.pass_turns(db, lane, seq)
-    db.run("finish_job", seq, CANCELLED, db.now, None, 0, 0, *(6 * [None]), 0)
-    db.run("count_finished", lane, CANCELLED, 1)
-    release_unique_key(db, seq, lane)
-
-
-def put_in_lane(db: Database, lane: int, priority: int, due: int, seq: int, *, retry: bool) -> None:
-    """Add a job to its lane if it is due, else to the scheduled jobs; notify its queue."""
-    where = "insert_ready" if due <= db.now else "insert_scheduled"
-    db.run(where, lane, -priority, due, seq, int(retry))
-    db.notify([db.get_lane(lane).queue])
-
-
-def release_unique_key(db: Database, seq: int, lane: int) -> None:
-    """Release a unique key that the job holds only while it is unfinished."""
-    if db.run("free_unique_keys", f"[{seq}]").rowcount:
-        db.notify([db.get_lane(lane).queue])
+    end_waiting(db, seq, lane, None, keeps_payload=False)

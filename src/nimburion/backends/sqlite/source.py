@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import msgspec
 
 from nimburion.backends.planning.admission import make_reply_limit
-from nimburion.backends.planning.source import ParkedJob, Place, PlanLane, Source, Tenant, Turn
+from nimburion.backends.planning.source import ParkedJob, Place, PlanLane, PlanSource, Tenant, Turn
 from nimburion.backends.sqlite.connection.database import TENANT_UNIT, Database
 from nimburion.backends.sqlite.limits import (
     LaneLimits,
@@ -43,8 +43,8 @@ _decode_parked = msgspec.json.Decoder(list[tuple[int, int, int, int]]).decode
 _decode_min_times = msgspec.json.Decoder(dict[int, int]).decode
 
 
-class SQLiteSource(Source):
-    """Reads for a plan; see `Source`."""
+class SQLiteSource(PlanSource):
+    """Reads for a plan; see `PlanSource`."""
 
     def __init__(
         self, db: Database, request: ReserveRequest, limits: LaneLimits, rules: Rules

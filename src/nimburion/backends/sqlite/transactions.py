@@ -357,7 +357,9 @@ class CallerTransactions:
             ensure_transaction(connection)
             database.run("take_write_lock")
             database.set_time()
-            return work(database), database.names_to_notify
+            result = work(database)
+            database.resolve_flows()
+            return result, database.names_to_notify
 
     def _check_file(self, database: Database) -> None:
         """Check both the backend's open files and the caller's file.

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from nimburion.backends.planning.flows import FlowResolver
 from nimburion.backends.sql_files import Statements
 from nimburion.backends.waiters import JobCounts
 from nimburion.core.errors import BackendFull
@@ -41,6 +42,8 @@ class Database:
         "boot_time",
         "clock",
         "connection",
+        "flow_changes",
+        "has_flows",
         "known_lanes",
         "last_checked",
         "names_to_notify",
@@ -71,6 +74,11 @@ class Database:
         """The last numbers that `free_numbers` checked, by the statement that lists them."""
         self.known_lanes: dict[Lane, int] = {}
         """The numbers of lanes that are known to exist."""
+        self.flow_changes: FlowResolver | None = None
+        """The changes of members of flows that this call noted and has not applied; None: none."""
+        self.has_flows: bool = True
+        """False: this call has read that no flow runs and no job is suspended. Then no job that
+        ends concerns another one."""
         self._by_id: dict[int, Lane] = {}
         self._by_tenant: dict[str, int] = {}
         self._is_current = False
@@ -91,6 +99,13 @@ class Database:
         self.now = round(self.clock.now() * MICRO)
         self.boot_time = self.clock.monotonic()
         self._is_current = False
+        self.has_flows, self.flow_changes = True, None
+
+    def resolve_flows(self) -> None:
+        """Apply what follows from the changes of members of flows that this call noted."""
+        if self.flow_changes is not None:
+            self.flow_changes.resolve()
+            self.flow_changes = None
 
     def update_cache(self, *, again: bool = False) -> None:
         """Clear the cache of lanes and tenants if another process freed numbers: each number

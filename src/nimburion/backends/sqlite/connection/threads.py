@@ -294,6 +294,8 @@ class WriterThread(DatabaseThread):
                 self._space.set_limit(database.connection, is_worker=not call.durable)
                 if len(group) == 1:
                     call.value = call.work(database)
+                    if database.flow_changes is not None:
+                        database.resolve_flows()
                 else:
                     self._run_with_others(database, call)
             database.connection.execute("COMMIT")
@@ -361,6 +363,7 @@ class WriterThread(DatabaseThread):
         try:
             with database.savepoint():
                 call.value = call.work(database)
+                database.resolve_flows()
         except Exception as raised:
             error = convert_error(raised, self._path)
             if isinstance(error, BackendFull) or not database.connection.in_transaction:

@@ -16,6 +16,7 @@
 --   whether any unique key is held until its job is finished; whether jobs may be parked for any limit, or any
 --   lease counts for one, or one has changed
 --   whether any lease may have been charged to a tenant: then the tenant has a share
+--   whether a flow runs or a job is suspended
 SELECT
     number, last_exchange, last_results, left_at, ended_at,
     (SELECT json_group_array(queue) FROM paused_queue WHERE until IS NULL OR until > ?2),
@@ -29,7 +30,8 @@ SELECT
     EXISTS (SELECT 1 FROM unique_key WHERE valid_until IS NULL),
     EXISTS (SELECT 1 FROM limit_rule WHERE closes_lane = 0) OR EXISTS (SELECT 1 FROM lease_key) OR EXISTS (SELECT 1 FROM changed_limit)
         OR EXISTS (SELECT 1 FROM changed_key),
-    EXISTS (SELECT 1 FROM tenant_share)
+    EXISTS (SELECT 1 FROM tenant_share),
+    EXISTS (SELECT 1 FROM flow WHERE finished_at IS NULL) OR EXISTS (SELECT 1 FROM suspended)
 FROM session WHERE id = ?1;
 
 -- name: get_repeated_leases

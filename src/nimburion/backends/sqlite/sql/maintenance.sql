@@ -78,10 +78,11 @@ SET state = 0, lane = ?3, due = ?2, failures = 0, lost = 0, finished_at = NULL, 
 WHERE seq = ?1;
 
 -- name: list_finished_jobs
--- Return which of these jobs have finished.
+-- Return which of these jobs have finished. Those of flows that run are left out.
 -- Inputs: ?1 JSON array of ids
 -- Result: seq, id
-SELECT j.seq, j.id FROM json_each(?1) AS x CROSS JOIN job AS j ON j.id = x.value WHERE j.state > 0;
+SELECT j.seq, j.id FROM json_each(?1) AS x CROSS JOIN job AS j ON j.id = x.value
+WHERE j.state > 0 AND coalesce(json_extract(options, '$.flow') IN (SELECT id FROM flow WHERE finished_at IS NULL), 0) = 0;
 
 -- name: delete_attempt_errors
 -- Delete the histories of jobs.
@@ -127,31 +128,49 @@ DELETE FROM session
 WHERE ended_at < ?1 AND NOT EXISTS (SELECT 1 FROM lease WHERE lease.session = session.number);
 
 -- name: list_older
--- List the jobs of one finished state that ended before a time, oldest first.
--- Inputs: ?1 state, ?2 time, ?3 the maximum number of jobs
+-- List the jobs of one finished state that ended before a time, oldest first. Members of flows that run are left out.
+-- Inputs: ?1 state, ?2 time, ?3 the maximum number of jobs, ?4 whether they were cancelled because of another job
 -- Result: JSON array of seqs
 SELECT json_group_array(seq) FROM (
-    SELECT seq FROM job WHERE state = ?1 AND state > 0 AND finished_at < ?2 ORDER BY finished_at LIMIT ?3
+    SELECT seq FROM job
+    WHERE state = ?1 AND state > 0 AND finished_at < ?2 AND coalesce(state = 3 AND reason IN ('dependency', 'not needed'), 0) = ?4
+        AND coalesce(json_extract(options, '$.flow') IN (SELECT id FROM flow WHERE finished_at IS NULL), 0) = 0
+    ORDER BY finished_at LIMIT ?3
 );
 
 -- name: list_excess
--- List completed and cancelled jobs beyond the number to keep, oldest first.
+-- List completed and cancelled jobs beyond the number to keep, oldest first. Jobs of flows that run do not count, and stay, as do those
+-- that were cancelled because of another job. They are counted only if there are more jobs.
 -- Inputs: ?1 the number to keep, ?2 the maximum number of jobs
 -- Result: JSON array of seqs
 SELECT json_group_array(seq) FROM (
     SELECT finished_at, seq FROM job WHERE state = 1 AND state > 0
+        AND coalesce(json_extract(options, '$.flow') IN (SELECT id FROM flow WHERE finished_at IS NULL), 0) = 0
     UNION ALL
-    SELECT finished_at, seq FROM job WHERE state = 3 AND state > 0
+    SELECT finished_at, seq FROM job WHERE state = 3 AND state > 0 AND coalesce(reason NOT IN ('dependency', 'not needed'), 1)
+        AND coalesce(json_extract(options, '$.flow') IN (SELECT id FROM flow WHERE finished_at IS NULL), 0) = 0
     ORDER BY finished_at, seq
-    LIMIT max(0, min(?2, (SELECT coalesce(sum(number), 0) FROM finished_count WHERE state IN (1, 3)) - ?1))
+    LIMIT (
+        SELECT max(0, min(?2, kept.number - ?1 - iif(kept.number <= ?1, 0, (
+            SELECT count(*) FROM job
+            WHERE state IN (1, 3) AND state > 0 AND finished_at >= (SELECT min(created_at) FROM flow WHERE finished_at IS NULL)
+                AND json_extract(options, '$.flow') IN (SELECT id FROM flow WHERE finished_at IS NULL)
+        ) + (
+            SELECT count(*) FROM job
+            WHERE state = 3 AND state > 0 AND reason IN ('dependency', 'not needed')
+                AND coalesce(json_extract(options, '$.flow') IN (SELECT id FROM flow WHERE finished_at IS NULL), 0) = 0
+        )))) FROM (SELECT coalesce(sum(number), 0) AS number FROM finished_count WHERE state IN (1, 3)) AS kept
+    )
 );
 
 -- name: delete_old_results
--- Delete the results of jobs that ended before a time, oldest first.
+-- Delete the results of jobs that ended before a time, oldest first. Members of flows that run keep theirs.
 -- Inputs: ?1 time, ?2 the maximum number of results
 -- Result: the number of rows
 UPDATE job SET result = NULL WHERE seq IN (
-    SELECT seq FROM job WHERE result IS NOT NULL AND finished_at < ?1 ORDER BY finished_at LIMIT ?2
+    SELECT seq FROM job WHERE result IS NOT NULL AND finished_at < ?1
+        AND coalesce(json_extract(options, '$.flow') IN (SELECT id FROM flow WHERE finished_at IS NULL), 0) = 0
+    ORDER BY finished_at LIMIT ?2
 );
 
 -- name: has_many_later_jobs
@@ -185,6 +204,7 @@ DELETE FROM lane WHERE id IN (
         AND l.value NOT IN (SELECT lane FROM changed_key)
         AND l.value NOT IN (SELECT lane FROM parked)
         AND l.value NOT IN (SELECT lane & 1048575 FROM scheduled)
+        AND l.value NOT IN (SELECT lane & 1048575 FROM suspended)
 )
 RETURNING id;
 
@@ -199,6 +219,7 @@ DELETE FROM tenant WHERE id IN (
         AND t.value NOT IN (SELECT lane >> 20 FROM lease)
         AND t.value NOT IN (SELECT j.lane >> 20 FROM parked AS p CROSS JOIN job AS j ON j.seq = p.seq)
         AND t.value NOT IN (SELECT lane >> 20 FROM scheduled)
+        AND t.value NOT IN (SELECT lane >> 20 FROM suspended)
 )
 RETURNING id;
 

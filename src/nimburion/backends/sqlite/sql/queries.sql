@@ -65,7 +65,7 @@ SELECT json_group_array(seq) FROM (SELECT seq FROM lease WHERE seq < ?1 ORDER BY
 SELECT json_group_array(seq) FROM (
     SELECT seq FROM (
         SELECT seq FROM ready UNION ALL SELECT seq FROM scheduled UNION ALL SELECT seq FROM lease
-        UNION ALL SELECT seq FROM parked
+        UNION ALL SELECT seq FROM parked UNION ALL SELECT seq FROM suspended
     ) WHERE seq < ?1 ORDER BY seq DESC LIMIT ?2
 );
 
@@ -84,7 +84,7 @@ SELECT json_group_array(seq) FROM (
 -- Result: 0 or 1
 SELECT count(*) > ?1 FROM (
     SELECT 1 FROM ready UNION ALL SELECT 1 FROM scheduled UNION ALL SELECT 1 FROM lease
-    UNION ALL SELECT 1 FROM parked LIMIT ?1 + 1
+    UNION ALL SELECT 1 FROM parked UNION ALL SELECT 1 FROM suspended LIMIT ?1 + 1
 );
 
 -- name: filter_jobs
@@ -102,6 +102,7 @@ SELECT count(*) > ?1 FROM (
 --   ?15 fingerprint
 --   ?16 the least number of failures
 --   ?17 tag
+--   ?18 flow
 -- Result: JSON array of seqs in the same order
 SELECT json_group_array(seq) FROM (
     SELECT j.seq FROM json_each(?1) AS x CROSS JOIN job_record AS j ON j.seq = x.value
@@ -118,6 +119,7 @@ SELECT json_group_array(seq) FROM (
     AND (?15 IS NULL OR j.fingerprint = ?15)
     AND (?16 IS NULL OR j.failures >= ?16)
     AND (?17 IS NULL OR ?17 IN (SELECT value FROM json_each(j.options, '$.tags')))
+    AND (?18 IS NULL OR (json_extract(j.options, '$.flow') = ?18 AND coalesce(json_extract(j.options, '$.group'), ' ') <> ''))
     AND (?4 IS NULL OR coalesce(nullif(j.status, 'waiting'), iif(j.due > ?3, 'scheduled', 'pending'))
         IN (SELECT value FROM json_each(?4)))
     LIMIT ?2
@@ -148,8 +150,8 @@ WHERE queue = ?1 AND (until IS NULL OR until > ?2);
 -- name: count_by_state
 -- Count the jobs in each state.
 -- Inputs: ?1 queue; NULL: all queues; ?2 now; ?3 how many jobs are counted in each place where jobs wait
--- Result: pending, scheduled, processing, retrying, completed, failed, cancelled; 1 if all jobs that wait are counted
--- The lanes of tenants are behind all others. Their due jobs are examined up to ?3, those of other lanes are looked up.
+-- Result: pending, scheduled, processing, retrying, suspended, completed, failed, cancelled; 1 if all jobs that wait are counted
+-- The suspended jobs have 2 in place of `has_failed`. The lanes of tenants are behind all others. Their due jobs are examined up to ?3, those of other lanes are looked up.
 WITH
 served AS MATERIALIZED (SELECT id FROM lane WHERE ?1 IS NULL OR queue = ?1),
 waiting AS MATERIALIZED (
@@ -164,6 +166,8 @@ waiting AS MATERIALIZED (
     UNION ALL
     SELECT 4, has_failed, due <= ?2, count(*), sum(?1 IS NULL OR lane & 1048575 IN served)
     FROM (SELECT lane, has_failed, due FROM scheduled ORDER BY due LIMIT ?3) GROUP BY has_failed, due <= ?2
+    UNION ALL
+    SELECT 5, 2, 0, count(*), sum(?1 IS NULL OR lane & 1048575 IN served) FROM (SELECT lane FROM suspended LIMIT ?3)
 ),
 finished AS (
     SELECT state, sum(number) AS many FROM finished_count
@@ -174,6 +178,7 @@ SELECT
     (SELECT coalesce(sum(many), 0) FROM waiting WHERE has_failed = 0 AND NOT ready),
     (SELECT count(*) FROM lease WHERE ?1 IS NULL OR lane & 1048575 IN served),
     (SELECT coalesce(sum(many), 0) FROM waiting WHERE has_failed = 1),
+    (SELECT coalesce(sum(many), 0) FROM waiting WHERE has_failed = 2),
     coalesce((SELECT many FROM finished WHERE state = 1), 0),
     coalesce((SELECT many FROM finished WHERE state = 2), 0),
     coalesce((SELECT many FROM finished WHERE state = 3), 0),

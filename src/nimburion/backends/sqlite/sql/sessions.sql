@@ -25,12 +25,12 @@ UPDATE session SET expires_at = ?2, boot_id = ?3, vitals = coalesce(?4, vitals) 
 -- Read what a heartbeat says about all sessions. See `expire_sessions` for when a session has expired.
 -- Inputs: ?1 seconds since boot, ?2 boot id, ?3 half of the ttl of the session that is renewed
 -- Result: how many sessions expire later than that from now; the seconds until the first session expires (0: a rescue has
---   work to do now)
+--   work to do now: also if changes of flows are left)
 SELECT
     coalesce(sum(ended_at IS NULL AND boot_id = ?2 AND expires_at > ?1 + ?3), 0),
-    coalesce(min(iif(
+    iif(EXISTS (SELECT 1 FROM flow_change), 0.0, coalesce(min(iif(
         ended_at IS NULL AND boot_id = ?2 AND expires_at <= ?1 + ttl + 1, max(expires_at - ?1, 0.0), 0.0
-    )), 0.0)
+    )), 0.0))
 FROM session
 WHERE ended_at IS NULL OR EXISTS (SELECT 1 FROM lease AS l WHERE l.session = number);
 

@@ -59,7 +59,7 @@ CREATE TABLE finished_count (
     PRIMARY KEY (lane, state)
 ) STRICT, WITHOUT ROWID;
 
--- The next three tables and `parked` say what an unfinished job does. It has a row in exactly one of them.
+-- The next three tables, `parked` and `suspended` say what an unfinished job does. It has a row in exactly one of them.
 
 -- Jobs that are due and wait for a worker.
 CREATE TABLE ready (
@@ -94,6 +94,47 @@ CREATE TABLE lease (
     rank INTEGER,                       -- and the negative priority of the job
     PRIMARY KEY (session, seq)
 ) STRICT, WITHOUT ROWID;
+
+-- Jobs that wait for the end of others.
+CREATE TABLE suspended (
+    seq INTEGER PRIMARY KEY,
+    lane INTEGER NOT NULL
+) STRICT;
+-- The conditions of suspended jobs that are not met, and those for which jobs were cancelled.
+CREATE TABLE wait_condition (
+    source_kind TEXT NOT NULL,          -- job or flow
+    source TEXT NOT NULL,               -- its id
+    waiter INTEGER NOT NULL,            -- the seq of the job that waits
+    awaited TEXT NOT NULL,              -- success, failure or finished
+    is_impossible INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (source_kind, source, is_impossible, waiter)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX wait_condition_waiter ON wait_condition (waiter);
+-- Flows, and groups inside them, with the counts of their members.
+CREATE TABLE flow (
+    number INTEGER PRIMARY KEY,         -- in the order in which they were stored
+    id TEXT NOT NULL UNIQUE,
+    name TEXT NOT NULL,
+    parent TEXT,                        -- the flow of which a group is a member; NULL: it is no group
+    members INTEGER NOT NULL,
+    unfinished INTEGER NOT NULL,
+    completed INTEGER NOT NULL DEFAULT 0,
+    failed INTEGER NOT NULL DEFAULT 0,
+    cancelled INTEGER NOT NULL DEFAULT 0,
+    max_failed INTEGER NOT NULL,        -- how many members may fail or be cancelled without failure of the flow
+    created_at INTEGER NOT NULL,
+    finished_at INTEGER
+) STRICT;
+CREATE INDEX flow_parent ON flow (parent) WHERE parent IS NOT NULL;
+CREATE INDEX flow_running ON flow (id) WHERE finished_at IS NULL;
+CREATE INDEX flow_finished ON flow (finished_at) WHERE parent IS NULL AND finished_at IS NOT NULL;
+-- Changes of jobs and flows whose effects on others are left to a later step.
+CREATE TABLE flow_change (
+    position INTEGER PRIMARY KEY,
+    source_kind TEXT NOT NULL,
+    source TEXT NOT NULL,
+    change TEXT NOT NULL
+) STRICT;
 
 -- Attempts that ended with an error.
 CREATE TABLE attempt_error (
@@ -338,8 +379,8 @@ CREATE TABLE record (
 CREATE UNIQUE INDEX record_id ON record (kind, id);
 CREATE INDEX record_due ON record (kind, due) WHERE due IS NOT NULL;
 
--- Jobs with their status: completed, failed, cancelled, processing, retrying or waiting. A waiting job is scheduled if its
--- due time is in the future, else pending. An unfinished job that is in none of `ready`, `scheduled` and `parked` is processing.
+-- Jobs with their status: completed, failed, cancelled, processing, retrying, suspended or waiting. A waiting job is scheduled
+-- if its due time is in the future, else pending. An unfinished job that waits in no table is processing.
 CREATE VIEW job_record AS
 SELECT j.*, CASE j.state WHEN 1 THEN 'completed' WHEN 2 THEN 'failed' WHEN 3 THEN 'cancelled' ELSE CASE
     WHEN NOT EXISTS (
@@ -349,7 +390,7 @@ SELECT j.*, CASE j.state WHEN 1 THEN 'completed' WHEN 2 THEN 'failed' WHEN 3 THE
         SELECT 1 FROM scheduled AS p WHERE (p.due, p.seq) = (j.due, j.seq)
     ) AND NOT EXISTS (
         SELECT 1 FROM parked AS k WHERE k.seq = j.seq
-    ) THEN 'processing'
+    ) THEN iif(EXISTS (SELECT 1 FROM suspended AS u WHERE u.seq = j.seq), 'suspended', 'processing')
     WHEN j.failures > 0 THEN 'retrying'
     ELSE 'waiting' END END AS status
 FROM job AS j;

@@ -1,0 +1,250 @@
+"""The flows of the SQLite backend, and the conditions for which its jobs wait."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from nimburion.backends.planning.flows import (
+    REOPENED_REASONS,
+    FlowData,
+    FlowMember,
+    FlowResolver,
+    SourceChange,
+    Transition,
+    Waiter,
+    check_graph,
+    check_same_flow,
+    choose_reason,
+    list_members,
+    list_unended,
+    make_flow,
+)
+from nimburion.backends.sqlite.connection.database import Database, Row
+from nimburion.backends.sqlite.unique_keys import retake_key
+from nimburion.backends.sqlite.waiting import CANCELLED, cancel_suspended
+from nimburion.core.flows import FlowInfo, FlowPage, NewFlow, On, SourceKind, WaitSource
+from nimburion.core.job import JobOptions, NewJob, State
+from nimburion.core.timing.clock import MICRO
+
+_encode = msgspec.json.Encoder().encode
+_decode_options = msgspec.json.Decoder(JobOptions).decode
+_STATES = (State.PENDING, State.COMPLETED, State.FAILED, State.CANCELLED)
+"""By number, the states as `job` has them. Unfinished jobs are in several states."""
+_REASONS = _encode(sorted(REOPENED_REASONS)).decode()
+
+
+class SQLiteFlowData(FlowData):
+    """The flows and conditions in one call."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def get_flow(self, flow_id: str) -> FlowInfo | None:
+        return find_flow(self._db, flow_id)
+
+    def save_flow(self, flow: FlowInfo) -> None:
+        counts = (flow.unfinished, flow.completed, flow.failed, flow.cancelled)
+        self._db.run("save_flow", flow.id, *counts, self._db.now)
+
+    def list_waiters(self, changes: Sequence[SourceChange], limit: int) -> list[Waiter]:
+        found = []
+        for source, change in changes:
+            is_impossible = change is Transition.REOPENED
+            left_out = On.FINISHED if change is Transition.FAILING else ""
+            values = (source.kind, source.id, is_impossible, left_out, limit)
+            for seq, job_id, awaited in self._db.run("list_waiters", *values):
+                found.append((seq, Waiter(source, job_id, On(awaited))))
+        return [waiter for _, waiter in sorted(found)[:limit]]
+
+    def meet(self, waiters: Sequence[Waiter]) -> None:
+        self._db.run("delete_conditions", _list_conditions(waiters))
+        ids = _encode(sorted({waiter.job_id for waiter in waiters})).decode()
+        seqs = [seq for (seq,) in self._db.run("resume_jobs", ids).fetchall()]
+        if not seqs:
+            return
+        listed = _encode(seqs).decode()
+        self._db.run("set_resumed_due", listed, self._db.now)
+        self._db.run("insert_resumed_ready", listed, self._db.now)
+        self._db.run("insert_resumed_scheduled", listed, self._db.now)
+        counts = self._db.run("count_resumed", listed).fetchall()
+        for lane, count in counts:
+            self._db.names_to_notify[self._db.get_lane(lane).queue] += count
+
+    def cancel(self, waiters: Sequence[Waiter]) -> list[FlowMember]:
+        self._db.run("mark_conditions", _list_conditions(waiters), 1)
+        cancelled = []
+        for waiter in waiters:
+            row = self._db.fetch_one("find_suspended", waiter.job_id)
+            if row is not None:
+                seq, lane, options = row
+                cancel_suspended(self._db, seq, lane, choose_reason(waiter.on))
+                cancelled.append(make_member(waiter.job_id, options))
+        return cancelled
+
+    def reopen(self, waiters: Sequence[Waiter]) -> list[FlowMember]:
+        self._db.run("mark_conditions", _list_conditions(waiters), 0)
+        reopened = []
+        for waiter in waiters:
+            row = self._db.fetch_one("find_reopened", waiter.job_id, _REASONS)
+            if row is None:
+                continue
+            seq, old_lane, options = row
+            retake_key(self._db, waiter.job_id, old_lane, options)
+            names, tenant = self._db.get_lane(old_lane), _decode_options(options).fair_tenant
+            lane = self._db.find_or_add_tenant_lane(names.queue, names.name, tenant)
+            self._db.run("reopen_job", seq, lane)
+            self._db.run("insert_suspended", seq, lane)
+            self._db.run("count_finished", lane, CANCELLED, -1)
+            reopened.append(make_member(waiter.job_id, options))
+        return reopened
+
+    def take_changes(self) -> list[SourceChange]:
+        rows = sorted(self._db.run("take_flow_changes").fetchall())
+        return [
+            SourceChange(WaitSource(SourceKind(kind), source_id), Transition(change))
+            for _, kind, source_id, change in rows
+        ]
+
+    def put_changes(self, changes: Sequence[SourceChange]) -> None:
+        for source, change in changes:
+            self._db.run("put_flow_change", source.kind, source.id, change)
+
+
+def get_flow_changes(db: Database) -> FlowResolver:
+    """Return where this call notes changes of members of flows. They are applied at its end."""
+    if db.flow_changes is None:
+        db.flow_changes = FlowResolver(SQLiteFlowData(db))
+        db.flow_changes.continue_changes()
+    return db.flow_changes
+
+
+def continue_flows(db: Database) -> bool:
+    """Apply what follows from the changes of members of flows, also from those that earlier calls
+    have left. Return whether nothing is left.
+    """
+    if db.flow_changes is None and not db.fetch_value("has_flow_changes"):
+        return True
+    get_flow_changes(db)
+    db.resolve_flows()
+    return not db.fetch_value("has_flow_changes")
+
+
+def note_ended_jobs(db: Database, seqs: Collection[int], state: State) -> None:
+    """Note which of these jobs, which have ended in one state, are members of flows."""
+    for job_id, flow in db.run("list_members", _encode(sorted(seqs)).decode()).fetchall():
+        get_flow_changes(db).note_end(FlowMember(job_id, flow), state)
+
+
+def read_flows(
+    db: Database, jobs: Sequence[NewJob], flows: Sequence[NewFlow]
+) -> dict[str, FlowInfo]:
+    """Return the stored flows that a call names, after a check of its flows and conditions."""
+    named = {flow.id for flow in flows}
+    named |= {job.options.flow for job in jobs if job.options.flow is not None}
+    named |= {flow.parent for flow in flows if flow.parent is not None}
+    sources = [condition.source for job in jobs for condition in job.options.conditions]
+    named |= {source.id for source in sources if source.kind is SourceKind.FLOW}
+    named |= {counted for job in jobs if (counted := job.options.counted_flow) is not None}
+    found = (find_flow(db, flow_id) for flow_id in named)
+    stored = {flow.id: flow for flow in found if flow is not None}
+    for new in flows:
+        if new.id in stored:
+            check_same_flow(new, stored[new.id])
+    known_jobs = list_members(jobs, flows)
+    others = {source.id for source in sources if source.kind is SourceKind.JOB} - known_jobs
+    flow_ids = {flow.id for flow in flows}
+    listed = (_encode(sorted(others)).decode(), _encode(sorted(flow_ids)).decode())
+    known_jobs |= {row[0] for row in db.run("find_sources", *listed)}
+    check_graph(list_unended(jobs, stored), flows, stored.keys() | flow_ids, known_jobs)
+    return stored
+
+
+class StoredMember(NamedTuple):
+    """A stored job that has the id of a job of a call."""
+
+    id: str
+    flow: str | None
+    counted_flow: str | None
+    state: int
+
+
+def read_stored_members(db: Database, jobs: Sequence[NewJob]) -> list[StoredMember]:
+    """Return the stored jobs that have an id of a call."""
+    listed = _encode([job.id for job in jobs]).decode()
+    return [StoredMember(*row) for row in db.run("list_stored_members", listed)]
+
+
+def count_stored_members(
+    db: Database, members: Sequence[StoredMember], new_flows: Collection[str]
+) -> None:
+    """Count the members of new flows that have ended: they outlived the flow of this id."""
+    for member in members:
+        if member.state and member.counted_flow in new_flows:
+            ended = FlowMember(member.id, member.counted_flow)
+            get_flow_changes(db).note_end(ended, _STATES[member.state])
+
+
+def insert_flows(db: Database, flows: Sequence[NewFlow]) -> None:
+    """Store flows."""
+    for flow in flows:
+        values = (flow.id, flow.name, flow.parent, flow.members, flow.max_failed)
+        db.run("insert_flow", *values, db.now)
+        if not flow.members:
+            get_flow_changes(db).note_new_flow(make_flow(flow, db.now / MICRO))
+
+
+def suspend_new_jobs(db: Database, last_before: int) -> None:
+    """Suspend the jobs after this seq that have conditions, before they are added to lanes."""
+    db.run("suspend_new", last_before)
+    db.run("insert_conditions", last_before)
+    for kind, source_id, state in db.run("list_ended_sources", last_before).fetchall():
+        ended = find_flow(db, source_id) if state is None else _STATES[state]
+        if ended is not None:
+            get_flow_changes(db).note_condition(WaitSource(SourceKind(kind), source_id), ended)
+
+
+def _list_conditions(waiters: Sequence[Waiter]) -> str:
+    """Return conditions as a JSON array of [kind, id of the source, id of the job]."""
+    return _encode([(one.source.kind, one.source.id, one.job_id) for one in waiters]).decode()
+
+
+def make_member(job_id: str, options: str) -> FlowMember:
+    """Return a job with the flow that counts it."""
+    return FlowMember(job_id, _decode_options(options).counted_flow)
+
+
+def find_flow(db: Database, flow_id: str) -> FlowInfo | None:
+    """Return a flow or a group; None: it is not kept."""
+    row = db.fetch_one("find_flow", flow_id)
+    return None if row is None else make_flow_info(row)
+
+
+def make_flow_info(row: Row) -> FlowInfo:
+    """Convert a row of `find_flow`."""
+    (
+        flow_id, name, parent, members, unfinished, completed, failed, cancelled, max_failed,
+        created_at, finished_at,
+    ) = row  # fmt: skip
+    return FlowInfo(
+        id=flow_id,
+        name=name,
+        parent=parent,
+        members=members,
+        unfinished=unfinished,
+        completed=completed,
+        failed=failed,
+        cancelled=cancelled,
+        max_failed=max_failed,
+        created_at=created_at / MICRO,
+        finished_at=None if finished_at is None else finished_at / MICRO,
+    )
+
+
+def list_flows(db: Database, before: int, limit: int, *, running: bool) -> FlowPage:
+    """Return a page of flows that are no groups, the newest first."""
+    rows = db.run("list_flows", before, running, limit + 1).fetchall()
+    flows = [make_flow_info(row[1:]) for row in rows[:limit]]
+    return FlowPage(flows, str(rows[limit - 1][0]) if len(rows) > limit > 0 else None)

@@ -1,0 +1,234 @@
+-- Flows: their counts, the conditions of suspended jobs, and the changes that a step has left.
+--
+-- The writer thread runs these statements between its BEGIN IMMEDIATE and COMMIT. The transaction holds the write lock
+-- of the file, and each call has its own savepoint. `nimburion.backends.planning.flows` decides what they do. A condition is
+-- open while its job waits for it. One that is impossible stays with the cancelled job, so that a replay can open it again.
+
+-- name: find_flow
+-- Read a flow or a group.
+-- Inputs: ?1 id
+-- Result: id, name, parent, members, unfinished, completed, failed, cancelled, max_failed, created_at, finished_at; or no row
+SELECT id, name, parent, members, unfinished, completed, failed, cancelled, max_failed, created_at, finished_at
+FROM flow WHERE id = ?1;
+
+-- name: list_flow_tree
+-- Read a flow and the groups inside it, at any depth.
+-- Inputs: ?1 id
+-- Result: as `find_flow`; the flow first, then the groups in the order of their ids
+WITH RECURSIVE inside (id) AS (
+    SELECT ?1 UNION ALL SELECT f.id FROM inside CROSS JOIN flow AS f ON f.parent = inside.id
+)
+SELECT f.id, name, parent, members, unfinished, completed, failed, cancelled, max_failed, created_at, finished_at
+FROM inside CROSS JOIN flow AS f ON f.id = inside.id ORDER BY f.id <> ?1, f.id;
+
+-- name: list_flows
+-- List flows that are no groups, the newest first.
+-- Inputs: ?1 the number before which to list, ?2 whether only those that run, ?3 the maximum number
+-- Result: number, and the columns of `find_flow`
+SELECT number, id, name, parent, members, unfinished, completed, failed, cancelled, max_failed, created_at, finished_at
+FROM flow WHERE parent IS NULL AND number < ?1 AND (NOT ?2 OR finished_at IS NULL) ORDER BY number DESC LIMIT ?3;
+
+-- name: insert_flow
+-- Store a flow or a group.
+-- Inputs: ?1 id, ?2 name, ?3 parent, ?4 number of members, ?5 max_failed, ?6 now
+INSERT INTO flow (id, name, parent, members, unfinished, max_failed, created_at, finished_at)
+VALUES (?1, ?2, ?3, ?4, ?4, ?5, ?6, iif(?4 = 0, ?6, NULL));
+
+-- name: save_flow
+-- Store the counts of a flow.
+-- Inputs: ?1 id, ?2 unfinished, ?3 completed, ?4 failed, ?5 cancelled, ?6 now
+UPDATE flow SET unfinished = ?2, completed = ?3, failed = ?4, cancelled = ?5, finished_at = iif(?2 = 0, ?6, NULL)
+WHERE id = ?1;
+
+-- name: find_sources
+-- Find those of these jobs that belong to some flows.
+-- Inputs: ?1 JSON array of ids of jobs, ?2 JSON array of ids of flows
+-- Result: id
+SELECT j.id FROM json_each(?1) AS x CROSS JOIN job AS j ON j.id = x.value
+WHERE json_extract(j.options, '$.flow') IN (SELECT value FROM json_each(?2));
+
+-- name: suspend_new
+-- Suspend the new jobs that have conditions.
+-- Inputs: ?1 the last seq before the new jobs
+INSERT INTO suspended (seq, lane)
+SELECT seq, lane FROM job WHERE seq > ?1 AND json_extract(options, '$.conditions') IS NOT NULL;
+
+-- name: insert_other_new_ready
+-- Add the new jobs that are due to `ready`, except suspended ones.
+-- Inputs: ?1 the last seq before the new jobs, ?2 now
+INSERT INTO ready (lane, rank, due, seq, has_failed)
+SELECT lane, -priority, due, seq, 0 FROM job
+WHERE seq > ?1 AND due <= ?2 AND json_extract(options, '$.conditions') IS NULL;
+
+-- name: insert_other_new_scheduled
+-- Add the new jobs that are not due yet to `scheduled`, except suspended ones.
+-- Inputs: ?1 the last seq before the new jobs, ?2 now
+INSERT INTO scheduled (due, seq, lane, rank, has_failed)
+SELECT due, seq, lane, -priority, 0 FROM job
+WHERE seq > ?1 AND due > ?2 AND json_extract(options, '$.conditions') IS NULL;
+
+-- name: insert_conditions
+-- Store the conditions of new jobs.
+-- Inputs: ?1 the last seq before the new jobs
+INSERT INTO wait_condition (source_kind, source, waiter, awaited)
+SELECT json_extract(c.value, '$.source.kind'), json_extract(c.value, '$.source.id'), j.seq,
+    coalesce(json_extract(c.value, '$.on'), 'success')
+FROM job AS j CROSS JOIN json_each(j.options, '$.conditions') AS c WHERE j.seq > ?1;
+
+-- name: list_ended_sources
+-- List the jobs that have ended, and the flows that have ended or failed, for which new jobs wait.
+-- Inputs: ?1 the last seq before the new jobs
+-- Result: kind, id, state of the job (NULL: it is a flow)
+SELECT DISTINCT c.source_kind, c.source, j.state
+FROM wait_condition AS c LEFT JOIN job AS j ON c.source_kind = 'job' AND j.id = c.source
+LEFT JOIN flow AS f ON c.source_kind = 'flow' AND f.id = c.source
+WHERE c.waiter > ?1 AND (j.state > 0 OR f.unfinished = 0 OR f.failed + f.cancelled > f.max_failed);
+
+-- name: list_stored_members
+-- List the stored jobs that have one of these ids.
+-- Inputs: ?1 ids (JSON array)
+-- Result: id, its flow, the flow or the group that counts it (NULL: none), state
+SELECT j.id, json_extract(j.options, '$.flow'),
+    nullif(coalesce(json_extract(j.options, '$.group'), json_extract(j.options, '$.flow')), ''), j.state
+FROM json_each(?1) AS each CROSS JOIN job AS j ON j.id = each.value;
+
+-- name: list_members
+-- List those of these jobs that are members of a flow.
+-- Inputs: ?1 JSON array of seqs
+-- Result: id, the flow or the group that counts it (NULL: none does, it is a callback)
+SELECT j.id, nullif(coalesce(json_extract(j.options, '$.group'), json_extract(j.options, '$.flow')), '')
+FROM json_each(?1) AS x CROSS JOIN job AS j ON j.seq = x.value
+WHERE j.options IS NOT NULL AND json_extract(j.options, '$.flow') IS NOT NULL;
+
+-- name: list_waiters
+-- List the conditions on a source, in the order of their jobs. The primary key has this order.
+-- Inputs: ?1 kind, ?2 id of the source, ?3 whether those that are impossible, ?4 a value of awaited that is left out,
+--   ?5 the maximum number
+-- Result: seq and id of the job that waits, awaited
+SELECT c.waiter, j.id, c.awaited
+FROM wait_condition AS c CROSS JOIN job AS j ON j.seq = c.waiter
+WHERE c.source_kind = ?1 AND c.source = ?2 AND c.is_impossible = ?3 AND c.awaited <> ?4
+ORDER BY c.waiter LIMIT ?5;
+
+-- name: delete_conditions
+-- Delete conditions that are met.
+-- Inputs: ?1 JSON array of [kind, id of the source, id of the job]
+DELETE FROM wait_condition WHERE (source_kind, source, is_impossible, waiter) IN (
+    SELECT json_extract(x.value, '$[0]'), json_extract(x.value, '$[1]'), 0, j.seq
+    FROM json_each(?1) AS x CROSS JOIN job AS j ON j.id = json_extract(x.value, '$[2]')
+);
+
+-- name: mark_conditions
+-- Mark open conditions as impossible, or impossible ones as open again.
+-- Inputs: ?1 JSON array of [kind, id of the source, id of the job], ?2 whether they are impossible
+UPDATE wait_condition SET is_impossible = ?2 WHERE (source_kind, source, is_impossible, waiter) IN (
+    SELECT json_extract(x.value, '$[0]'), json_extract(x.value, '$[1]'), NOT ?2, j.seq
+    FROM json_each(?1) AS x CROSS JOIN job AS j ON j.id = json_extract(x.value, '$[2]')
+);
+
+-- name: delete_conditions_of_jobs
+-- Delete the conditions of jobs.
+-- Inputs: ?1 JSON array of seqs
+DELETE FROM wait_condition WHERE waiter IN (SELECT value FROM json_each(?1));
+
+-- name: resume_jobs
+-- Remove those of these jobs from `suspended` that wait for no condition.
+-- Inputs: ?1 JSON array of ids
+-- Result: seq
+DELETE FROM suspended WHERE seq IN (
+    SELECT s.seq FROM json_each(?1) AS x CROSS JOIN job AS j ON j.id = x.value CROSS JOIN suspended AS s ON s.seq = j.seq
+    WHERE NOT EXISTS (SELECT 1 FROM wait_condition AS c WHERE c.waiter = s.seq)
+)
+RETURNING seq;
+
+-- name: set_resumed_due
+-- Set the due time of resumed jobs that were due before.
+-- Inputs: ?1 JSON array of seqs, ?2 now
+UPDATE job SET due = ?2 WHERE seq IN (SELECT value FROM json_each(?1)) AND due < ?2;
+
+-- name: insert_resumed_ready
+-- Add resumed jobs that are due to `ready`.
+-- Inputs: ?1 JSON array of seqs, ?2 now
+INSERT INTO ready (lane, rank, due, seq, has_failed)
+SELECT lane, -priority, due, seq, failures > 0 FROM job
+WHERE seq IN (SELECT value FROM json_each(?1)) AND due <= ?2;
+
+-- name: insert_resumed_scheduled
+-- Add resumed jobs that are not due yet to `scheduled`.
+-- Inputs: ?1 JSON array of seqs, ?2 now
+INSERT INTO scheduled (due, seq, lane, rank, has_failed)
+SELECT due, seq, lane, -priority, failures > 0 FROM job
+WHERE seq IN (SELECT value FROM json_each(?1)) AND due > ?2;
+
+-- name: count_resumed
+-- Count resumed jobs by lane.
+-- Inputs: ?1 JSON array of seqs
+-- Result: lane, number
+SELECT lane, count(*) FROM job WHERE seq IN (SELECT value FROM json_each(?1)) GROUP BY lane;
+
+-- name: find_suspended
+-- Find a suspended job.
+-- Inputs: ?1 id
+-- Result: seq, lane, options; or no row
+SELECT j.seq, j.lane, j.options FROM job AS j CROSS JOIN suspended AS s ON s.seq = j.seq WHERE j.id = ?1;
+
+-- name: delete_suspended
+-- Delete a job from `suspended`.
+-- Inputs: ?1 seq
+-- Result: the number of rows
+DELETE FROM suspended WHERE seq = ?1;
+
+-- name: find_reopened
+-- Find a job that was cancelled because of a condition, and has no impossible one any more.
+-- Inputs: ?1 id, ?2 JSON array of reasons
+-- Result: seq, lane, options; or no row
+SELECT j.seq, j.lane, j.options FROM job AS j
+WHERE j.id = ?1 AND j.state = 3 AND j.reason IN (SELECT value FROM json_each(?2))
+    AND NOT EXISTS (SELECT 1 FROM wait_condition AS c WHERE c.waiter = j.seq AND c.is_impossible);
+
+-- name: reopen_job
+-- Make a cancelled job unfinished again, and suspend it.
+-- Inputs: ?1 seq, ?2 lane
+UPDATE job SET state = 0, lane = ?2, finished_at = NULL, reason = NULL, ended_by = NULL WHERE seq = ?1;
+
+-- name: insert_suspended
+-- Add a job to `suspended`.
+-- Inputs: ?1 seq, ?2 lane
+INSERT INTO suspended (seq, lane) VALUES (?1, ?2);
+
+-- name: take_flow_changes
+-- Remove the changes that earlier steps have left.
+-- Result: position, kind, id of the source, change
+DELETE FROM flow_change RETURNING position, source_kind, source, change;
+
+-- name: put_flow_change
+-- Leave a change to a later step.
+-- Inputs: ?1 kind, ?2 id of the source, ?3 change
+INSERT INTO flow_change (source_kind, source, change) VALUES (?1, ?2, ?3);
+
+-- name: has_flow_changes
+-- Test whether an earlier step has left a change.
+SELECT EXISTS (SELECT 1 FROM flow_change);
+
+-- name: list_unmet
+-- List open or impossible conditions of a job.
+-- Inputs: ?1 seq, ?2 whether those that are impossible, ?3 the maximum number
+-- Result: kind, id of the source, awaited
+SELECT source_kind, source, awaited FROM wait_condition WHERE waiter = ?1 AND is_impossible = ?2
+ORDER BY source_kind DESC, source LIMIT ?3;
+
+-- name: count_unmet
+-- Count the open or the impossible conditions of a job.
+-- Inputs: ?1 seq, ?2 whether those that are impossible
+SELECT count(*) FROM wait_condition WHERE waiter = ?1 AND is_impossible = ?2;
+
+-- name: delete_old_flows
+-- Delete the flows that ended before a time, with the groups inside them.
+-- Inputs: ?1 time
+DELETE FROM flow WHERE id IN (
+    WITH RECURSIVE old (id) AS (
+        SELECT id FROM flow WHERE parent IS NULL AND finished_at < ?1
+        UNION ALL SELECT f.id FROM old CROSS JOIN flow AS f ON f.parent = old.id
+    )
+    SELECT id FROM old
+);
