@@ -109,7 +109,7 @@ class PostgresConsuming(Consuming, SharedListening):
     async def promote(self, limit: int) -> Promoted:
         statement = """SELECT p.moved, p.next_due, ARRAY(
             SELECT a.queue FROM unnest(p.lanes) l (lane) JOIN {schema}.lane a ON a.id = l.lane
-        ) FROM {schema}.promote_due_1(
+        ) || {schema}.continue_flows_1($1) FROM {schema}.promote_due_1(
             {schema}.get_write_time_1($1), $2, {schema}.get_lowest_time_1()
         ) p"""
         ((moved, next_due, notified),) = await self._database.fetch_for_worker(

@@ -7,6 +7,7 @@ from itertools import accumulate
 from typing import Any
 
 from nimburion.backends.postgres.encoding import (
+    MIN_INT8,
     NeedsGeneralPath,
     compute_earliest_end,
     encode_options,
@@ -50,6 +51,8 @@ def encode_arguments(jobs: Sequence[NewJob]) -> list[Any]:
     Raises:
         Unstorable: a time or a text cannot be stored.
     """
+    if not jobs:
+        return [[], [], [], [], [], [], [], None, None, None, *_NO_UNIQUE_KEYS, MIN_INT8]
     named, places = _encode_lanes(jobs)
     ids = [encode_id(job.id) for job in jobs]
     plain = all(job.options is NO_JOB_OPTIONS or job.options == NO_JOB_OPTIONS for job in jobs)

@@ -49,7 +49,7 @@ _LOCK_NOT_AVAILABLE = "55P03"
 """SQLSTATE of a call that would have to wait longer for another transaction."""
 _INTERRUPTS = "ProcessInterrupts"
 """The function of the server that reports a `lock_timeout`; a failed NOWAIT has another."""
-_ENQUEUE_FUNCTION = re.compile(r"\benqueue_(?:one_|plain_)?1\(")
+_ENQUEUE_FUNCTION = re.compile(r"\benqueue_(?:one_|plain_|flow_)?1\(")
 """An enqueue function in the context of an error."""
 UNIQUE_VIOLATION = "23505"
 """SQLSTATE of an insert of a row that another transaction has inserted."""

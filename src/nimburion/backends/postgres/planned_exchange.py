@@ -22,7 +22,7 @@ from nimburion.backends.postgres.candidates import (
     make_sizes,
 )
 from nimburion.backends.postgres.connection.pool import Fetch, PostgresConnection
-from nimburion.backends.postgres.database import make_named_call
+from nimburion.backends.postgres.database import make_call, make_named_call
 from nimburion.backends.postgres.encoding import to_optional_seconds, to_seconds
 from nimburion.backends.postgres.exchange import (
     RESULTS_BY_CODE,
@@ -35,6 +35,8 @@ from nimburion.backends.postgres.first_turns import FirstTurns
 from nimburion.backends.postgres.plan import Plan, make_plan
 from nimburion.core.exchange import MAX_WAITING_LANES, Reply, ReserveRequest
 from nimburion.core.lease import Delivery
+
+_CONTINUE_FLOWS = make_call("continue_flows_1", 1)
 
 _LOCKED_EXCHANGES = 32
 """How many exchanges take the locks first after one that met a conflict: others use the same limits
@@ -61,6 +63,7 @@ class ExchangePlanner:
             await connection.run_in_transaction(
                 exchange.begin_and_lease_locked, extra_time=extra_time
             )
+            await exchange.continue_flows(partial(connection.fetch, extra_time=extra_time))
             return
         fetch = partial(connection.fetch, extra_time=extra_time)
         await exchange.begin(fetch, lock=False)
@@ -125,6 +128,8 @@ class PlannedExchange:
         """The rows of the statement that has leased jobs; None: nothing was leased."""
         self._plan: Plan | FirstTurns | None = None
         """The plan that was applied."""
+        self._resumed: list[str] = []
+        """The queues of jobs that were resumed after the transaction."""
         self._gave_up = False
         """Whether jobs were left out because of conflicts."""
 
@@ -168,6 +173,11 @@ class PlannedExchange:
         self._is_locked = True
         await self.begin(fetch, lock=True)
         self._gave_up = not await self.lease(fetch, conflicts=_MOST_CONFLICTS)
+
+    async def continue_flows(self, fetch: Fetch) -> None:
+        """Apply what follows from the end of members of flows, after such a transaction."""
+        if self.begun["results"]:
+            ((self._resumed,),) = await fetch(self._insert_schema(_CONTINUE_FLOWS), self._clock)
 
     async def lease_locked(self, fetch: Fetch) -> None:
         """After a conflict, lease jobs in a transaction that takes the locks first."""
@@ -255,7 +265,7 @@ class PlannedExchange:
         """Return the queues to notify: also those of promoted jobs that the reply leaves."""
         if self.begun is None:
             return []
-        queues = get_queues_to_notify(self.begun)
+        queues = get_queues_to_notify(self.begun) + self._resumed
         if self.begun["promoted_queues"]:
             left = Counter(self.begun["promoted_queues"])
             left -= Counter(delivery.queue for delivery in deliveries)

@@ -9,10 +9,12 @@ from nimburion.backends.postgres import transactions as caller_transactions
 from nimburion.backends.postgres.database import JOBS_PER_SECOND, PostgresDatabase, make_call
 from nimburion.backends.postgres.encoding import NeedsGeneralPath
 from nimburion.backends.postgres.errors import UNIQUE_VIOLATION, get_error_code, is_blocked_enqueue
+from nimburion.backends.postgres.flows import check_graph_stored, encode_graph
 from nimburion.backends.postgres.schema import NOTIFICATION_LOCK
 from nimburion.backends.server.encoding import encode_id_or_empty
 from nimburion.core.backend import Producing, Transactional
 from nimburion.core.errors import BackendUnavailable, EnqueueBlocked, JobNotFound, Unstorable
+from nimburion.core.flows import NewFlow
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.maintenance import Cancellation
 from nimburion.core.timing.clock import to_micros
@@ -41,7 +43,16 @@ _ENQUEUE_ONE_NOTIFYING = f"""SELECT e.stored,
 flushed. Therefore only one at a time notifies inside its transaction; the others notify afterwards.
 """
 _ENQUEUE_PLAIN = make_call("enqueue_plain_1", 12)
+_ENQUEUE_FLOW = f"""SELECT e.codes, e.holders, e.unknown, e.other, ARRAY(
+        SELECT a.queue FROM unnest(e.to_notify) l (lane) JOIN {{schema}}.lane a ON a.id = l.lane
+    ) FROM set_config('lock_timeout', '{_LOCK_TIMEOUT}', true) s,
+    LATERAL {{schema}}.enqueue_flow_1(CASE WHEN s IS NOT NULL THEN $1::int8 END,
+        {", ".join(f"${n}" for n in range(2, 19))}, true) e"""  # noqa: S608 - names of ours
 _TAKE_ENQUEUE_COUNTS = make_call("take_enqueue_counts_1", 3)
+
+
+_CANCEL = """SELECT c.answer, c.to_notify, {schema}.continue_flows_1($1)
+    FROM {schema}.cancel_job_1($1, $2, NULL) c"""
 
 
 class PostgresProducing(Producing, Transactional):
@@ -50,10 +61,14 @@ class PostgresProducing(Producing, Transactional):
     def __init__(self, database: PostgresDatabase) -> None:
         self._database = database
 
-    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
-        if not jobs:
+    async def enqueue(
+        self, jobs: Sequence[NewJob], flows: Sequence[NewFlow] = ()
+    ) -> list[Enqueued]:
+        if not jobs and not flows:
             return []
         try:
+            if flows:
+                return await self._enqueue_flow(jobs, flows)
             if len(jobs) == 1 and await self._enqueue_one(jobs[0]):
                 return [Enqueued(jobs[0].id, "created")]
             if enqueueing.is_plain(jobs[0]) and await self._enqueue_plain(jobs):
@@ -80,6 +95,25 @@ class PostgresProducing(Producing, Transactional):
         results = enqueueing.make_results(jobs, codes, holders)
         if codes is None or "c" in codes or "p" in codes:
             self._database.notify([job.queue for job in jobs])
+        return results
+
+    async def _enqueue_flow(
+        self, jobs: Sequence[NewJob], flows: Sequence[NewFlow]
+    ) -> list[Enqueued]:
+        """Store flows and their jobs."""
+        opened = self._database.get_connections()
+        arguments, extra = enqueueing.encode_arguments(jobs), len(jobs) / JOBS_PER_SECOND
+        ((codes, holders, unknown, other, resumed),) = await opened.pool.fetch(
+            opened.insert_schema(_ENQUEUE_FLOW),
+            self._database.now(),
+            *arguments,
+            encode_graph(jobs, flows),
+            extra_time=extra,
+        )
+        check_graph_stored(jobs, flows, unknown, other)
+        results = enqueueing.make_results(jobs, codes, holders)
+        stored = [job for job in jobs if not job.options.conditions]
+        self._database.notify([*(job.queue for job in stored), *resumed])
         return results
 
     async def _enqueue_one(self, job: NewJob) -> bool:
@@ -127,10 +161,17 @@ class PostgresProducing(Producing, Transactional):
         return bool(stored)
 
     async def enqueue_in(
-        self, connection: CallerConnection, jobs: Sequence[NewJob]
+        self,
+        connection: CallerConnection,
+        jobs: Sequence[NewJob],
+        flows: Sequence[NewFlow] = (),
     ) -> list[Enqueued]:
         return await caller_transactions.enqueue_in(
-            self._database.get_connections().caller_context, connection, jobs, self._database.now()
+            self._database.get_connections().caller_context,
+            connection,
+            jobs,
+            flows,
+            self._database.now(),
         )
 
     async def take_enqueue_counts(self, min_age: float) -> list[EnqueueCount]:
@@ -147,11 +188,10 @@ class PostgresProducing(Producing, Transactional):
         )
 
     async def cancel(self, job_id: str) -> Cancellation:
-        statement = "SELECT * FROM {schema}.cancel_job_1($1, $2, NULL)"
-        ((answer, notified),) = await self._database.fetch(
-            statement, self._database.now(), encode_id_or_empty(job_id)
+        ((answer, notified, resumed),) = await self._database.fetch(
+            _CANCEL, self._database.now(), encode_id_or_empty(job_id)
         )
-        self._database.notify([] if notified is None else [notified])
+        self._database.notify(resumed if notified is None else [notified, *resumed])
         if answer == "missing":
             raise JobNotFound(job_id)
         return Cancellation(answer)

@@ -80,6 +80,7 @@ def encode_search(which: JobFilter) -> list[Any]:
             for one in (which.tenant, which.correlation_id, which.tag)
         ),
         None if which.fingerprint is None else encode_lookup_text(which.fingerprint),
+        None if which.flow is None else _encode_option(which.flow),
         None if least is None else min(max(least, 0), _MAX_INT4),
     ]
 
@@ -121,10 +122,15 @@ def decode_record(rows: list[Any], job_id: str) -> JobRecord:
     return _decode_job(rows[0])
 
 
+def decode_jobs(rows: list[Any]) -> list[JobRecord]:
+    """Decode the rows of `get_jobs_1`."""
+    return [_decode_job(row) for row in rows]
+
+
 def decode_page(rows: list[Any], status: Any) -> Page:  # noqa: ANN401 - a row
     """Decode one page of records. `status` is the last row of `find_jobs_1`."""
     following = None if status["seq"] is None else str(status["seq"])
-    return Page([_decode_job(row) for row in rows], following, status["examined"])
+    return Page(decode_jobs(rows), following, status["examined"])
 
 
 def decode_failure_groups(rows: list[Any]) -> FailureGroups:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nimburion.backends.postgres import queries, records
+import msgspec
+
+from nimburion.backends.planning.flows import REOPENED_REASONS
+from nimburion.backends.postgres import flows, queries, records
 from nimburion.backends.postgres.database import LARGE_READ_TIMEOUT, PostgresDatabase, make_call
 from nimburion.backends.postgres.encoding import encode_lookup_text
-from nimburion.backends.server.encoding import encode_id_or_empty
+from nimburion.backends.server.encoding import decode_id, encode_id_or_empty
 from nimburion.core.backend import MAX_HOLDERS, Inspecting
-from nimburion.core.diagnosis.explanations import Facts
+from nimburion.core.diagnosis.explanations import MAX_UNMET, Facts, Unmet
 from nimburion.core.diagnosis.failure_groups import GROUP_NAMES, FailureGroups
 from nimburion.core.fairness import MAX_WAITING_COUNTED, TenantUses
-from nimburion.core.job import JobRecord
+from nimburion.core.flows import FlowInfo, FlowPage, SourceKind
+from nimburion.core.job import JobRecord, State
 from nimburion.core.limits import LimitInfo, get_limited_job
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.queries import (
@@ -35,9 +39,12 @@ from nimburion.core.timing.clock import to_micros
 
 _LIST_LIMIT_CHANGES = """SELECT name, for_key, key, concurrency, rate, interval, burst, changed_at,
     changed_by, reason FROM {schema}.limit_change ORDER BY name, for_key, key"""
-_GROUP_FAILURES = make_call("group_failures_1", 19)
+_GET_JOBS = "SELECT * FROM {schema}.get_jobs_1({schema}.get_read_time_1($1), $2, $3)"
+_NO_PAYLOADS = False
+_LIST_UNMET = "SELECT * FROM {schema}.list_unmet_1($1, $2)"
+_GROUP_FAILURES = make_call("group_failures_1", 20)
 _FIND_JOBS = """SELECT seq, id, examined FROM {schema}.find_jobs_1({schema}.get_read_time_1($1),
-    $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"""
+    $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)"""
 _LIST_RULES = """SELECT t.now, r.job_name, r.limit_name, r.concurrency, r.rate, r.interval, r.burst,
     r.cost, u.in_use, u.spent_until
     FROM {schema}.get_read_time_1($1) AS t (now) LEFT JOIN {schema}.limit_rule r ON true
@@ -117,7 +124,7 @@ class PostgresInspecting(Inspecting):
             extra_time=LARGE_READ_TIMEOUT,
         )
         rows = await self._database.fetch(
-            "SELECT * FROM {schema}.get_jobs_1({schema}.get_read_time_1($1), $2, $3)",
+            _GET_JOBS,
             now,
             [packed for _, packed, _ in found],
             payloads,
@@ -153,7 +160,45 @@ class PostgresInspecting(Inspecting):
             encode_id_or_empty(job_id),
             MAX_HOLDERS,
         )
-        return queries.decode_facts(rows, job_id)
+        found = queries.decode_facts(rows, job_id)
+        if found.job.state is not State.SUSPENDED and found.job.reason not in REOPENED_REASONS:
+            return found
+        unmet, count = await self._list_unmet(job_id)
+        return msgspec.structs.replace(found, unmet=unmet, unmet_count=count)
+
+    async def _list_unmet(self, job_id: str) -> tuple[list[Unmet], int]:
+        """Return the first conditions of `list_unmet_1`, and the number of all."""
+        rows = await self._database.fetch(_LIST_UNMET, encode_id_or_empty(job_id), MAX_UNMET)
+        jobs: list[Any] = []
+        if sources := [source for kind, source, *_ in rows if kind == SourceKind.JOB]:
+            jobs = await self._database.fetch(
+                _GET_JOBS, self._database.now(), sources, _NO_PAYLOADS
+            )
+        trees = [
+            await self.get_flow(decode_id(source))
+            for kind, source, *_ in rows
+            if kind == SourceKind.FLOW
+        ]
+        return flows.decode_unmet(
+            rows, queries.decode_jobs(jobs), [tree[0] for tree in trees if tree]
+        )
+
+    async def get_flow(self, flow_id: str) -> list[FlowInfo]:
+        rows = await self._database.fetch(
+            "SELECT * FROM {schema}.get_flows_1($1)", encode_id_or_empty(flow_id)
+        )
+        return [flows.decode_flow(row) for row in rows]
+
+    async def list_flows(
+        self, *, running: bool = False, limit: int = 100, after: str | None = None
+    ) -> FlowPage:
+        rows = await self._database.fetch(
+            "SELECT * FROM {schema}.list_flows_1($1, $2, $3)",
+            running,
+            queries.encode_cursor(after),
+            limit + 1,
+        )
+        return flows.decode_page(rows, limit)
 
     async def list_limits(
         self, *, name: str | None = None, fullest: int = 5, holders: int = MAX_HOLDERS

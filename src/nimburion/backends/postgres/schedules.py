@@ -33,5 +33,5 @@ class PostgresScheduling(Scheduling):
         )
         outcome, job_id, cancel_notified = row
         queue = [] if job_id is None else [job.queue]
-        self._database.notify([*queue, *([] if cancel_notified is None else [cancel_notified])])
+        self._database.notify([*queue, *(cancel_notified or ())])
         return Fired(outcome, None if job_id is None else decode_id(job_id))

@@ -34,7 +34,7 @@ CandidateJob = tuple[int, int | None, int]
 
 
 class PostgresSource:
-    """See `nimburion.backends.planning.source.Source`. It reads candidates that are in memory.
+    """See `nimburion.backends.planning.source.PlanSource`. It reads candidates that are in memory.
 
     A read beyond them raises `NeedsMore`. Lanes are named by their index in the request, from 1,
     tenants by their share.
@@ -132,7 +132,7 @@ class PostgresSource:
     def read_lanes(
         self, lanes: Sequence[PlanLane]
     ) -> Sequence[tuple[PlanLane, Iterator[list[Place]]]]:
-        """See `Source`."""
+        """See `PlanSource`."""
         return [
             (lane, self._read(self._places.get(lane.number, []), lane.number, "most_jobs"))
             for lane in lanes
@@ -140,7 +140,7 @@ class PostgresSource:
         ]
 
     def read_turns(self, lane: PlanLane) -> Iterator[list[Turn]]:
-        """See `Source`."""
+        """See `PlanSource`."""
         listed = self._turns.get(lane.number, [])
         turns = []
         for rank, virtual_time, group, share in listed:
@@ -155,7 +155,7 @@ class PostgresSource:
     def read_group(
         self, lane: PlanLane, tenant: Tenant, rank: int, after: tuple[int, int] | None
     ) -> Iterator[list[tuple[int, int]]]:
-        """See `Source`."""
+        """See `PlanSource`."""
         group = self._group_numbers.get((lane.number, rank, tenant))
         if group is None:
             if len(self._turns.get(lane.number, ())) >= self._sizes.most_turns:
@@ -171,7 +171,7 @@ class PostgresSource:
         class_: ShareClass,  # noqa: ARG002 - a share belongs to one class
         tenants: Collection[Tenant],
     ) -> dict[Tenant, PlannedShare]:
-        """See `Source`."""
+        """See `PlanSource`."""
         found: dict[Tenant, PlannedShare] = {}
         for share in tenants:
             virtual_time, mean, unmeasured, units = self._shares[share]
@@ -181,22 +181,22 @@ class PostgresSource:
         return found
 
     def read_min_virtual_time(self, class_: ShareClass) -> int:
-        """See `Source`."""
+        """See `PlanSource`."""
         return self._min_virtual_times.get(class_, 0)
 
     def read_limits(self, jobs: Mapping[int, PlanLane]) -> dict[int, list[JobLimit]]:
-        """See `Source`."""
+        """See `PlanSource`."""
         return {seq: self._limits.get(seq, []) for seq in jobs}
 
     def read_uses(self, keys: Collection[LimitKey]) -> dict[LimitKey, LimitUse]:
-        """See `Source`. The plan changes its copies."""
+        """See `PlanSource`. The plan changes its copies."""
         return {
             key: LimitUse(use.in_use, use.spent_until, use.opens_at, use.has_parked)
             for key, use in ((key, self.uses[key]) for key in keys)
         }
 
     def read_parked(self, key: LimitKey, lane: PlanLane) -> Iterator[list[ParkedJob]]:
-        """See `Source`."""
+        """See `PlanSource`."""
         if not self.uses[key].has_parked:
             return
         if self._sizes.most_parked == 0:

@@ -7,7 +7,7 @@ numbers. The server sends the notification at the commit.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from types import MappingProxyType
 from typing import Any
 
@@ -20,6 +20,7 @@ from nimburion.backends.postgres.connection.pool import ConnectionPool
 from nimburion.backends.postgres.encoding import clamp_int4, clamp_seq
 from nimburion.backends.postgres.errors import DRIVER_ERRORS, map_error, map_server_error
 from nimburion.backends.postgres.exchange import encode_settlement
+from nimburion.backends.postgres.flows import check_graph_stored, encode_graph
 from nimburion.backends.postgres.notifications import make_channel_name
 from nimburion.backends.postgres.schema import insert_schema
 from nimburion.backends.postgres.url import PostgresSettings
@@ -36,6 +37,7 @@ from nimburion.core.errors import (
     NimburionError,
     UnusableConnection,
 )
+from nimburion.core.flows import NewFlow
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.transactions import (
     CallerConnection,
@@ -43,14 +45,18 @@ from nimburion.core.transactions import (
     TransactionSettlement,
 )
 
-_ENQUEUE = "SELECT codes, holders FROM {schema}.enqueue_in_caller_1($1, $2, $3, $4, $5)"
+_ENQUEUE = (
+    "SELECT codes, holders, unknown, other FROM {schema}.enqueue_in_caller_1($1, $2, $3, $4, $5)"
+)
 _HAS_SCHEMA = "SELECT to_regclass('{schema}.meta') IS NOT NULL"
 _IS_SAME = "SELECT count(*) = 1 FROM {schema}.meta WHERE identity = $1"
+_CONTINUE_FLOWS = "SELECT {schema}.continue_flows_in_caller_1($1, $2)"
 _SETTLE = "SELECT {schema}.settle_in_caller_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
 _PAYLOADS_INDEX = 6
 """The index of the payloads in the arguments of an enqueue; ids and digests precede them."""
 _OTHER_DATABASE = "other database"
 _NEW_LANE = "new lane"
+_DONE_WITH_FLOWS = "done with flows"
 _LANES = "SELECT {schema}.create_lanes_1($1, $2, $3, $4)"
 _DUE_INDEX = 8
 """The index of the due times in the arguments of an enqueue. The first three arguments name the
@@ -123,32 +129,42 @@ class CallerContext:
 
 
 async def enqueue_in(
-    context: CallerContext, caller: CallerConnection, jobs: Sequence[NewJob], now: int | None
+    context: CallerContext,
+    caller: CallerConnection,
+    jobs: Sequence[NewJob],
+    flows: Sequence[NewFlow],
+    now: int | None,
 ) -> list[Enqueued]:
     """See `nimburion.core.backend.Transactional`."""
     adapter = find_adapter(caller)
     await check_driver_connection(context, adapter)
-    if not jobs:
+    if not jobs and not flows:
         await context.check_database(adapter)
         return []
     fields = enqueueing.encode_arguments(jobs)
     lanes, late = fields[:3], fields[_DUE_INDEX] is not None
-    arguments = encode_for_any_driver(fields)
-    codes, holders = await context.call_function(adapter, _ENQUEUE, now, *arguments)
+    graph = encode_graph(jobs, flows) if flows else None
+    arguments = encode_for_any_driver(fields, graph)
+    codes, holders, unknown, other = await context.call_function(adapter, _ENQUEUE, now, *arguments)
     if codes == _NEW_LANE:
         await context.pool.fetch(insert_schema(_LANES, context.settings.schema), *lanes, late)
-        codes, holders = await context.call_function(adapter, _ENQUEUE, now, *arguments)
+        codes, holders, unknown, other = await context.call_function(
+            adapter, _ENQUEUE, now, *arguments
+        )
         if codes == _NEW_LANE:
             raise make_not_applied_error(
                 f"{context.description}: the first job of its name with a due time in the past; "
                 "roll this transaction back and run all of it again"
             )
+    check_graph_stored(jobs, flows, unknown, other)
     found = [holder and bytes.fromhex(holder) for holder in msgspec.json.decode(holders or "[]")]
     return enqueueing.make_results(jobs, codes, found)
 
 
-def encode_for_any_driver(fields: list[Any]) -> tuple[str, bytes]:
-    """Return the arguments of an enqueue as one JSON text, and all payloads as one byte string."""
+def encode_for_any_driver(fields: list[Any], graph: str | None) -> tuple[str, bytes]:
+    """Return the arguments of an enqueue and the graph of its flows as one JSON text, and all
+    payloads as one byte string.
+    """
     fields, payloads = fields.copy(), fields[_PAYLOADS_INDEX]
     begin, places = 1, []
     for payload in payloads:
@@ -157,6 +173,8 @@ def encode_for_any_driver(fields: list[Any]) -> tuple[str, bytes]:
     fields[_PAYLOADS_INDEX] = places
     for place in (_PAYLOADS_INDEX - 2, _PAYLOADS_INDEX - 1):
         fields[place] = [value.hex() for value in fields[place]]
+    if graph is not None:
+        fields.append(msgspec.Raw(graph.encode()))
     return encode_json(fields).decode(), b"".join(payloads)
 
 
@@ -199,6 +217,8 @@ class PostgresCallerTransaction(Transaction):
         self._caller = caller
         self._now = now
         self._adapter: ConnectionAdapter | None = None
+        self._changes_flows = False
+        """Whether a member of a flow was settled."""
 
     async def begin(self) -> object:
         adapter = find_adapter(self._caller)
@@ -227,13 +247,23 @@ class PostgresCallerTransaction(Transaction):
             text,
             body,
         )
-        if await settle_job(self._context, self._adapter, self._now(), arguments) != "done":
+        outcome = await settle_job(self._context, self._adapter, self._now(), arguments)
+        if outcome not in {"done", _DONE_WITH_FLOWS}:
             raise LeaseLost(lease.job_id)
+        self._changes_flows = outcome == _DONE_WITH_FLOWS
 
     async def commit(self) -> None:
         assert self._adapter is not None, "not begun"
         with map_errors(self._context.description, at_commit=True):
             await self._adapter.commit()
+        if self._changes_flows:
+            await self._continue_flows()
+
+    async def _continue_flows(self) -> None:
+        """Apply what follows from the end of a member of a flow. If it fails, workers do so."""
+        statement = insert_schema(_CONTINUE_FLOWS, self._context.settings.schema)
+        with suppress(NimburionError):
+            await self._context.pool.fetch(statement, self._now(), self._context.channel)
 
     async def rollback(self) -> None:
         adapter, self._adapter = self._adapter, None

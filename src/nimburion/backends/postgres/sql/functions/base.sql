@@ -5,7 +5,7 @@
 --
 -- All functions take locks in this order: a record; the advisory lock of the session; `limit_change`;
 -- the tables of limits and pauses; limits by
--- name; the turns of tenants (`tenants.sql`); unique keys by name and key; then rows of jobs. Rows of jobs that another transaction has locked are skipped.
+-- name; the turns of tenants (`tenants.sql`); unique keys by name and key; then rows of jobs; then flows (`flows.sql`). Rows of jobs that another transaction has locked are skipped.
 --
 -- Advisory locks. Each is the hash of a text and a number: `hashtextextended(TEXT, NUMBER)`.
 --   7041  TEXT is the id of a session. Serialises the calls that change its leases.
@@ -15,9 +15,11 @@
 --   7043  TEXT is the notification channel. One enqueue at a time notifies in its own transaction.
 --         Taken by: NOTIFICATION_LOCK (schema.py)
 --   7044  TEXT is the name of `count_new_finished_1`. Finished jobs are not counted while they are deleted.
---         Taken by: count_new_finished; shared: delete_jobs, prune_excess
+--         Taken by: count_new_finished; shared: delete_jobs, keep_dependents, keep_members, prune_excess, prune_members, reopen_dependents
 --   7045  TEXT is the name of `put_record_1`. One transaction at a time adds a record.
 --         Taken by: put_record
+--   7046  TEXT is the name of `resolve_flows_1`. One transaction at a time applies the changes of sources that are in no flow.
+--         Taken by: resolve_flows
 --   7047  TEXT is the name of `meta`. One migration at a time runs.
 --         Taken by: MIGRATION_LOCK (schema.py)
 --   7048  TEXT is the name of `forget_tenants_1`. One transaction at a time reads all tenants to remove unused rows.

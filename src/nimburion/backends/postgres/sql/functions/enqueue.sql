@@ -171,7 +171,8 @@ END $$;
 
 -- name: enqueue_each
 -- Store new jobs one by one. Used when an id may exist or a unique key may be held.
--- Inputs: as for `enqueue_1`, with the time as a value and the numbers of the lanes
+-- Inputs: as for `enqueue_1`, with the time as a value and the numbers of the lanes; for each job its flow as in `job`, and whether
+--   it is suspended (an element that is NULL: its flow has ended, so it was stored before). NULL: no job is in a flow
 -- Result: a code for each job, and the ids of the jobs that hold the keys or were replaced
 -- Locks: as `enqueue_1`
 -- Atomic: one transaction. The keys are locked before they are read. If another transaction has just ended a job of one
@@ -181,7 +182,7 @@ CREATE OR REPLACE FUNCTION {schema}.enqueue_each_1(
     p_now int8, p_names text[], p_lane_ids int4[], p_lanes int4[], p_ids bytea[], p_digests bytea[],
     p_payloads bytea[], p_options text[], p_ats int8[], p_afters int8[], p_keys text[],
     p_spans int8[], p_states text[], p_on_duplicate text[], p_max_waits int8[], p_since int8,
-    OUT codes text, OUT holders bytea[]
+    p_flows int8[] DEFAULT NULL, p_waits bool[] DEFAULT NULL, OUT codes text, OUT holders bytea[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
     job record;
@@ -194,6 +195,7 @@ DECLARE
     seqs int8[];
     dues int8[];
     lanes int4[];
+    suspends bool[];
     waiting record;
     fresh_ids bytea[];
     replacing int4[];  -- the places of the jobs that replace another one
@@ -209,6 +211,11 @@ BEGIN
             code := NULL;
             key_holder := NULL;
             known := {schema}.find_digest_1(job.id, p_since);
+            IF known IS NULL AND p_waits IS NOT NULL AND p_waits[CAST(job.place AS int4)] IS NULL THEN
+                known := job.digest;
+            ELSIF known IS NOT NULL AND p_waits IS NOT NULL AND NOT {schema}.is_in_same_flow_1(job.id, job.options, p_since) THEN
+                known := '';
+            END IF;
             IF known IS NOT NULL THEN
                 code := CASE WHEN known = job.digest THEN 'e' ELSE 'x' END;
             ELSIF job.key IS NOT NULL THEN
@@ -242,10 +249,11 @@ BEGIN
             IF code IS NULL THEN
                 code := 'c';
                 new_seq := {schema}.insert_job_1(p_now, job.lane_id, job.id, job.digest, job.payload, job.options,
-                    coalesce(job.at, p_now + coalesce(job.after, 0)), job.key);
+                    coalesce(job.at, p_now + coalesce(job.after, 0)), job.key, p_flows[CAST(job.place AS int4)]);
                 seqs := seqs || new_seq;
                 dues := dues || coalesce(job.at, p_now + coalesce(job.after, 0));
                 lanes := lanes || job.lane_id;
+                suspends := suspends || (p_waits IS NOT NULL AND p_waits[CAST(job.place AS int4)]);
                 fresh_ids := fresh_ids || job.id;
                 UPDATE {schema}.unique_key SET seq = new_seq, id = job.id, valid_until = p_now + job.span,
                     states = string_to_array(job.states, ',')
@@ -263,14 +271,18 @@ BEGIN
         IF code_list && ARRAY['x', 't'] THEN
             RAISE EXCEPTION 'the call is refused' USING ERRCODE = 'NB002';
         END IF;
-        FOR waiting IN SELECT * FROM unnest(seqs, dues, lanes) AS w (seq, due, lane) LOOP
+        INSERT INTO {schema}.dependent (seq, flow, root, lane, id)
+        SELECT w.seq, j.flow, coalesce(f.root, f.number), w.lane, j.id
+        FROM unnest(seqs, lanes, suspends) AS w (seq, lane, suspends) JOIN {schema}.job j ON j.seq = w.seq
+        LEFT JOIN {schema}.flow f ON f.number = abs(j.flow) WHERE w.suspends;
+        FOR waiting IN SELECT * FROM unnest(seqs, dues, lanes, suspends) AS w (seq, due, lane, suspends) WHERE NOT w.suspends LOOP
             PERFORM {schema}.make_waiting_1(p_now, waiting.seq, waiting.due, waiting.lane, 0::int2);
         END LOOP;
         FOR job IN SELECT n, p_lanes[n] AS lane FROM unnest(replacing) n LOOP
             PERFORM {schema}.replace_job_1(p_now, holders[job.n], p_ids[job.n], p_lane_ids[job.lane], p_names[job.lane],
                 p_digests[job.n], p_payloads[job.n], p_options[job.n],
                 coalesce(p_ats[job.n], p_now + coalesce(p_afters[job.n], 0)), p_keys[job.n], p_spans[job.n],
-                p_states[job.n], p_max_waits[job.n]);
+                p_states[job.n], p_max_waits[job.n], p_flows[job.n]);
         END LOOP;
         DELETE FROM {schema}.unique_key WHERE seq = 0
             AND (name, key) IN (SELECT p_names[u.lane], u.key FROM unnest(p_lanes, p_keys) AS u (lane, key));
@@ -338,13 +350,13 @@ END $$;
 -- Give a waiting job what a new job of the same unique key brings. Record it, so that a repeated call is recognised.
 -- Inputs: the time; the id of the waiting job; id, number and job name of the lane, digest, payload, options, due time, unique
 --   key, its span and states of the new job; after how many microseconds since its first enqueue the job is due at the latest
---   (NULL: no limit)
+--   (NULL: no limit); its flow
 -- Locks: the rows of the job. The caller has locked the key, and the job in `ready` or `scheduled`.
 -- Atomic: the row in `ready` or `scheduled` is deleted and another is inserted. An exchange whose snapshot is older then finds
 --   neither, so it cannot lease the job with its old payload.
 CREATE OR REPLACE FUNCTION {schema}.replace_job_1(
     p_now int8, p_holder bytea, p_id bytea, p_lane int4, p_name text, p_digest bytea, p_payload bytea, p_options text,
-    p_due int8, p_key text, p_span int8, p_states text, p_max_wait int8
+    p_due int8, p_key text, p_span int8, p_states text, p_max_wait int8, p_flow int8
 ) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -369,7 +381,8 @@ BEGIN
     IF old.failures > 0 THEN
         new_due := GREATEST(new_due, old.due);
     END IF;
-    UPDATE {schema}.job SET due = new_due, lane = p_lane, options = p_options, payload = p_payload WHERE seq = old.seq;
+    UPDATE {schema}.job SET due = new_due, lane = p_lane, options = p_options, payload = p_payload, flow = p_flow
+    WHERE seq = old.seq;
     UPDATE {schema}.attempt_state SET due = new_due WHERE seq = old.seq;
     PERFORM {schema}.make_waiting_1(p_now, old.seq, new_due, p_lane,
         CAST(CASE WHEN old.failures > 0 THEN 2 WHEN old.failures = 0 THEN 1 ELSE 0 END AS int2));
@@ -426,18 +439,18 @@ END $$;
 
 -- name: insert_job
 -- Store the row of one new job in `job`.
--- Inputs: the time; lane, id, digest, payload, options, due time and unique key of the job
+-- Inputs: the time; lane, id, digest, payload, options, due time, unique key and flow of the job
 -- Result: its seq; the caller adds it to `ready` or `scheduled` (`make_waiting_1`)
 CREATE OR REPLACE FUNCTION {schema}.insert_job_1(
     p_now int8, p_lane int4, p_id bytea, p_digest bytea, p_payload bytea, p_options text, p_due int8,
-    p_key text
+    p_key text, p_flow int8
 ) RETURNS int8
 LANGUAGE plpgsql AS $$
 DECLARE
     new_seq int8;
 BEGIN
-    INSERT INTO {schema}.job (due, created_at, lane, id, digest, unique_key, options, payload)
-    VALUES (p_due, p_now, p_lane, p_id, p_digest, p_key, p_options, p_payload)
+    INSERT INTO {schema}.job (due, created_at, lane, id, digest, unique_key, flow, options, payload)
+    VALUES (p_due, p_now, p_lane, p_id, p_digest, p_key, p_flow, p_options, p_payload)
     ON CONFLICT (id) DO NOTHING
     RETURNING seq INTO new_seq;
     IF new_seq IS NULL THEN
@@ -462,14 +475,36 @@ BEGIN
     DELETE FROM {schema}.unique_key WHERE seq = ANY (p_seqs);
 END $$;
 
+-- name: enqueue_in_flow
+-- Store new jobs in a caller's transaction, and their flows if there are any.
+-- Inputs: as for `enqueue_1`; the graph, as for `enqueue_flow_1` (NULL: there are no flows)
+-- Result: as of `enqueue_flow_1`
+-- Locks: as `enqueue_1`; flows, as `enqueue_flow_1`
+CREATE OR REPLACE FUNCTION {schema}.enqueue_in_flow_1(
+    p_now int8, p_queues text[], p_names text[], p_ranks int2[], p_lanes int4[], p_ids bytea[],
+    p_digests bytea[], p_payloads bytea[], p_options text[], p_ats int8[], p_afters int8[],
+    p_keys text[], p_spans int8[], p_states text[], p_on_duplicate text[], p_max_waits int8[], p_since int8, p_graph json,
+    OUT codes text, OUT holders bytea[], OUT unknown text, OUT other text
+) LANGUAGE plpgsql AS $$
+BEGIN
+    IF p_graph IS NULL THEN
+        SELECT e.codes, e.holders INTO codes, holders FROM {schema}.enqueue_1(p_now, p_queues, p_names, p_ranks, p_lanes, p_ids,
+            p_digests, p_payloads, p_options, p_ats, p_afters, p_keys, p_spans, p_states, p_on_duplicate, p_max_waits, p_since) e;
+    ELSE
+        SELECT e.codes, e.holders, e.unknown, e.other INTO codes, holders, unknown, other FROM {schema}.enqueue_flow_1(
+            p_now, p_queues, p_names, p_ranks, p_lanes, p_ids, p_digests, p_payloads, p_options, p_ats, p_afters, p_keys, p_spans,
+            p_states, p_on_duplicate, p_max_waits, p_since, p_graph, false) e;
+    END IF;
+END $$;
+
 -- name: enqueue_in_caller
 -- Store new jobs in a caller's transaction. The arguments are only texts, bytes and numbers, so any driver can pass them.
 -- Inputs:
 --   p_now         the time or NULL
 --   p_identity    the identity of the backend that the caller means
 --   p_channel     the notification channel
---   p_fields      a JSON array of the arguments of `enqueue_1` after the time. Ids and digests are hexadecimal. The
---                 payloads are replaced by [position from 1, length] pairs.
+--   p_fields      a JSON array of the arguments of `enqueue_1` after the time, and the graph of `enqueue_flow_1` if there are
+--                 flows. Ids and digests are hexadecimal. The payloads are replaced by [position from 1, length] pairs.
 --   p_payloads    the concatenated payloads
 -- Result: as `enqueue_1`, with the holders as a JSON array. Two texts can take the place of the codes:
 --   'other database'   the database belongs to another backend
@@ -482,7 +517,7 @@ END $$;
 -- Atomic: part of the caller's transaction. A refused call has written nothing.
 CREATE OR REPLACE FUNCTION {schema}.enqueue_in_caller_1(
     p_now int8, p_identity text, p_channel text, p_fields text, p_payloads bytea,
-    OUT codes text, OUT holders text
+    OUT codes text, OUT holders text, OUT unknown text, OUT other text
 ) LANGUAGE plpgsql AS $$
 DECLARE
     f json := p_fields;
@@ -512,7 +547,7 @@ BEGIN
         codes := 'new lane';
         RETURN;
     END IF;
-    SELECT e.codes, e.holders INTO found FROM {schema}.enqueue_1(
+    SELECT e.* INTO found FROM {schema}.enqueue_in_flow_1(
         p_now, {schema}.decode_text_array_1(f -> 0), {schema}.decode_text_array_1(f -> 1),
             CAST({schema}.decode_text_array_1(f -> 2) AS int2[]),
         CAST({schema}.decode_text_array_1(f -> 3) AS int4[]), {schema}.decode_hex_array_1(f -> 4),
@@ -526,8 +561,13 @@ BEGIN
         {schema}.decode_text_array_1(f -> 10), CAST({schema}.decode_text_array_1(f -> 11) AS int8[]),
             {schema}.decode_text_array_1(f -> 12), {schema}.decode_text_array_1(f -> 13),
             CAST({schema}.decode_text_array_1(f -> 14) AS int8[]),
-        CAST(f ->> 15 AS int8)
+        CAST(f ->> 15 AS int8), f -> 16
     ) e;
+    unknown := found.unknown;
+    other := found.other;
+    IF unknown IS NOT NULL OR other IS NOT NULL THEN
+        RETURN;
+    END IF;
     INSERT INTO {schema}.statistics (step, start, queue, name, source, counters)
     SELECT 0, {schema}.get_read_time_1(p_now) / 1000000, w.queue, w.name, CAST(gen_random_uuid() AS text),
         CAST(json_build_object('enqueued', w.count) AS text)

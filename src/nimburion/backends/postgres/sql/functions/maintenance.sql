@@ -1,4 +1,4 @@
--- Maintenance: cancel, make due, pause, replay, delete; the ticks of schedules.
+-- Maintenance: cancel, make due, pause, replay, delete; the ticks of schedules; records, which a step can write together with jobs.
 --
 -- Atomic: one transaction each. The transaction that deletes the row of a job acts on that job, so two calls never
 -- cancel, replay or delete the same job. A tick is a compare-and-swap of the last tick under the row lock of its record,
@@ -7,6 +7,7 @@
 -- name: cancel_job
 -- Cancel a waiting job, or request that the worker of a running job cancels it.
 -- Inputs: the time or NULL; the id; the states in which the job is cancelled (NULL: each)
+--   If the answer is `cancelled`, the caller continues with `continue_flows_1`.
 -- Result: cancelled, requested, finished, missing or skipped (it is in another state); the queue to notify, or `@` and the id of the session (NULL: none)
 -- Locks: the unique key of the job; its row in `ready` or `scheduled`
 -- Atomic: each attempt is one step. An attempt fails only if the job changes its state at that moment, so the loop ends.
@@ -23,10 +24,11 @@ DECLARE
     holder int4;
     may_wait bool;  -- whether the job is cancelled if it waits
     was_removed bool;
+    was_suspended bool := false;
     unparked bool := false;
 BEGIN
     LOOP
-        SELECT j.seq, j.lane, j.due, j.unique_key INTO body FROM {schema}.job j WHERE j.id = p_id;
+        SELECT j.seq, j.lane, j.due, j.unique_key, j.flow INTO body FROM {schema}.job j WHERE j.id = p_id;
         IF NOT FOUND THEN
             answer := CASE WHEN {schema}.find_digest_1(p_id, {schema}.get_lowest_time_1(), true) IS NULL THEN 'missing'
                 ELSE 'finished' END;
@@ -39,7 +41,7 @@ BEGIN
         IF body.unique_key IS NOT NULL THEN  -- an enqueue locks the key before the job, too
             PERFORM FROM {schema}.lane a, {schema}.unique_key u
             WHERE a.id = body.lane AND u.name = a.name AND u.key = body.unique_key FOR UPDATE OF u;
-            SELECT j.seq, j.lane, j.due INTO body FROM {schema}.job j WHERE j.id = p_id;
+            SELECT j.seq, j.lane, j.due, j.unique_key, j.flow INTO body FROM {schema}.job j WHERE j.id = p_id;
             CONTINUE WHEN NOT FOUND;
         END IF;
         SELECT * INTO attempts FROM {schema}.attempt_state p WHERE p.seq = body.seq;
@@ -58,8 +60,22 @@ BEGIN
                 was_removed := FOUND;
             END IF;
         END IF;
+        IF NOT was_removed AND EXISTS (SELECT FROM {schema}.dependent d WHERE d.seq = body.seq) THEN
+            IF p_states IS NOT NULL AND 'suspended' <> ALL (p_states) THEN
+                answer := 'skipped';
+                RETURN;
+            END IF;
+            DELETE FROM {schema}.dependent d WHERE d.seq = body.seq AND d.cancelled_at IS NULL;
+            CONTINUE WHEN NOT FOUND;
+            DELETE FROM {schema}.condition c WHERE c.waiter = body.seq;
+            was_removed := true;
+            was_suspended := true;
+        END IF;
         IF was_removed THEN
             answer := 'cancelled';
+            IF was_suspended AND body.flow IS NULL THEN  -- of a member, `finish_job_1` notes it
+                PERFORM {schema}.note_changes_1(ARRAY[p_id], ARRAY[NULL::int8], 'failed', 'cancelled');
+            END IF;
             lane := {schema}.finish_job_1(now, attempts, NULL, 3::int2, NULL, NULL);
             SELECT a.queue INTO to_notify FROM {schema}.lane a WHERE a.id = CASE WHEN unparked THEN body.lane ELSE lane END;
             RETURN;
@@ -148,7 +164,7 @@ BEGIN
 END $$;
 
 -- name: replay_jobs
--- Make failed jobs pending again.
+-- Make failed jobs pending again. The caller continues with `continue_flows_1`.
 -- Inputs: the time or NULL; the ids
 -- Result: one row for each job: id, whether the job is pending now, queue
 -- Locks: rows of `dead_letter`, where rows that another transaction has locked are skipped; the unique keys of these jobs; then, of
@@ -165,7 +181,7 @@ DECLARE
     waiting record;
 BEGIN
     FOR dead_job IN
-        SELECT j.seq, j.id, j.lane, j.unique_key, a.queue, a.name,
+        SELECT j.seq, j.id, j.lane, j.unique_key, j.flow, a.queue, a.name,
             CAST({schema}.get_option_1(j.options, 'unique_for') AS float8) AS span,
             CAST({schema}.get_option_1(j.options, 'unique_while') AS json) AS states
         FROM {schema}.dead_letter d JOIN {schema}.job j ON j.seq = d.seq JOIN {schema}.lane a ON a.id = j.lane
@@ -179,6 +195,9 @@ BEGIN
         IF replayed THEN
             DELETE FROM {schema}.dead_letter d WHERE d.seq = dead_job.seq;
             UPDATE {schema}.attempt_state p SET due = now, failures = 0, lost = 0 WHERE p.seq = dead_job.seq;
+            IF dead_job.flow IS NOT NULL THEN
+                PERFORM {schema}.note_changes_1(ARRAY[dead_job.id], ARRAY[dead_job.flow], 'reopened', 'failed');
+            END IF;
             IF dead_job.unique_key IS NULL THEN
                 seqs := seqs || dead_job.seq;
                 lanes := lanes || dead_job.lane;
@@ -212,7 +231,7 @@ BEGIN
 END $$;
 
 -- name: delete_jobs
--- Delete finished jobs.
+-- Delete finished jobs, except those whose flow runs.
 -- Inputs: the time or NULL; the ids; the states in which they are deleted
 -- Result: the ids of the deleted jobs
 -- Locks: advisory lock 7044 and the row of the horizon, both shared, so that `prune_jobs_1` does not remove the same
@@ -225,14 +244,18 @@ DECLARE
     finished record;
     ended {schema}.finished_job;
     job_id bytea;
+    any_runs bool := {schema}.find_running_flow_1() IS NOT NULL;
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(hashtextextended('{schema}.count_new_finished_1', 7044));
     PERFORM FROM {schema}.horizon WHERE what = 'completed' FOR SHARE;
     FOR finished IN
         SELECT * FROM {schema}.find_jobs_1(now, p_states, NULL, NULL, NULL, p_ids, NULL,
-            NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 9223372036854775807, cardinality(p_ids), 2147483647) f
+            NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 9223372036854775807, cardinality(p_ids), 2147483647) f
         WHERE f.id IS NOT NULL
     LOOP
+        CONTINUE WHEN any_runs AND EXISTS (
+            SELECT FROM {schema}.flow f WHERE f.number = {schema}.find_root_1('job', finished.id) AND f.finished_at IS NULL
+        );
         IF finished.state = 'failed' THEN
             DELETE FROM {schema}.dead_letter d WHERE d.seq = finished.seq;
             CONTINUE WHEN NOT FOUND;
@@ -243,6 +266,7 @@ BEGIN
             RETURNING d.* INTO ended;
             CONTINUE WHEN NOT FOUND;
             DELETE FROM {schema}.result r WHERE r.seq = finished.seq;
+            PERFORM {schema}.drop_dependents_1(ARRAY[finished.seq]);
             PERFORM {schema}.uncount_finished_1(ended.finished_at, ended.lane, ended.state);
             job_id := ended.id;
         END IF;
@@ -295,13 +319,13 @@ END $$;
 -- Inputs: the time or NULL; the name; the last tick that the caller expects (NULL: none) and the tick, as text; the overlap rule;
 --   then one job with the arguments of `enqueue_1`
 -- Result: fired, skipped, moved, paused or missing; the id of the job of this tick; what the cancel of the previous job
---   notifies, as in `cancel_job_1`
--- Locks: the schedule; then as `cancel_job_1` and `enqueue_1`
+--   notifies: as in `cancel_job_1`, and the queues of jobs that waited for it
+-- Locks: the schedule; then as `cancel_job_1`, `enqueue_1` and `resolve_flows_1`
 CREATE OR REPLACE FUNCTION {schema}.fire_schedule_1(
     p_now int8, p_name text, p_expected text, p_tick text, p_overlap text, p_queues text[],
     p_names text[], p_ranks int2[], p_lanes int4[], p_ids bytea[], p_digests bytea[],
     p_payloads bytea[], p_options text[], p_ats int8[], p_afters int8[], p_keys text[],
-    p_spans int8[], p_states text[], p_on_duplicate text[], p_max_waits int8[], p_since int8, OUT outcome text, OUT job_id bytea, OUT cancel_to_notify text
+    p_spans int8[], p_states text[], p_on_duplicate text[], p_max_waits int8[], p_since int8, OUT outcome text, OUT job_id bytea, OUT cancel_to_notify text[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
     kept json;
@@ -318,7 +342,6 @@ BEGIN
     outcome := 'skipped';
     last_job := kept -> 'last_job' #>> '{}';
     SELECT * INTO previous FROM {schema}.allows_next_job_1(p_now, {schema}.encode_id_1(last_job), p_overlap);
-    cancel_to_notify := previous.to_notify;
     IF previous.allowed THEN
         SELECT * INTO stored FROM {schema}.enqueue_1(p_now, p_queues, p_names, p_ranks, p_lanes, p_ids,
             p_digests, p_payloads, p_options, p_ats, p_afters, p_keys, p_spans, p_states, p_on_duplicate, p_max_waits, p_since);
@@ -327,6 +350,7 @@ BEGIN
             job_id := coalesce(stored.holders[1], p_ids[1]);
         END IF;
     END IF;
+    cancel_to_notify := array_remove(ARRAY[previous.to_notify], NULL) || {schema}.continue_flows_1(p_now);
     UPDATE {schema}.record r SET version = r.version + 1, body = CAST(json_build_object(
         'spec', kept -> 'spec', 'owner', kept -> 'owner', 'paused', false, 'last_tick', p_tick,
         'last_job', coalesce({schema}.decode_id_1(job_id), last_job)
@@ -343,10 +367,148 @@ LANGUAGE plpgsql AS $$
 DECLARE
     previous record;
 BEGIN
-    SELECT r.status, r.failures INTO previous FROM {schema}.job_record r WHERE r.id = p_id AND r.status IN ('waiting', 'processing');
+    SELECT r.status, r.failures INTO previous FROM {schema}.job_record r WHERE r.id = p_id AND r.status IN ('waiting', 'suspended', 'processing');
     allowed := NOT FOUND OR p_overlap = 'allow' OR p_overlap = 'cancel_previous'
         OR p_overlap = 'queue_one' AND (previous.status = 'processing' OR previous.failures > 0);
     IF FOUND AND p_overlap = 'cancel_previous' THEN
         SELECT c.to_notify INTO to_notify FROM {schema}.cancel_job_1(p_now, p_id, NULL) c;
     END IF;
 END $$;
+
+-- name: put_record
+-- Add a record, or replace it if it has the given version. The oldest ones of its kind beyond a number are deleted.
+-- Inputs: the time or NULL; the kind; the id; the version (0: there is none; NULL: any); when it is due (NULL: never); the
+--   body (JSON); the number of records to keep (NULL: all)
+-- Result: stored, conflict or full; the record as it is kept. After `full`, the oldest record, which has a due time
+-- Locks: the row of the record; for a new record advisory lock 7045, so that positions have no gaps and the surplus is
+--   known without counting
+CREATE OR REPLACE FUNCTION {schema}.put_record_1(
+    p_now int8, p_kind text, p_id text, p_version int8, p_due int8, p_body text, p_keep int4,
+    OUT outcome text, OUT kept {schema}.record
+) LANGUAGE plpgsql SET enable_seqscan TO off AS $$
+DECLARE
+    newest int8;
+BEGIN
+    outcome := 'stored';
+    UPDATE {schema}.record r SET version = r.version + 1, due = p_due, body = p_body
+    WHERE r.kind = p_kind AND r.id = p_id AND (p_version IS NULL OR r.version = p_version) RETURNING r.* INTO kept;
+    IF FOUND THEN
+        RETURN;
+    END IF;
+    IF p_version IS NULL OR p_version = 0 THEN
+        PERFORM pg_advisory_xact_lock(hashtextextended('{schema}.put_record_1', 7045));
+    END IF;
+    SELECT r.* INTO kept FROM {schema}.record r WHERE r.kind = p_kind AND r.id = p_id FOR UPDATE;
+    IF p_version <> 0 OR FOUND AND p_version = 0 THEN
+        outcome := 'conflict';
+        RETURN;
+    ELSIF FOUND THEN  -- another call added it before this one had the lock
+        UPDATE {schema}.record r SET version = r.version + 1, due = p_due, body = p_body
+        WHERE r.kind = p_kind AND r.id = p_id RETURNING r.* INTO kept;
+        RETURN;
+    END IF;
+    SELECT r.position INTO newest FROM {schema}.record r WHERE r.kind = p_kind ORDER BY r.position DESC LIMIT 1;
+    newest := coalesce(newest, 0) + 1;
+    SELECT r.* INTO kept FROM {schema}.record r
+    WHERE r.kind = p_kind AND r.due IS NOT NULL AND r.position <= newest - p_keep ORDER BY r.position LIMIT 1 FOR UPDATE;
+    IF FOUND THEN
+        outcome := 'full';
+        RETURN;
+    END IF;
+    DELETE FROM {schema}.record r WHERE r.kind = p_kind AND r.position <= newest - p_keep;
+    INSERT INTO {schema}.record (kind, position, id, version, created_at, due, body)
+    SELECT p_kind, newest, p_id, t.now, t.now, p_due, p_body FROM {schema}.get_write_time_1(p_now) t (now) RETURNING * INTO kept;
+END $$;
+
+-- name: change_jobs
+-- Replay, make due, cancel or delete jobs by id.
+-- Inputs: the time; the action: replay, run_now, cancel or delete; the ids; the states in which jobs are changed, of those
+--   that the action can change
+-- Result: the ids of the jobs that were changed; of those whose unique key another job holds; what to notify, as in
+--   `cancel_job_1`
+-- Locks: except for a deletion the share classes of the tenants' queues, so that an exchange, which changes the same turns in
+--   another order, does not wait for it; then as `replay_jobs_1`, `make_due_1`, `delete_jobs_1` or `cancel_job_1` for each job, by lane;
+--   then as `resolve_flows_1`
+CREATE OR REPLACE FUNCTION {schema}.change_jobs_1(
+    p_now int8, p_action text, p_ids bytea[], p_states text[], OUT changed bytea[], OUT held bytea[], OUT to_notify text[]
+) LANGUAGE plpgsql AS $$
+BEGIN
+    IF p_action <> 'delete' AND EXISTS (SELECT FROM {schema}.share_class) THEN
+        PERFORM FROM {schema}.share_class f WHERE f.queue IN (
+            SELECT a.queue FROM {schema}.job j JOIN {schema}.lane a ON a.id = j.lane WHERE j.id = ANY (p_ids)
+        ) ORDER BY f.queue, f.rank FOR NO KEY UPDATE;
+    END IF;
+    IF p_action = 'replay' THEN
+        SELECT array_agg(r.id) FILTER (WHERE r.replayed), array_agg(r.id) FILTER (WHERE NOT r.replayed),
+            array_agg(DISTINCT r.queue) FILTER (WHERE r.replayed)
+        INTO changed, held, to_notify FROM {schema}.replay_jobs_1(p_now, p_ids) r
+        WHERE 'failed' = ANY (p_states);
+    ELSIF p_action = 'run_now' THEN
+        SELECT array_agg(d.id), array_agg(DISTINCT d.queue) INTO changed, to_notify
+        FROM {schema}.make_due_1(p_now, p_ids, p_states) d;
+    ELSIF p_action = 'delete' THEN
+        SELECT array_agg(d.id) INTO changed FROM {schema}.delete_jobs_1(p_now, p_ids, p_states) d (id);
+    ELSE
+        SELECT array_agg(i.id) FILTER (WHERE c.answer IN ('cancelled', 'requested')),
+            array_agg(DISTINCT c.to_notify) FILTER (WHERE c.to_notify IS NOT NULL)
+        INTO changed, to_notify
+        FROM (
+            SELECT i.id FROM unnest(p_ids) AS i (id) LEFT JOIN {schema}.job j ON j.id = i.id ORDER BY j.lane OFFSET 0
+        ) i CROSS JOIN LATERAL {schema}.cancel_job_1(p_now, i.id, p_states) c;
+    END IF;
+    changed := coalesce(changed, ARRAY[]::bytea[]);
+    held := coalesce(held, ARRAY[]::bytea[]);
+    to_notify := coalesce(to_notify, ARRAY[]::text[]) || {schema}.continue_flows_1(p_now);
+END $$;
+
+-- name: change_jobs_and_record
+-- Change jobs as `change_jobs_1` does, and write a record if it has the given version.
+-- Inputs: the time or NULL; the action; the ids; the states, as for `change_jobs_1`; kind, id and version of the record; when it is due (NULL: never); how many
+--   seconds each changed job adds; its body (JSON)
+-- Result: as `change_jobs_1`; the record, or NULL if it has another version: then nothing was changed
+-- Locks: the row of the record; then as `change_jobs_1`
+-- Atomic: one transaction. If a caller's transaction has locked a job or a key, the step waits at most 200 ms, and is then
+--   undone. It must not wait longer, because exchanges wait for its locks.
+CREATE OR REPLACE FUNCTION {schema}.change_jobs_and_record_1(
+    p_now int8, p_action text, p_ids bytea[], p_states text[], p_kind text, p_id text, p_version int8, p_due int8, p_pause float8,
+    p_body text, OUT changed bytea[], OUT held bytea[], OUT to_notify text[], OUT kept {schema}.record
+) LANGUAGE plpgsql
+SET lock_timeout TO '200ms' AS $$
+BEGIN
+    changed := ARRAY[]::bytea[];
+    held := changed;
+    to_notify := ARRAY[]::text[];
+    PERFORM FROM {schema}.record r WHERE r.kind = p_kind AND r.id = p_id AND r.version = p_version FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    IF cardinality(p_ids) > 0 THEN
+        SELECT c.changed, c.held, c.to_notify INTO changed, held, to_notify
+        FROM {schema}.change_jobs_1({schema}.get_write_time_1(p_now), p_action, p_ids, p_states) c;
+    END IF;
+    UPDATE {schema}.record r SET
+        version = r.version + 1, body = p_body, changed = r.changed + cardinality(change_jobs_and_record_1.changed),
+        held = r.held + cardinality(change_jobs_and_record_1.held),
+        due = p_due + CAST(floor(cardinality(change_jobs_and_record_1.changed) * p_pause * 1000000 + 0.5) AS int8)
+    WHERE r.kind = p_kind AND r.id = p_id RETURNING r.* INTO kept;
+END $$;
+
+-- name: encode_id
+-- Return the id of a job as it is stored: a UUID takes 17 bytes.
+-- Inputs: the text of the id
+-- Result: the bytes
+CREATE OR REPLACE FUNCTION {schema}.encode_id_1(p_id text) RETURNS bytea
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN p_id ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+        THEN '\x00'::bytea || decode(replace(p_id, '-', ''), 'hex') ELSE convert_to(p_id, 'UTF8') END
+$$;
+
+-- name: decode_id
+-- Return the text of the id of a job.
+-- Inputs: the bytes
+-- Result: the text
+CREATE OR REPLACE FUNCTION {schema}.decode_id_1(p_id bytea) RETURNS text
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN get_byte(p_id, 0) = 0 THEN CAST(CAST(encode(substr(p_id, 2), 'hex') AS uuid) AS text)
+        ELSE convert_from(p_id, 'UTF8') END
+$$;

@@ -21,7 +21,9 @@
 --                   how many jobs and turns of each lane to read at most
 --   p_group_factor  a factor for the number of jobs of each turn
 --   p_most_parked   how many jobs that are parked for each key to read at most
---   p_lock          whether to lock what the plan may change, too: share classes of tenants, and the rows of candidates
+--   p_lock          whether to lock what the plan may change, too: share classes of tenants, and the rows of candidates.
+--                   Then what follows from the end of members of flows is left: the worker calls `continue_flows_1` after the
+--                   transaction.
 -- Result: as of `exchange_1`. Further outcomes:
 --   repeated        this was the last exchange; call `exchange_1`, which repeats it
 --   plain           nothing restricts this exchange; call `exchange_1`. Nothing was changed.
@@ -76,7 +78,7 @@ BEGIN
     reply.results := '';
     IF p_seqs IS NOT NULL THEN
         settled := {schema}.settle_all_1(reply.now, session.number, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies,
-            p_delays, p_texts, p_fractions, has_tenants);
+            p_delays, p_texts, p_fractions, has_tenants, NOT p_lock);
         reply.results := settled.codes;
         reply.to_notify := {schema}.release_keys_1(reply.now, settled.key_numbers);
         IF settled.to_notify IS NOT NULL THEN

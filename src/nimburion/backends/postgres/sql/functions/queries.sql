@@ -42,6 +42,7 @@ $$;
 --   p_tenant, p_correlation_id        options, as JSON; NULL: any
 --   p_tag                             an element of the option `tags`, as JSON; NULL: any
 --   p_fingerprint                     the fingerprint of a dead letter; NULL: any
+--   p_flow                            the option `flow` of a job that is counted, as JSON; NULL: any
 --   p_min_failures                    the least number of failures; NULL: any
 --   p_after                           only jobs with a smaller seq
 --   p_limit                           the maximum number of jobs
@@ -56,7 +57,7 @@ $$;
 CREATE OR REPLACE FUNCTION {schema}.find_jobs_1(
     p_now int8, p_states text[], p_queue text, p_name text, p_reason text, p_ids bytea[], p_created_from int8,
     p_created_to int8, p_finished_from int8, p_finished_to int8, p_tenant text, p_correlation_id text,
-    p_tag text, p_fingerprint text, p_min_failures int4, p_after int8, p_limit int4, p_budget int4
+    p_tag text, p_fingerprint text, p_flow text, p_min_failures int4, p_after int8, p_limit int4, p_budget int4
 ) RETURNS TABLE (seq int8, state text, id bytea, examined int4)
 LANGUAGE plpgsql STABLE
 SET enable_seqscan TO off SET enable_hashjoin TO off SET enable_mergejoin TO off SET jit TO off AS $$
@@ -116,6 +117,7 @@ BEGIN
                     AND (p_tenant IS NULL OR strpos(c.options, p_tenant) > 0)
                     AND (p_correlation_id IS NULL OR strpos(c.options, p_correlation_id) > 0)
                     AND (p_tag IS NULL OR strpos(c.options, p_tag) > 0)
+                    AND (p_flow IS NULL OR strpos(c.options, p_flow) > 0)
                 OFFSET 0
             ) k ON true
             ORDER BY c.seq DESC;
@@ -131,7 +133,7 @@ BEGIN
                     FROM {schema}.job j
                     WHERE j.seq >= past_end - width AND j.seq < past_end AND (p_states IS NULL OR NOT p_states <@ finished)
                     UNION ALL
-                    SELECT d.seq, true, d.id, d.lane, d.options, d.created_at, d.finished_at, d.reason,
+                    SELECT d.seq, true, d.id, d.lane, d.options, d.created_at, coalesce(d.ended_at, d.finished_at), d.reason,
                         CASE WHEN (d.finished_at, d.seq) > (h.finished_at, h.seq) THEN d.state END, coalesce(d.failures, 0),
                         coalesce(d.due, d.created_at)
                     FROM {schema}.finished_job d, {schema}.horizon h
@@ -144,6 +146,7 @@ BEGIN
                     AND (p_tenant IS NULL OR strpos(c.options, p_tenant) > 0)
                     AND (p_correlation_id IS NULL OR strpos(c.options, p_correlation_id) > 0)
                     AND (p_tag IS NULL OR strpos(c.options, p_tag) > 0)
+                    AND (p_flow IS NULL OR strpos(c.options, p_flow) > 0)
                 OFFSET 0
             ) k ON true
             ORDER BY c.seq DESC;
@@ -166,6 +169,9 @@ BEGIN
                     OR strpos(one.options, p_tenant) > 0 AND {schema}.get_option_1(one.options, 'tenant') = p_tenant)
                 AND (p_correlation_id IS NULL OR strpos(one.options, p_correlation_id) > 0
                     AND {schema}.get_option_1(one.options, 'correlation_id') = p_correlation_id)
+                AND (p_flow IS NULL
+                    OR strpos(one.options, p_flow) > 0 AND {schema}.get_option_1(one.options, 'flow') = p_flow
+                        AND {schema}.get_option_1(one.options, 'group') IS DISTINCT FROM '""')
                 AND (p_tag IS NULL OR strpos(one.options, p_tag) > 0
                     AND strpos({schema}.get_option_1(one.options, 'tags'), p_tag) > 0);  -- a tag contains no quote
             IF number >= p_budget OR (matched AND selected >= p_limit) THEN
@@ -266,7 +272,7 @@ $$;
 CREATE OR REPLACE FUNCTION {schema}.group_failures_1(
     p_now int8, p_states text[], p_queue text, p_name text, p_reason text, p_ids bytea[], p_created_from int8,
     p_created_to int8, p_finished_from int8, p_finished_to int8, p_tenant text, p_correlation_id text,
-    p_tag text, p_fingerprint text, p_min_failures int4, p_limit int4, p_budget int4, p_most_names int4, p_since int8[]
+    p_tag text, p_fingerprint text, p_flow text, p_min_failures int4, p_limit int4, p_budget int4, p_most_names int4, p_since int8[]
 ) RETURNS TABLE (
     fingerprint text, number int8, first int8, last int8, names text[], job_id bytea, error bytea, counts int8[]
 )
@@ -278,7 +284,7 @@ BEGIN
         min(f.seq) FILTER (WHERE f.id IS NULL) AS next_seq
     INTO status
     FROM {schema}.find_jobs_1(p_now, p_states, p_queue, p_name, p_reason, p_ids, p_created_from, p_created_to,
-        p_finished_from, p_finished_to, p_tenant, p_correlation_id, p_tag, p_fingerprint, p_min_failures,
+        p_finished_from, p_finished_to, p_tenant, p_correlation_id, p_tag, p_fingerprint, p_flow, p_min_failures,
         9223372036854775807, 2147483647, p_budget) f;
     RETURN QUERY
     SELECT g.fingerprint, g.number, g.first, g.last,
@@ -342,6 +348,9 @@ LANGUAGE sql STABLE SET jit TO off AS $$
             SELECT FROM {schema}.job j WHERE j.seq = d.seq AND j.lane IN (SELECT id FROM lanes)
         )), count(*)
         FROM (SELECT e.seq FROM {schema}.dead_letter e LIMIT p_budget) d
+        UNION ALL
+        SELECT 5, 'suspended', count(*) FILTER (WHERE w.cancelled_at IS NULL AND w.lane IN (SELECT id FROM lanes)), count(*)
+        FROM (SELECT d.lane, d.cancelled_at FROM {schema}.dependent d LIMIT p_budget) w
     ),
     whole AS (SELECT w.place, p_budget IS NULL OR sum(w.examined) < p_budget AS is_complete FROM waiting w GROUP BY w.place)
     SELECT w.state, w.number, h.is_complete FROM waiting w JOIN whole h ON h.place = w.place
@@ -487,7 +496,7 @@ LANGUAGE sql STABLE ROWS 1 SET jit TO off AS $$
             AND (u.valid_until IS NULL OR u.valid_until > p_now)
             AND (u.states IS NULL AND u.valid_until IS NOT NULL OR EXISTS (
                 SELECT FROM {schema}.job_record r
-                WHERE r.id = u.id AND CASE WHEN u.states IS NULL THEN r.status IN ('waiting', 'processing')
+                WHERE r.id = u.id AND CASE WHEN u.states IS NULL THEN r.status IN ('waiting', 'suspended', 'processing')
                     ELSE {schema}.get_state_1(r.status, r.failures, r.due, p_now) = ANY (u.states) END
             ))
     ), s.*

@@ -4,14 +4,14 @@
 -- The UPDATE that ends a session also tests whether it has expired, so a heartbeat comes before or after it.
 
 -- name: rescue_jobs
--- End expired sessions, and release or fail their jobs.
+-- End expired sessions, and release or fail their jobs. Continue the changes of flows that were left.
 -- Inputs: the time or NULL; the time by which sessions expire, or NULL; the maximum number of jobs; the number of losses
 --   at which a job fails; the history entry of a loss (JSON without its last brace), as the texts before and after the
 --   number of the attempt. The function adds when the attempt started, the session and its host.
 -- Result: one row for each job: its id, and a code: r waits again, f failed, c cancelled. Then one row without an id: the
---   code m says that more jobs are left; `to_notify` are the queues to notify.
+--   code m says that more jobs or changes are left; `to_notify` are the queues to notify.
 -- Locks: the advisory locks of the sessions, in the order in which they were opened; all limits; unique keys; then
---   rows of jobs, where rows that another transaction has locked are skipped
+--   rows of jobs, where rows that another transaction has locked are skipped; then as `resolve_flows_1`
 -- Atomic: the UPDATE that ends a session also tests whether it has expired, so a heartbeat comes before or after it
 CREATE OR REPLACE FUNCTION {schema}.rescue_jobs_1(
     p_now int8, p_monotonic int8, p_limit int4, p_max_lost int4, p_before text, p_after text
@@ -27,6 +27,8 @@ DECLARE
     ended int4[];
     key_numbers int8[];
     counted int4 := 0;
+    lanes int4[];
+    is_left bool := false;
 BEGIN
     -- Sessions of before the clock was set back: they expire a TTL from now, unless they send a heartbeat.
     FOR candidate IN
@@ -48,8 +50,11 @@ BEGIN
         DELETE FROM {schema}.idle_worker w WHERE w.session = candidate.id;
     END LOOP;
     IF NOT EXISTS (SELECT FROM {schema}.session s WHERE s.ended_at IS NOT NULL AND NOT s.is_drained) THEN
-        code := '';  -- most calls end here, without a lock of the limits
-        to_notify := '{}';
+        IF EXISTS (SELECT FROM {schema}.flow_change) THEN
+            SELECT r.to_notify, r.is_cut INTO lanes, is_left FROM {schema}.resolve_flows_1(now) r;
+        END IF;
+        code := CASE WHEN is_left THEN 'm' ELSE '' END;  -- most calls end here, without a lock of the limits
+        to_notify := ARRAY(SELECT a.queue FROM unnest(lanes) l (lane) JOIN {schema}.lane a ON a.id = l.lane);
         RETURN NEXT;
         RETURN;
     END IF;
@@ -86,11 +91,15 @@ BEGIN
     UPDATE {schema}.session s SET is_drained = true WHERE s.ended_at IS NOT NULL AND NOT s.is_drained
         AND NOT EXISTS (SELECT FROM {schema}.lease l WHERE l.session = s.number);
     id := NULL;
-    code := CASE WHEN counted = p_limit AND EXISTS (
+    to_notify := ARRAY(SELECT DISTINCT a.queue FROM {schema}.lane a WHERE a.id = ANY (ended))
+        || {schema}.release_keys_1(now, key_numbers);
+    IF EXISTS (SELECT FROM {schema}.flow_change) THEN
+        SELECT r.to_notify, r.is_cut INTO lanes, is_left FROM {schema}.resolve_flows_1(now) r;
+        to_notify := to_notify || ARRAY(SELECT a.queue FROM unnest(lanes) l (lane) JOIN {schema}.lane a ON a.id = l.lane);
+    END IF;
+    code := CASE WHEN is_left OR counted = p_limit AND EXISTS (
         SELECT FROM {schema}.session s JOIN {schema}.lease l ON l.session = s.number WHERE s.ended_at IS NOT NULL
             AND NOT s.is_drained
     ) THEN 'm' ELSE '' END;
-    to_notify := ARRAY(SELECT DISTINCT a.queue FROM {schema}.lane a WHERE a.id = ANY (ended))
-        || {schema}.release_keys_1(now, key_numbers);
     RETURN NEXT;
 END $$;

@@ -12,6 +12,7 @@
 --   statistics, and for how many seconds each is kept; the maximum number to remove
 -- Result: the number of removed jobs and results
 -- A session is kept for a day after its end, and then until all jobs that it ended are removed: they refer to it.
+-- A flow is removed with its groups when it ended longer ago than any of its members is kept. Its jobs are kept while it runs.
 -- Locks: the rows that it deletes; the two rows of `horizon`
 CREATE OR REPLACE FUNCTION {schema}.prune_jobs_1(
     p_now int8, p_completed int8, p_failed int8, p_results int8, p_most int8, p_steps int4[], p_keeps int8[],
@@ -22,6 +23,7 @@ DECLARE
     now int8 := {schema}.get_write_time_1(p_now);
     available int4 := p_limit;
     expired record;
+    flow_since int8 := {schema}.find_running_flow_1();
 BEGIN
     WITH deleted AS (
         DELETE FROM {schema}.session s USING {schema}.horizon h WHERE s.is_drained AND s.ended_at < now - 86400000000
@@ -37,12 +39,20 @@ BEGIN
         SELECT FROM {schema}.session s WHERE s.number = t.session AND NOT s.is_drained
     );
     PERFORM {schema}.prune_keys_1(now);
+    PERFORM {schema}.keep_members_1(now, GREATEST(now - p_completed, now - p_results), flow_since);
+    PERFORM {schema}.keep_dependents_1(now, now - p_completed, now - p_failed);
+    available := available - {schema}.prune_members_1(now - p_completed, now - p_failed, now - p_results, available);
     available := available - {schema}.advance_retention_1('completed', now - p_completed, available);
     -- The results of removed jobs are removed.
     UPDATE {schema}.horizon r SET finished_at = c.finished_at, seq = c.seq FROM {schema}.horizon c
     WHERE r.what = 'result' AND c.what = 'completed' AND (c.finished_at, c.seq) > (r.finished_at, r.seq);
     FOR expired IN
-        SELECT d.seq FROM {schema}.dead_letter d WHERE d.finished_at < now - p_failed
+        SELECT d.seq FROM {schema}.dead_letter d WHERE d.finished_at < now - p_failed AND (
+            flow_since IS NULL OR d.finished_at < flow_since OR NOT EXISTS (
+                SELECT FROM {schema}.job j JOIN {schema}.flow f ON f.number = abs(j.flow)
+                JOIN {schema}.flow r ON r.number = coalesce(f.root, f.number)
+                WHERE j.seq = d.seq AND r.finished_at IS NULL
+            ))
         ORDER BY d.finished_at, d.seq LIMIT available FOR UPDATE SKIP LOCKED
     LOOP
         DELETE FROM {schema}.dead_letter d WHERE d.seq = expired.seq;
@@ -51,9 +61,12 @@ BEGIN
         available := available - 1;
     END LOOP;
     IF p_most IS NOT NULL THEN
-        available := available - {schema}.prune_excess_1(p_most, available);
+        available := available - {schema}.prune_excess_1(p_most, flow_since, available);
     END IF;
     available := available - {schema}.advance_retention_1('result', now - p_results, available);
+    IF p_completed IS NOT NULL AND p_failed IS NOT NULL THEN
+        PERFORM {schema}.prune_flows_1(now - GREATEST(p_completed, p_failed));
+    END IF;
     PERFORM {schema}.count_new_finished_1(now, 20000);
     DELETE FROM {schema}.finished_job_default d WHERE d.ctid = ANY (ARRAY(
         SELECT o.ctid FROM {schema}.finished_job_default o, {schema}.horizon h
@@ -164,10 +177,11 @@ END $$;
 
 -- name: prune_excess
 -- Remove the oldest completed and cancelled jobs if there are more than the number to keep.
--- Inputs: the number to keep; the maximum number to remove
+-- Jobs whose flow runs do not count, and stay. So do those that were cancelled because of another job.
+-- Inputs: the number to keep; since when the oldest flow runs (NULL: no flow runs); the maximum number to remove
 -- Result: the number of removed jobs
 -- Locks: advisory lock 7044, shared; the rows that it deletes
-CREATE OR REPLACE FUNCTION {schema}.prune_excess_1(p_most int8, p_limit int4) RETURNS int4
+CREATE OR REPLACE FUNCTION {schema}.prune_excess_1(p_most int8, p_flow_since int8, p_limit int4) RETURNS int4
 LANGUAGE plpgsql AS $$
 DECLARE
     h record;
@@ -177,6 +191,17 @@ BEGIN
     PERFORM pg_advisory_xact_lock_shared(hashtextextended('{schema}.count_new_finished_1', 7044));
     SELECT * INTO h FROM {schema}.horizon WHERE what = 'completed';
     SELECT sum(e.number) INTO kept FROM {schema}.count_finished_1(NULL) e;
+    IF p_flow_since IS NOT NULL AND kept > p_most THEN
+        kept := kept - (
+            SELECT count(*) FROM {schema}.finished_job o
+            WHERE o.finished_at >= p_flow_since AND (o.finished_at, o.seq) > (h.finished_at, h.seq)
+                AND {schema}.is_in_running_flow_1(o.options)
+        );
+    END IF;
+    kept := kept - (
+        SELECT count(*) FROM {schema}.dependent d WHERE d.cancelled_at IS NOT NULL
+            AND NOT EXISTS (SELECT FROM {schema}.flow f WHERE f.number = d.root AND f.finished_at IS NULL)
+    );
     IF kept <= p_most OR p_limit <= 0 THEN
         RETURN 0;
     END IF;
@@ -184,6 +209,8 @@ BEGIN
         DELETE FROM {schema}.finished_job d USING (
             SELECT o.finished_at, o.seq FROM {schema}.finished_job o
             WHERE o.finished_at >= h.finished_at AND (o.finished_at, o.seq) > (h.finished_at, h.seq)
+                AND (p_flow_since IS NULL OR o.finished_at < p_flow_since OR NOT {schema}.is_in_running_flow_1(o.options))
+                AND (o.state <> 3 OR o.reason IS NULL OR o.reason NOT IN ('dependency', 'not needed'))
             ORDER BY o.finished_at, o.seq LIMIT LEAST(p_limit, kept - p_most)
         ) o WHERE d.finished_at = o.finished_at AND d.seq = o.seq RETURNING d.seq, d.finished_at, d.lane, d.state
     ), results AS (

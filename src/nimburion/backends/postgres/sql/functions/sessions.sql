@@ -88,6 +88,9 @@ BEGIN
         min(CASE WHEN s.ended_at IS NOT NULL OR s.expires_at > alive_now + s.ttl + 1000000 THEN 0
             ELSE GREATEST(0, s.expires_at - alive_now) END)
     INTO fleet_size, next_expiry FROM {schema}.session s WHERE NOT s.is_drained;
+    IF EXISTS (SELECT FROM {schema}.flow_change) THEN  -- a rescue continues them
+        next_expiry := 0;
+    END IF;
     RETURN NEXT;
 END $$;
 
@@ -96,7 +99,7 @@ END $$;
 -- Inputs: the time or NULL; the id of the session; seqs, fences and nonces of leases; a nonce whose leases are released
 --   too (NULL: none)
 -- Result: the queues to notify
--- Locks: the advisory lock of the session; all limits; unique keys; then rows of jobs
+-- Locks: the advisory lock of the session; all limits; unique keys; rows of jobs; then as `resolve_flows_1`
 -- Atomic: one transaction; each lease is deleted by its whole token
 CREATE OR REPLACE FUNCTION {schema}.release_leases_1(
     p_now int8, p_id text, p_seqs int8[], p_fences int4[], p_nonces bytea[], p_nonce bytea
@@ -136,14 +139,14 @@ BEGIN
         key_numbers := key_numbers || held.key_numbers;
     END LOOP;
     RETURN ARRAY(SELECT DISTINCT queue FROM {schema}.lane WHERE id = ANY (ended))
-        || {schema}.release_keys_1(now, key_numbers);
+        || {schema}.release_keys_1(now, key_numbers) || {schema}.continue_flows_1(now);
 END $$;
 
 -- name: close_session
 -- End a session: release its leases, except those of handlers that still run.
 -- Inputs: the time or NULL; the id of the session; seqs, fences and nonces of the leases that still run
 -- Result: the queues to notify
--- Locks: the advisory lock of the session; all limits; unique keys; then rows of jobs
+-- Locks: the advisory lock of the session; all limits; unique keys; rows of jobs; then as `resolve_flows_1`
 CREATE OR REPLACE FUNCTION {schema}.close_session_1(
     p_now int8, p_id text, p_seqs int8[], p_fences int4[], p_nonces bytea[]
 ) RETURNS text[]
@@ -183,7 +186,7 @@ BEGIN
         ended_at = CASE WHEN left_over THEN ended_at ELSE now END
     WHERE number = session_number;
     RETURN ARRAY(SELECT DISTINCT queue FROM {schema}.lane WHERE id = ANY (ended))
-        || {schema}.release_keys_1(now, key_numbers);
+        || {schema}.release_keys_1(now, key_numbers) || {schema}.continue_flows_1(now);
 END $$;
 
 -- name: end_lease

@@ -9,11 +9,13 @@
 
 -- name: settle_all
 -- Apply the settlements of an exchange.
--- Inputs: the time; the number of the session; the settlements as for `exchange_1`; whether tenants may have been charged
+-- Inputs: the time; the number of the session; the settlements as for `exchange_1`; whether tenants may have been charged;
+--   whether what follows from the end of members of flows is applied now: not in a transaction that stays open for a round trip
 -- Result: as of `settle_each_1`
+-- Locks: as `resolve_flows_1`, if a member of a flow ended
 CREATE OR REPLACE FUNCTION {schema}.settle_all_1(
     p_now int8, p_session int4, p_kinds text, p_seqs int8[], p_ids bytea[], p_fences int4[], p_nonces bytea[],
-    p_bodies bytea[], p_delays int8[], p_texts text[], p_fractions float8[], p_has_charges bool,
+    p_bodies bytea[], p_delays int8[], p_texts text[], p_fractions float8[], p_has_charges bool, p_resolves bool DEFAULT true,
     OUT codes text, OUT ended int4[], OUT to_notify int4[], OUT key_numbers int8[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
@@ -29,6 +31,9 @@ BEGIN
         SELECT s.codes, s.ended, s.to_notify, s.key_numbers INTO codes, ended, to_notify, key_numbers
         FROM {schema}.settle_each_1(p_now, p_session, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies, p_delays,
             p_texts, p_fractions) s;
+        IF p_resolves AND EXISTS (SELECT FROM {schema}.flow_change) THEN
+            to_notify := to_notify || (SELECT r.to_notify FROM {schema}.resolve_flows_1(p_now) r);
+        END IF;
         RETURN;
     END IF;
     completed := {schema}.complete_all_1(p_now, p_session, p_seqs, p_fences, p_nonces, p_bodies, p_texts);
@@ -37,6 +42,12 @@ BEGIN
     key_numbers := completed.key_numbers;
     IF completed.keyed IS NOT NULL THEN
         to_notify := {schema}.free_unique_keys_1(completed.keyed, completed.keyed_lanes, completed.keys);
+    END IF;
+    IF completed.member_flows IS NOT NULL THEN
+        PERFORM {schema}.note_changes_1(completed.member_ids, completed.member_flows, 'succeeded', 'completed');
+        IF p_resolves THEN
+            to_notify := to_notify || (SELECT r.to_notify FROM {schema}.resolve_flows_1(p_now) r);
+        END IF;
     END IF;
 END $$;
 
@@ -48,6 +59,7 @@ END $$;
 --   ended                     the lanes of the leases that ended
 --   keyed, keyed_lanes, keys  seqs, lanes and unique keys of the jobs that have one, for the caller to release
 --   key_numbers               the keys of limits that the leases counted for, one element for each lease and key; NULL: none
+--   member_ids, member_flows  ids and flows of the jobs that are in flows; NULL: none
 -- Locks: the rows of the jobs
 -- Atomic: leases are deleted by session and seq. Their tokens are then compared with the given tokens. If one differs,
 --   the call fails with NB001, and the caller settles one by one.
@@ -55,7 +67,8 @@ END $$;
 --   last vacuum, a nested loop takes quadratic time. The functions that are called here use the same settings.
 CREATE OR REPLACE FUNCTION {schema}.complete_all_1(
     p_now int8, p_session int4, p_seqs int8[], p_fences int4[], p_nonces bytea[], p_bodies bytea[], p_texts text[],
-    OUT ended int4[], OUT keyed int8[], OUT keyed_lanes int4[], OUT keys text[], OUT key_numbers int8[]
+    OUT ended int4[], OUT keyed int8[], OUT keyed_lanes int4[], OUT keys text[], OUT key_numbers int8[],
+    OUT member_ids bytea[], OUT member_flows int8[]
 ) LANGUAGE plpgsql
 SET enable_nestloop TO off SET enable_hashjoin TO on AS $$
 DECLARE
@@ -75,7 +88,7 @@ BEGIN
             l.key_numbers
     ), ended_jobs AS (
         DELETE FROM {schema}.job j WHERE j.seq = ANY (p_seqs)
-        RETURNING j.unique_key, j.seq, j.lane, j.created_at, j.id, j.digest, j.options,
+        RETURNING j.unique_key, j.flow, j.seq, j.lane, j.created_at, j.id, j.digest, j.options,
             CASE WHEN p_texts = '{keep}' OR j.seq = ANY (kept) THEN j.payload END AS payload
     ), finished AS (
         INSERT INTO {schema}.finished_job (seq, due, created_at, started_at, finished_at, lane, failures, lost, ended_by, state,
@@ -91,8 +104,12 @@ BEGIN
             FROM ended_jobs j JOIN ended_leases l ON l.seq = j.seq OFFSET 0
         ) e
     ), keyed_jobs AS (
-        SELECT array_agg(j.seq) AS seqs, array_agg(j.lane) AS lanes, array_agg(j.unique_key) AS keys
-        FROM ended_jobs j WHERE j.unique_key IS NOT NULL
+        SELECT array_agg(j.seq) FILTER (WHERE j.unique_key IS NOT NULL) AS seqs,
+            array_agg(j.lane) FILTER (WHERE j.unique_key IS NOT NULL) AS lanes,
+            array_agg(j.unique_key) FILTER (WHERE j.unique_key IS NOT NULL) AS keys,
+            array_agg(j.id) FILTER (WHERE j.flow IS NOT NULL) AS member_ids,
+            array_agg(j.flow) FILTER (WHERE j.flow IS NOT NULL) AS member_flows
+        FROM ended_jobs j WHERE j.unique_key IS NOT NULL OR j.flow IS NOT NULL
     ), leases AS (
         SELECT array_agg(l.seq) AS seqs, array_agg(l.fence) AS fences, array_agg(l.nonce) AS nonces,
             array_agg(l.lane) AS lanes, bit_or(l.extra_flags) AS flags, bool_or(l.attempt_status > 0) AS any_attempted,
@@ -100,8 +117,9 @@ BEGIN
                 FILTER (WHERE l.key_numbers IS NOT NULL), ',') AS int8[]) AS key_numbers
         FROM ended_leases l
     )
-    SELECT l.seqs, l.fences, l.nonces, l.lanes, l.flags, l.any_attempted, l.key_numbers, k.seqs, k.lanes, k.keys
-    INTO seqs, fences, nonces, ended, all_flags, any_attempted, key_numbers, keyed, keyed_lanes, keys
+    SELECT l.seqs, l.fences, l.nonces, l.lanes, l.flags, l.any_attempted, l.key_numbers, k.seqs, k.lanes, k.keys,
+        k.member_ids, k.member_flows
+    INTO seqs, fences, nonces, ended, all_flags, any_attempted, key_numbers, keyed, keyed_lanes, keys, member_ids, member_flows
     FROM leases l, keyed_jobs k;
     IF (seqs = p_seqs AND fences = p_fences AND nonces = p_nonces) IS NOT TRUE THEN
         RAISE 'a lease that was named is not held' USING ERRCODE = 'NB001';
@@ -253,7 +271,7 @@ BEGIN
 END $$;
 
 -- name: finish_job
--- End a job without a lease as completed or cancelled.
+-- End a job without a lease as completed or cancelled. If it is a member of a flow, the caller continues with `continue_flows_1`.
 -- Inputs: the time; its attempt state; the session whose attempt ended it (NULL: it was waiting); 1 completed or
 --   3 cancelled; the reason; the result (NULL: none); whether its payload is kept
 -- Result: the lane of the job if its unique key was released, else NULL
@@ -266,7 +284,7 @@ DECLARE
     body record;
 BEGIN
     DELETE FROM {schema}.job WHERE seq = p_attempts.seq
-    RETURNING seq, lane, id, digest, created_at, unique_key, options, CASE WHEN p_keep THEN payload END AS payload,
+    RETURNING seq, lane, id, digest, created_at, unique_key, flow, options, CASE WHEN p_keep THEN payload END AS payload,
         CASE WHEN p_attempts.extra_flags > 0
             THEN {schema}.get_job_extras_1(seq, p_attempts.extra_flags) END AS kept
     INTO STRICT body;
@@ -280,11 +298,16 @@ BEGIN
         INSERT INTO {schema}.result (seq, finished_at, body) VALUES (body.seq, p_now, p_result);
     END IF;
     PERFORM {schema}.drop_attempt_state_1(ARRAY[body.seq], p_attempts.extra_flags);
+    IF body.flow IS NOT NULL THEN
+        PERFORM {schema}.note_changes_1(ARRAY[body.id], ARRAY[body.flow],
+            CASE p_state WHEN 1 THEN 'succeeded' ELSE 'failed' END, CASE p_state WHEN 1 THEN 'completed' ELSE 'cancelled' END);
+    END IF;
     RETURN {schema}.free_unique_key_1(body.seq, body.lane, body.unique_key);
 END $$;
 
 -- name: fail_job
--- End a job without a lease as failed. It becomes a dead letter and keeps its payload.
+-- End a job without a lease as failed. It becomes a dead letter and keeps its payload. If it is a member of a flow, the caller
+-- continues with `continue_flows_1`.
 -- Inputs: the time; its attempt state; the session whose attempt ended it; the reason; the last error (JSON)
 -- Result: the lane of the job if its unique key was released, else NULL
 CREATE OR REPLACE FUNCTION {schema}.fail_job_1(
@@ -298,7 +321,11 @@ BEGIN
     INSERT INTO {schema}.dead_letter (seq, finished_at, reason, ended_by, fingerprint)
     SELECT p_attempts.seq, p_now, p_reason, s.id, {schema}.get_fingerprint_1(p_error)
     FROM {schema}.session s WHERE s.number = p_session;
-    SELECT seq, lane, unique_key INTO STRICT body FROM {schema}.job WHERE seq = p_attempts.seq;
+    SELECT seq, lane, unique_key, flow, id INTO STRICT body FROM {schema}.job WHERE seq = p_attempts.seq;
+    IF body.flow IS NOT NULL THEN
+        PERFORM FROM {schema}.job j WHERE j.seq = body.seq FOR NO KEY UPDATE;  -- see `find_change_1`
+        PERFORM {schema}.note_changes_1(ARRAY[body.id], ARRAY[body.flow], 'failed', 'failed');
+    END IF;
     RETURN {schema}.free_unique_key_1(body.seq, body.lane, body.unique_key);
 END $$;
 
@@ -446,7 +473,8 @@ END $$;
 --   p_session                       the id of the session
 --   p_kind, p_delay, p_text, p_body the settlement, as for `settle_one_1`: c, r or f
 --   p_seq, p_id, p_fence, p_nonce   the lease
--- Result: 'done', 'already settled' or 'stale'; 'session lost': the session is not alive; 'other database': the database
+-- Result: 'done', 'already settled' or 'stale'; 'done with flows': call `continue_flows_in_caller_1` after the commit, so that
+--   workers do not wait for this transaction to end; 'session lost': the session is not alive; 'other database': the database
 --   belongs to another backend
 -- Locks: the tables `limit_rule` and `paused_queue` in ROW SHARE; the limits for which the job counts; its unique key; the
 --   rows of the job; all until the caller's transaction ends. Exchanges wait for the limit and for the turns of the tenant. The
@@ -485,5 +513,6 @@ BEGIN
         PERFORM {schema}.notify_queues_1(p_channel, ARRAY(SELECT queue FROM {schema}.lane WHERE id = outcome.to_notify)
             || {schema}.release_keys_1(now, outcome.key_numbers));
     END IF;
-    RETURN CASE outcome.code WHEN 'd' THEN 'done' WHEN 'a' THEN 'already settled' ELSE 'stale' END;
+    RETURN CASE WHEN outcome.code = 'd' AND EXISTS (SELECT FROM {schema}.flow_change) THEN 'done with flows'
+        WHEN outcome.code = 'd' THEN 'done' WHEN outcome.code = 'a' THEN 'already settled' ELSE 'stale' END;
 END $$;

@@ -30,6 +30,8 @@ CREATE TABLE {schema}.job (
     id bytea NOT NULL UNIQUE,
     digest bytea NOT NULL,
     unique_key text COLLATE "C",
+    flow int8,                          -- flow.number of the flow that counts the job; below 0: the job is in the flow with this
+                                        -- number, and no flow counts it; NULL: it is in no flow
     options text,                       -- JSON; NULL: all have their default
     payload bytea NOT NULL
 ) WITH (
@@ -38,8 +40,8 @@ CREATE TABLE {schema}.job (
 );
 CREATE INDEX job_tenant_lane ON {schema}.job (lane) WHERE lane < 0;
 
--- The next three tables say what an unfinished job does. It has a row in exactly one of them. Rows of `ready` and
--- `scheduled` are never updated.
+-- The next three tables say what an unfinished job does. It has a row in exactly one of them, or in `dependent` or `parked`. Rows
+-- of `ready` and `scheduled` are never updated.
 
 -- Jobs that are due and wait for a worker.
 CREATE TABLE {schema}.ready (
@@ -154,10 +156,12 @@ CREATE TABLE {schema}.finished_job (
     history bytea[],
     fraction float8,
     message text,
+    ended_at int8,                      -- when it ended, if `finished_at` was moved because its flow ran (`keep_members_1`); else NULL
     payload bytea                       -- NULL: it was not kept
 ) PARTITION BY RANGE (finished_at);
 CREATE INDEX finished_job_id ON {schema}.finished_job (id);
 CREATE INDEX finished_job_tenant_lane ON {schema}.finished_job (lane, finished_at) WHERE lane < 0;
+CREATE INDEX finished_job_ended ON {schema}.finished_job (ended_at) WHERE ended_at IS NOT NULL;
 CREATE INDEX finished_job_seq ON {schema}.finished_job USING brin (seq) WITH (pages_per_range = 128, autosummarize = on);
 CREATE INDEX finished_job_finished ON {schema}.finished_job USING brin (finished_at) WITH (pages_per_range = 128, autosummarize = on);
 CREATE TABLE {schema}.finished_job_default PARTITION OF {schema}.finished_job DEFAULT;
@@ -195,6 +199,62 @@ CREATE TABLE {schema}.count_cursor (
     xid int8 NOT NULL
 ) WITH (fillfactor = 50);
 INSERT INTO {schema}.count_cursor VALUES (-9223372036854775808, 9223372036854775807);
+
+-- Flows, and the groups inside them. `flows.sql` explains how these four tables are locked.
+CREATE TABLE {schema}.flow (
+    number int8 GENERATED ALWAYS AS IDENTITY PRIMARY KEY,       -- a group has a larger number than its flow
+    id bytea NOT NULL UNIQUE,
+    parent int8,                        -- flow.number; NULL: it is no group
+    root int8,                          -- of the flow in which the group is, at any depth; NULL: it is no group
+    members int8 NOT NULL,
+    unfinished int8 NOT NULL,           -- members that have not ended, or are not stored yet
+    completed int8 NOT NULL DEFAULT 0,
+    failed int8 NOT NULL DEFAULT 0,     -- a group counts here as soon as it fails
+    cancelled int8 NOT NULL DEFAULT 0,
+    max_failed int8 NOT NULL,
+    created_at int8 NOT NULL,
+    finished_at int8,                   -- NULL: some members have not ended
+    name text NOT NULL
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500,
+    vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
+-- No index has the counts, so that most updates of a flow change no index.
+CREATE INDEX flow_group ON {schema}.flow (root) WHERE root IS NOT NULL;
+CREATE INDEX flow_running ON {schema}.flow (number) WHERE parent IS NULL AND finished_at IS NULL;
+CREATE INDEX flow_created ON {schema}.flow (created_at) WHERE parent IS NULL AND finished_at IS NULL;
+CREATE INDEX flow_finished ON {schema}.flow (finished_at) WHERE parent IS NULL AND finished_at IS NOT NULL;
+-- Jobs with conditions that are not met: they are suspended, or were cancelled because a condition became impossible.
+CREATE TABLE {schema}.dependent (
+    seq int8 PRIMARY KEY,
+    flow int8,                          -- as in `job`
+    root int8,                          -- the flow in which `flow` is, or that flow itself; NULL: the job is in no flow
+    cancelled_at int8,                  -- NULL: it is suspended
+    lane int4 NOT NULL,
+    id bytea NOT NULL
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
+    vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX dependent_cancelled ON {schema}.dependent (cancelled_at) WHERE cancelled_at IS NOT NULL;
+-- The conditions of these jobs. One that is met is deleted.
+CREATE TABLE {schema}.condition (
+    waiter int8 NOT NULL,               -- dependent.seq
+    is_impossible bool NOT NULL DEFAULT false,
+    source_kind text COLLATE "C" NOT NULL,      -- job or flow
+    source bytea NOT NULL,              -- the id of the job or flow whose end meets the condition
+    needs text COLLATE "C" NOT NULL,    -- which end meets it: success, failure or finished
+    PRIMARY KEY (source_kind, source, is_impossible, waiter)
+) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
+    vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX condition_waiter ON {schema}.condition (waiter);
+-- Changes of jobs and flows that others may wait for, until `resolve_flows_1` applies them. Normally the transaction that adds a
+-- row deletes it.
+CREATE TABLE {schema}.flow_change (
+    number int8 GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    flow int8,                          -- the flow that has to count the change; NULL: none, or it has
+    root int8,                          -- the flow in which the source is; NULL: it is in none
+    source_kind text COLLATE "C" NOT NULL,
+    source bytea NOT NULL,              -- as in `condition`
+    change text COLLATE "C" NOT NULL,   -- succeeded, failing, failed, reopened, or `stored`: a condition on it is new
+    outcome text COLLATE "C"            -- completed, failed or cancelled: how the flow counts it
+) WITH (autovacuum_vacuum_threshold = 500, vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
 
 -- Unique keys and the jobs that hold them.
 CREATE TABLE {schema}.unique_key (
@@ -542,7 +602,8 @@ CREATE TYPE {schema}.job_extras AS (history_at int8[], history bytea[], fraction
 CREATE VIEW {schema}.job_record_live AS
 SELECT j.seq, j.id, j.lane, j.payload, coalesce(l.due, p.due, j.due) AS due, j.created_at,
     coalesce(l.leased_at, p.started_at) AS started_at, d.finished_at, d.reason,
-    CASE WHEN d.seq IS NOT NULL THEN 'failed' WHEN l.seq IS NOT NULL THEN 'processing' ELSE 'waiting' END AS status,
+    CASE WHEN d.seq IS NOT NULL THEN 'failed' WHEN l.seq IS NOT NULL THEN 'processing'
+        WHEN w.seq IS NOT NULL THEN 'suspended' ELSE 'waiting' END AS status,
     coalesce(l.failures, p.failures, 0) AS failures, coalesce(l.lost, p.lost, 0) AS lost,
     coalesce(l.extra_flags, p.extra_flags, 0::int2) AS extra_flags, coalesce(l.cancel_requested, false) AS cancel_requested, l.holder,
     d.ended_by, d.fingerprint, j.options, NULL::int8[] AS history_at, NULL::bytea[] AS history, NULL::float8 AS fraction,
@@ -550,12 +611,14 @@ SELECT j.seq, j.id, j.lane, j.payload, coalesce(l.due, p.due, j.due) AS due, j.c
 FROM {schema}.job j
 LEFT JOIN {schema}.attempt_state p ON p.seq = j.seq
 LEFT JOIN {schema}.dead_letter d ON d.seq = j.seq
+LEFT JOIN {schema}.dependent w ON w.seq = j.seq
 LEFT JOIN LATERAL (
     SELECT l.*, s.id AS holder FROM {schema}.session s JOIN {schema}.lease l ON l.session = s.number AND l.seq = j.seq
     WHERE NOT s.is_drained LIMIT 1
 ) l ON true;
 CREATE VIEW {schema}.job_record_finished AS
-SELECT d.seq, d.id, d.lane, d.payload, coalesce(d.due, d.created_at) AS due, d.created_at, d.started_at, d.finished_at, d.reason,
+SELECT d.seq, d.id, d.lane, d.payload, coalesce(d.due, d.created_at) AS due, d.created_at, d.started_at,
+    coalesce(d.ended_at, d.finished_at) AS finished_at, d.reason,
     CASE d.state WHEN 1 THEN 'completed' ELSE 'cancelled' END AS status, coalesce(d.failures, 0) AS failures,
     coalesce(d.lost, 0) AS lost, 0::int2 AS extra_flags,
     false AS cancel_requested, CAST(NULL AS text) AS holder,

@@ -1,0 +1,182 @@
+"""Flows: encode the graph of an enqueue, and decode the rows of flows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from nimburion.backends.planning.flows import check_graph, check_same_flow, list_members
+from nimburion.backends.postgres.encoding import (
+    encode_text,
+    reject_unstorable_text,
+    to_optional_seconds,
+    to_seconds,
+)
+from nimburion.backends.server.encoding import decode_id, encode_id, encode_json
+from nimburion.core.diagnosis.explanations import Unmet
+from nimburion.core.flows import (
+    FlowInfo,
+    FlowPage,
+    NewFlow,
+    On,
+    SourceKind,
+    WaitCondition,
+    WaitSource,
+)
+from nimburion.core.job import JobOptions, JobRecord, NewJob
+
+
+class _Graph(msgspec.Struct, frozen=True):
+    """The graph of an enqueue, as `enqueue_flow_1` takes it. Ids are hexadecimal."""
+
+    flows: list[tuple[str, str, str | None, int, int]]
+    members: list[tuple[str, bool] | None]
+    conditions: list[tuple[int, str, str, str]]
+    sources: list[tuple[str, str]]
+
+
+@reject_unstorable_text
+def encode_graph(jobs: Sequence[NewJob], flows: Sequence[NewFlow]) -> str:
+    """Return flows, members and conditions as JSON.
+
+    Raises:
+        Unstorable: a text cannot be stored.
+    """
+    own = {WaitSource(SourceKind.JOB, job_id) for job_id in list_members(jobs, flows)}
+    conditions = [
+        (place, condition.source, condition.on)
+        for place, job in enumerate(jobs, start=1)
+        for condition in job.options.conditions
+    ]
+    graph = _Graph(
+        flows=[
+            (
+                _encode_hex(flow.id),
+                encode_text(flow.name),
+                None if flow.parent is None else _encode_hex(flow.parent),
+                flow.members,
+                flow.max_failed,
+            )
+            for flow in _sort_by_depth(flows)
+        ],
+        members=[
+            None if job.options.flow is None else _encode_member(job.options, job.options.flow)
+            for job in jobs
+        ],
+        conditions=[
+            (place, source.kind, _encode_hex(source.id), needs)
+            for place, source, needs in conditions
+        ],
+        sources=[
+            (source.kind, _encode_hex(source.id))
+            for source in sorted({source for _, source, _ in conditions} - own)
+        ],
+    )
+    return encode_json(graph).decode()
+
+
+def _encode_member(options: JobOptions, flow_id: str) -> tuple[str, bool]:
+    """Return the flow of a job, and whether it counts the job."""
+    counted = options.counted_flow
+    return _encode_hex(counted or flow_id), counted is not None
+
+
+def _encode_hex(text: str) -> str:
+    return encode_id(text).hex()
+
+
+def _sort_by_depth(flows: Sequence[NewFlow]) -> list[NewFlow]:
+    """Return the flows so that each group comes after its parent."""
+    parents = {flow.id: flow.parent for flow in flows}
+
+    def count_parents(flow: NewFlow) -> int:
+        depth, parent = 0, flow.parent
+        while parent is not None and depth <= len(parents):
+            depth, parent = depth + 1, parents.get(parent)
+        return depth
+
+    return sorted(flows, key=count_parents)
+
+
+def check_graph_stored(
+    jobs: Sequence[NewJob], flows: Sequence[NewFlow], unknown: str | None, other: str | None
+) -> None:
+    """Raise `InvalidJob` if `enqueue_flow_1` has refused the graph.
+
+    `unknown` and `other` are its results.
+    """
+    if other is not None:
+        stored_id, name, parent, members, max_failed = msgspec.json.decode(other)
+        stored = FlowInfo(
+            id=_decode_hex(stored_id),
+            name=name,
+            parent=None if parent is None else _decode_hex(parent),
+            members=members,
+            unfinished=members,
+            max_failed=max_failed,
+        )
+        for flow in flows:
+            if flow.id == stored.id:
+                check_same_flow(flow, stored)
+    if unknown is not None:
+        missing = {(kind, _decode_hex(found)) for kind, found in msgspec.json.decode(unknown)}
+        named_flows = {flow.parent for flow in flows} | {job.options.counted_flow for job in jobs}
+        sources = [condition.source for job in jobs for condition in job.options.conditions]
+        named = {(source.kind.value, source.id) for source in sources}
+        named |= {(SourceKind.FLOW.value, flow_id) for flow_id in named_flows if flow_id}
+        known = named - missing
+        check_graph(
+            jobs,
+            flows,
+            {found for kind, found in known if kind == SourceKind.FLOW},
+            {found for kind, found in known if kind == SourceKind.JOB},
+        )
+
+
+def _decode_hex(text: str) -> str:
+    return decode_id(bytes.fromhex(text))
+
+
+def decode_flow(row: Any) -> FlowInfo:  # noqa: ANN401 - a row
+    """Decode a row of `get_flows_1` or `list_flows_1`."""
+    return FlowInfo(
+        id=decode_id(row["id"]),
+        name=row["name"],
+        parent=None if row["parent"] is None else decode_id(row["parent"]),
+        members=row["members"],
+        unfinished=row["unfinished"],
+        completed=row["completed"],
+        failed=row["failed"],
+        cancelled=row["cancelled"],
+        max_failed=row["max_failed"],
+        created_at=to_seconds(row["created_at"]),
+        finished_at=to_optional_seconds(row["finished_at"]),
+    )
+
+
+def decode_page(rows: list[Any], limit: int) -> FlowPage:
+    """Decode a page of flows; one beyond `limit` says that there are more."""
+    following = str(rows[limit - 1]["number"]) if len(rows) > limit > 0 else None
+    return FlowPage([decode_flow(row) for row in rows[:limit]], following)
+
+
+def decode_unmet(
+    rows: list[Any], jobs: Sequence[JobRecord], flows: Sequence[FlowInfo]
+) -> tuple[list[Unmet], int]:
+    """Decode the rows of `list_unmet_1`: conditions with their sources, and the number of all."""
+    jobs_by_id = {job.id: job for job in jobs}
+    flows_by_id = {flow.id: flow for flow in flows}
+    unmet, count = [], 0
+    for kind, source_id, needs, count in rows:  # noqa: B007 - the same number in each row
+        source = WaitSource(SourceKind(kind), decode_id(source_id))
+        is_job = source.kind is SourceKind.JOB
+        unmet.append(
+            Unmet(
+                condition=WaitCondition(source, On(needs)),
+                job=jobs_by_id.get(source.id) if is_job else None,
+                flow=None if is_job else flows_by_id.get(source.id),
+            )
+        )
+    return unmet, count

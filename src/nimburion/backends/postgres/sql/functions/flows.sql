@@ -1,0 +1,991 @@
+-- Flows: what follows from the end of members of flows. backends/planning/flows.py decides the same in Python.
+--
+-- A function that ends or replays a member adds a row to `flow_change`. `resolve_flows_1` applies these rows, normally in the same
+-- call. Rows that it leaves are applied by the next call, of any worker; at the latest by that of `promote`.
+-- Locks, after all that an exchange takes: the flows that are no groups (roots) by number; then, each with SKIP LOCKED, rows of
+-- `dependent`, further roots, source jobs, unique keys, the horizon and finished jobs. So only the locks of roots are waited for, and
+-- one call takes all of them before it changes anything. What cannot be locked is left to a later call, with all later changes of
+-- the same source: the changes of a source are applied in the order of their numbers.
+-- A root is locked while the changes inside its flow are applied. So two workers that end the last members of a flow at the same
+-- time apply their changes one after the other, and the second one sees the conditions that the first one has met.
+-- A caller's transaction, and one that stays open for a round trip, only adds rows to `flow_change`. It locks flows FOR KEY SHARE, so
+-- that they are not deleted; a change of counts does not wait for this lock.
+
+-- name: note_changes
+-- Note that jobs have ended or were replayed.
+-- Inputs: ids and flows of the jobs (arrays of the same length, as in `job`); the change; how the flows count it
+CREATE OR REPLACE FUNCTION {schema}.note_changes_1(p_ids bytea[], p_flows int8[], p_change text, p_outcome text) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO {schema}.flow_change (flow, root, source_kind, source, change, outcome)
+    SELECT CASE WHEN m.flow > 0 THEN m.flow END, coalesce(f.root, f.number), 'job', m.id, p_change, p_outcome
+    FROM unnest(p_ids, p_flows) AS m (id, flow) LEFT JOIN {schema}.flow f ON f.number = abs(m.flow);
+END $$;
+
+-- name: continue_flows
+-- Apply the changes of members of flows, if there are any.
+-- Inputs: the time or NULL
+-- Result: the queue of each job to notify
+-- Locks: as `resolve_flows_1`
+CREATE OR REPLACE FUNCTION {schema}.continue_flows_1(p_now int8) RETURNS text[]
+LANGUAGE plpgsql AS $$
+DECLARE
+    lanes int4[];
+BEGIN
+    IF EXISTS (SELECT FROM {schema}.flow_change) THEN
+        SELECT r.to_notify INTO lanes FROM {schema}.resolve_flows_1({schema}.get_write_time_1(p_now)) r;
+    END IF;
+    RETURN ARRAY(SELECT a.queue FROM unnest(lanes) l (lane) JOIN {schema}.lane a ON a.id = l.lane);
+END $$;
+
+-- name: resolve_flows
+-- Apply the changes in `flow_change`, and what follows from them: count members, and resume, cancel or suspend the jobs that wait.
+-- Inputs: the time; the maximum number of conditions to apply (MAX_RESOLVED in core/flows.py). The rest is left to a later call.
+-- Result:
+--   to_notify   the lane of each job to notify; NULL: none
+--   is_cut      whether some is left because of the maximum; false also if some is left because other transactions have locked it
+-- Locks: see the header of this file
+-- Atomic: part of the caller's transaction. Each statement sees what other transactions have committed before it, so also what
+--   those have changed that held the roots before.
+CREATE OR REPLACE FUNCTION {schema}.resolve_flows_1(p_now int8, p_limit int4 DEFAULT 500, OUT to_notify int4[], OUT is_cut bool)
+LANGUAGE plpgsql
+SET enable_seqscan TO off SET enable_hashjoin TO off SET enable_mergejoin TO off SET jit TO off AS $$
+DECLARE
+    named int8[];
+    roots int8[];
+    takes_orphans bool := false;
+    stays_blocked bool := false;
+    taken {schema}.flow_change[];
+    changes {schema}.flow_change[] := '{}';
+    level {schema}.flow_change[];
+    blocked {schema}.flow_change[] := '{}';
+    ends {schema}.flow_change[];
+    waiters record;
+    available int4 := p_limit;
+BEGIN
+    is_cut := false;
+    SELECT array_agg(DISTINCT c.root) INTO named
+    FROM (SELECT n.root FROM {schema}.flow_change n ORDER BY n.number LIMIT 2000) c;
+    IF named IS NULL THEN
+        RETURN;
+    END IF;
+    roots := ARRAY(SELECT f.number FROM {schema}.flow f WHERE f.number = ANY (named) ORDER BY f.number FOR NO KEY UPDATE);
+    IF cardinality(roots) < cardinality(named) THEN  -- some sources are in no flow, or it was deleted
+        takes_orphans := pg_try_advisory_xact_lock(hashtextextended('{schema}.resolve_flows_1', 7046));
+    END IF;
+    WITH deleted AS (
+        DELETE FROM {schema}.flow_change c WHERE c.number = ANY (ARRAY(
+            SELECT n.number FROM {schema}.flow_change n
+            WHERE n.root = ANY (roots)
+                OR takes_orphans AND NOT EXISTS (SELECT FROM {schema}.flow f WHERE f.number = n.root)
+            ORDER BY n.number LIMIT 2000
+        )) RETURNING c.*
+    )
+    SELECT array_agg(CAST(ROW(d.*) AS {schema}.flow_change) ORDER BY d.number) INTO taken FROM deleted d;
+    IF taken IS NULL THEN
+        RETURN;
+    END IF;
+    changes := {schema}.find_changes_1(taken) || {schema}.count_changes_1(p_now, taken);
+    WHILE changes <> '{}' AND available > 0 LOOP
+        -- The first change of each source; later ones follow in the next round, or stay behind a blocked one.
+        SELECT coalesce(array_agg(c.change ORDER BY c.place) FILTER (WHERE c.nth = 1 AND NOT c.is_blocked), '{}'),
+            coalesce(array_agg(c.change ORDER BY c.place) FILTER (WHERE c.nth > 1 AND NOT c.is_blocked), '{}'),
+            blocked || array_agg(c.change ORDER BY c.place) FILTER (WHERE c.is_blocked)
+        INTO level, changes, blocked
+        FROM (
+            SELECT CAST(ROW(u.number, u.flow, u.root, u.source_kind, u.source, u.change, u.outcome) AS {schema}.flow_change) AS change,
+                u.place, row_number() OVER (PARTITION BY u.source_kind, u.source ORDER BY u.place) AS nth,
+                (u.source_kind, u.source) IN (SELECT b.source_kind, b.source FROM unnest(blocked) b) AS is_blocked
+            FROM unnest(changes) WITH ORDINALITY
+                AS u (number, flow, root, source_kind, source, change, outcome, place)
+        ) c;
+        waiters := {schema}.lock_waiters_1(level, roots, available);
+        roots := waiters.roots;
+        available := CASE WHEN waiters.is_cut THEN 0 ELSE available - waiters.number END;
+        IF waiters.met <> '{}' THEN
+            to_notify := to_notify || {schema}.meet_conditions_1(p_now, waiters.met);
+        END IF;
+        ends := '{}';
+        IF waiters.impossible <> '{}' THEN
+            waiters.ends := {schema}.cancel_dependents_1(p_now, waiters.impossible);
+            ends := waiters.ends;
+        END IF;
+        IF waiters.open <> '{}' THEN
+            waiters.ends := {schema}.reopen_dependents_1(p_now, waiters.open);
+            IF waiters.ends IS NULL THEN
+                waiters.blocked := waiters.blocked || ARRAY(
+                    SELECT CAST(ROW(l.*) AS {schema}.flow_change) FROM unnest(level) l WHERE l.change = 'reopened'
+                        AND (l.source_kind, l.source) NOT IN (SELECT b.source_kind, b.source FROM unnest(waiters.blocked) b)
+                );
+            ELSE
+                ends := ends || waiters.ends;
+            END IF;
+        END IF;
+        IF waiters.is_cut THEN
+            changes := level || changes;
+            stays_blocked := waiters.blocked <> '{}';
+        ELSE
+            blocked := blocked || waiters.blocked;
+        END IF;
+        changes := changes || ends || {schema}.count_changes_1(p_now, ends);
+    END LOOP;
+    is_cut := changes <> '{}' AND NOT stays_blocked;
+    changes := blocked || changes;
+    IF changes <> '{}' THEN
+        INSERT INTO {schema}.flow_change (number, root, source_kind, source, change) OVERRIDING SYSTEM VALUE
+        SELECT c.number, c.root, c.source_kind, c.source, c.change FROM unnest(changes) c WHERE c.number IS NOT NULL;
+        INSERT INTO {schema}.flow_change (root, source_kind, source, change)
+        SELECT c.root, c.source_kind, c.source, c.change
+        FROM unnest(changes) WITH ORDINALITY AS c (number, flow, root, source_kind, source, change, outcome, place)
+        WHERE c.number IS NULL ORDER BY c.place;
+    END IF;
+END $$;
+
+-- name: count_changes
+-- Count the changes of members in their flows, and these flows in theirs.
+-- Inputs: the time; the changes; those that no flow counts are left out
+-- Result: the changes of flows that follow
+-- Locks: rows of `flow`. The caller has locked their roots, so that no other transaction changes them.
+CREATE OR REPLACE FUNCTION {schema}.count_changes_1(p_now int8, p_changes {schema}.flow_change[]) RETURNS {schema}.flow_change[]
+LANGUAGE plpgsql AS $$
+DECLARE
+    sums record;
+    before {schema}.flow;
+    counted {schema}.flow;
+    had_ended bool;
+    has_ended bool;
+    had_failed bool;
+    has_failed bool;
+    change text;
+    changes {schema}.flow_change[] := '{}';
+BEGIN
+    FOR sums IN
+        SELECT c.flow AS number, sum(c.step) AS ended, sum(c.step) FILTER (WHERE c.outcome = 'completed') AS completed,
+            sum(c.step) FILTER (WHERE c.outcome = 'failed') AS failed,
+            sum(c.step) FILTER (WHERE c.outcome = 'cancelled') AS cancelled
+        FROM (
+            SELECT u.flow, u.outcome, CASE u.change WHEN 'reopened' THEN -1 ELSE 1 END AS step
+            FROM unnest(p_changes) u WHERE u.flow > 0
+        ) c GROUP BY c.flow ORDER BY c.flow DESC
+    LOOP
+        LOOP
+            SELECT f.* INTO before FROM {schema}.flow f WHERE f.number = sums.number;
+            EXIT WHEN NOT FOUND;
+            UPDATE {schema}.flow f SET unfinished = f.unfinished - sums.ended,
+                completed = f.completed + coalesce(sums.completed, 0), failed = f.failed + coalesce(sums.failed, 0),
+                cancelled = f.cancelled + coalesce(sums.cancelled, 0),
+                finished_at = CASE WHEN f.unfinished - sums.ended = 0 THEN p_now END
+            WHERE f.number = sums.number RETURNING f.* INTO counted;
+            had_ended := before.unfinished = 0;
+            has_ended := counted.unfinished = 0;
+            had_failed := before.failed + before.cancelled > before.max_failed;
+            has_failed := counted.failed + counted.cancelled > counted.max_failed;
+            change := CASE
+                WHEN has_ended AND (NOT had_ended OR has_failed <> had_failed)
+                    THEN CASE WHEN has_failed THEN 'failed' ELSE 'succeeded' END
+                WHEN has_ended THEN NULL
+                WHEN has_failed AND NOT had_failed THEN 'failing'
+                WHEN NOT has_failed AND (had_ended OR had_failed) THEN 'reopened' END;
+            IF change IS NOT NULL THEN
+                changes := changes || CAST(ROW(NULL, NULL, coalesce(counted.root, counted.number), 'flow', counted.id, change, NULL)
+                    AS {schema}.flow_change);
+            END IF;
+            SELECT counted.parent AS number, CAST(has_ended::int4 - had_ended::int4 AS int8) AS ended,
+                CAST((has_ended AND NOT has_failed)::int4 - (had_ended AND NOT had_failed)::int4 AS int8) AS completed,
+                CAST((has_failed AND counted.failed > 0)::int4 - (had_failed AND before.failed > 0)::int4 AS int8) AS failed,
+                CAST((has_failed AND counted.failed = 0)::int4 - (had_failed AND before.failed = 0)::int4 AS int8) AS cancelled
+            INTO sums;
+            EXIT WHEN sums.number IS NULL OR sums.ended = 0 AND sums.completed = 0 AND sums.failed = 0 AND sums.cancelled = 0;
+        END LOOP;
+    END LOOP;
+    RETURN changes;
+END $$;
+
+-- name: find_changes
+-- Find the changes that jobs may wait for among rows of `flow_change`.
+-- Inputs: the rows
+-- Result: the changes. Those that say `stored` are replaced by the change that a new condition on the source follows, if any.
+CREATE OR REPLACE FUNCTION {schema}.find_changes_1(p_taken {schema}.flow_change[]) RETURNS {schema}.flow_change[]
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT CAST(ROW(t.number, NULL, t.root, t.source_kind, t.source, f.change, NULL) AS {schema}.flow_change)
+        FROM unnest(p_taken) t, LATERAL (
+            SELECT CASE WHEN t.change <> 'stored' THEN t.change
+                ELSE {schema}.find_change_1(t.root, t.source_kind, t.source) END AS change
+        ) f
+        WHERE f.change IS NOT NULL ORDER BY t.number
+    );
+END $$;
+
+-- name: find_change
+-- Find the change of a source that a new condition on it follows.
+-- Inputs: the root, the kind and the id of the source
+-- Result: succeeded, failing or failed; NULL: none yet. If another transaction is changing the source, the row of `flow_change` is
+--   added again.
+-- Locks: the row of the job in SHARE mode, if it is not locked. A transaction that ends a job locks this row before it reads the
+--   conditions on it. So either this one sees the end, or that one sees the new condition.
+CREATE OR REPLACE FUNCTION {schema}.find_change_1(p_root int8, p_kind text, p_source bytea) RETURNS text
+LANGUAGE plpgsql AS $$
+DECLARE
+    source_flow {schema}.flow;
+    job_seq int8;
+    ended_state int2;
+BEGIN
+    IF p_kind = 'flow' THEN
+        SELECT f.* INTO source_flow FROM {schema}.flow f WHERE f.id = p_source;
+        RETURN CASE WHEN NOT FOUND THEN 'failed'
+            WHEN source_flow.failed + source_flow.cancelled > source_flow.max_failed
+                THEN CASE source_flow.unfinished WHEN 0 THEN 'failed' ELSE 'failing' END
+            WHEN source_flow.unfinished = 0 THEN 'succeeded' END;
+    END IF;
+    SELECT j.seq INTO job_seq FROM {schema}.job j WHERE j.id = p_source FOR SHARE SKIP LOCKED;
+    IF FOUND THEN
+        RETURN CASE WHEN EXISTS (SELECT FROM {schema}.dead_letter d WHERE d.seq = job_seq) THEN 'failed' END;
+    END IF;
+    IF EXISTS (SELECT FROM {schema}.job j WHERE j.id = p_source) THEN
+        INSERT INTO {schema}.flow_change (root, source_kind, source, change) VALUES (p_root, p_kind, p_source, 'stored');
+        RETURN NULL;
+    END IF;
+    SELECT d.state INTO ended_state FROM {schema}.finished_job d, {schema}.horizon h
+    WHERE d.id = p_source AND h.what = 'completed' AND (d.finished_at, d.seq) > (h.finished_at, h.seq) LIMIT 1;
+    RETURN CASE ended_state WHEN 1 THEN 'succeeded' ELSE 'failed' END;
+END $$;
+
+-- name: lock_waiters
+-- Find and lock the conditions that changes concern.
+-- Inputs: the changes, one for each source; the roots that are locked; the maximum number of conditions
+-- Result:
+--   met, impossible, open     the conditions that are met, become impossible or are open again
+--   number, is_cut            the number of conditions; whether there are more
+--   blocked                   the changes that concern a job or a root that another transaction has locked
+--   roots                     the roots that are locked
+--   ends                      NULL
+-- Locks: rows of `dependent` and the roots of these jobs. Rows that another transaction has locked are skipped.
+CREATE OR REPLACE FUNCTION {schema}.lock_waiters_1(
+    p_level {schema}.flow_change[], p_roots int8[], p_limit int4, OUT met {schema}.condition[], OUT impossible {schema}.condition[],
+    OUT open {schema}.condition[], OUT number int4, OUT is_cut bool, OUT blocked {schema}.flow_change[], OUT roots int8[],
+    OUT ends {schema}.flow_change[]
+) LANGUAGE plpgsql AS $$
+DECLARE
+    found {schema}.condition[];
+    locked int8[];
+BEGIN
+    roots := p_roots;
+    blocked := '{}';
+    SELECT coalesce(array_agg(CAST(ROW(c.*) AS {schema}.condition) ORDER BY c.waiter, c.source_kind, c.source), '{}') INTO found
+    FROM (
+        SELECT c.* FROM unnest(p_level) l CROSS JOIN LATERAL (
+            SELECT c.* FROM {schema}.condition c
+            WHERE c.source_kind = l.source_kind AND c.source = l.source AND c.is_impossible = (l.change = 'reopened')
+                AND NOT (l.change = 'failing' AND c.needs = 'finished')
+            ORDER BY c.waiter LIMIT p_limit + 1
+        ) c ORDER BY c.waiter, c.source_kind, c.source LIMIT p_limit + 1
+    ) c;
+    is_cut := cardinality(found) > p_limit;
+    found := found[1:p_limit];
+    number := cardinality(found);
+    IF number > 0 THEN
+        SELECT roots || coalesce(array_agg(r.number), '{}') INTO roots FROM (
+            SELECT f.number FROM {schema}.flow f
+            WHERE f.number = ANY (ARRAY(
+                SELECT d.root FROM unnest(found) c JOIN {schema}.dependent d ON d.seq = c.waiter
+                WHERE d.root <> ALL (array_remove(p_roots, NULL))
+            )) ORDER BY f.number FOR NO KEY UPDATE SKIP LOCKED
+        ) r;
+        locked := ARRAY(
+            SELECT d.seq FROM {schema}.dependent d
+            WHERE d.seq = ANY (ARRAY(SELECT c.waiter FROM unnest(found) c))
+                AND (d.root IS NULL OR d.root = ANY (roots) OR NOT EXISTS (SELECT FROM {schema}.flow f WHERE f.number = d.root))
+            ORDER BY d.seq FOR UPDATE SKIP LOCKED
+        );
+    END IF;
+    SELECT coalesce(array_agg(v.condition ORDER BY v.place) FILTER (WHERE v.verdict = 'met'), '{}'),
+        coalesce(array_agg(v.condition ORDER BY v.place) FILTER (WHERE v.verdict = 'impossible'), '{}'),
+        coalesce(array_agg(v.condition ORDER BY v.place) FILTER (WHERE v.verdict = 'open'), '{}'),
+        coalesce(array_agg(DISTINCT v.change) FILTER (WHERE v.verdict = 'blocked'), '{}')
+    INTO met, impossible, open, blocked
+    FROM (
+        SELECT CAST(ROW(c.waiter, c.is_impossible, c.source_kind, c.source, c.needs) AS {schema}.condition) AS condition, c.place,
+            CAST(ROW(l.*) AS {schema}.flow_change) AS change,
+            CASE WHEN c.waiter <> ALL (locked) THEN 'blocked' WHEN l.change = 'reopened' THEN 'open'
+                WHEN c.needs = 'finished' OR (l.change = 'succeeded') = (c.needs = 'success') THEN 'met'
+                ELSE 'impossible' END AS verdict
+        FROM unnest(found) WITH ORDINALITY AS c (waiter, is_impossible, source_kind, source, needs, place)
+        JOIN unnest(p_level) l ON l.source_kind = c.source_kind AND l.source = c.source
+    ) v;
+END $$;
+
+-- name: meet_conditions
+-- Delete conditions that are met. Resume each suspended job that has no other one.
+-- Inputs: the time; the conditions. The rows of `dependent` are locked.
+-- Result: the lane of each job that is due now; NULL: none
+CREATE OR REPLACE FUNCTION {schema}.meet_conditions_1(p_now int8, p_met {schema}.condition[]) RETURNS int4[]
+LANGUAGE plpgsql AS $$
+DECLARE
+    resumed int8[];
+    lanes int4[];
+BEGIN
+    DELETE FROM {schema}.condition c USING unnest(p_met) m
+    WHERE c.source_kind = m.source_kind AND c.source = m.source AND c.is_impossible = m.is_impossible AND c.waiter = m.waiter;
+    WITH deleted AS (
+        DELETE FROM {schema}.dependent d WHERE d.seq = ANY (ARRAY(SELECT m.waiter FROM unnest(p_met) m))
+            AND NOT EXISTS (SELECT FROM {schema}.condition c WHERE c.waiter = d.seq) RETURNING d.seq
+    )
+    SELECT array_agg(d.seq) INTO resumed FROM deleted d;
+    IF resumed IS NULL THEN
+        RETURN NULL;
+    END IF;
+    UPDATE {schema}.job j SET due = p_now WHERE j.seq = ANY (resumed) AND j.due < p_now;
+    INSERT INTO {schema}.scheduled (due, seq, lane, attempt_status)
+    SELECT j.due, j.seq, j.lane, 0 FROM {schema}.job j WHERE j.seq = ANY (resumed) AND j.due > p_now;
+    WITH added AS (
+        INSERT INTO {schema}.ready (due, seq, lane, attempt_status)
+        SELECT j.due, j.seq, j.lane, 0 FROM {schema}.job j WHERE j.seq = ANY (resumed) AND j.due <= p_now ORDER BY j.lane, j.seq
+        RETURNING lane
+    )
+    SELECT array_agg(a.lane) INTO lanes FROM added a;
+    RETURN lanes;
+END $$;
+
+-- name: cancel_dependents
+-- Mark conditions as impossible, and cancel those of their jobs that are suspended. They keep their payload.
+-- Inputs: the time; the conditions. The rows of `dependent` are locked.
+-- Result: the ends of these jobs
+-- Locks: unique keys that no other transaction has locked
+CREATE OR REPLACE FUNCTION {schema}.cancel_dependents_1(p_now int8, p_impossible {schema}.condition[])
+RETURNS {schema}.flow_change[]
+LANGUAGE plpgsql AS $$
+DECLARE
+    ended record;
+BEGIN
+    UPDATE {schema}.condition c SET is_impossible = true FROM unnest(p_impossible) m
+    WHERE c.source_kind = m.source_kind AND c.source = m.source AND c.is_impossible = m.is_impossible AND c.waiter = m.waiter;
+    WITH cancelled AS (
+        UPDATE {schema}.dependent d SET cancelled_at = p_now FROM (
+            SELECT DISTINCT ON (m.waiter) m.waiter, m.needs FROM unnest(p_impossible) m ORDER BY m.waiter, m.source_kind, m.source
+        ) m WHERE d.seq = m.waiter AND d.cancelled_at IS NULL
+        RETURNING d.seq, d.flow, d.root, CASE m.needs WHEN 'success' THEN 'dependency' ELSE 'not needed' END AS reason
+    ), deleted AS (
+        DELETE FROM {schema}.job j USING cancelled c WHERE j.seq = c.seq
+        RETURNING j.seq, j.due, j.created_at, j.lane, j.id, j.digest, j.unique_key, j.options, j.payload, c.flow, c.root, c.reason
+    ), finished AS (
+        INSERT INTO {schema}.finished_job (seq, due, created_at, finished_at, lane, state, id, digest, reason, options, payload)
+        SELECT d.seq, nullif(d.due, d.created_at), d.created_at, p_now, d.lane, 3, d.id, d.digest, d.reason, d.options, d.payload
+        FROM deleted d
+    )
+    SELECT coalesce(array_agg(CAST(ROW(NULL, d.flow, d.root, 'job', d.id, 'failed', 'cancelled') AS {schema}.flow_change)
+            ORDER BY d.seq), '{}') AS changes,
+        array_agg(d.seq) FILTER (WHERE d.unique_key IS NOT NULL) AS seqs,
+        array_agg(d.lane) FILTER (WHERE d.unique_key IS NOT NULL) AS lanes,
+        array_agg(d.unique_key) FILTER (WHERE d.unique_key IS NOT NULL) AS keys
+    INTO ended FROM deleted d;
+    IF ended.keys IS NOT NULL THEN
+        PERFORM {schema}.free_unique_keys_1(ended.seqs, ended.lanes, ended.keys);
+    END IF;
+    RETURN ended.changes;
+END $$;
+
+-- name: reopen_dependents
+-- Open conditions again, and suspend the cancelled jobs that have no impossible condition left.
+-- Inputs: the time; the conditions. The rows of `dependent` are locked.
+-- Result: the changes of the jobs that are suspended again; NULL: jobs are being pruned, deleted or counted, and nothing was changed
+-- Locks: advisory lock 7044 and the row of the horizon, both shared, and the finished jobs, if they are free, so that no other
+--   transaction removes the same jobs; unique keys
+CREATE OR REPLACE FUNCTION {schema}.reopen_dependents_1(p_now int8, p_open {schema}.condition[])
+RETURNS {schema}.flow_change[]
+LANGUAGE plpgsql AS $$
+DECLARE
+    cancelled bytea[];
+    locked int8[];
+    reopened int8[];
+    job record;
+    changes {schema}.flow_change[] := '{}';
+BEGIN
+    IF NOT pg_try_advisory_xact_lock_shared(hashtextextended('{schema}.count_new_finished_1', 7044)) THEN
+        RETURN NULL;
+    END IF;
+    PERFORM FROM {schema}.horizon h WHERE h.what = 'completed' FOR SHARE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    cancelled := ARRAY(
+        SELECT d.id FROM {schema}.dependent d
+        WHERE d.seq = ANY (ARRAY(SELECT m.waiter FROM unnest(p_open) m)) AND d.cancelled_at IS NOT NULL
+    );
+    locked := ARRAY(SELECT f.seq FROM {schema}.finished_job f WHERE f.id = ANY (cancelled) FOR UPDATE SKIP LOCKED);
+    IF EXISTS (SELECT FROM {schema}.finished_job f WHERE f.id = ANY (cancelled) AND f.seq <> ALL (locked)) THEN
+        RETURN NULL;
+    END IF;
+    UPDATE {schema}.condition c SET is_impossible = false FROM unnest(p_open) m
+    WHERE c.source_kind = m.source_kind AND c.source = m.source AND c.is_impossible AND c.waiter = m.waiter;
+    reopened := ARRAY(
+        SELECT d.seq FROM {schema}.dependent d WHERE d.seq = ANY (ARRAY(SELECT m.waiter FROM unnest(p_open) m))
+            AND d.cancelled_at IS NOT NULL
+            AND NOT EXISTS (SELECT FROM {schema}.condition c WHERE c.waiter = d.seq AND c.is_impossible)
+    );
+    FOR job IN
+        WITH deleted AS (
+            DELETE FROM {schema}.finished_job f USING {schema}.dependent d, {schema}.horizon h
+            WHERE d.seq = ANY (reopened) AND f.id = d.id AND f.seq = d.seq
+                AND h.what = 'completed' AND (f.finished_at, f.seq) > (h.finished_at, h.seq)
+            RETURNING f.seq, coalesce(f.due, f.created_at) AS due, f.created_at, f.finished_at, f.lane, f.id, f.digest, f.options,
+                f.payload, d.flow, d.root
+        )
+        SELECT d.*, a.name, CAST({schema}.get_option_1(d.options, 'unique_key') AS json) #>> '{}' AS unique_key,
+            CAST({schema}.get_option_1(d.options, 'unique_for') AS float8) AS span,
+            CAST({schema}.get_option_1(d.options, 'unique_while') AS json) AS states
+        FROM deleted d JOIN {schema}.lane a ON a.id = d.lane ORDER BY d.seq
+    LOOP
+        INSERT INTO {schema}.job (seq, due, created_at, lane, id, digest, unique_key, flow, options, payload)
+        VALUES (job.seq, job.due, job.created_at, job.lane, job.id, job.digest, job.unique_key, job.flow, job.options, job.payload);
+        PERFORM {schema}.uncount_finished_1(job.finished_at, job.lane, 3::int2);
+        IF job.unique_key IS NOT NULL THEN
+            PERFORM {schema}.try_unique_key_1(p_now, job.name, job.unique_key, job.seq, job.id, job.span,
+                {schema}.decode_text_array_1(job.states));
+        END IF;
+        UPDATE {schema}.dependent d SET cancelled_at = NULL WHERE d.seq = job.seq;
+        changes := changes || CAST(ROW(NULL, job.flow, job.root, 'job', job.id, 'reopened', 'cancelled') AS {schema}.flow_change);
+    END LOOP;
+    -- Jobs that were deleted wait for nothing.
+    PERFORM {schema}.drop_dependents_1(ARRAY(
+        SELECT d.seq FROM {schema}.dependent d WHERE d.seq = ANY (reopened) AND d.cancelled_at IS NOT NULL
+    ));
+    RETURN changes;
+END $$;
+
+-- name: try_unique_key
+-- Assign a unique key to a job, unless another job holds it or another transaction has locked it.
+-- Inputs: as for `take_unique_key_1`
+-- Locks: the key, for which it waits at most 100 ms
+CREATE OR REPLACE FUNCTION {schema}.try_unique_key_1(
+    p_now int8, p_name text, p_key text, p_seq int8, p_id bytea, p_span float8, p_states text[]
+) RETURNS void
+LANGUAGE plpgsql SET lock_timeout TO '100ms' AS $$
+BEGIN
+    PERFORM {schema}.take_unique_key_1(p_now, p_name, p_key, p_seq, p_id, p_span, p_states);
+EXCEPTION WHEN lock_not_available THEN
+    NULL;
+END $$;
+
+-- name: drop_dependents
+-- Delete the conditions of jobs that do not wait any more.
+-- Inputs: the seqs of the jobs
+CREATE OR REPLACE FUNCTION {schema}.drop_dependents_1(p_seqs int8[]) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF p_seqs <> '{}' THEN
+        DELETE FROM {schema}.condition c WHERE c.waiter = ANY (p_seqs);
+        DELETE FROM {schema}.dependent d WHERE d.seq = ANY (p_seqs);
+    END IF;
+END $$;
+
+-- name: enqueue_flow
+-- Store flows and their jobs. The call is idempotent by the ids of flows and jobs.
+-- Inputs: as for `enqueue_1`; then the graph, as a JSON object whose ids are hexadecimal:
+--   flows         [id, name, parent or null, members, max_failed] of each flow; groups come after their flow
+--   members       for each job null or [flow, whether it counts the job]
+--   conditions    [index of the job from 1, kind of the source, source, needs] of each condition
+--   sources       [kind, source] of each source that is no job of this call
+--   Then whether what follows from the state of these sources is applied now: not in a caller's transaction
+-- Result: codes and holders as of `enqueue_1`. If something in the graph is refused, nothing is stored:
+--   unknown       a JSON array of [kind, id] of the flows and jobs that are unknown; NULL: none
+--   other         [id, name, parent or null, members, max_failed] of a stored flow that is another one; NULL: none
+--   to_notify     the lanes of jobs that were resumed
+-- Locks: the stored flows that are named FOR KEY SHARE; then as `enqueue_1` and, if changes are applied, `resolve_flows_1`
+-- Atomic: one transaction
+CREATE OR REPLACE FUNCTION {schema}.enqueue_flow_1(
+    p_now int8, p_queues text[], p_names text[], p_ranks int2[], p_lanes int4[], p_ids bytea[],
+    p_digests bytea[], p_payloads bytea[], p_options text[], p_ats int8[], p_afters int8[],
+    p_keys text[], p_spans int8[], p_states text[], p_on_duplicate text[], p_max_waits int8[], p_since int8,
+    p_graph json, p_resolves bool,
+    OUT codes text, OUT holders bytea[], OUT unknown text, OUT other text, OUT to_notify int4[]
+) LANGUAGE plpgsql AS $$
+DECLARE
+    now int8 := {schema}.get_write_time_1(p_now);
+    lane_ids int4[] := {schema}.get_or_create_lanes_1(p_queues, p_names, p_ranks);
+    added bytea[];
+    flows int8[];
+    waits bool[];
+BEGIN
+    BEGIN
+        SELECT s.other, s.added INTO other, added FROM {schema}.store_flows_1(now, p_graph -> 'flows') s;
+        flows := ARRAY(
+            SELECT CASE m.member ->> 1 WHEN 'true' THEN f.number ELSE -f.number END
+            FROM json_array_elements(p_graph -> 'members') WITH ORDINALITY AS m (member, place)
+            LEFT JOIN {schema}.flow f ON f.id = decode(m.member ->> 0, 'hex') ORDER BY m.place
+        );
+        waits := ARRAY(
+            SELECT CASE WHEN r.finished_at IS NULL OR r.id = ANY (added) THEN c.place IS NOT NULL END
+            FROM unnest(flows) WITH ORDINALITY AS n (flow, place)
+            LEFT JOIN (
+                SELECT DISTINCT CAST(c ->> 0 AS int8) AS place FROM json_array_elements(p_graph -> 'conditions') c
+            ) c ON c.place = n.place
+            LEFT JOIN {schema}.flow f ON f.number = abs(n.flow)
+            LEFT JOIN {schema}.flow r ON r.number = coalesce(f.root, f.number)
+            ORDER BY n.place
+        );
+        unknown := {schema}.list_unknown_1(p_graph, waits);
+        IF other IS NOT NULL OR unknown IS NOT NULL THEN
+            RAISE EXCEPTION 'the graph is refused' USING ERRCODE = 'NB002';
+        END IF;
+        IF cardinality(p_ids) > 0 AND NOT {schema}.enqueue_members_1(
+            now, lane_ids, p_lanes, p_ids, p_digests, p_payloads, p_options, p_ats, p_afters, p_keys, p_since, flows, waits)
+        THEN
+            SELECT c.codes, c.holders INTO codes, holders FROM {schema}.enqueue_each_1(
+                now, p_names, lane_ids, p_lanes, p_ids, p_digests, p_payloads, p_options, p_ats, p_afters,
+                p_keys, p_spans, p_states, p_on_duplicate, p_max_waits, p_since, flows, waits
+            ) c;
+        END IF;
+        IF codes ~ '[xt]' THEN
+            RAISE EXCEPTION 'the graph is refused' USING ERRCODE = 'NB002';
+        END IF;
+    EXCEPTION WHEN SQLSTATE 'NB002' THEN
+        RETURN;
+    END;
+    IF added IS NOT NULL AND codes ~ 'e' THEN
+        PERFORM {schema}.count_stored_members_1(p_ids, codes, flows, added, p_since);
+    END IF;
+    PERFORM {schema}.store_conditions_1(p_ids, codes, p_graph, added);
+    IF p_resolves AND EXISTS (SELECT FROM {schema}.flow_change) THEN
+        SELECT r.to_notify INTO to_notify FROM {schema}.resolve_flows_1(now) r;
+    END IF;
+END $$;
+
+-- name: store_flows
+-- Store the flows that are new. A group without members ends at once.
+-- Inputs: the time; the flows, as for `enqueue_flow_1`
+-- Result: the values of a stored flow that is another one with the same id, as of `enqueue_flow_1` (NULL: none); the ids of the
+--   flows that were new
+-- Locks: stored flows FOR KEY SHARE; waits for a transaction that is storing one of the flows
+CREATE OR REPLACE FUNCTION {schema}.store_flows_1(p_now int8, p_flows json, OUT other text, OUT added bytea[])
+LANGUAGE plpgsql AS $$
+DECLARE
+    new record;
+    stored record;
+    parent {schema}.flow;
+BEGIN
+    FOR new IN
+        SELECT decode(f ->> 0, 'hex') AS id, f ->> 1 AS name, decode(f ->> 2, 'hex') AS parent, CAST(f ->> 3 AS int8) AS members,
+            CAST(f ->> 4 AS int8) AS max_failed
+        FROM json_array_elements(p_flows) f
+    LOOP
+        FOR attempt IN 1..2 LOOP  -- the second one finds a flow that another transaction has just stored
+            SELECT f.*, (SELECT p.id FROM {schema}.flow p WHERE p.number = f.parent) AS parent_id INTO stored
+            FROM {schema}.flow f WHERE f.id = new.id FOR KEY SHARE OF f;
+            IF FOUND THEN
+                IF (stored.name, stored.members, stored.max_failed) <> (new.name, new.members, new.max_failed)
+                    OR stored.parent_id IS DISTINCT FROM new.parent
+                THEN
+                    other := CAST(json_build_array(encode(stored.id, 'hex'), stored.name, encode(stored.parent_id, 'hex'),
+                        stored.members, stored.max_failed) AS text);
+                    RETURN;
+                END IF;
+                EXIT;
+            END IF;
+            SELECT f.* INTO parent FROM {schema}.flow f WHERE f.id = new.parent;
+            INSERT INTO {schema}.flow (id, parent, root, members, unfinished, max_failed, created_at, finished_at, name)
+            VALUES (new.id, parent.number, coalesce(parent.root, parent.number), new.members, new.members, new.max_failed, p_now,
+                CASE WHEN new.members = 0 THEN p_now END, new.name)
+            ON CONFLICT (id) DO NOTHING;
+            IF FOUND THEN
+                added := added || new.id;
+                IF new.members = 0 THEN
+                    INSERT INTO {schema}.flow_change (flow, root, source_kind, source, change, outcome)
+                    SELECT f.parent, coalesce(f.root, f.number), 'flow', f.id, 'succeeded', 'completed'
+                    FROM {schema}.flow f WHERE f.id = new.id;
+                END IF;
+                EXIT;
+            END IF;
+        END LOOP;
+    END LOOP;
+END $$;
+
+-- name: is_in_same_flow
+-- Decide whether a stored job is in the flow that a new job with its id names, or both are in none.
+-- Inputs: the id; the options of the new job; the earliest end of a job that counts, as for `enqueue_1`
+CREATE OR REPLACE FUNCTION {schema}.is_in_same_flow_1(p_id bytea, p_options text, p_since int8) RETURNS bool
+LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    stored text;
+BEGIN
+    SELECT j.options INTO stored FROM {schema}.job j WHERE j.id = p_id;
+    IF NOT FOUND THEN
+        SELECT d.options INTO stored FROM {schema}.finished_job d, {schema}.horizon h
+        WHERE d.id = p_id AND d.finished_at >= p_since AND h.what = 'completed' AND (d.finished_at, d.seq) > (h.finished_at, h.seq)
+        LIMIT 1;
+    END IF;
+    RETURN {schema}.get_option_1(stored, 'flow') IS NOT DISTINCT FROM {schema}.get_option_1(p_options, 'flow');
+END $$;
+
+-- name: count_stored_members
+-- Note the ends of members of new flows that were stored before: they outlived the flow of this id.
+-- Inputs: the ids of the jobs; what happened to each, as of `enqueue_1`; their flows, as in `job`; the ids of the new flows; the
+--   earliest end of a job that counts, as for `enqueue_1`
+-- Locks: rows of `job`
+CREATE OR REPLACE FUNCTION {schema}.count_stored_members_1(
+    p_ids bytea[], p_codes text, p_flows int8[], p_added bytea[], p_since int8
+) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    member record;
+    ended_state int2;
+BEGIN
+    FOR member IN
+        SELECT g.id, g.flow, j.seq FROM unnest(p_ids, p_flows) WITH ORDINALITY AS g (id, flow, place)
+        JOIN {schema}.flow f ON f.number = abs(g.flow) AND f.id = ANY (p_added) LEFT JOIN {schema}.job j ON j.id = g.id
+        WHERE substr(p_codes, CAST(g.place AS int4), 1) = 'e' ORDER BY g.place
+    LOOP
+        IF member.seq IS NOT NULL THEN
+            UPDATE {schema}.job j SET flow = member.flow WHERE j.seq = member.seq;
+            CONTINUE WHEN NOT EXISTS (SELECT FROM {schema}.dead_letter d WHERE d.seq = member.seq);
+            PERFORM {schema}.note_changes_1(ARRAY[member.id], ARRAY[member.flow], 'failed', 'failed');
+        ELSE
+            SELECT d.state INTO ended_state FROM {schema}.finished_job d WHERE d.id = member.id AND d.finished_at >= p_since LIMIT 1;
+            PERFORM {schema}.note_changes_1(ARRAY[member.id], ARRAY[member.flow],
+                CASE ended_state WHEN 1 THEN 'succeeded' ELSE 'failed' END, CASE ended_state WHEN 1 THEN 'completed' ELSE 'cancelled' END);
+        END IF;
+    END LOOP;
+END $$;
+
+-- name: list_unknown
+-- List the flows and jobs that a graph names and that are not stored, after its own flows were stored; also the jobs that are in
+-- none of these.
+-- Inputs: the graph, as for `enqueue_flow_1`; for each job NULL if its flow has ended: what it waits for may be gone
+-- Result: a JSON array of [kind, hexadecimal id]; NULL: none
+-- Locks: the flows FOR KEY SHARE
+CREATE OR REPLACE FUNCTION {schema}.list_unknown_1(p_graph json, p_waits bool[]) RETURNS text
+LANGUAGE plpgsql AS $$
+DECLARE
+    roots int8[] := ARRAY(
+        SELECT coalesce(f.root, f.number) FROM json_array_elements(p_graph -> 'flows') n
+        JOIN {schema}.flow f ON f.id = decode(n ->> 0, 'hex')
+    );
+    missing text;
+BEGIN
+    WITH named AS MATERIALIZED (
+        SELECT s ->> 0 AS kind, decode(s ->> 1, 'hex') AS id FROM json_array_elements(p_graph -> 'sources') s
+        WHERE array_position(p_waits, NULL) IS NULL OR EXISTS (
+            SELECT FROM json_array_elements(p_graph -> 'conditions') c
+            WHERE c ->> 1 = s ->> 0 AND c ->> 2 = s ->> 1 AND p_waits[CAST(c ->> 0 AS int4)] IS NOT NULL
+        )
+        UNION
+        SELECT 'flow', decode(m ->> 0, 'hex') FROM json_array_elements(p_graph -> 'members') m WHERE m ->> 1 = 'true'
+        UNION
+        SELECT 'flow', decode(f ->> 2, 'hex') FROM json_array_elements(p_graph -> 'flows') f WHERE f ->> 2 IS NOT NULL
+    ), known AS MATERIALIZED (
+        SELECT f.id FROM {schema}.flow f WHERE f.id IN (SELECT n.id FROM named n WHERE n.kind = 'flow') FOR KEY SHARE
+    )
+    SELECT CAST(json_agg(json_build_array(n.kind, encode(n.id, 'hex'))) AS text) INTO missing FROM named n
+    WHERE CASE n.kind WHEN 'flow' THEN NOT EXISTS (SELECT FROM known k WHERE k.id = n.id)
+        ELSE {schema}.find_digest_1(n.id, {schema}.get_lowest_time_1()) IS NULL
+            OR NOT coalesce({schema}.find_root_1('job', n.id) = ANY (roots), false) END;
+    RETURN missing;
+END $$;
+
+-- name: enqueue_members
+-- Store new jobs all at once, if none of their ids exists and none has a unique key.
+-- Inputs: the time; the numbers of the lanes; then as for `enqueue_1`; for each job its flow as in `job`, and whether it is
+--   suspended (NULL: its flow has ended)
+-- Result: whether the jobs were stored; false: call `enqueue_each_1`
+-- Atomic: as `enqueue_1`
+CREATE OR REPLACE FUNCTION {schema}.enqueue_members_1(
+    p_now int8, p_lane_ids int4[], p_lanes int4[], p_ids bytea[], p_digests bytea[], p_payloads bytea[], p_options text[],
+    p_ats int8[], p_afters int8[], p_keys text[], p_since int8, p_flows int8[], p_waits bool[]
+) RETURNS bool
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF p_keys IS NOT NULL OR array_position(p_waits, NULL) IS NOT NULL OR EXISTS (SELECT FROM unnest(p_ats) a WHERE a < p_now) THEN
+        RETURN false;
+    END IF;
+    WITH given AS MATERIALIZED (
+        SELECT g.*, p_lane_ids[g.lane] AS lane_id
+        FROM unnest(p_lanes, p_ids, p_digests, p_options, p_payloads, p_ats, p_afters, p_flows, p_waits) WITH ORDINALITY
+            AS g (lane, id, digest, options, payload, at, after, flow, waits, place)
+    ), inserted AS (
+        INSERT INTO {schema}.job (due, created_at, lane, id, digest, flow, options, payload)
+        SELECT coalesce(g.at, p_now + coalesce(g.after, 0)), p_now, g.lane_id, g.id, g.digest, g.flow, g.options, g.payload
+        FROM given g ORDER BY g.place
+        RETURNING seq, due, lane, id, flow
+    ), stored AS MATERIALIZED (
+        SELECT i.*, g.waits FROM inserted i JOIN given g ON g.id = i.id
+    ), suspended AS (
+        INSERT INTO {schema}.dependent (seq, flow, root, lane, id)
+        SELECT s.seq, s.flow, coalesce(f.root, f.number), s.lane, s.id
+        FROM stored s LEFT JOIN {schema}.flow f ON f.number = abs(s.flow) WHERE s.waits
+    ), delayed AS (
+        INSERT INTO {schema}.scheduled (due, seq, lane, attempt_status)
+        SELECT s.due, s.seq, s.lane, 0 FROM stored s WHERE s.due > p_now AND NOT s.waits
+    )
+    INSERT INTO {schema}.ready (due, seq, lane, attempt_status)
+    SELECT s.due, s.seq, s.lane, 0 FROM stored s WHERE s.due <= p_now AND NOT s.waits;
+    IF EXISTS (SELECT FROM {schema}.finished_job d WHERE d.id = ANY (p_ids) AND d.finished_at >= p_since) THEN
+        RAISE unique_violation;
+    END IF;
+    RETURN true;
+EXCEPTION WHEN unique_violation THEN
+    RETURN false;
+END $$;
+
+-- name: store_conditions
+-- Store the conditions of new jobs. Sources that were stored before are noted: they may have ended.
+-- Inputs: the ids of the jobs; what happened to each, as of `enqueue_1`; the graph, as for `enqueue_flow_1`; the new flows
+CREATE OR REPLACE FUNCTION {schema}.store_conditions_1(p_ids bytea[], p_codes text, p_graph json, p_added bytea[]) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    WITH given AS MATERIALIZED (
+        SELECT i.id, i.place, p_codes IS NULL OR substr(p_codes, CAST(i.place AS int4), 1) = 'c' AS is_new
+        FROM unnest(p_ids) WITH ORDINALITY AS i (id, place)
+    ), named AS MATERIALIZED (
+        SELECT DISTINCT ON (c.job, c.kind, c.source) g.id, c.kind, c.source, c.needs
+        FROM (
+            SELECT CAST(c ->> 0 AS int8) AS job, c ->> 1 AS kind, decode(c ->> 2, 'hex') AS source, c ->> 3 AS needs
+            FROM json_array_elements(p_graph -> 'conditions') c
+        ) c JOIN given g ON g.place = c.job AND g.is_new
+        ORDER BY c.job, c.kind, c.source
+    ), stored AS (
+        INSERT INTO {schema}.condition (waiter, source_kind, source, needs)
+        SELECT d.seq, n.kind, n.source, n.needs FROM named n JOIN {schema}.job j ON j.id = n.id
+        JOIN {schema}.dependent d ON d.seq = j.seq
+    ), old AS (
+        SELECT s ->> 0 AS kind, decode(s ->> 1, 'hex') AS id FROM json_array_elements(p_graph -> 'sources') s
+        EXCEPT
+        SELECT 'flow', a.id FROM unnest(p_added) AS a (id)
+        UNION
+        SELECT 'job', g.id FROM given g WHERE NOT g.is_new
+    )
+    INSERT INTO {schema}.flow_change (root, source_kind, source, change)
+    SELECT {schema}.find_root_1(o.kind, o.id), o.kind, o.id, 'stored' FROM old o
+    WHERE EXISTS (SELECT FROM named n WHERE n.kind = o.kind AND n.source = o.id);
+END $$;
+
+-- name: find_root
+-- Find the flow in which a job or a flow is.
+-- Inputs: job or flow; the id
+-- Result: the number of the flow that is no group; NULL: there is none
+CREATE OR REPLACE FUNCTION {schema}.find_root_1(p_kind text, p_id bytea) RETURNS int8
+LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    root int8;
+BEGIN
+    SELECT coalesce(f.root, f.number) INTO root FROM {schema}.flow f WHERE CASE p_kind WHEN 'flow' THEN f.id = p_id
+        ELSE f.number = (SELECT abs(j.flow) FROM {schema}.job j WHERE j.id = p_id) END;
+    IF NOT FOUND AND p_kind = 'job' THEN
+        SELECT f.number INTO root FROM {schema}.finished_job d JOIN {schema}.flow f
+            ON f.id = {schema}.encode_id_1(CAST({schema}.get_option_1(d.options, 'flow') AS json) #>> '{}')
+        WHERE d.id = p_id LIMIT 1;
+    END IF;
+    RETURN root;
+END $$;
+
+-- name: continue_flows_in_caller
+-- Apply the changes that a caller's transaction has left, and notify.
+-- Inputs: the time or NULL; the notification channel
+-- Locks: as `resolve_flows_1`
+CREATE OR REPLACE FUNCTION {schema}.continue_flows_in_caller_1(p_now int8, p_channel text) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM {schema}.notify_queues_1(p_channel, {schema}.continue_flows_1(p_now));
+END $$;
+
+-- name: get_flows
+-- Read a flow and the groups inside it, at any depth.
+-- Inputs: the id
+-- Result: one row for each flow: the flow first, then the groups in the order of their ids; no row: there is no such flow
+CREATE OR REPLACE FUNCTION {schema}.get_flows_1(p_id bytea) RETURNS TABLE (
+    number int8, id bytea, name text, parent bytea, members int8, unfinished int8, completed int8, failed int8, cancelled int8,
+    max_failed int8, created_at int8, finished_at int8
+)
+LANGUAGE sql STABLE SET jit TO off AS $$
+    WITH RECURSIVE tree AS (
+        SELECT f.number FROM {schema}.flow f WHERE f.id = p_id
+        UNION ALL
+        SELECT f.number FROM tree t JOIN {schema}.flow f ON f.parent = t.number AND f.root = (
+            SELECT coalesce(o.root, o.number) FROM {schema}.flow o WHERE o.id = p_id
+        )
+    )
+    SELECT f.number, f.id, f.name, p.id, f.members, f.unfinished, f.completed, f.failed, f.cancelled, f.max_failed, f.created_at,
+        f.finished_at
+    FROM tree t JOIN {schema}.flow f ON f.number = t.number LEFT JOIN {schema}.flow p ON p.number = f.parent
+    ORDER BY f.id <> p_id, f.id
+$$;
+
+-- name: list_flows
+-- List flows that are no groups, most recently stored first.
+-- Inputs: whether only flows are listed that have not ended; only flows with a smaller number; the maximum number of flows
+-- Result: as of `get_flows_1`
+CREATE OR REPLACE FUNCTION {schema}.list_flows_1(p_running bool, p_before int8, p_limit int4) RETURNS TABLE (
+    number int8, id bytea, name text, parent bytea, members int8, unfinished int8, completed int8, failed int8, cancelled int8,
+    max_failed int8, created_at int8, finished_at int8
+)
+LANGUAGE plpgsql STABLE SET jit TO off AS $$
+#variable_conflict use_column
+BEGIN
+    IF p_running THEN
+        RETURN QUERY SELECT f.number, f.id, f.name, CAST(NULL AS bytea), f.members, f.unfinished, f.completed, f.failed, f.cancelled,
+            f.max_failed, f.created_at, f.finished_at
+        FROM {schema}.flow f WHERE f.parent IS NULL AND f.finished_at IS NULL AND f.number < p_before
+        ORDER BY f.number DESC LIMIT p_limit;
+    ELSE
+        RETURN QUERY SELECT f.number, f.id, f.name, CAST(NULL AS bytea), f.members, f.unfinished, f.completed, f.failed, f.cancelled,
+            f.max_failed, f.created_at, f.finished_at
+        FROM {schema}.flow f WHERE f.parent IS NULL AND f.number < p_before ORDER BY f.number DESC LIMIT p_limit;
+    END IF;
+END $$;
+
+-- name: list_unmet
+-- List the open conditions of a suspended job, or the impossible ones of a cancelled job.
+-- Inputs: the id of the job; the maximum number of conditions
+-- Result: one row for each condition: kind, id and needs of the condition; the number of all conditions
+CREATE OR REPLACE FUNCTION {schema}.list_unmet_1(p_id bytea, p_limit int4) RETURNS TABLE (
+    source_kind text, source bytea, needs text, number int8
+)
+LANGUAGE sql STABLE SET jit TO off AS $$
+    SELECT c.source_kind, c.source, c.needs, count(*) OVER ()
+    FROM (
+        SELECT j.seq FROM {schema}.job j WHERE j.id = p_id
+        UNION
+        SELECT f.seq FROM {schema}.finished_job f WHERE f.id = p_id
+    ) j JOIN {schema}.dependent d ON d.seq = j.seq JOIN {schema}.condition c ON c.waiter = d.seq
+    WHERE c.is_impossible = (d.cancelled_at IS NOT NULL) ORDER BY c.source_kind, c.source LIMIT p_limit
+$$;
+
+-- name: find_running_flow
+-- Find since when the oldest flow runs that has not ended. No job in a flow that runs ended before.
+-- Result: a time; NULL: no flow runs
+CREATE OR REPLACE FUNCTION {schema}.find_running_flow_1() RETURNS int8
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (
+        SELECT f.created_at FROM {schema}.flow f WHERE f.parent IS NULL AND f.finished_at IS NULL ORDER BY f.created_at LIMIT 1
+    );
+END $$;
+
+-- name: is_in_running_flow
+-- Test whether a finished job is in a flow that runs.
+-- Inputs: its options
+CREATE OR REPLACE FUNCTION {schema}.is_in_running_flow_1(p_options text) RETURNS bool
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN strpos(p_options, '"flow":') > 0 AND EXISTS (
+        SELECT FROM {schema}.flow f WHERE f.finished_at IS NULL
+            AND f.id = {schema}.encode_id_1(CAST({schema}.get_option_1(p_options, 'flow') AS json) #>> '{}')
+    );
+END $$;
+
+-- name: keep_members
+-- Keep finished jobs whose flow runs from being pruned: move them, and their results, to the partition of this time.
+-- Inputs: the time; the time before which jobs or results are pruned (NULL: none are); since when the oldest flow runs
+-- Locks: advisory lock 7044, shared; the rows that it moves
+CREATE OR REPLACE FUNCTION {schema}.keep_members_1(p_now int8, p_before int8, p_flow_since int8) RETURNS void
+LANGUAGE plpgsql SET enable_seqscan TO off SET jit TO off AS $$
+BEGIN
+    IF p_flow_since IS NULL OR p_before IS NULL OR p_before <= p_flow_since THEN
+        RETURN;
+    END IF;
+    PERFORM pg_advisory_xact_lock_shared(hashtextextended('{schema}.count_new_finished_1', 7044));
+    WITH old AS MATERIALIZED (
+        SELECT d.id, d.seq, d.finished_at, d.lane, d.state FROM {schema}.finished_job d, {schema}.horizon h
+        WHERE h.what = 'completed' AND d.finished_at >= GREATEST(p_flow_since, h.finished_at) AND d.finished_at < p_before
+            AND (d.finished_at, d.seq) > (h.finished_at, h.seq) AND {schema}.is_in_running_flow_1(d.options)
+    ), moved AS (
+        UPDATE {schema}.finished_job d SET finished_at = p_now, ended_at = coalesce(d.ended_at, d.finished_at) FROM old o
+        WHERE d.id = o.id AND d.seq = o.seq AND d.finished_at = o.finished_at
+        RETURNING d.seq, o.finished_at, o.lane, o.state
+    ), results AS (
+        UPDATE {schema}.result r SET finished_at = p_now FROM moved m WHERE r.seq = m.seq
+    )
+    SELECT count({schema}.uncount_finished_1(m.finished_at, m.lane, m.state)) INTO p_before FROM moved m;
+END $$;
+
+-- name: keep_dependents
+-- Keep jobs that were cancelled because of another job from being pruned as long as failed jobs are kept: a replay of the other job
+-- suspends them again. Move them to the partition of this time.
+-- Inputs: the time; the times before which completed and failed jobs are pruned (NULL: none are)
+-- Locks: advisory lock 7044, shared; the rows that it moves
+CREATE OR REPLACE FUNCTION {schema}.keep_dependents_1(p_now int8, p_before int8, p_failed_before int8) RETURNS void
+LANGUAGE plpgsql SET enable_seqscan TO off SET jit TO off AS $$
+BEGIN
+    IF p_before IS NULL OR NOT EXISTS (SELECT FROM {schema}.dependent d WHERE d.cancelled_at IS NOT NULL) THEN
+        RETURN;
+    END IF;
+    PERFORM pg_advisory_xact_lock_shared(hashtextextended('{schema}.count_new_finished_1', 7044));
+    WITH old AS MATERIALIZED (
+        SELECT d.id, d.seq, d.finished_at, d.lane, d.state FROM {schema}.finished_job d, {schema}.horizon h
+        WHERE h.what = 'completed' AND d.finished_at >= h.finished_at AND d.finished_at < p_before
+            AND (d.finished_at, d.seq) > (h.finished_at, h.seq) AND d.state = 3 AND d.reason IN ('dependency', 'not needed')
+            AND (p_failed_before IS NULL OR coalesce(d.ended_at, d.finished_at) >= p_failed_before)
+    ), moved AS (
+        UPDATE {schema}.finished_job d SET finished_at = p_now, ended_at = coalesce(d.ended_at, d.finished_at) FROM old o
+        WHERE d.id = o.id AND d.seq = o.seq AND d.finished_at = o.finished_at
+        RETURNING o.finished_at, o.lane, o.state
+    )
+    SELECT count({schema}.uncount_finished_1(m.finished_at, m.lane, m.state)) INTO p_before FROM moved m;
+END $$;
+
+-- name: prune_members
+-- Remove jobs that were kept because of a flow, and their results, after their flow has ended.
+-- Inputs: the times before which completed jobs, failed jobs and results are pruned (NULL: none are); the maximum number
+-- Result: the number of removed jobs and results
+-- Locks: advisory lock 7044, shared; the rows that it deletes
+CREATE OR REPLACE FUNCTION {schema}.prune_members_1(
+    p_before int8, p_failed_before int8, p_results_before int8, p_limit int4
+) RETURNS int4
+LANGUAGE plpgsql SET enable_seqscan TO off SET jit TO off AS $$
+DECLARE
+    pruned int4;
+    results int4;
+BEGIN
+    IF p_limit <= 0 OR NOT EXISTS (SELECT FROM {schema}.finished_job d WHERE d.ended_at IS NOT NULL) THEN
+        RETURN 0;
+    END IF;
+    PERFORM pg_advisory_xact_lock_shared(hashtextextended('{schema}.count_new_finished_1', 7044));
+    WITH old AS MATERIALIZED (
+        SELECT d.id, d.seq, d.finished_at FROM {schema}.finished_job d, {schema}.horizon h
+        WHERE d.ended_at IS NOT NULL AND h.what = 'completed'
+            AND d.ended_at < CASE WHEN d.state = 3 AND d.reason IN ('dependency', 'not needed') THEN p_failed_before ELSE p_before END
+            AND (d.finished_at, d.seq) > (h.finished_at, h.seq) AND NOT {schema}.is_in_running_flow_1(d.options)
+        ORDER BY d.ended_at LIMIT p_limit
+    ), deleted AS (
+        DELETE FROM {schema}.finished_job d USING old o WHERE d.id = o.id AND d.seq = o.seq AND d.finished_at = o.finished_at
+        RETURNING d.seq, d.finished_at, d.lane, d.state
+    ), deleted_results AS (
+        DELETE FROM {schema}.result r USING deleted d WHERE r.seq = d.seq
+    )
+    SELECT count({schema}.uncount_finished_1(d.finished_at, d.lane, d.state) IS NULL) INTO pruned FROM deleted d;
+    WITH old AS MATERIALIZED (
+        SELECT r.seq FROM {schema}.finished_job d, {schema}.horizon h, {schema}.result r
+        WHERE d.ended_at IS NOT NULL AND d.ended_at < p_results_before AND h.what = 'result' AND r.seq = d.seq
+            AND (r.finished_at, r.seq) > (h.finished_at, h.seq) AND NOT {schema}.is_in_running_flow_1(d.options)
+        ORDER BY d.ended_at LIMIT p_limit - pruned
+    ), deleted AS (
+        DELETE FROM {schema}.result r USING old o WHERE r.seq = o.seq RETURNING r.seq
+    )
+    SELECT count(*) INTO results FROM deleted;
+    RETURN pruned + results;
+END $$;
+
+-- name: prune_flows
+-- Delete flows that ended before a time, with their groups, and the conditions of jobs that were pruned.
+-- Inputs: the time (NULL: no flow is deleted)
+-- Locks: the rows that it deletes; flows and jobs that another transaction has locked are skipped
+CREATE OR REPLACE FUNCTION {schema}.prune_flows_1(p_before int8) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    roots int8[];
+BEGIN
+    roots := ARRAY(
+        SELECT f.number FROM {schema}.flow f WHERE f.parent IS NULL AND f.finished_at IS NOT NULL AND f.finished_at < p_before
+        ORDER BY f.finished_at LIMIT 10000 FOR UPDATE SKIP LOCKED
+    );
+    IF roots <> '{}' THEN
+        DELETE FROM {schema}.flow f WHERE f.root = ANY (roots);
+        DELETE FROM {schema}.flow f WHERE f.number = ANY (roots);
+    END IF;
+    PERFORM {schema}.drop_dependents_1(ARRAY(
+        SELECT d.seq FROM {schema}.dependent d, {schema}.horizon h
+        WHERE h.what = 'completed' AND d.cancelled_at < p_before AND (d.cancelled_at, d.seq) <= (h.finished_at, h.seq)
+            AND NOT EXISTS (SELECT FROM {schema}.flow f WHERE f.number = d.root AND f.finished_at IS NULL)
+        ORDER BY d.cancelled_at LIMIT 10000 FOR UPDATE OF d SKIP LOCKED
+    ));
+END $$;

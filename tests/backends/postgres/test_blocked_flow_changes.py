@@ -1,0 +1,110 @@
+"""Changes of members of flows that cannot be applied at once, because others hold a lock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from nimburion.backends.postgres import PostgresBackend
+from nimburion.core.job import JobOptions, State
+from nimburion.core.queries import JobFilter
+from nimburion.core.schedules import put_schedule
+from nimburion.testing import FakeClock
+from nimburion.testing.contract.changing import replay
+from nimburion.testing.contract.flows.graphs import after, fail, finish, list_waiting, member, store
+from nimburion.testing.contract.harness import Harness
+from nimburion.testing.contract.schedules import NIGHTLY
+from tests.servers.server_kinds import RunningPostgres
+from tests.waiting import wait_until
+
+DEADLINE = 30.0
+
+
+@pytest.fixture
+async def harness(clean_postgres: RunningPostgres) -> AsyncIterator[Harness]:
+    clock = FakeClock()
+    backend = PostgresBackend(clean_postgres.url, clock=clock)
+    await backend.open()
+    async with asyncio.timeout(DEADLINE):
+        yield Harness(clock, [backend])
+    await backend.close()
+
+
+@pytest.fixture
+async def rival(clean_postgres: RunningPostgres) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of another program."""
+    made = await asyncpg.connect(clean_postgres.url, statement_cache_size=0)
+    yield made
+    await made.close()
+
+
+async def test_a_replay_stays_behind_a_blocked_failure(
+    harness: Harness, rival: asyncpg.Connection
+) -> None:
+    """Else the failure would cancel the dependent of a job that runs again."""
+    await store(harness, [member("a"), member("b", after("a"))])
+    worker = await harness.worker()
+    async with rival.transaction():
+        await rival.execute("SELECT FROM nimburion.dependent FOR UPDATE")
+        await fail(worker, "a")
+        await replay(harness.backend, JobFilter(ids=("a",)), 1)
+    await harness.backend.consuming.promote(100)
+    assert await harness.state("b") is State.SUSPENDED
+    await finish(worker, "a")
+    assert await list_waiting(worker) == ["b"]
+
+
+@pytest.mark.parametrize("table", ["horizon", "finished_job"])
+async def test_an_end_stays_behind_a_blocked_replay(
+    harness: Harness, rival: asyncpg.Connection, table: str
+) -> None:
+    """Else the dependent would wait for a job that has ended. No call waits for the other one."""
+    await store(harness, [member("a"), member("b", after("a"))])
+    worker = await harness.worker()
+    await fail(worker, "a")
+    async with rival.transaction():
+        await rival.execute(f"SELECT FROM nimburion.{table} FOR UPDATE")
+        await replay(harness.backend, JobFilter(ids=("a",)), 1)
+        await finish(worker, "a")
+        assert await harness.state("b") is State.CANCELLED
+    await harness.backend.consuming.promote(100)
+    assert await list_waiting(worker) == ["b"]
+
+
+async def test_a_tick_locks_the_unique_key_of_its_job_before_flows(
+    harness: Harness, rival: asyncpg.Connection
+) -> None:
+    """An exchange locks them in this order, too."""
+    await store(harness, [member("a")])
+    await put_schedule(harness.backend, NIGHTLY)
+    job = harness.job("tick", options=JobOptions(unique_key="k"))
+    await rival.execute(
+        "INSERT INTO nimburion.flow_change (root, source_kind, source, change)"
+        " SELECT number, 'job', 'a', 'succeeded' FROM nimburion.flow"
+    )
+    transaction = rival.transaction()
+    await transaction.start()
+    await rival.execute("SELECT FROM nimburion.flow FOR UPDATE")
+    firing = asyncio.create_task(
+        harness.backend.schedules.fire("nightly", None, 100.0, job, "allow")
+    )
+    await wait_until(lambda: is_blocked_by(rival), "the tick waits for the flow")
+    await rival.execute("SET LOCAL lock_timeout TO '100ms'")
+    with pytest.raises(asyncpg.LockNotAvailableError):
+        await rival.execute(
+            "INSERT INTO nimburion.unique_key (name, key, seq, id) VALUES ('mail', 'k', 0, 'x')"
+        )
+    await transaction.rollback()
+    assert (await firing).outcome == "fired"
+
+
+async def is_blocked_by(rival: asyncpg.Connection) -> bool:
+    """Return whether a session waits for a lock of this one."""
+    query = (
+        "SELECT EXISTS (SELECT FROM pg_stat_activity"
+        " WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid)))"
+    )
+    return bool(await rival.fetchval(query))
