@@ -28,6 +28,7 @@ from nimburion.core.bulk_operations import (
 )
 from nimburion.core.diagnosis.explanations import CauseKind, find_causes
 from nimburion.core.errors import PermanentError
+from nimburion.core.flows import FlowState, NewFlow, SourceKind, WaitCondition, WaitSource
 from nimburion.core.job import JobOptions, State
 from nimburion.core.limits import LimitChange, LimitRule
 from nimburion.core.maintenance import Retention
@@ -315,6 +316,39 @@ async def check_schedules(environment: Environment) -> None:
     assert await delete_schedule(backend, "hourly")
 
 
+async def check_flows(environment: Environment) -> None:
+    """A chain in a group: a member fails and is replayed, another one is cancelled."""
+    backend, harness = environment.backend, environment.harness
+    flows = [
+        NewFlow(id="import", name="import", members=2),
+        NewFlow(id="parts", name="parts", members=2, parent="import"),
+    ]
+    report = (WaitCondition(WaitSource(SourceKind.FLOW, "parts")),)
+    second = (WaitCondition(WaitSource(SourceKind.JOB, "part-1")),)
+    jobs = [
+        harness.job(job_id, name="flow", queue="flow", options=options)
+        for job_id, options in (
+            ("part-1", JobOptions(flow="import", group="parts")),
+            ("part-2", JobOptions(flow="import", group="parts", conditions=second)),
+            ("report", JobOptions(flow="import", conditions=report)),
+        )
+    ]
+    assert {one.outcome for one in await backend.producing.enqueue(jobs, flows)} == {"created"}
+    assert (await backend.reads.explain_job("report")).unmet_count == 1
+    worker = await harness.worker(names=("flow",), queues=("flow",))
+    await worker.settle(Failed((await worker.take_one()).lease, "permanent", FAILURE))
+    assert await harness.state("report") is State.CANCELLED
+    await backend.maintenance.change_jobs(BulkAction.REPLAY, ["part-1"])
+    assert await harness.state("report") is State.SUSPENDED
+    await worker.settle(Completed((await worker.take_one()).lease, b"1"))
+    assert [flow.id for flow in (await backend.reads.list_flows(running=True)).flows] == ["import"]
+    await backend.producing.cancel("part-2")
+    await backend.consuming.promote(500)
+    counts = {flow.id: flow.state for flow in await backend.reads.get_flow("import")}
+    assert counts == {"import": FlowState.CANCELLED, "parts": FlowState.CANCELLED}
+    await backend.consuming.close_session(worker.id)
+
+
 async def check_prune(environment: Environment) -> None:
     """Everything that is finished, with its results."""
     await environment.backend.maintenance.prune(
@@ -382,6 +416,7 @@ STEPS = (
     check_cancel_and_pause,
     check_readings,
     check_schedules,
+    check_flows,
     check_health_checks,
     check_client_list,
     check_prune,

@@ -25,6 +25,10 @@ GONE_AFTER_A_STEP = {
     "tenant_job",
     "tenant_turn",
     "idle_worker",
+    "running_flow",
+    "condition",
+    "unmet",
+    "flow_change",
 }
 """Keys that hold what a step begins and ends."""
 

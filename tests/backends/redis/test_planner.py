@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import Counter
 from collections.abc import Mapping
 from functools import cache
@@ -21,7 +20,7 @@ from nimburion.backends.planning.reserve import ReservePlan, plan_reserve
 from nimburion.backends.planning.source import PlanLane, Tenant
 from nimburion.backends.redis import scripts
 from nimburion.backends.redis.backend import RedisBackend
-from nimburion.backends.redis.scripts import Script, build_scripts
+from nimburion.backends.redis.scripts import Script
 from nimburion.core.exchange import DEFAULT_QUEUE_OPTIONS, Lane, QueueOptions, ReserveRequest
 from nimburion.core.fairness import ShareClass, to_weight_units
 from nimburion.core.job import JobOptions, NewJob
@@ -41,6 +40,7 @@ from nimburion.core.settlement import Completed, Released
 from nimburion.core.timing.clock import to_micros
 from nimburion.testing import FakeClock
 from nimburion.testing.contract.harness import HandDrivenWorker, Harness
+from tests.backends.redis.small_scripts import build_scripts_with
 from tests.backends.redis.stored_state import StoredSource, StoredState, read_state
 from tests.servers.server_kinds import RunningRedis
 
@@ -62,19 +62,7 @@ STEPS = 12
 @cache
 def build_small_scripts(*, flagged: bool) -> Mapping[str, Script]:
     """Build the scripts with small constants."""
-    inline_constants = scripts.inline_constants
-
-    def shrink(declaration: re.Match[str]) -> str:
-        names, values = declaration[1].split(", "), declaration[2].split(", ")
-        small = [str(SMALL.get(name, value)) for name, value in zip(names, values, strict=True)]
-        return f"local {declaration[1]} = {', '.join(small)}\n"
-
-    def inline_small_constants(text: str) -> str:
-        return inline_constants(scripts._CONSTANTS.sub(shrink, text))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scripts, "inline_constants", inline_small_constants)
-        return build_scripts.__wrapped__(flagged=flagged)
+    return build_scripts_with(SMALL, flagged=flagged)
 
 
 @pytest.fixture

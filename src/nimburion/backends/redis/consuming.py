@@ -28,6 +28,8 @@ class RedisConsuming(Consuming, LongPolling, SharedListening):
 
     def __init__(self, server: RedisServer) -> None:
         self._server = server
+        self._exchange_script = "exchange"
+        """`exchange_flows` after the first settlement of a member of a flow: it has more keys."""
 
     async def open_session(self, session: Session) -> None:
         reply = await self._server.run_script(
@@ -59,8 +61,14 @@ class RedisConsuming(Consuming, LongPolling, SharedListening):
             )
         else:
             (answer,) = await connections.run_script(
-                connections.exchanges, "exchange", arguments, self._server.make_times()
+                connections.exchanges,
+                self._exchange_script,
+                arguments,
+                self._server.make_times(),
             )
+        if answer[0] == b"members":
+            self._exchange_script = "exchange_flows"
+            return await self.exchange(session_id, number, settlements, request)
         reply = exchanging.decode_reply(answer, session_id, number, request)
         notifications.note_exchange(session_id, request, reply)
         return reply
@@ -72,7 +80,12 @@ class RedisConsuming(Consuming, LongPolling, SharedListening):
         connection, times = connections.exchanges, self._server.make_times()
         try:
             replies = await connections.run_script(
-                connection, "exchange", arguments, times, before=before, long_poll=seconds
+                connection,
+                self._exchange_script,
+                arguments,
+                times,
+                before=before,
+                long_poll=seconds,
             )
         finally:
             connections.long_poll.end_wait()
@@ -125,10 +138,12 @@ class RedisConsuming(Consuming, LongPolling, SharedListening):
         count, due = 0, b""
         while True:
             step = min(limit - count, _MAX_PER_SCRIPT)
-            moved, due = await self._server.run_script("promote", step)
+            moved, due, has_changes = await self._server.run_script("promote", step)
             count += moved
             if moved < step or count >= limit:
                 break
+        if has_changes:
+            due = await self._server.run_script("continue_flows")
         next_due = decode_time(int.from_bytes(due, "big")) if due else None
         return Promoted(count, next_due)
 

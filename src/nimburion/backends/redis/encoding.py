@@ -13,8 +13,10 @@ from nimburion.backends.redis.record_format import (
     FLAG_LARGE_PAYLOAD,
     FLAG_OPTIONS,
     FLAG_REPLACE,
+    FLAG_SUSPENDED,
     FLAG_TENANT,
     FLAG_UNIQUE_KEY,
+    MEMBER_MARK,
     NEVER,
     NEW_JOB_HEAD,
     POSITION,
@@ -39,6 +41,7 @@ _DUPLICATE_FLAGS: dict[OnDuplicate, int] = {
     "existing": FLAG_ACCEPT_EXISTING,
     "replace": FLAG_REPLACE,
 }
+_MEMBER_FRONT = bytes((MEMBER_MARK,))
 _TIME_BIAS = 1 << 63
 _MAX_FENCES = 1 << 32
 _MAX_REASON_BYTES = (1 << 16) - 2
@@ -103,6 +106,9 @@ def encode_body(job: NewJob) -> tuple[bytes, bytes | None]:
 
 def _encode_options(options: JobOptions) -> tuple[int, bytes]:
     flags, text = FLAG_OPTIONS, encode_json(options)
+    if options.flow is not None or options.group is not None or options.conditions:
+        text = _MEMBER_FRONT + text
+        flags |= FLAG_SUSPENDED if options.conditions else 0
     middle = len(text).to_bytes(4, "big") + text
     if (tenant := options.fair_tenant) is not None:
         flags |= FLAG_TENANT

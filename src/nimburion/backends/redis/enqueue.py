@@ -16,6 +16,7 @@ from nimburion.backends.redis.record_format import (
     CREATED,
     EXISTS,
     FLAG_OPTIONS,
+    FLAG_SUSPENDED,
     REFUSED,
     REPLACEABLE,
     REPLACED,
@@ -55,6 +56,8 @@ class EncodedBatch(NamedTuple):
     lanes: list[bytes]
     bodies: list[bytes]
     large_payloads: list[bytes]
+    has_conditions: bool
+    """Whether a job has conditions."""
 
     def make_arguments(self) -> list[bytes]:
         """Return the arguments in the order that the script expects."""
@@ -75,16 +78,17 @@ def encode_batch(jobs: Sequence[NewJob]) -> EncodedBatch:
         Unstorable: a time or a text cannot be stored.
     """
     lanes: dict[tuple[str, str], int] = {}
-    metas, bodies, apart = [], [], []
+    metas, bodies, apart, flags = [], [], [], 0
     for job in jobs:
         lane = lanes.setdefault((job.queue, job.name), len(lanes) + 1)
         metas.append(encode_position(job, lane))
         body, payload = encode_body(job)
         bodies.append(body)
+        flags |= body[0]
         if payload is not None:
             apart.append(payload)
     names = [f"{queue}\0{name}".encode() for queue, name in lanes]
-    return EncodedBatch(b"".join(metas), names, bodies, apart)
+    return EncodedBatch(b"".join(metas), names, bodies, apart, bool(flags & FLAG_SUSPENDED))
 
 
 @reject_unstorable_text
@@ -110,7 +114,9 @@ def encode_batches(jobs: Sequence[NewJob]) -> list[EncodedBatch]:
     """Encode all jobs of a call. All batches are encoded before the first is sent, so invalid data
     rejects the whole call.
     """
-    return [encode_batch(jobs[at : at + BATCH_SIZE]) for at in range(0, len(jobs), BATCH_SIZE)]
+    return [
+        encode_batch(jobs[at : at + BATCH_SIZE]) for at in range(0, max(1, len(jobs)), BATCH_SIZE)
+    ]
 
 
 def make_results(jobs: Sequence[NewJob], reply: EnqueueReply) -> list[Enqueued]:

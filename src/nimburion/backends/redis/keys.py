@@ -9,7 +9,7 @@ KEYS = MappingProxyType(
     {
         "meta": "hash: format; when an exchange last considered rate limits or limits by key; the "
         "due time that was reported last, and to which session",
-        "counters": "hash: the last seq, and the last number of lane, session and record",
+        "counters": "hash: the last seq, and the last number of lane, session, record and flow",
         "lane_number": "hash: queue NUL job name -> lane number",
         "lane_name": "hash: lane number -> queue NUL job name",
         "job": "hash: seq -> the job, with its payload or, when it is finished, its end",
@@ -24,10 +24,13 @@ KEYS = MappingProxyType(
         "history": "hash: seq -> failed and lost attempts",
         "progress": "hash: seq -> the last progress report",
         "result": "hash: seq -> what the handler returned",
-        "result_time": "sorted set: seq of jobs with a result, by end",
-        "finished": "sorted set: seq of completed and cancelled jobs, by end",
+        "result_time": "sorted set: seq of jobs with a result, by end, "
+        "without members of running flows",
+        "finished": "sorted set: seq of completed and cancelled jobs, by end, "
+        "without members of running flows",
         "dead_letter": "sorted set: seq of failed jobs, by seq",
-        "dead_letter_time": "sorted set: seq of failed jobs, by end",
+        "dead_letter_time": "sorted set: seq of failed jobs, and of those cancelled because of "
+        "another job, by end, without members of running flows",
         "pruned_blocks": "hash: ranges of seqs whose jobs are all deleted",
         "lane_counts": "hash: lane number and code -> number of jobs",
         "session_info": "hash: session id -> the worker's description of itself (JSON)",
@@ -52,6 +55,16 @@ KEYS = MappingProxyType(
         "tenant_share": "hash: queue NUL rank tenant -> what the tenant has used",
         "share_class": "hash: queue NUL rank -> minimum virtual time, tenants",
         "tenant_weight": "hash: tenant -> weight in hundredths",
+        "flow": "hash: id of a flow or a group -> the counts of its members, its name",
+        "flow_order": "sorted set: the flows that are no groups in the order in which they were "
+        "stored, and the groups of each flow",
+        "running_flow": "sorted set: the flows that have not ended, without groups",
+        "ended_flow": "sorted set: the flows that have ended, without groups, by end",
+        "condition": "sorted set: conditions that are not met, by the job or the flow of each",
+        "unmet": "hash: seq of a job that waits -> number of its conditions that are not met",
+        "flow_change": "sorted set: ends of jobs and flows whose conditions a later step applies",
+        "flow_finished": "sorted set: ended members of flows that run, by flow",
+        "released_flow": "sorted set: flows that have ended, whose members are in `flow_finished`",
         "unique_key": "hash: job name NUL unique key -> expiry, states, id of the holder",
         "unique_expiry": "sorted set: unique keys with a span (unique_for), by expiry",
         "replacement": "hash: id of a job that replaced another -> expiry, digest, id of the other",

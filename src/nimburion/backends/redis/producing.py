@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from nimburion.backends.redis import enqueue as enqueueing
+from nimburion.backends.redis.flows import NamedSources
 from nimburion.backends.redis.record_format import UNKNOWN_LANE
 from nimburion.backends.redis.server import RedisServer
 from nimburion.backends.server.encoding import encode_id_or_empty
 from nimburion.core.backend import Producing
 from nimburion.core.errors import BackendUnavailable, JobNotFound
+from nimburion.core.flows import NewFlow
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.maintenance import Cancellation
 
@@ -20,31 +22,75 @@ class RedisProducing(Producing):
     def __init__(self, server: RedisServer) -> None:
         self._server = server
 
-    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
-        # Each batch of 500 jobs is stored atomically. For a call of several batches, all jobs
-        # are checked before the first batch is stored.
-        if not jobs:
+    async def enqueue(
+        self, jobs: Sequence[NewJob], flows: Sequence[NewFlow] = ()
+    ) -> list[Enqueued]:
+        # Each batch of 500 jobs is stored atomically, the first one with all flows. For a call of
+        # several batches, all jobs are checked before the first batch is stored.
+        if not jobs and not flows:
             return []
         connections = self._server.get_connections()
-        if len(jobs) == 1 and (plain := enqueueing.encode_single(jobs[0])) is not None:
+        if (
+            len(jobs) == 1
+            and not flows
+            and (plain := enqueueing.encode_single(jobs[0])) is not None
+        ):
             reply = await self._server.run_enqueue_script(connections, "enqueue_one", plain)
             if reply != UNKNOWN_LANE:
                 return enqueueing.make_single_result(jobs[0], reply)
+        if flows and len(jobs) > enqueueing.BATCH_SIZE:
+            return await self._enqueue_callbacks_first(jobs, flows)
+        return await self._enqueue_all(jobs, flows)
+
+    async def _enqueue_callbacks_first(
+        self, jobs: Sequence[NewJob], flows: Sequence[NewFlow]
+    ) -> list[Enqueued]:
+        """Store the callbacks of flows before the members, which are in a later batch.
+
+        A flow may end before the last batch. A callback that comes then would count as stored.
+        """
+        order = sorted(range(len(jobs)), key=lambda at: jobs[at].options.counted_flow is not None)
+        results = await self._enqueue_all([jobs[at] for at in order], flows)
+        by_place = dict(zip(order, results, strict=True))
+        return [by_place[at] for at in range(len(jobs))]
+
+    async def _enqueue_all(
+        self, jobs: Sequence[NewJob], flows: Sequence[NewFlow]
+    ) -> list[Enqueued]:
         slices = enqueueing.encode_batches(jobs)
         if len(slices) > 1:
             reply = await self._server.run_script("check_enqueue", *enqueueing.encode_lookups(jobs))
             refused = enqueueing.predict_refusal(jobs, reply)
             if refused is not None:
                 return refused
+        named = None
+        if flows or any(batch.has_conditions for batch in slices):
+            named = NamedSources(jobs, flows)
+        return await self._enqueue_batches(jobs, slices, named)
+
+    async def _enqueue_batches(
+        self,
+        jobs: Sequence[NewJob],
+        batches: Sequence[enqueueing.EncodedBatch],
+        named: NamedSources | None,
+    ) -> list[Enqueued]:
+        """Store the batches of a call one after the other, until one is refused."""
+        connections = self._server.get_connections()
         results: list[Enqueued] = []
         trips: set[int] = set()
-        for at, batch in enumerate(slices):
+        script = "enqueue" if named is None else "enqueue_flow"
+        for at, batch in enumerate(batches):
             start = at * enqueueing.BATCH_SIZE
             part = jobs[start : start + enqueueing.BATCH_SIZE]
-            is_last = at == len(slices) - 1
+            arguments = batch.make_arguments()
+            if named is not None:
+                arguments = [*named.encode(with_flows=at == 0), *arguments]
+            is_last = at == len(batches) - 1
             reply = await self._server.run_enqueue_script(
-                connections, "enqueue", batch.make_arguments(), flush=is_last
+                connections, script, arguments, flush=is_last
             )
+            if named is not None:
+                named.check_reply(reply)
             trips.add(connections.enqueues.connection_count)
             found = enqueueing.make_results(part, reply)
             results += found

@@ -10,6 +10,7 @@ import msgspec
 from nimburion.backends.queue_rows import LaneRow, combine_rows
 from nimburion.backends.redis.encoding import decode_micros, decode_time
 from nimburion.backends.redis.exchange import decode_body_options, decode_lane_names
+from nimburion.backends.redis.flows import make_unmet
 from nimburion.backends.redis.record_format import (
     ATTEMPT_STATE,
     CANCEL_REQUESTED,
@@ -32,7 +33,7 @@ from nimburion.backends.redis.record_format import (
 )
 from nimburion.backends.redis.sessions import decode_command
 from nimburion.backends.server.encoding import decode_id
-from nimburion.core.diagnosis.explanations import Facts
+from nimburion.core.diagnosis.explanations import Facts, Unmet
 from nimburion.core.diagnosis.failure_groups import (
     FailedJob,
     FailureGroup,
@@ -192,6 +193,7 @@ def _make_search(which: JobFilter) -> tuple[object, ...] | bool:
         which.tenant,
         which.correlation_id,
         which.tag,
+        which.flow,
     )
     values = (*(None if time is None else _find_first_micros(time) for time in times), *others)
     return tuple(False if value is None else value for value in values)
@@ -623,8 +625,10 @@ def decode_facts(reply: list[Any], job_id: str) -> Facts:
     """
     if not reply:
         raise JobNotFound(job_id)
-    now, names, details, pause, closing, holder, sessions, uses, parked_for, turn = reply
-    job = _decode_job(details, decode_lane_names(names))
+    now, names, details, pause, closing, holder, sessions, uses, parked_for, turn = reply[:10]
+    unmet, unmet_count = reply[10:]
+    lane_names = decode_lane_names(names)
+    job = _decode_job(details, lane_names)
     key_holder = None if holder is None else decode_id(holder)
     now_micros = decode_micros(int.from_bytes(now, "big"))
     return Facts(
@@ -638,9 +642,17 @@ def decode_facts(reply: list[Any], job_id: str) -> Facts:
         ],
         parked_for=None if parked_for is None else parked_for.decode().partition("\0")[0],
         turn=_decode_turn(*turn) if turn else None,
+        unmet=[_decode_unmet(row, lane_names) for row in _split_rows(unmet, 4)],
+        unmet_count=unmet_count,
         key_holder=None if key_holder == job_id else key_holder,
         sessions=decode_sessions(sessions),
     )
+
+
+def _decode_unmet(row: Sequence[Any], lane_names: dict[int, tuple[str, str]]) -> Unmet:
+    kind, source_id, on, source = row
+    is_job = isinstance(source, list)
+    return make_unmet(kind, source_id, on, _decode_job(source, lane_names) if is_job else source)
 
 
 def _describe_lane_limits(job: str, closing: list[Any], now: int) -> list[LimitInfo]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from nimburion.backends.redis import queries, records
+from nimburion.backends.redis import flows, queries, records
 from nimburion.backends.redis.connection.command_connection import CommandPart
 from nimburion.backends.redis.encoding import encode_lookup_text
 from nimburion.backends.redis.queries import MAX_SORTED, SCAN_STEP, JobScan, PageScan, split_fields
@@ -17,6 +17,7 @@ from nimburion.core.backend import MAX_HOLDERS, Inspecting
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailureGrouper, FailureGroups
 from nimburion.core.fairness import TenantUses
+from nimburion.core.flows import FlowInfo, FlowPage
 from nimburion.core.job import FINISHED, JobRecord, State
 from nimburion.core.limits import LimitInfo
 from nimburion.core.metrics.statistics import Statistics, add_statistics
@@ -99,6 +100,16 @@ class RedisInspecting(Inspecting):
         # One script reads everything.
         reply = await self._server.run_script("explain_job", encode_id_or_empty(job_id))
         return queries.decode_facts(reply, job_id)
+
+    async def get_flow(self, flow_id: str) -> list[FlowInfo]:
+        reply = await self._server.run_script("get_flow", encode_id_or_empty(flow_id))
+        return flows.decode_flows(reply)
+
+    async def list_flows(
+        self, *, running: bool = False, limit: int = 100, after: str | None = None
+    ) -> FlowPage:
+        arguments = flows.encode_page(limit, after, running=running)
+        return flows.decode_page(await self._server.run_script("list_flows", *arguments), limit)
 
     async def list_limits(
         self, *, name: str | None = None, fullest: int = 5, holders: int = MAX_HOLDERS

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from nimburion.core.flows import On
 from nimburion.core.job import State
 
 # --- flags of a job -------------------------------------------------------------------------------
@@ -26,11 +27,15 @@ FLAG_FINISHED = 8
 FLAG_ACCEPT_EXISTING = 16
 """If the unique key is taken, the enqueue returns the job that holds it."""
 FLAG_PAYLOAD_KEPT = 32
-"""The job is completed and keeps its payload."""
+"""The job is completed or cancelled, and keeps its payload."""
+FLAG_SUSPENDED = 32
+"""The job is not finished, and is suspended."""
 FLAG_REPLACE = 64
 """If the unique key is taken, the enqueue replaces the job that holds it."""
 FLAG_TENANT = 128
 """The job needs the turn of its tenant, which follows the options."""
+MEMBER_MARK = 32
+"""The first byte of the options of a job with a flow or conditions: a space."""
 
 # --- codes ----------------------------------------------------------------------------------------
 
@@ -40,6 +45,7 @@ STATE_CODES: Mapping[State, str] = MappingProxyType(
         State.SCHEDULED: "S",
         State.RETRYING: "R",
         State.PROCESSING: "L",
+        State.SUSPENDED: "W",
         State.COMPLETED: "C",
         State.FAILED: "F",
         State.CANCELLED: "X",
@@ -80,6 +86,14 @@ SETTLED_DONE, SETTLED_ALREADY, SETTLED_STALE = b"d", b"a", b"s"
 CANCEL_REQUESTED = b"1"
 """The cancel flag of a lease whose job is to be cancelled."""
 
+JOB_SOURCE, FLOW_SOURCE = b"j", b"f"
+"""The kinds of the sources of conditions."""
+ON_SUCCESS, ON_FAILURE, ON_FINISHED = b"s", b"f", b"e"
+"""Which end of its source meets a condition."""
+ON_CODES: Mapping[On, bytes] = MappingProxyType(
+    {On.SUCCESS: ON_SUCCESS, On.FAILURE: ON_FAILURE, On.FINISHED: ON_FINISHED}
+)
+
 # --- records --------------------------------------------------------------------------------------
 
 NEVER = b"\xff" * 8
@@ -119,3 +133,11 @@ SESSION_STATE = struct.Struct(">4x8x8xQc8x")
 """interval, burst, cost; the rate for people follows."""
 PAUSE = struct.Struct(">QQ")
 """until, since; a JSON array of by and reason follows."""
+FLOW = struct.Struct(">iiiiQQ8x")
+"""unfinished, completed, failed, cancelled, created, finished; the position is skipped, and the
+identity follows.
+"""
+FLOW_IDENTITY = struct.Struct(">IIH")
+"""members, max failed, length of the parent's id that follows; the name follows it."""
+NO_TIME = 0
+"""When a flow that runs has finished."""

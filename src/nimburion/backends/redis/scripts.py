@@ -68,6 +68,8 @@ class ScriptSpec(NamedTuple):
     """Groups of parts that most calls do not need (see `defer_parts`). The parts of a group are
     neighbours in `shared`.
     """
+    operation: str = ""
+    """The file of the operation, if it does not have the name of the script."""
 
 
 _RECORD_PARTS = ("times", "constants", "strings", "record_format", "session_format", "batching")
@@ -76,55 +78,73 @@ _ENQUEUE_PARTS = (*_RECORD_PARTS, *_NOTIFY_PARTS, "lane_counts", "unique_keys")
 _USE_PARTS = ("admission", "fairness", "parked_jobs")
 _KEY_PARTS = ("heap", *_USE_PARTS)
 _LIMIT_PARTS = (*_RECORD_PARTS, *_NOTIFY_PARTS, "lane_counts", *_KEY_PARTS, "limit_changes")
-_WRITE_PARTS = (*_ENQUEUE_PARTS, *_KEY_PARTS, "write_buffer")
+_WRITE_PARTS = (*_ENQUEUE_PARTS, *_KEY_PARTS, "ended_members", "write_buffer")
 _SCAN_PARTS = (*_RECORD_PARTS, "lane_counts", "scan_jobs")
 _DETAIL_PARTS = ("session_names", "job_details")
 _CHANGE_PARTS = ("session_names", "job_changes")
 _KEY_HOLDER_PARTS = ("ids", "key_holders")
 _NEW_JOB_PARTS = (*_KEY_HOLDER_PARTS, "enqueue_jobs")
+_MEMBER_PARTS = ("job_ids", "flow_names", "flow_members")
+_FLOW_GROUP = (*_KEY_HOLDER_PARTS, *_MEMBER_PARTS, "flow_data", "flows")
+_FLOW_PARTS = (*_FLOW_GROUP, "settles_members")
+_SETTLING = ("allow-oom", (_FLOW_GROUP,))
+"""The flags and the deferred parts of scripts that end jobs, of which few are members of flows."""
+_EXCHANGE_GROUPS = (
+    *(("record_format",), _NOTIFY_PARTS, ("unique_keys",), _USE_PARTS),
+    *(("write_buffer", "settle"), ("pauses", "lanes", "source", "reserve")),
+    *(("lease_jobs",), ("repeat_leases",)),
+)
+
+
+def _list_exchange_parts(*flow_parts: str) -> tuple[str, ...]:
+    return (
+        *(*_WRITE_PARTS, "settle", *flow_parts),
+        *("promote_due", "read_lanes", "pauses", "lanes", "source", "reserve"),
+        *("lease_jobs", "repeat_leases", "reserve_jobs"),
+    )
+
 
 SCRIPT_SPECS = MappingProxyType(
     {
         "open": ScriptSpec(flags="allow-oom"),
         "enqueue": ScriptSpec((*_ENQUEUE_PARTS, *_KEY_PARTS, *_NEW_JOB_PARTS)),
+        "enqueue_flow": ScriptSpec((*_WRITE_PARTS, *_FLOW_PARTS, "enqueue_jobs")),
         "enqueue_one": ScriptSpec(("times", "constants", "idle_workers")),
         "flush": ScriptSpec(flags="allow-oom"),
         "check_enqueue": ScriptSpec(
             (*_RECORD_PARTS, "unique_keys", *_KEY_HOLDER_PARTS), "no-writes"
         ),
         "exchange": ScriptSpec(
-            (
-                *_WRITE_PARTS,
-                *("settle", "promote_due", "read_lanes", "pauses", "lanes", "source", "reserve"),
-                *("lease_jobs", "repeat_leases", "reserve_jobs"),
-            ),
+            _list_exchange_parts("refuses_members"), "allow-oom", _EXCHANGE_GROUPS
+        ),
+        "exchange_flows": ScriptSpec(
+            _list_exchange_parts(*_FLOW_PARTS),
             "allow-oom",
-            (
-                *(("record_format",), _NOTIFY_PARTS, ("unique_keys",), _USE_PARTS),
-                *(("write_buffer", "settle"), ("pauses", "lanes", "source", "reserve")),
-                *(("lease_jobs",), ("repeat_leases",)),
-            ),
+            (*_EXCHANGE_GROUPS, _FLOW_GROUP),
+            operation="exchange",
         ),
         "wake_workers": ScriptSpec(("times", "idle_workers"), "allow-oom"),
         "open_session": ScriptSpec(_LIMIT_PARTS, "allow-oom"),
         "heartbeat": ScriptSpec((*_RECORD_PARTS, "pauses"), "allow-oom"),
         "put_statistics": ScriptSpec(("times",)),
         "merge_statistics": ScriptSpec(("times", "batching"), "allow-oom"),
-        "release": ScriptSpec((*_WRITE_PARTS, "release_jobs"), "allow-oom"),
-        "close_session": ScriptSpec((*_WRITE_PARTS, "release_jobs"), "allow-oom"),
-        "rescue": ScriptSpec((*_WRITE_PARTS, "release_jobs", "session_names"), "allow-oom"),
+        "release": ScriptSpec((*_WRITE_PARTS, *_FLOW_PARTS, "release_jobs"), *_SETTLING),
+        "close_session": ScriptSpec((*_WRITE_PARTS, *_FLOW_PARTS, "release_jobs"), *_SETTLING),
+        "rescue": ScriptSpec(
+            (*_WRITE_PARTS, *_FLOW_PARTS, "release_jobs", "session_names"), *_SETTLING
+        ),
         "promote": ScriptSpec(
             (*_RECORD_PARTS, *_NOTIFY_PARTS, "lane_counts", "heap", "fairness", "promote_due"),
             "allow-oom",
         ),
-        "cancel": ScriptSpec((*_WRITE_PARTS, "ids", *_CHANGE_PARTS), "allow-oom"),
+        "continue_flows": ScriptSpec((*_WRITE_PARTS, *_FLOW_PARTS, "promote_due"), "allow-oom"),
+        "cancel": ScriptSpec((*_WRITE_PARTS, *_FLOW_PARTS, *_CHANGE_PARTS), "allow-oom"),
         "pause_queue": ScriptSpec(("times", *_NOTIFY_PARTS, "pauses"), "allow-oom"),
         "change_limit": ScriptSpec(_LIMIT_PARTS, "allow-oom"),
         "send_command": ScriptSpec((*_RECORD_PARTS, *_NOTIFY_PARTS), "allow-oom"),
         "change_jobs": ScriptSpec(
             (
-                *_WRITE_PARTS,
-                *_KEY_HOLDER_PARTS,
+                *(*_WRITE_PARTS, *_FLOW_PARTS),
                 *_CHANGE_PARTS,
                 *("delete_jobs", "versioned_records"),
             ),
@@ -133,7 +153,10 @@ SCRIPT_SPECS = MappingProxyType(
         "put_record": ScriptSpec(("times", "batching", "versioned_records"), "allow-oom"),
         "delete_record": ScriptSpec(("versioned_records",), "allow-oom"),
         "prune": ScriptSpec(
-            (*_RECORD_PARTS, "lane_counts", "delete_jobs", "pauses", "heap", "fairness"),
+            (
+                *(*_RECORD_PARTS, "lane_counts", *_MEMBER_PARTS, "delete_jobs"),
+                *("pauses", "heap", "fairness"),
+            ),
             "allow-oom",
         ),
         "set_tenant_weight": ScriptSpec(("times",), "allow-oom"),
@@ -145,7 +168,7 @@ SCRIPT_SPECS = MappingProxyType(
         "explain_job": ScriptSpec(
             (
                 *_SCAN_PARTS,
-                *("unique_keys", *_KEY_HOLDER_PARTS, "pauses"),
+                *("unique_keys", *_KEY_HOLDER_PARTS, *_MEMBER_PARTS, "pauses"),
                 *_DETAIL_PARTS,
                 *("limit_holders", "read_sessions"),
                 *(*_NOTIFY_PARTS, *_KEY_PARTS),
@@ -156,6 +179,8 @@ SCRIPT_SPECS = MappingProxyType(
         "list_queues": ScriptSpec(
             (*_RECORD_PARTS, "lane_counts", "count_by_lane", "pauses"), "no-writes"
         ),
+        "get_flow": ScriptSpec(("strings", "batching", "flow_names"), "no-writes"),
+        "list_flows": ScriptSpec(("strings", "batching", "flow_names"), "no-writes"),
         "list_sessions": ScriptSpec((*_RECORD_PARTS, "read_sessions"), "no-writes"),
         "list_limits": ScriptSpec(("times", "batching"), "no-writes"),
         "list_limit_holders": ScriptSpec(
@@ -167,11 +192,9 @@ SCRIPT_SPECS = MappingProxyType(
         "list_records": ScriptSpec(("times", "batching"), "no-writes"),
         "fire": ScriptSpec(
             (
-                *_WRITE_PARTS,
-                *_CHANGE_PARTS,
-                *_NEW_JOB_PARTS,
-                *("versioned_records", "job_ids"),
-            )
+                *(*_WRITE_PARTS, *_FLOW_PARTS, *_CHANGE_PARTS),
+                *("enqueue_jobs", "versioned_records"),
+            ),
         ),
     }
 )
@@ -222,7 +245,7 @@ def build_scripts(*, flagged: bool) -> MappingProxyType[str, Script]:
 
 def build_script(files: LuaFiles, name: str, spec: ScriptSpec, *, flagged: bool) -> Script:
     """Build a script from its parts."""
-    used = (*spec.shared, name)
+    used = (*spec.shared, spec.operation or name)
     keys = collect_keys(files, used)
     body = inline_constants(_PART_END.join(f"{files[part]}\n" for part in used))
     body, bound = inline_keys(drop_unused_functions(body), keys)

@@ -4,10 +4,12 @@
 -- Flags of a job
 local FLAG_OPTIONS, FLAG_UNIQUE_KEY, FLAG_LARGE_PAYLOAD, FLAG_FINISHED = 1, 2, 4, 8
 local FLAG_ACCEPT_EXISTING, FLAG_PAYLOAD_KEPT, FLAG_REPLACE, FLAG_TENANT = 16, 32, 64, 128
+-- The same bit as FLAG_PAYLOAD_KEPT, of a job without FLAG_FINISHED: it is suspended.
+local FLAG_SUSPENDED = 32
 
 -- Codes of jobs, in lane_counts and elsewhere. RETRYING and RETRY_SCHEDULED: PENDING and SCHEDULED after a failure.
 local PENDING, SCHEDULED, RETRYING, RETRY_SCHEDULED, LEASED = 'P', 'S', 'R', 'T', 'L'
-local COMPLETED, FAILED, CANCELLED = 'C', 'F', 'X'
+local SUSPENDED, COMPLETED, FAILED, CANCELLED = 'W', 'C', 'F', 'X'
 
 -- Status of a session: open, closed while attempts still run, or closed. In expired_session also: had several leases when it
 -- expired.

@@ -7,12 +7,12 @@
 -- Cost: one HGET per lane that is not in `lane_names`, and one HINCRBY per count that changes.
 local known_lanes, may_have_limits = {}, true
 local lane_names = {} -- the full names of the lanes that the script has read, by number
-local LANE_CODES = { PENDING, SCHEDULED, RETRYING, RETRY_SCHEDULED, LEASED, COMPLETED, FAILED, CANCELLED }
+local LANE_CODES = { PENDING, SCHEDULED, RETRYING, RETRY_SCHEDULED, LEASED, SUSPENDED, COMPLETED, FAILED, CANCELLED }
 
 local function make_zero_counts()
   return {
     [PENDING] = 0, [SCHEDULED] = 0, [RETRYING] = 0, [RETRY_SCHEDULED] = 0, [LEASED] = 0,
-    [COMPLETED] = 0, [FAILED] = 0, [CANCELLED] = 0,
+    [SUSPENDED] = 0, [COMPLETED] = 0, [FAILED] = 0, [CANCELLED] = 0,
   }
 end
 

@@ -5,7 +5,7 @@
 -- A field of a hash is the job's seq as 8 bytes. Offsets count from 1.
 --
 -- job               lane 4 | created 8 | due 8 | flags 1 | priority 1 | digest 16 | id 1 + n
---                   | options 4 + n, with FLAG_OPTIONS
+--                   | options 4 + n, with FLAG_OPTIONS; those of a member of a flow and those with conditions begin with a space
 --                   | tenant whose turn it needs 2 + n, with FLAG_TENANT (and FLAG_OPTIONS)
 --                   | unique key 2 + n | span 8 (all ones: until the job ends) | max wait 8 (all ones: none)
 --                   | states 1 + n (codes of the states in which it holds the key; none: each); all four with FLAG_UNIQUE_KEY
@@ -15,7 +15,7 @@
 --                   code 1 | started 8 | finished 8 | failures 4 | lost 2 | settled 20 | session 4 (zeros: no attempt ended it)
 --                   | fence 4 | reason 2 + n (all ones: none); both unless it is completed
 --                   | fingerprint of the error 1 + n, only if it failed
---                   | the payload, or its length, if it failed, or is completed with FLAG_PAYLOAD_KEPT
+--                   | the payload, or its length, if it failed, or has FLAG_PAYLOAD_KEPT (completed, or cancelled for a condition)
 -- attempt_state     failures 4 | lost 2 | fence 4 | started 8 | due 8 | settled 20; of a waiting job that was leased before
 -- lease             session 4 | fence 4 | nonce 16 | number 8 | started 8 | cancel 1 ('1': cancel was requested)
 --                   | failures 4 | lost 2 | index in the reply 2 | member of ready 21
@@ -40,6 +40,15 @@
 -- declared_limit    the same, without the changes of operators
 -- limit_change      time 8 | change (JSON)
 -- limit_use         leased jobs, and, if a rate was used: spent until, opens at (- if unknown), with spaces between (decimal)
+-- flow              unfinished 4 | completed 4 | failed 4 | cancelled 4 | created 8 | finished 8 (zeros: it runs) | position 8
+--                   | members 4 | max failed 4 | parent 2 + n (empty: none) | name
+-- flow_order        parent 2 + n (empty: none) | position 8 | id
+-- running_flow      position 8 | id
+-- condition         source | class 1 (e open, on the end; o open, on success or failure; x impossible) | seq 8 | on 1
+--                   A source is kind 1 (j job, f flow) | id 2 + n.
+-- unmet             conditions that are not met 2 | impossible ones among them 2
+-- flow_change       number 8 | transition 1 (see planning/flows.lua) | source
+-- flow_finished     flow 2 + n | seq 8
 -- changed_lane      of a lane: the last member of ready that returned, or nothing; of a lane and a key: how many jobs still return (decimal)
 -- parked            limit | NUL | key | NUL | member of ready | NUL and tenant, if it needs a turn
 -- parked_lane       member of ready | limit | NUL | key | NUL and tenant, if it needs a turn
@@ -53,8 +62,8 @@
 --
 -- An id is text, or a UUID as NUL and its 16 bytes (see encoding.py). A time is microseconds since 1970 plus 2^63.
 -- A session is the number that `session_id` knows. A token is fence 4 | nonce 16. The nonce is 16 random bytes that the worker draws for each exchange. `settled` is the token of the last settlement of the job, or zeros.
--- Codes of lane_counts: P ready, S scheduled, R ready after a failure, T scheduled after a failure, L leased, C completed,
--- F failed, X cancelled.
+-- Codes of lane_counts: P ready, S scheduled, R ready after a failure, T scheduled after a failure, L leased, W suspended,
+-- C completed, F failed, X cancelled.
 local NEVER = '\255\255\255\255\255\255\255\255'
 local NO_FAILURES, NO_COUNTS = '\0\0\0\0', '\0\0\0\0\0\0'
 local NO_TOKEN = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
@@ -140,6 +149,25 @@ local function get_tenant_suffix(tenant)
   return tenant and '\0' .. tenant or ''
 end
 
+-- The first byte of the options of a member
+local MEMBER_MARK = 32
+
+-- Return whether a job is a member of a flow or has conditions.
+local function is_member(body)
+  return has_flag(body, FLAG_OPTIONS) and byte(body, JOB_ID + byte(body, JOB_ID_LENGTH) + 4) == MEMBER_MARK
+end
+
+-- Return whether a job is suspended. A finished job that keeps its payload has the same flag.
+local function is_suspended(body)
+  local flags = byte(body, JOB_FLAGS)
+  return band(flags, FLAG_SUSPENDED) ~= 0 and band(flags, FLAG_FINISHED) == 0
+end
+
+-- Return a suspended job as one that waits until `due8`.
+local function make_resumed_job(body, due8)
+  return sub(body, 1, JOB_CREATED_END) .. due8 .. string.char(byte(body, JOB_FLAGS) - FLAG_SUSPENDED) .. sub(body, JOB_PRIORITY)
+end
+
 -- Return the offset of the last byte of the head: what follows it changes when the job finishes.
 local function find_head_end(body)
   if byte(body, JOB_FLAGS) % FLAG_LARGE_PAYLOAD == 0 then -- neither FLAG_OPTIONS nor FLAG_UNIQUE_KEY
@@ -176,10 +204,10 @@ local function read_job_end(body)
 end
 
 -- Return a finished job. `attempts` is its lease or its attempt state, which has no session; `rest` is what follows the reason.
--- `keeps_payload`: it is completed and keeps its payload.
+-- `keeps_payload`: it is completed or cancelled, and keeps its payload.
 local function make_finished_job(body, code, attempts, reason, rest, keeps_payload)
   return sub(body, 1, JOB_CREATED_END) .. attempts.due8
-    .. string.char(byte(body, JOB_FLAGS) + FLAG_FINISHED + (keeps_payload and FLAG_PAYLOAD_KEPT or 0)) .. sub(body, JOB_PRIORITY, find_head_end(body))
+    .. string.char(band(byte(body, JOB_FLAGS), 255 - FLAG_SUSPENDED) + FLAG_FINISHED + (keeps_payload and FLAG_PAYLOAD_KEPT or 0)) .. sub(body, JOB_PRIORITY, find_head_end(body))
     .. code .. attempts.started8 .. now8 .. attempts.counts .. attempts.settled .. (attempts.session4 or NO_SESSION)
     .. (code == COMPLETED and '' or attempts.fence4 .. (reason and pack_struct('>I2', #reason) .. reason or NO_REASON)) .. rest
 end
@@ -262,6 +290,9 @@ local function get_state_code(body, lease, state)
   end
   if lease then
     return LEASED
+  end
+  if is_suspended(body) then
+    return SUSPENDED
   end
   local attempts = state and read_attempt_state(state)
   if attempts and has_failures(attempts.counts) then

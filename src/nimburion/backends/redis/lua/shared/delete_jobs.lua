@@ -23,6 +23,11 @@ local function delete_jobs(fields, bodies)
       local lane, code = get_lane(get_lane_number(body)), read_job_end(body).code
       lane[code] = lane[code] - 1
       push(ids, get_id(body))
+      if is_member(body) then
+        local member = read_member(body)
+        remove_conditions(field, member)
+        forget_ended(field, member)
+      end
       local block = math.floor(((struct.unpack('>I8', field)) - 1) / BLOCK)
       deleted[block] = (deleted[block] or 0) + 1
     end

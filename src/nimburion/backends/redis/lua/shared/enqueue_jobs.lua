@@ -1,13 +1,16 @@
 -- Shared part of enqueue and fire: stores new jobs, gives a waiting job what a new job of the same unique key brings, or says why it
 -- does neither.
 -- Keys: counters lane_number lane_name job job_seq payload ready scheduled lane_counts attempt_state replacement replacement_expiry
--- Provides: enqueue_jobs(names, positions, first) -> codes, holders
+-- Provides: enqueue_jobs(names, positions, first, past, is_same_flow) -> codes, holders, suspended
+--   past: {index of a job: true}: these were stored before, and may have been deleted. nil: none
+--   is_same_flow(field, new_body): whether a stored job is in the flow of the new one. nil: it does not matter
 --   names: the full lane names
 --   positions: 12 bytes per job: index in `names` 2 | rank 1 | mode 1 | value 8. Mode DUE_AT: due at the time `value`. Mode DUE_AFTER:
 --     due `value` microseconds from now.
 --   ARGV[first...]: the body of each job without its first 20 bytes (see record_format.lua), then the large payloads, in order
 --   codes: one per job: CREATED, EXISTS, REPLACED, CONFLICT, TAKEN (the unique key), or REFUSED because of another job of the call
 --   holders: {index of the job: id of the job that holds its unique key, or that was replaced}
+--   suspended: {field, body, ...} of the new jobs with FLAG_SUSPENDED; nil: there are none. The caller adds their conditions.
 -- Atomic: all outcomes are decided before anything is written. One CONFLICT or TAKEN refuses all jobs of the call.
 --   backends/planning/enqueue.py decides the same in Python.
 -- Cost: O(log n) per job, for n waiting jobs.
@@ -16,7 +19,8 @@ local REPEAT_WINDOW = 600000000
 local function merge_new_jobs(old, new)
   local old_end = NEW_JOB_ID_LENGTH + byte(old, NEW_JOB_ID_LENGTH)
   local new_end = NEW_JOB_ID_LENGTH + byte(new, NEW_JOB_ID_LENGTH)
-  return sub(new, 1, NEW_JOB_DIGEST - 1) .. sub(old, NEW_JOB_DIGEST, old_end) .. sub(new, new_end + 1)
+  local flags = band(byte(new, NEW_JOB_FLAGS), 255 - FLAG_SUSPENDED)
+  return string.char(flags) .. sub(new, NEW_JOB_FLAGS + 1, NEW_JOB_DIGEST - 1) .. sub(old, NEW_JOB_DIGEST, old_end) .. sub(new, new_end + 1)
 end
 
 local function limit_due(due8, created8, new_body)
@@ -170,7 +174,7 @@ local function decide_keyed(new_body, name, i, taken, replaced)
   return TAKEN, holder
 end
 
-local function decide_outcomes(names, positions, first)
+local function decide_outcomes(names, positions, first, past, is_same_flow)
   local count = #positions / POSITION_SIZE
   local ids, codes, holders, seen, taken, refused = {}, {}, {}, {}, {}, false
   local replacements, replaced = {}, {}
@@ -181,7 +185,10 @@ local function decide_outcomes(names, positions, first)
   for i = 1, count do
     local new_body, id, code = ARGV[first + i - 1], ids[i], CREATED
     if known[i] then
-      code = is_same_body(known[i], new_body) and EXISTS or CONFLICT
+      local is_same = is_same_body(known[i], new_body) and (not is_same_flow or is_same_flow(known[i], new_body))
+      code = is_same and EXISTS or CONFLICT
+    elseif past and past[i] then
+      code = EXISTS
     elseif seen[id] then
       code = get_digest(seen[id]) == get_digest(new_body) and EXISTS or CONFLICT
     elseif band(get_new_job_flags(new_body), FLAG_UNIQUE_KEY) ~= 0 then
@@ -262,8 +269,8 @@ local function read_new_jobs(positions, first, count)
   return jobs
 end
 
-local function enqueue_jobs(names, positions, first)
-  local codes, holders, refused, replacements = decide_outcomes(names, positions, first)
+local function enqueue_jobs(names, positions, first, past, is_same_flow)
+  local codes, holders, refused, replacements = decide_outcomes(names, positions, first, past, is_same_flow)
   if refused then
     for i, code in ipairs(codes) do
       if code ~= CONFLICT and code ~= TAKEN then
@@ -290,7 +297,7 @@ local function enqueue_jobs(names, positions, first)
     end
   end
   local seq = redis.call('HINCRBY', counters_key, 'seq', created) - created
-  local jobs, ids, ready, scheduled, prepared = {}, {}, {}, {}, {}
+  local jobs, ids, ready, scheduled, prepared, suspended = {}, {}, {}, {}, {}, nil
   local next_large_payload = first + #codes
   for i, code in ipairs(codes) do
     local new_body, payload, position = ARGV[first + i - 1], nil, nil
@@ -309,13 +316,17 @@ local function enqueue_jobs(names, positions, first)
         prepared[position] = common
       end
       local lane = common.lane
-      mark_queue(lane.queue)
       seq = seq + 1
       local field = pack_struct('>I8', seq)
       push_pair(jobs, field, common.front .. new_body)
       push_pair(ids, get_new_id(new_body), shorten_field(field))
       local tenant = band(flags, FLAG_TENANT) ~= 0 and get_tenant(jobs[#jobs]) or nil
-      if common.is_ready then
+      if band(flags, FLAG_SUSPENDED) ~= 0 then
+        suspended = suspended or {}
+        push_pair(suspended, field, jobs[#jobs])
+        lane[SUSPENDED] = lane[SUSPENDED] + 1
+      elseif common.is_ready then
+        mark_queue(lane.queue)
         if tenant then
           add_turn(lane, common.rank, common.due8, field, tenant)
         else
@@ -323,6 +334,7 @@ local function enqueue_jobs(names, positions, first)
         end
         lane[PENDING] = lane[PENDING] + 1
       else
+        mark_queue(lane.queue)
         push_pair(scheduled, 0, common.due8 .. field .. common.after_seq .. get_tenant_suffix(tenant))
         lane[SCHEDULED] = lane[SCHEDULED] + 1
       end
@@ -343,5 +355,5 @@ local function enqueue_jobs(names, positions, first)
     redis.call('ZADD', scheduled_key, unpack(scheduled))
   end
   write_turns()
-  return codes, holders
+  return codes, holders, suspended
 end

@@ -4,6 +4,7 @@
 -- Provides: cancel_job(field, body) -> 'cancelled', 'requested' (the job runs; its session is notified) or 'finished'
 --   make_job_due(field, body) -> whether the job waited for a later time
 --   replay_job(field, body) -> whether the dead letter is pending now; false: another job holds its unique key
+--     The caller notes the members of flows among them (see planning/flows.lua).
 --   write_replays(): in place of write_buffer(); it performs all writes except those of write_lane_counts() and notify_marked()
 -- Cost: O(log n) per job, for n waiting jobs.
 local function cancel_job(field, body)
@@ -19,6 +20,13 @@ local function cancel_job(field, body)
       notify_session(get_session_id(session))
     end
     return 'requested'
+  end
+  if is_suspended(body) then
+    local lane = get_lane(get_lane_number(body))
+    lane[SUSPENDED] = lane[SUSPENDED] - 1
+    remove_conditions(field, read_member(body))
+    finish_job(field, body, lane, CANCELLED, describe_waiting(body))
+    return 'cancelled'
   end
   local attempts
   local state = redis.call('HGET', attempt_state_key, field)

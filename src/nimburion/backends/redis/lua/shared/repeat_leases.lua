@@ -1,11 +1,18 @@
 -- Shared part of exchange: the deliveries of an exchange that is repeated.
 -- Keys: job lease session_leases
--- Provides: repeat_leases(session4, number8, nonce, most) -> deliveries and bodies as lease_jobs returns them, nonce
+-- Provides: repeat_leases(session4, number8, nonce, most) -> deliveries and bodies as lease_jobs returns them, nonce; nil: a member of a
+--   flow would be cancelled, and this script does not settle members
 -- Atomic: it only reads, unless deliveries do not fit in the reply.
 -- Cost: O(log n) per lease of the session, for n leases.
 
--- Requeue the deliveries that no longer fit in the reply, with their old counts and due times.
+-- Requeue the deliveries that no longer fit in the reply, with their old counts and due times. Return false, and change nothing, if a
+-- member of a flow would be cancelled, and this script does not settle members.
 local function requeue_rest(found, first)
+  for i = first, #found do
+    if not settles_members and found[i].lease.is_cancel_requested and is_member(redis.call('HGET', job_key, found[i].field)) then
+      return false
+    end
+  end
   for i = first, #found do
     local field, lease = found[i].field, found[i].lease
     local lane = get_lane(lease.lane4)
@@ -19,9 +26,11 @@ local function requeue_rest(found, first)
   end
   if first <= #found then
     write_buffer()
+    resolve_flows()
     write_lane_counts()
     notify_marked()
   end
+  return true
 end
 
 -- Return the deliveries and bodies of the repeated exchange, from the leases that have its number, in their old order, and the
@@ -47,7 +56,9 @@ local function repeat_leases(session4, number8, nonce, most)
     return '', {}, nonce
   end
   local count, found_bodies = read_bodies(fields, most)
-  requeue_rest(found, count + 1)
+  if not requeue_rest(found, count + 1) then
+    return nil
+  end
   for i = #found, count + 1, -1 do
     parts[i], found_bodies[i] = nil, nil
   end

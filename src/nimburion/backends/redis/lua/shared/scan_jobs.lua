@@ -4,7 +4,7 @@
 --   ARGV[7], 8 bytes each)
 --   ARGV[4] field after which the scan begins, or ''
 --   ARGV[5] filter (MessagePack): {codes, queue, job name, reason, search}; false: any. A search is {created from, created before,
---   finished from, finished before (in microseconds), fingerprint, least failures, tenant, correlation id, tag}; false: any
+--   finished from, finished before (in microseconds), fingerprint, least failures, tenant, correlation id, tag, flow}; false: any
 --   ARGV[6] maximum number of jobs
 -- Provides: scan_jobs(visit, budget) -> field to continue after, true if the source has no more jobs, number of jobs checked, number
 --   of seqs passed (with the deleted jobs), true if the scan stopped because it has checked `budget` jobs and there is another
@@ -88,7 +88,7 @@ end
 
 -- Return whether a job matches the fields that have no index.
 local function matches_search(search, body, attempts, job_end)
-  local created_from, created_before, finished_from, finished_before, fingerprint, failures, tenant, correlation_id, tag = unpack(search)
+  local created_from, created_before, finished_from, finished_before, fingerprint, failures, tenant, correlation_id, tag, flow = unpack(search)
   if not is_in_range(sub(body, JOB_LANE_END + 1, JOB_CREATED_END), created_from, created_before) then
     return false
   end
@@ -106,6 +106,7 @@ local function matches_search(search, body, attempts, job_end)
   end
   return not (tenant and find_option(body, 'tenant') ~= tenant)
     and not (correlation_id and find_option(body, 'correlation_id') ~= correlation_id)
+    and not (flow and (find_option(body, 'flow') ~= flow or find_option(body, 'group') == ''))
     and not (tag and not has_value(find_option(body, 'tags'), tag))
 end
 

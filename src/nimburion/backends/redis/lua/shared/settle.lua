@@ -1,6 +1,7 @@
 -- Shared part of exchange: settles attempts.
 -- Keys: job attempt_state lease history progress result result_time
--- Provides: settle_all(session4, records, next_extra) -> one code per settlement: d done, a already, s stale
+-- Provides: read_settled(records) -> whether one of the jobs is a member of a flow; settle_all comes next
+--   settle_all(session4, next_extra) -> one code per settlement: d done, a already, s stale
 --   records: 29 bytes per settlement, in order: kind 1 | seq 8 | token 20
 --   ARGV[next_extra...]: the other values of each settlement, in the same order
 --   Kinds: c completed, C completed with a result (result), k and K the same but the job keeps its payload, r retried (delay 8, error), f failed (reason, error, fingerprint),
@@ -66,19 +67,27 @@ local function complete_plain(kind, field, token, record, body, session4)
   return true
 end
 
-local function settle_all(session4, records, next_extra)
-  local total = #records / SETTLEMENT_SIZE
-  if total == 0 then
-    return ''
+local settled = { kinds = {}, fields = {}, tokens = {} }
+
+-- Read the leases and the bodies of the settlements. Return whether one of the jobs is a member of a flow.
+local function read_settled(records)
+  for i = 1, #records / SETTLEMENT_SIZE do
+    settled.kinds[i], settled.fields[i], settled.tokens[i] = read_settlement(records, i)
   end
-  local kinds, fields, tokens = {}, {}, {}
-  local codes, ended, histories, progressed, results, reused_lease = {}, {}, {}, {}, {}, {}
+  settled.leases = get_in_batches(lease_key, settled.fields)
+  settled.bodies = get_in_batches(job_key, settled.fields)
+  for _, body in ipairs(settled.bodies) do
+    if body and byte(body, JOB_FLAGS) % 2 == FLAG_OPTIONS and is_member(body) then
+      return true
+    end
+  end
+  return false
+end
+
+local function settle_all(session4, next_extra)
+  local kinds, fields, tokens, leases, bodies = settled.kinds, settled.fields, settled.tokens, settled.leases, settled.bodies
+  local codes, ended, histories, progressed, results, result_times, reused_lease = {}, {}, {}, {}, {}, {}, {}
   local has_read_charges = false
-  for i = 1, total do
-    kinds[i], fields[i], tokens[i] = read_settlement(records, i)
-  end
-  local leases = get_in_batches(lease_key, fields)
-  local bodies = get_in_batches(job_key, fields)
 
   local function take_extra()
     next_extra = next_extra + 1
@@ -87,6 +96,14 @@ local function settle_all(session4, records, next_extra)
 
   local function add_history(field, json)
     histories[field] = (histories[field] or redis.call('HGET', history_key, field) or '') .. make_history_entry(json)
+  end
+
+  -- A member of a flow keeps its result while its flow runs (see flow_members.lua).
+  local function add_result(field, body, result)
+    push_pair(results, field, result)
+    if not is_member(body) then
+      push_pair(result_times, now, field)
+    end
   end
 
   local function requeue_or_cancel(field, lease, body, lane, delay8)
@@ -106,7 +123,7 @@ local function settle_all(session4, records, next_extra)
     requeue_or_cancel(field, lease, body, lane, delay8)
   end
 
-  for i = 1, total do
+  for i = 1, #kinds do
     local kind, field, token, record, body = kinds[i], fields[i], tokens[i], leases[i], bodies[i]
     local is_completed = (kind == KIND_KEPT or kind == KIND_COMPLETED) and record and not ended[field]
     if is_completed and complete_plain(kind, field, token, record, body, session4) then
@@ -142,12 +159,12 @@ local function settle_all(session4, records, next_extra)
         if kind == KIND_COMPLETED or kind == KIND_COMPLETED_WITH_RESULT then
           finish_job(field, body, lane, COMPLETED, lease)
           if first then
-            push_pair(results, field, first)
+            add_result(field, body, first)
           end
         elseif kind == KIND_KEPT or kind == KIND_KEPT_WITH_RESULT then
           finish_job(field, body, lane, COMPLETED, lease, nil, nil, true)
           if first then
-            push_pair(results, field, first)
+            add_result(field, body, first)
           end
         elseif kind == KIND_RETRIED then
           add_history(field, second)
@@ -174,9 +191,7 @@ local function settle_all(session4, records, next_extra)
   write_buffer(true)
   call_in_batches('HSET', progress_key, progressed)
   call_in_batches('HSET', result_key, results)
-  for i = 1, #results, 2 do
-    redis.call('ZADD', result_time_key, now, results[i])
-  end
+  call_in_batches('ZADD', result_time_key, result_times)
   for field, entries in pairs(histories) do
     redis.call('HSET', history_key, field, entries)
   end

@@ -1,7 +1,8 @@
 -- Shared part: collects the writes of scripts that move jobs, and performs them at the end with a few commands.
 -- Keys: job payload attempt_state ready scheduled lease session_leases cancel_requested finished dead_letter dead_letter_time
--- Provides: end_lease, add_waiting, requeue, finish_job, and write_buffer(defers_uses), which performs all writes, but leaves those of
---   the uses of keys to the caller if `defers_uses`. `field` is a seq as 8 bytes,
+-- Provides: end_lease, add_waiting, requeue, finish_job, put_job, and write_buffer(defers_uses), which performs all writes, but leaves those
+--   of the uses of keys to the caller if `defers_uses`. restart_buffer(): forgets the writes, which were performed.
+--   The caller of write_buffer then calls resolve_flows (see settles_members.lua) if a job may have ended. `field` is a seq as 8 bytes,
 --   `body` a record of `job`, `lease` a result of read_lease. A settlement first sets `counts` and `settled` of the lease.
 -- Atomic: nothing is written before everything is decided. No command of write_buffer can fail because of its arguments. Thus
 --   the script is applied as a whole, although the server cannot roll back.
@@ -54,6 +55,10 @@ local function requeue(field, lease, lane, due8)
   mark_queue(lane.queue)
 end
 
+local function put_job(field, body)
+  push_pair(writes.put_job, field, body)
+end
+
 -- Finish a job. `attempts` is its lease, if an attempt ends it, or its attempt state. `reason` may be nil; `fingerprint` is that of
 -- the error of a failed job. A failed job keeps its payload, and others if `keeps_payload`.
 local function finish_job(field, body, lane, code, attempts, reason, fingerprint, keeps_payload)
@@ -69,6 +74,10 @@ local function finish_job(field, body, lane, code, attempts, reason, fingerprint
   lane[code] = lane[code] + 1
   if code == FAILED then
     push_pair(writes.put_dead_letter, (unpack_struct('>I8', field)), field)
+  end
+  if band(flags, FLAG_OPTIONS) ~= 0 and is_member(body) then
+    push(ended_members, { field, body, code })
+  elseif code == FAILED then
     push_pair(writes.put_dead_letter_time, now, field)
   else
     push_pair(writes.put_finished, now, field)
@@ -107,4 +116,10 @@ local function write_buffer(defers_uses)
   call_in_batches('ZADD', finished_key, writes.put_finished)
   call_in_batches('ZADD', dead_letter_key, writes.put_dead_letter)
   call_in_batches('ZADD', dead_letter_time_key, writes.put_dead_letter_time)
+end
+
+local function restart_buffer()
+  for name in pairs(writes) do
+    writes[name] = {}
+  end
 end

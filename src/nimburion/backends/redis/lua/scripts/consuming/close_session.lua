@@ -25,6 +25,7 @@ for _, field in ipairs(list_session_leases(session.session4)) do
   end
 end
 write_buffer()
+resolve_flows()
 write_lane_counts()
 if not more and kept > 0 then
   session.status = SESSION_LEFT

@@ -9,6 +9,7 @@
 --   ARGV[7] the settlements (see settle.lua), and ARGV[8...] their other values
 -- Reply: {'lost'}: the session is not alive
 --   {'order', last number 8}: the number is neither the last one nor the next one
+--   {'members'}: a job of a settlement is a member of a flow; repeat the call with the script exchange_flows. Nothing was changed.
 --   {'done', codes, nonce, now 8, next time 8 or '', deliveries, indexes of lanes with more jobs, {lane number, full name, ...},
 --   bodies}; a delivery is due 8 | seq 8 | fence 4 | failures 4 | lost 2
 -- A repeated number gets the same reply again and changes nothing, except that deliveries too large for the reply are requeued.
@@ -23,21 +24,28 @@ if not session then
 end
 local session4, last8 = session.session4, session.number8
 local lane_numbers = read_lane_numbers(request)
-local codes, deliveries, bodies, lanes = '', '', {}, nil
+local codes, deliveries, bodies, lanes, has_left_changes = '', '', {}, nil, false
 
 local is_repeat = number8 == last8 and number8 ~= NO_NUMBER
 if is_repeat then
   codes = session.codes
   deliveries, bodies, nonce = repeat_leases(session4, number8, nonce, request.max_bytes)
+  if not deliveries then
+    return { 'members' }
+  end
   lanes = find_open_lanes(request, lane_numbers, {})
 elseif (struct.unpack('>I8', number8)) ~= (struct.unpack('>I8', last8)) + 1 then
   return { 'order', last8 }
 else
+  if settlements ~= '' and read_settled(settlements) and not settles_members then
+    return { 'members' }
+  end
   if is_restricted then
     follow_clock()
   end
   local following = is_restricted and unpark_changed() or {}
-  codes = settlements == '' and '' or settle_all(session4, settlements, FIRST_EXTRA)
+  codes = settlements == '' and '' or settle_all(session4, FIRST_EXTRA)
+  has_left_changes = continue_flows(true)
   local _, promoted = promote_due(500)
   if is_restricted then
     unpark_open()
@@ -123,6 +131,9 @@ local key_opening = is_restricted and get_next_key_opening() or nil
 opening = opening and math.min(opening, key_opening or opening) or key_opening
 if opening and (next_due == '' or opening < decode_time(next_due, 1)) then
   next_due = encode_time(opening)
+end
+if has_left_changes then -- the next exchange continues
+  next_due = now8
 end
 for number, lane in pairs(known_lanes) do
   push_pair(delivered_lanes, number, lane.full)

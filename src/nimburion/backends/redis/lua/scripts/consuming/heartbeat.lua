@@ -1,5 +1,5 @@
 -- heartbeat: extends a session by its ttl and returns what its worker should know.
--- Keys: session_state session_info session_expiry session_vitals session_command expired_session cancel_requested lease job limit limit_use
+-- Keys: session_state session_info session_expiry session_vitals session_command expired_session flow_change cancel_requested lease job limit limit_use
 -- Arguments: ARGV[3] session id, [4] what the worker reports about itself (JSON), '' to keep the last report
 -- Reply: {'lost'}: the session is not alive
 --   {'alive', {seq 8, token 20, id, ... of leases to cancel}, paused queues, {job name, limit, in use, ...},
@@ -57,7 +57,7 @@ local function find_next_expiry()
       return 0
     end
   end
-  if redis.call('EXISTS', expired_session_key) == 1 then
+  if redis.call('EXISTS', expired_session_key, flow_change_key) > 0 then
     return 0
   end
   return math.max(0, tonumber(redis.call('ZRANGE', session_expiry_key, 0, 0, 'WITHSCORES')[2]) - alive_now)

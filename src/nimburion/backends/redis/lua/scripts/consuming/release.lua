@@ -26,6 +26,7 @@ for _, field in ipairs(list_session_leases(session.session4)) do
   end
 end
 write_buffer()
+resolve_flows()
 write_lane_counts()
 notify_marked()
 return more and 'more' or 'done'

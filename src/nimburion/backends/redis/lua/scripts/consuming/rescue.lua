@@ -1,4 +1,4 @@
--- rescue: ends expired sessions and takes back their leases. backends/planning/rescue.py decides the same in Python.
+-- rescue: ends expired sessions, takes back their leases, and continues changes of flows that were left. backends/planning/rescue.py decides the same in Python.
 -- Keys: session_state session_info session_expiry ended_session expired_session session_leases lease job history
 -- Arguments:
 --   ARGV[3] the maximum number of leases
@@ -96,6 +96,7 @@ call_in_batches('ZADD', expired_session_key, put_expired_session)
 call_in_batches('ZREM', expired_session_key, drop_expired_session)
 call_in_batches('HSET', history_key, put_history)
 write_buffer()
+more = continue_flows() or more
 write_lane_counts()
 notify_marked()
 return { returned, failed, cancelled, (more or #expired == 100) and 1 or 0 }

@@ -1,7 +1,7 @@
 -- count_jobs: counts the jobs in each state.
 -- Keys: lane_name
 -- Arguments: ARGV[3] queue; absent: all queues
--- Reply: {pending, scheduled, retrying, processing, completed, failed, cancelled}, or {}: promote and call again
+-- Reply: {pending, scheduled, retrying, processing, suspended, completed, failed, cancelled}, or {}: promote and call again
 -- Atomic: reads only; all counts are of the same moment.
 -- Cost: O(lanes).
 local queue, lanes = ARGV[3], count_by_lane()
@@ -18,5 +18,5 @@ for number, counted in pairs(lanes) do
 end
 return {
   sums[PENDING], sums[SCHEDULED], sums[RETRYING] + sums[RETRY_SCHEDULED], sums[LEASED],
-  sums[COMPLETED], sums[FAILED], sums[CANCELLED],
+  sums[SUSPENDED], sums[COMPLETED], sums[FAILED], sums[CANCELLED],
 }

@@ -1,15 +1,16 @@
 -- explain_job: returns what decides whether a job can run.
--- Keys: job_seq job lease attempt_state limit limit_use parked tenant_job tenant_turn lane_name
+-- Keys: job_seq job lease attempt_state limit limit_use parked tenant_job tenant_turn lane_name flow condition unmet
 -- Arguments: ARGV[3] id
 -- Reply: {} if there is no such job, else {now 8, {lane number, full name, ...}, details without payload (see job_details.lua),
 --   pause of its queue or nil, {limits of its name or nil, limit NUL key that closes its lane, its use, its change or nil, holders of that
 --   of the name among the first 2,000 leases (see limit_holders.lua), ...}, id of the job that holds its unique key or nil, sessions (see
 --   read_sessions.lua),
 --   {limit NUL key, use (see record_format.lua), number of parked jobs, ...} of its keys, limit NUL key for which it is parked or nil,
---   {tenant, microseconds ahead of the minimum, tenants before it, jobs before it} or {}: it waits for no turn}
+--   {tenant, microseconds ahead of the minimum, tenants before it, jobs before it} or {}: it waits for no turn,
+--   {kind of a source, its id, on, details of the job or record of the flow or nil, ...}: the first of the open conditions of a suspended job, or of the impossible ones of a cancelled job; their number}
 -- Atomic: reads only; everything is of the same moment.
 -- Cost: O(log n) per session, for n leases, and that of limit_holders.lua if its name has a limit.
-local MAX_WAITING_COUNTED = 10000
+local MAX_WAITING_COUNTED, MAX_UNMET = 10000, 3
 
 -- Return the numbers of the lanes of a queue.
 local function list_lanes_of_queue(queue)
@@ -30,7 +31,44 @@ local body, lease = redis.call('HGET', job_key, field), redis.call('HGET', lease
 local state = redis.call('HGET', attempt_state_key, field)
 local code, job_end = get_state_code(body, lease, state)
 local lane = get_lane(get_lane_number(body))
-local names, details = list_lane_names(), (describe_job(field, body, code, lease or state, job_end, false))
+local details = describe_job(field, body, code, lease or state, job_end, false)
+local unmet_numbers = redis.call('HGET', unmet_key, field)
+
+-- Return the details of a job that is a source, or nil.
+local function describe_source(id)
+  local source_field = find_field(id)
+  local source_body = source_field and redis.call('HGET', job_key, source_field)
+  if not source_body then
+    return false
+  end
+  local source_lease, source_state = redis.call('HGET', lease_key, source_field), redis.call('HGET', attempt_state_key, source_field)
+  local source_code, source_end = get_state_code(source_body, source_lease, source_state)
+  get_lane(get_lane_number(source_body))
+  return (describe_job(source_field, source_body, source_code, source_lease or source_state, source_end, false))
+end
+
+-- Return the first open conditions of a suspended job, or the first impossible ones of a cancelled job.
+local function describe_unmet()
+  local found = {}
+  for _, condition in ipairs(unmet_numbers and read_member(body).conditions or {}) do
+    local source, on = condition.source, condition.on
+    local class = code == CANCELLED and IMPOSSIBLE or get_condition_class(on)
+    local is_unmet = redis.call('ZSCORE', condition_key, get_condition(source, class, field, on))
+    if is_unmet and #found < 4 * MAX_UNMET then
+      local kind, id = sub(source, 1, 1), sub(source, 4)
+      push_pair(found, kind, id)
+      push_pair(found, on, kind == JOB_SOURCE and describe_source(id) or kind == FLOW_SOURCE and redis.call('HGET', flow_key, id) or false)
+    end
+  end
+  return found
+end
+
+local unmet, unmet_count = describe_unmet(), 0
+if unmet_numbers then
+  local total, impossible = unpack_struct('>I2I2', unmet_numbers)
+  unmet_count = code == CANCELLED and impossible or total
+end
+local names = list_lane_names()
 local holder = has_flag(body, FLAG_UNIQUE_KEY) and find_key_holder((get_key_field(body, lane.name))) or false
 local closing = { redis.call('HGET', limit_key, lane.name) }
 for _, limit in ipairs(list_lane_limits(lane.queue, lane.name)) do
@@ -80,4 +118,5 @@ local tenant = not job_end and not lease and get_tenant(body)
 return {
   now8, names, details, read_pauses()[lane.queue] or false, closing, holder, read_sessions(),
   uses, parked_for, tenant and describe_turn(tenant) or {},
+  unmet, unmet_count,
 }

@@ -1,6 +1,6 @@
 -- find_unfinished: finds the jobs that may be in given unfinished states, if there are few.
--- Keys: ready scheduled parked_lane tenant_job lease attempt_state
--- Arguments: ARGV[3] codes, some of P, S, R and L, [4] maximum number of jobs
+-- Keys: ready scheduled parked_lane tenant_job lease attempt_state unmet
+-- Arguments: ARGV[3] codes, some of P, S, R, L and W, [4] maximum number of jobs
 -- Reply: their fields (8 bytes each) in one string, in no order; nil if there are more than the maximum
 -- Atomic: reads only.
 -- Cost: O(jobs), at most the maximum.
@@ -27,6 +27,9 @@ end
 local hashes, sorted_sets = {}, {}
 if has_code(LEASED) then
   push(hashes, lease_key)
+end
+if has_code(SUSPENDED) then
+  push(hashes, unmet_key)
 end
 if has_code(PENDING) or has_code(SCHEDULED) then
   sorted_sets = {

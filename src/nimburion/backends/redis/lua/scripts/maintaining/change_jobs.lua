@@ -42,10 +42,19 @@ local changed, held = {}, {}
 -- Per action: change the jobs; add the ids of those that were changed to `changed`, and of those that could not be to `held`.
 local ACTIONS = {
   replay = function(fields, bodies)
+    local has_members = false
     for i, field in ipairs(fields) do
-      push(replay_job(field, bodies[i]) and changed or held, get_id(bodies[i]))
+      local is_replayed = replay_job(field, bodies[i])
+      push(is_replayed and changed or held, get_id(bodies[i]))
+      if is_replayed and is_member(bodies[i]) then
+        note_reopened(field, bodies[i], FAILED)
+        has_members = true
+      end
     end
     write_replays()
+    if has_members then
+      resolve_changes()
+    end
   end,
   run_now = function(fields, bodies)
     for i, field in ipairs(fields) do
@@ -61,12 +70,19 @@ local ACTIONS = {
       push(changed, get_id(bodies[i]))
     end
     write_buffer()
+    resolve_flows()
   end,
   delete = function(fields, bodies)
-    for _, body in ipairs(bodies) do
-      push(changed, get_id(body))
+    local free_fields, free_bodies = {}, {}
+    for i, body in ipairs(bodies) do
+      local flow = is_member(body) and read_member(body).flow
+      if not (flow and is_running(flow)) then
+        push(free_fields, fields[i])
+        push(free_bodies, body)
+        push(changed, get_id(body))
+      end
     end
-    delete_jobs(fields, bodies)
+    delete_jobs(free_fields, free_bodies)
   end,
 }
 

@@ -1,15 +1,17 @@
--- prune: deletes finished jobs and results past their retention, and old sessions, expired unique keys and pauses that ended.
--- Keys: job finished dead_letter_time result result_time unique_key unique_expiry ended_session session_state session_info session_id session_leases paused_queue statistics_merged replacement replacement_expiry counters limit_use parked tenant_share share_class
+-- prune: deletes finished jobs and results past their retention, flows with their groups, and old sessions, expired unique keys and pauses
+-- that ended.
+-- Keys: job finished dead_letter_time result result_time unique_key unique_expiry ended_session session_state session_info session_id session_leases paused_queue statistics_merged replacement replacement_expiry counters limit_use parked tenant_share share_class flow flow_order running_flow ended_flow released_flow flow_finished
 -- Arguments:
 --   ARGV[3] the maximum number of deletions
 --   ARGV[4] the retention of completed and cancelled jobs in microseconds; '': for ever
 --   ARGV[5] the retention of failed jobs, and ARGV[6] that of results, in the same form
 --   ARGV[7] the maximum number of completed and cancelled jobs to keep; '': no maximum
 --   ARGV[8] the retention of the ids of closed sessions
--- Reply: {number of deleted jobs and results, 1 if more sessions, unique keys or replacements may be left, now 8, {step, start of the last interval of
+-- Reply: {number of deleted jobs and results, 1 if more may be left, now 8, {step, start of the last interval of
 --   statistics whose sources are merged, ...}}
 -- Atomic: one script per call. Each job is deleted completely or not at all.
--- Cost: O(log n) per deleted job, for n finished jobs; at most 500 sessions and 500 unique keys.
+-- Cost: O(log n) per deleted job, for n finished jobs; at most 500 sessions, 500 unique keys, 500 flows and groups and 500
+--   members whose flow has ended.
 local left = tonumber(ARGV[3])
 
 local function find_older(key, kept, most)
@@ -19,9 +21,86 @@ local function find_older(key, kept, most)
   return redis.call('ZRANGEBYSCORE', key, '-inf', string.format('(%.0f', now - tonumber(kept)), 'LIMIT', 0, most)
 end
 
+local more = false
+
+-- Return those of the jobs that are no members of a flow that runs. The others wait again for the end of their flow: it has run before.
+local function drop_held(fields)
+  if redis.call('EXISTS', running_flow_key) == 0 then
+    return fields
+  end
+  local free = {}
+  for i, body in ipairs(get_in_batches(job_key, fields)) do
+    local member = body and is_member(body) and read_member(body)
+    if member and member.flow and is_running(member.flow) then
+      forget_ended(fields[i], member)
+      keep_ended(fields[i], member)
+      more = true
+    else
+      push(free, fields[i])
+    end
+  end
+  write_kept()
+  return free
+end
+
 local function delete_fields(fields)
+  fields = drop_held(fields)
   left = left - #fields
   delete_jobs(fields, get_in_batches(job_key, fields))
+end
+
+-- Delete flows that ended longer ago than any of their members is kept, with their groups. Return how many.
+local function drop_flows()
+  local dropped, kept = 0, math.max(tonumber(ARGV[4]), tonumber(ARGV[5]))
+
+  local function drop_flow(id)
+    local first = pack_name(id)
+    for _, member in ipairs(redis.call('ZRANGEBYLEX', flow_order_key, '[' .. first, '(' .. first .. '\255', 'LIMIT', 0, 500 - dropped)) do
+      if dropped == 500 or not drop_flow(sub(member, #first + 9)) then
+        return false
+      end
+    end
+    if dropped == 500 then
+      return false
+    end
+    local flow = find_flow(id)
+    redis.call('HDEL', flow_key, id)
+    redis.call('ZREM', flow_order_key, pack_name(flow.parent or '') .. flow.position8 .. id)
+    dropped = dropped + 1
+    return true
+  end
+
+  for _, id in ipairs(find_older(ended_flow_key, kept, 500)) do
+    if not drop_flow(id) then
+      break
+    end
+    redis.call('ZREM', ended_flow_key, id)
+  end
+  return dropped
+end
+
+-- Let members of flows that have ended be found by their own ends. Return how many were moved.
+local function release_members()
+  local moved = 0
+  for _, id in ipairs(redis.call('ZRANGE', released_flow_key, 0, 99)) do
+    local first = pack_name(id)
+    local members = redis.call('ZRANGEBYLEX', flow_finished_key, '[' .. first, '(' .. first .. '\255', 'LIMIT', 0, 500 - moved)
+    local fields = {}
+    for i, member in ipairs(members) do
+      fields[i] = sub(member, #first + 1)
+    end
+    for i, body in ipairs(get_in_batches(job_key, fields)) do
+      local job_end = read_job_end(body)
+      index_end(fields[i], job_end.code, decode_time(job_end.finished8, 1), job_end.reason)
+    end
+    call_in_batches('ZREM', flow_finished_key, members)
+    moved = moved + #members
+    if moved == 500 then
+      break
+    end
+    redis.call('ZREM', released_flow_key, id)
+  end
+  return moved
 end
 
 -- Delete closed sessions past their retention that have no leases. Return how many.
@@ -116,9 +195,15 @@ end
 if redis.call('HLEN', limit_use_key) > 0 then
   drop_limit_keys()
 end
-local more = drop_sessions() == 500
+more = drop_sessions() == 500
 more = drop_keys() == 500 or more
 more = drop_replacements() == 500 or more
+if ARGV[4] ~= '' and ARGV[5] ~= '' and redis.call('EXISTS', ended_flow_key) == 1 then
+  more = drop_flows() == 500 or more
+end
+if redis.call('EXISTS', released_flow_key) == 1 then
+  more = release_members() == 500 or redis.call('EXISTS', released_flow_key) == 1 or more
+end
 delete_fields(find_older(finished_key, ARGV[4], left))
 delete_fields(find_older(dead_letter_time_key, ARGV[5], left))
 if ARGV[7] ~= '' then
@@ -127,7 +212,7 @@ if ARGV[7] ~= '' then
     delete_fields(redis.call('ZRANGE', finished_key, 0, excess - 1))
   end
 end
-local results = find_older(result_time_key, ARGV[6], left)
+local results = drop_held(find_older(result_time_key, ARGV[6], left))
 call_in_batches('HDEL', result_key, results)
 call_in_batches('ZREM', result_time_key, results)
 write_lane_counts()

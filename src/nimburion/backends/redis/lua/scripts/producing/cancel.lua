@@ -10,6 +10,7 @@ if not field then
 end
 local answer = cancel_job(field, redis.call('HGET', job_key, field))
 write_buffer()
+resolve_flows()
 write_lane_counts()
 notify_marked()
 return answer

@@ -35,6 +35,7 @@ local function allows_next_job(id)
   if overlap == 'cancel_previous' then
     cancel_job(field, previous)
     write_buffer()
+    resolve_flows()
     return true
   end
   local state = redis.call('HGET', attempt_state_key, field)

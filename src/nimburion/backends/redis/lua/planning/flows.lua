@@ -1,0 +1,221 @@
+-- Part of planning: what follows from the end of members of flows (backends/planning/flows.py): the counts, and the jobs that waited.
+-- Provides: note_new_flow(flow), note_condition(source, transition), note_reopened(field, body, code)
+--   resolve_changes(defers_uses): applies what was noted, the ends of members in this script, and what earlier scripts have left. It
+--     writes the buffer (see write_buffer.lua) after each level. The script calls it after its own write_buffer.
+--   read_flow(id) -> a flow with its new counts, or nil; get_transition(code), get_flow_transition(flow): the change that a new condition on an ended job or on a flow follows, or nil
+-- Cost: O(log n) per condition, for n conditions and waiting jobs; at most MAX_RESOLVED conditions.
+--
+-- A change is {source, transition}. A flow is a table (see read_flow_record).
+local MAX_RESOLVED = 500
+local SUCCEEDED, FAILING, UNSUCCESSFUL, REOPENED = 's', 'g', 'u', 'r'
+local changes, flows, changed_flows, touched_roots = {}, {}, {}, {}
+
+local function note(source, transition)
+  push(changes, { source = source, transition = transition })
+end
+
+local function read_flow(id)
+  if id and flows[id] == nil then
+    flows[id] = find_flow(id) or false
+  end
+  return id and flows[id] or nil
+end
+
+local function has_flow_failed(flow)
+  return flow.failed + flow.cancelled > flow.max_failed
+end
+
+-- Return the outcome for which a group counts in the flow of which it is a member; nil: none yet.
+local function get_outcome(flow)
+  if has_flow_failed(flow) then
+    return flow.failed > 0 and 'failed' or 'cancelled'
+  end
+  return flow.unfinished == 0 and 'completed' or nil
+end
+
+local change_flow
+
+-- Note what changed in a flow, and count it in the flow of which it is a member.
+local function note_flow_change(flow, had_ended, had_outcome)
+  local has_ended, has_failed, transition = flow.unfinished == 0, has_flow_failed(flow), nil
+  local outcome, had_failed = get_outcome(flow), had_outcome == 'failed' or had_outcome == 'cancelled'
+  if has_ended and (not had_ended or has_failed ~= had_failed) then
+    transition = has_failed and UNSUCCESSFUL or SUCCEEDED
+  elseif has_failed and not had_failed then
+    transition = FAILING
+  elseif not has_ended and not has_failed and (had_ended or had_failed) then
+    transition = REOPENED
+  end
+  if transition then
+    note(pack_source(FLOW_SOURCE, flow.id), transition)
+  end
+  local parent = read_flow(flow.parent)
+  if parent and (has_ended ~= had_ended or outcome ~= had_outcome) then
+    local by = { unfinished = (had_ended and 1 or 0) - (has_ended and 1 or 0) }
+    if had_outcome and had_outcome ~= outcome then
+      by[had_outcome] = -1
+    end
+    if outcome and outcome ~= had_outcome then
+      by[outcome] = 1
+    end
+    change_flow(parent, by)
+  end
+end
+
+-- Add to the counts of a flow. Note its failure, its end, or that it runs again.
+function change_flow(flow, by)
+  local had_ended, had_outcome = flow.unfinished == 0, get_outcome(flow)
+  for name, number in pairs(by) do
+    flow[name] = flow[name] + number
+  end
+  changed_flows[flow.id] = flow
+  note_flow_change(flow, had_ended, had_outcome)
+end
+
+local COUNTS = { [COMPLETED] = 'completed', [FAILED] = 'failed', [CANCELLED] = 'cancelled' }
+
+local function note_end(field, body, code)
+  local member = read_member(body)
+  note(pack_source(JOB_SOURCE, member.id), code == COMPLETED and SUCCEEDED or UNSUCCESSFUL)
+  keep_ended(field, member, code)
+  if member.flow then
+    touched_roots[member.flow] = true
+  end
+  local flow = read_flow(member.counted)
+  if flow then
+    change_flow(flow, { unfinished = -1, [COUNTS[code]] = 1 })
+  end
+end
+
+-- Note that a job, which had ended with this code, waits again. `body`: before.
+local function note_reopened(field, body, code)
+  local member = read_member(body)
+  note(pack_source(JOB_SOURCE, member.id), REOPENED)
+  forget_ended(field, member)
+  local flow = read_flow(member.counted)
+  if flow then
+    change_flow(flow, { unfinished = 1, [COUNTS[code]] = -1 })
+  end
+end
+
+-- Note that a flow was stored. It ends at once if it has no members.
+local function note_new_flow(flow)
+  if flow.unfinished == 0 then
+    note_flow_change(flow, false, nil)
+  end
+end
+
+local function get_transition(code)
+  return COUNTS[code] and (code == COMPLETED and SUCCEEDED or UNSUCCESSFUL) or nil
+end
+
+local function get_flow_transition(flow)
+  if has_flow_failed(flow) then
+    return flow.unfinished == 0 and UNSUCCESSFUL or FAILING
+  end
+  return flow.unfinished == 0 and SUCCEEDED or nil
+end
+
+-- Note that a new job has a condition on a source that ended before.
+local function note_condition(source, transition)
+  for _, change in ipairs(changes) do
+    if change.source == source and change.transition == transition then
+      return
+    end
+  end
+  note(source, transition)
+end
+
+-- Remove and return the first change of each source.
+local function take_level()
+  local level, later, seen = {}, {}, {}
+  for _, change in ipairs(changes) do
+    push(seen[change.source] and later or level, change)
+    seen[change.source] = true
+  end
+  changes = later
+  return level
+end
+
+local function join_changes(first, second)
+  local joined = {}
+  for _, list in ipairs({ first, second }) do
+    for _, change in ipairs(list) do
+      push(joined, change)
+    end
+  end
+  return joined
+end
+
+-- Return whether a change meets a condition, or makes it impossible; nil: it is open again.
+local function judge(on, transition)
+  if transition == REOPENED then
+    return nil
+  end
+  if on == ON_FINISHED then
+    return true
+  end
+  return (transition == SUCCEEDED) == (on == ON_SUCCESS)
+end
+
+local function choose_reason(on)
+  return on == ON_SUCCESS and 'dependency' or 'not needed'
+end
+
+-- Apply the changes of a level to these conditions.
+local function apply_level(waiters, level, defers_uses)
+  local transitions, met, impossible, reopened = {}, {}, {}, {}
+  for _, change in ipairs(level) do
+    transitions[change.source] = change.transition
+  end
+  for _, waiter in ipairs(waiters) do
+    local judged = judge(waiter.on, transitions[waiter.source])
+    waiter.reason = choose_reason(waiter.on)
+    push(judged == nil and reopened or judged and met or impossible, waiter)
+  end
+  if #met > 0 then
+    meet(met)
+  end
+  for _, member in ipairs(#impossible > 0 and cancel(impossible) or {}) do
+    note_end(unpack(member))
+  end
+  for _, member in ipairs(#reopened > 0 and reopen(reopened) or {}) do
+    note_reopened(unpack(member))
+  end
+  write_buffer(defers_uses)
+  restart_buffer()
+end
+
+local function resolve_changes(defers_uses)
+  for i, member in ipairs(ended_members) do
+    ended_members[i] = nil
+    note_end(unpack(member))
+  end
+  local left = MAX_RESOLVED
+  changes = join_changes(take_changes(), changes)
+  restart_buffer()
+  while #changes > 0 and left > 0 do
+    local level = take_level()
+    local waiters = list_waiters(level, left + 1)
+    if #waiters > left then
+      waiters[#waiters] = nil
+      changes = join_changes(level, changes)
+    end
+    left = left - #waiters
+    if #waiters > 0 then
+      apply_level(waiters, level, defers_uses)
+    end
+  end
+  write_kept()
+  put_changes(changes)
+  changes = {}
+  for _, flow in pairs(changed_flows) do
+    save_flow(flow)
+  end
+  for id in pairs(touched_roots) do
+    local flow = read_flow(id)
+    if not flow or flow.unfinished == 0 then
+      release_flow(id)
+    end
+  end
+end

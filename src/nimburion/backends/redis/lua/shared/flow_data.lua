@@ -1,0 +1,234 @@
+-- Shared part: reads and changes flows and conditions for planning/flows.lua, as `FlowData` of backends/planning/flows.py says.
+-- Keys: job flow condition unmet flow_change running_flow ended_flow released_flow
+-- Provides: save_flow(flow), list_waiters(level, limit), meet(waiters), cancel(waiters), reopen(waiters), take_changes(), put_changes(changes)
+--   A waiter is {source, field, on, seq, reason}; `reason` is why its job is cancelled if the condition is impossible. cancel and reopen return {{field, body, code}, ...} of the jobs that they changed.
+--   release_flow(id): lets `prune` see the ended members of a flow that does not run
+--   describe_waiting(body) -> what finish_job needs of a job that was never leased
+-- Atomic: what these functions write directly cannot fail. Changes of jobs are in the buffer (see write_buffer.lua).
+-- Cost: O(log n) per condition, for n conditions and waiting jobs.
+local REOPENED_REASONS = { dependency = true, ['not needed'] = true }
+
+local function release_flow(id)
+  redis.call('ZADD', released_flow_key, 0, id)
+end
+
+local function save_flow(flow)
+  local had_ended, has_ended = flow.finished8 ~= NO_TIME, flow.unfinished == 0
+  flow.finished8 = has_ended and now8 or NO_TIME
+  redis.call('HSET', flow_key, flow.id, pack_struct('>i4i4i4i4', flow.unfinished, flow.completed, flow.failed, flow.cancelled)
+    .. flow.created8 .. flow.finished8 .. flow.position8 .. flow.identity)
+  if flow.parent then
+    return
+  end
+  if has_ended then
+    redis.call('ZREM', running_flow_key, flow.position8 .. flow.id)
+    redis.call('ZADD', ended_flow_key, now, flow.id)
+  elseif had_ended then
+    redis.call('ZADD', running_flow_key, 0, flow.position8 .. flow.id)
+    redis.call('ZREM', ended_flow_key, flow.id)
+    redis.call('ZREM', released_flow_key, flow.id)
+  end
+end
+
+-- Return the first members of `condition` of a source whose class is between these two.
+local function read_conditions(source, first, last, limit)
+  return redis.call('ZRANGEBYLEX', condition_key, '[' .. source .. first, '(' .. source .. string.char(byte(last) + 1), 'LIMIT', 0, limit)
+end
+
+local function is_waiter_before(one, other)
+  if one.seq ~= other.seq then
+    return one.seq < other.seq
+  end
+  return one.source < other.source
+end
+
+-- Return up to `limit` conditions that the changes of a level concern, in the order of their jobs.
+local function list_waiters(level, limit)
+  local found = {}
+  if redis.call('EXISTS', condition_key) == 0 then
+    return found
+  end
+  local function add(source, members)
+    for _, member in ipairs(members) do
+      local field = sub(member, -9, -2)
+      push(found, { source = source, field = field, on = sub(member, -1), seq = (unpack_struct('>I8', field)) })
+    end
+  end
+  for _, change in ipairs(level) do
+    local source, transition = change.source, change.transition
+    if transition == REOPENED then
+      add(source, read_conditions(source, IMPOSSIBLE, IMPOSSIBLE, limit))
+    elseif transition == FAILING then
+      add(source, read_conditions(source, OPEN, OPEN, limit))
+    else
+      local members = read_conditions(source, OPEN_ON_END, OPEN, limit)
+      add(source, members)
+      if #members == limit then -- of each class, as many
+        for i = #found, #found - limit + 1, -1 do
+          found[i] = nil
+        end
+        add(source, read_conditions(source, OPEN_ON_END, OPEN_ON_END, limit))
+        add(source, read_conditions(source, OPEN, OPEN, limit))
+      end
+    end
+  end
+  table.sort(found, is_waiter_before)
+  for i = #found, limit + 1, -1 do
+    found[i] = nil
+  end
+  return found
+end
+
+-- Return the numbers of unmet and of impossible conditions of the jobs that wait, by field.
+local function read_unmet(waiters)
+  local unmet, fields = {}, {}
+  for _, waiter in ipairs(waiters) do
+    if not unmet[waiter.field] then
+      unmet[waiter.field] = {}
+      push(fields, waiter.field)
+    end
+  end
+  for i, record in ipairs(get_in_batches(unmet_key, fields)) do
+    local numbers = unmet[fields[i]]
+    numbers.total, numbers.impossible = unpack_struct('>I2I2', record)
+  end
+  return unmet, fields
+end
+
+local function write_unmet(unmet)
+  local kept, dropped = {}, {}
+  for field, numbers in pairs(unmet) do
+    if numbers.total > 0 then
+      push_pair(kept, field, pack_struct('>I2I2', numbers.total, numbers.impossible))
+    else
+      push(dropped, field)
+    end
+  end
+  call_in_batches('HSET', unmet_key, kept)
+  call_in_batches('HDEL', unmet_key, dropped)
+end
+
+-- Return the bodies of these jobs, by field.
+local function read_waiting_bodies(fields)
+  local bodies = {}
+  for i, body in ipairs(get_in_batches(job_key, fields)) do
+    bodies[fields[i]] = body
+  end
+  return bodies
+end
+
+local function resume(field, body)
+  local lane, due8 = get_lane(get_lane_number(body)), get_due(body)
+  if decode_time(due8, 1) < now then
+    due8 = now8
+  end
+  lane[SUSPENDED] = lane[SUSPENDED] - 1
+  put_job(field, make_resumed_job(body, due8))
+  add_waiting(field, lane, get_rank(body), due8, false, get_tenant(body))
+  mark_queue(lane.queue)
+end
+
+local function meet(waiters)
+  local unmet, removed, ready = read_unmet(waiters), {}, {}
+  for _, waiter in ipairs(waiters) do
+    local numbers = unmet[waiter.field]
+    push(removed, get_condition(waiter.source, get_condition_class(waiter.on), waiter.field, waiter.on))
+    numbers.total = numbers.total - 1
+    if numbers.total == 0 then
+      push(ready, waiter.field)
+    end
+  end
+  call_in_batches('ZREM', condition_key, removed)
+  write_unmet(unmet)
+  local bodies = read_waiting_bodies(ready)
+  for _, field in ipairs(ready) do
+    if is_suspended(bodies[field]) then
+      resume(field, bodies[field])
+    end
+  end
+end
+
+local function describe_waiting(body)
+  return { due8 = get_due(body), started8 = NO_TIME, counts = NO_COUNTS, fence4 = NO_FENCE, settled = NO_TOKEN }
+end
+
+local function cancel(waiters)
+  local unmet, fields = read_unmet(waiters)
+  local bodies, removed, added, cancelled = read_waiting_bodies(fields), {}, {}, {}
+  for _, waiter in ipairs(waiters) do
+    local field = waiter.field
+    local body, numbers = bodies[field], unmet[field]
+    push(removed, get_condition(waiter.source, get_condition_class(waiter.on), field, waiter.on))
+    push_pair(added, 0, get_condition(waiter.source, IMPOSSIBLE, field, waiter.on))
+    numbers.impossible = numbers.impossible + 1
+    if body and is_suspended(body) then
+      local lane = get_lane(get_lane_number(body))
+      lane[SUSPENDED] = lane[SUSPENDED] - 1
+      finish_job(field, body, lane, CANCELLED, describe_waiting(body), waiter.reason, nil, true)
+      bodies[field] = nil
+    end
+  end
+  call_in_batches('ZREM', condition_key, removed)
+  call_in_batches('ZADD', condition_key, added)
+  write_unmet(unmet)
+  for i, member in ipairs(ended_members) do -- those that finish_job has noted
+    cancelled[i], ended_members[i] = member, nil
+  end
+  return cancelled
+end
+
+-- Suspend a job again that was cancelled for a condition.
+local function suspend_again(field, body)
+  local lane = get_lane(get_lane_number(body))
+  local suspended = make_pending_job(body, get_due(body))
+  lane[CANCELLED], lane[SUSPENDED] = lane[CANCELLED] - 1, lane[SUSPENDED] + 1
+  put_job(field, suspended)
+  if has_flag(body, FLAG_UNIQUE_KEY) and not find_key_holder((get_key_field(body, lane.name))) then
+    take_key(suspended, lane.name)
+  end
+end
+
+local function reopen(waiters)
+  local unmet, fields = read_unmet(waiters)
+  local bodies, removed, added, reopened = read_waiting_bodies(fields), {}, {}, {}
+  for _, waiter in ipairs(waiters) do
+    local field = waiter.field
+    local body, numbers = bodies[field], unmet[field]
+    push(removed, get_condition(waiter.source, IMPOSSIBLE, field, waiter.on))
+    push_pair(added, 0, get_condition(waiter.source, get_condition_class(waiter.on), field, waiter.on))
+    numbers.impossible = numbers.impossible - 1
+    if numbers.impossible == 0 and has_flag(body, FLAG_FINISHED) and has_flag(body, FLAG_PAYLOAD_KEPT) then
+      local job_end = read_job_end(body)
+      if job_end.code == CANCELLED and REOPENED_REASONS[job_end.reason] then
+        suspend_again(field, body)
+        push(reopened, { field, body, CANCELLED })
+      end
+    end
+  end
+  call_in_batches('ZREM', condition_key, removed)
+  call_in_batches('ZADD', condition_key, added)
+  write_unmet(unmet)
+  return reopened
+end
+
+-- Remove and return the changes that earlier steps have left, in their order.
+local function take_changes()
+  local changes = {}
+  if redis.call('EXISTS', flow_change_key) == 0 then
+    return changes
+  end
+  local members = redis.call('ZRANGE', flow_change_key, 0, -1)
+  for i, member in ipairs(members) do
+    changes[i] = { transition = sub(member, 9, 9), source = sub(member, 10) }
+  end
+  call_in_batches('ZREM', flow_change_key, members)
+  return changes
+end
+
+local function put_changes(changes)
+  local members = {}
+  for i, change in ipairs(changes) do
+    push_pair(members, 0, pack_struct('>I8', i) .. change.transition .. change.source)
+  end
+  call_in_batches('ZADD', flow_change_key, members)
+end

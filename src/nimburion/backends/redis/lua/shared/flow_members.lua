@@ -1,0 +1,122 @@
+-- Shared part: the members of flows, their conditions, and how long they are kept.
+-- Keys: flow condition unmet finished dead_letter_time result result_time flow_finished
+-- Provides: read_member(body) -> {id, flow or nil, counted, conditions}; `counted` is the flow or the group that counts the job, or nil
+--   get_condition_class(on); get_condition(source, class, field, on) -> a member of `condition`
+--   remove_conditions(field, member)
+--   read_flow_record(id, record) -> a flow; find_flow(id) -> a flow or nil
+--   is_running(id): whether a flow is kept and has not ended
+--   keep_ended(field, member, code), forget_ended(field, member): add an ended member to what `prune` looks at, or remove it;
+--     write_kept() performs the writes of keep_ended
+-- Cost: O(log n) per condition, for n conditions.
+--
+-- What `prune` finds by the ends of jobs, in `finished`, `dead_letter_time` and `result_time`, has no member of a flow that runs.
+-- Those are in `flow_finished`, until their flow has ended and `prune` moves them.
+local JOB_SOURCE, FLOW_SOURCE = 'j', 'f'
+local ON_SUCCESS, ON_FAILURE, ON_FINISHED = 's', 'f', 'e'
+local OPEN_ON_END, OPEN, IMPOSSIBLE = 'e', 'o', 'x'
+local ON_CODES = { success = ON_SUCCESS, failure = ON_FAILURE, finished = ON_FINISHED }
+local FLOW_IDENTITY = 41
+
+local flow_ids = {}
+
+-- Return a flow's id as it is stored. Most members of a script have the same flow.
+local function encode_flow_id(text)
+  flow_ids[text] = flow_ids[text] or encode_id(text)
+  return flow_ids[text]
+end
+
+local function read_member(body)
+  local offset = JOB_ID + byte(body, JOB_ID_LENGTH)
+  local options = cjson.decode(sub(body, offset + 4, offset + 3 + (unpack_struct('>I4', body, offset))))
+  local flow, conditions = options.flow and encode_flow_id(options.flow) or nil, {}
+  for i, condition in ipairs(options.conditions or {}) do
+    local kind = condition.source.kind == 'job' and JOB_SOURCE or FLOW_SOURCE
+    conditions[i] = { source = pack_source(kind, encode_id(condition.source.id)), on = ON_CODES[condition.on or 'success'] }
+  end
+  local counted = flow
+  if options.group then
+    counted = options.group ~= '' and encode_flow_id(options.group) or nil -- empty: a callback, which nothing counts
+  end
+  return { id = get_id(body), flow = flow, counted = counted, conditions = conditions }
+end
+
+local function get_condition_class(on)
+  return on == ON_FINISHED and OPEN_ON_END or OPEN
+end
+
+local function get_condition(source, class, field, on)
+  return source .. class .. field .. on
+end
+
+-- Remove all conditions of a job that are not met.
+local function remove_conditions(field, member)
+  if #member.conditions == 0 or redis.call('HDEL', unmet_key, field) == 0 then
+    return
+  end
+  local removed = {}
+  for _, condition in ipairs(member.conditions) do
+    push(removed, get_condition(condition.source, get_condition_class(condition.on), field, condition.on))
+    push(removed, get_condition(condition.source, IMPOSSIBLE, field, condition.on))
+  end
+  call_in_batches('ZREM', condition_key, removed)
+end
+
+local function read_flow_record(id, record)
+  local unfinished, completed, failed, cancelled, created8, finished8, position8, members, max_failed, length, rest
+    = unpack_struct('>i4i4i4i4c8c8c8I4I4I2', record)
+  return {
+    id = id, unfinished = unfinished, completed = completed, failed = failed, cancelled = cancelled,
+    created8 = created8, finished8 = finished8, position8 = position8, members = members, max_failed = max_failed,
+    parent = length > 0 and sub(record, rest, rest + length - 1) or nil, identity = sub(record, FLOW_IDENTITY),
+  }
+end
+
+local function find_flow(id)
+  local record = redis.call('HGET', flow_key, id)
+  return record and read_flow_record(id, record) or nil
+end
+
+local running_flows = {}
+
+local function is_running(id)
+  if running_flows[id] == nil then
+    local flow = find_flow(id)
+    running_flows[id] = flow ~= nil and flow.unfinished ~= 0
+  end
+  return running_flows[id]
+end
+
+-- Let `prune` find an ended job by its end. `ended` is in microseconds. A job that a replay of another one suspends again is kept as
+-- long as a failed one.
+local function index_end(field, code, ended, reason)
+  local stays = code == FAILED or reason == 'dependency' or reason == 'not needed'
+  redis.call('ZADD', stays and dead_letter_time_key or finished_key, ended, field)
+  if code == COMPLETED and redis.call('HEXISTS', result_key, field) == 1 then
+    redis.call('ZADD', result_time_key, ended, field)
+  end
+end
+
+local kept_members = {}
+
+local function keep_ended(field, member, code)
+  if member.flow then
+    push_pair(kept_members, 0, pack_name(member.flow) .. field)
+  else
+    index_end(field, code, now)
+  end
+end
+
+local function write_kept()
+  call_in_batches('ZADD', flow_finished_key, kept_members)
+  kept_members = {}
+end
+
+local function forget_ended(field, member)
+  write_kept()
+  if member.flow then
+    redis.call('ZREM', flow_finished_key, pack_name(member.flow) .. field)
+  end
+  for _, key in ipairs({ finished_key, dead_letter_time_key, result_time_key }) do
+    redis.call('ZREM', key, field)
+  end
+end
