@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         get_current_context,
         job,
     )
+    from nimburion.jobs.flows import Flow, chain
     from nimburion.jobs.outbox.outbox import Outbox
     from nimburion.scheduler import Scheduler
 
@@ -63,6 +64,8 @@ __all__ = [
     "JobId",
     "Processor",
     "Outbox",
+    "Flow",
+    "chain",
     "Context",
     "BatchContext",
     "get_current_context",
@@ -98,6 +101,7 @@ _HOMES = MappingProxyType(
         "server": "nimburion.server",
         "open_backend": "nimburion.backends",
         "Outbox": "nimburion.jobs.outbox.outbox",
+        **dict.fromkeys(("Flow", "chain"), "nimburion.jobs.flows"),
         "Scheduler": "nimburion.scheduler",
         "Operator": "nimburion.actions",
         **dict.fromkeys(

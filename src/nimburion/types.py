@@ -14,6 +14,7 @@ What an application uses at run time is in `nimburion` itself.
 """
 
 from nimburion.jobs.client.registered_job import RegisteredJob
+from nimburion.jobs.declaration.job import JobCall
 from nimburion.jobs.declaration.middleware import Enqueueing, Next
 from nimburion.jobs.declaration.options import EnqueueOptions
 from nimburion.jobs.declaration.policy import PolicyOptions
@@ -22,6 +23,7 @@ from nimburion.scheduler.declarations import ScheduleOptions
 __all__ = [
     "EnqueueOptions",
     "Enqueueing",
+    "JobCall",
     "Next",
     "PolicyOptions",
     "RegisteredJob",

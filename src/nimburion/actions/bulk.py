@@ -55,7 +55,7 @@ class BulkActions(SubjectActions):
     """Change all jobs that match a filter, step by step: `processor.bulk`.
 
     The filter is given by keywords: `name`, `queue`, `states`, `reason`, `ids`, `tenant`,
-    `correlation_id`, `tag`, `fingerprint`, `min_failures`, and datetimes as `created_from`,
+    `correlation_id`, `tag`, `flow`, `fingerprint`, `min_failures`, and datetimes as `created_from`,
     `created_to`, `finished_from` and `finished_to`. A job must match all of them.
 
     ```python

@@ -197,9 +197,9 @@ class DeadLetters(SubjectActions):
 
         With `delete`, the dead letter is deleted afterwards. A repeat with the same payload stores
         no second job. The new job holds no unique key: that of the dead letter was made from the
-        old arguments. Its keys for limits are computed anew if its handler is registered here, and
-        are those of the dead letter otherwise. Return the id of the new job, and whether the dead
-        letter was deleted.
+        old arguments. It is a member of no flow. Its keys for limits are computed anew if its
+        handler is registered here, and are those of the dead letter otherwise. Return the id of the
+        new job, and whether the dead letter was deleted.
 
         Raises `NotDeadLetter`, and the errors of an enqueue.
         """
@@ -244,6 +244,13 @@ def _make_edited_job(record: JobRecord, payload: bytes) -> NewJob:
         payload,
         record.priority,
         options=msgspec.structs.replace(
-            record.options, headers=headers, unique_key=None, unique_for=None, unique_while=None
+            record.options,
+            headers=headers,
+            unique_key=None,
+            unique_for=None,
+            unique_while=None,
+            flow=None,
+            group=None,
+            conditions=(),
         ),
     )

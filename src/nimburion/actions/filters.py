@@ -14,7 +14,7 @@ from nimburion.core.queries import JobFilter
 from nimburion.core.text.shortening import shorten
 
 _TIMES = ("created_from", "created_to", "finished_from", "finished_to")
-_TEXTS = ("queue", "name", "reason", "tenant", "correlation_id", "fingerprint", "tag")
+_TEXTS = ("queue", "name", "reason", "tenant", "correlation_id", "fingerprint", "tag", "flow")
 
 
 class FilterOptions(TypedDict, total=False):
@@ -48,6 +48,8 @@ class FilterOptions(TypedDict, total=False):
     """The least number of failures."""
     tag: str
     """A tag that the job must have."""
+    flow: str
+    """The id of the flow of which the job is a member."""
 
 
 def narrow_filter(which: JobFilter, options: FilterOptions) -> JobFilter:

@@ -58,6 +58,7 @@ def _find_exit_code(error: BaseException) -> int | None:
         (errors.JobNotFound, NOT_FOUND),
         (errors.ScheduleNotFound, NOT_FOUND),
         (errors.BulkOperationNotFound, NOT_FOUND),
+        (errors.FlowNotFound, NOT_FOUND),
         (errors.LimitNotFound, NOT_FOUND),
         (errors.WorkerNotFound, NOT_FOUND),
         (errors.BackendError, BACKEND),

@@ -48,6 +48,7 @@ def add_search_options(command: F) -> F:
         click.option("--tenant", metavar="TENANT", help="Only of this tenant."),
         click.option("--correlation-id", metavar="ID", help="Only with this correlation id."),
         click.option("--tag", metavar="TAG", help="Only with this tag."),
+        click.option("--flow", metavar="ID", help="Only members of this flow."),
         click.option("--fingerprint", metavar="HEX", help="Only dead letters of this group."),
         click.option(
             "--min-failures", type=click.IntRange(0), help="Only with at least this many failures."
@@ -60,8 +61,8 @@ def add_search_options(command: F) -> F:
 
 class Search(msgspec.Struct, frozen=True, kw_only=True):
     """The options that search jobs without an index. Times are durations back from now, or
-    times with a time zone. `InvalidJob` is raised for a tenant, a correlation id or a tag that no
-    job can have.
+    times with a time zone. `InvalidJob` is raised for a tenant, a correlation id, a tag or a flow
+    that no job can have.
     """
 
     since: str | None = None
@@ -71,6 +72,7 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str | None = None
     correlation_id: str | None = None
     tag: str | None = None
+    flow: str | None = None
     fingerprint: str | None = None
     min_failures: int | None = None
 
@@ -80,6 +82,8 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
                 check_text(option, text)
         if self.tag is not None:
             check_name("--tag", self.tag)
+        if self.flow is not None:
+            check_name("--flow", self.flow)
 
     @property
     def searches(self) -> bool:
@@ -97,6 +101,7 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
             tenant=self.tenant,
             correlation_id=self.correlation_id,
             tag=self.tag,
+            flow=self.flow,
             fingerprint=self.fingerprint,
             min_failures=self.min_failures,
         )

@@ -100,6 +100,8 @@ def print_record(record: JobRecord) -> None:
             "unique key": record.options.described_key,
             "tenant": record.options.tenant,
             "correlation id": record.options.correlation_id,
+            "flow": record.options.flow,
+            "group": record.options.group or None,
             "tags": ", ".join(record.options.tags) or None,
         }
     )

@@ -28,6 +28,7 @@ COMMANDS = MappingProxyType(
         "audit": ("audit:audit", "List the changes that operators made."),
         "schedules": ("schedules:schedules", "List, add, pause schedules; explain expressions."),
         "dead": ("dead:dead", "List, show, replay and purge dead letters (failed jobs)."),
+        "flows": ("flows:flows", "List, show, cancel and replay flows."),
         "operations": (
             "bulk_operations:operations",
             "List, show and cancel bulk operations (changes of many jobs).",

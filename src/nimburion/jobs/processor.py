@@ -46,7 +46,7 @@ from nimburion.core.settings import (
     read_bounds,
 )
 from nimburion.core.timing.clock import Clock, SystemClock
-from nimburion.jobs.client.client import Client, send_jobs, share_outage_log
+from nimburion.jobs.client.client import Client, read_records, send_jobs, share_outage_log
 from nimburion.jobs.client.registered_job import (
     RegisterBatchDecorator,
     RegisterDecorator,
@@ -751,6 +751,7 @@ class Processor(Client):
             process_calls=(
                 None if children is None else ProcessCalls(children, report, sizes.error)
             ),
+            read_records=partial(read_records, self),
         )
 
     def _make_children(self) -> ChildPool | None:

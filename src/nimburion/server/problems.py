@@ -98,6 +98,7 @@ _KINDS: tuple[tuple[type[Exception], int, str], ...] = (
     (errors.JobNotFound, 404, "job-not-found"),
     (errors.ScheduleNotFound, 404, "schedule-not-found"),
     (errors.BulkOperationNotFound, 404, "operation-not-found"),
+    (errors.FlowNotFound, 404, "flow-not-found"),
     (errors.LimitNotFound, 404, "limit-not-found"),
     (errors.TooManyBulkOperations, 409, "too-many-operations"),
     (errors.JobConflict, 409, "job-conflict"),

@@ -67,6 +67,7 @@ _STATUSES: Mapping[State, TaskResultStatus] = {
     State.PENDING: TaskResultStatus.READY,
     State.SCHEDULED: TaskResultStatus.READY,
     State.RETRYING: TaskResultStatus.READY,
+    State.SUSPENDED: TaskResultStatus.READY,
     State.PROCESSING: TaskResultStatus.RUNNING,
     State.COMPLETED: TaskResultStatus.SUCCESSFUL,
     State.FAILED: TaskResultStatus.FAILED,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import CancelledError
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from nimburion.core.backend import BlockingProducing, Producing
 from nimburion.core.errors import BackendUnavailable, EnqueueBlocked, NotOpen, Outcome, Unstorable
@@ -25,6 +25,9 @@ from nimburion.core.metrics.counters import CallCounters
 from nimburion.core.timing.clock import Clock
 from nimburion.core.timing.pauses import iterate_pauses
 from nimburion.core.timing.timers import SharedTimer
+
+if TYPE_CHECKING:
+    from nimburion.core.flows import NewFlow
 
 MAX_BATCH = 500
 """The largest number of callers that share one call to the backend."""
@@ -212,17 +215,19 @@ class EnqueueBatcher:
         self._note_answer(since)
         return results[0]
 
-    async def enqueue_all(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
-        """Store these jobs in one step.
+    async def enqueue_all(
+        self, jobs: Sequence[NewJob], flows: Sequence[NewFlow] = ()
+    ) -> list[Enqueued]:
+        """Store these jobs in one step, with their flows.
 
         The call is repeated until the backend answers, for at most `enqueue_timeout` seconds; then
         `BackendUnavailable` is raised.
         """
         since, left = self._start_call()
         try:
-            return await self._enqueue_once(jobs, left)
+            return await self._enqueue_once(jobs, left, flows)
         except BackendUnavailable as error:
-            return await self._repeat(jobs, since, error)
+            return await self._repeat(jobs, since, error, flows)
 
     def _start_call(self) -> tuple[float, float]:
         """Return when the call began, and the seconds after which its first try is abandoned."""
@@ -232,7 +237,11 @@ class EnqueueBatcher:
         return began, max(self._limit - (since - began), _MIN_EXTRA)
 
     async def _repeat(
-        self, jobs: Sequence[NewJob], since: float, error: BackendUnavailable
+        self,
+        jobs: Sequence[NewJob],
+        since: float,
+        error: BackendUnavailable,
+        flows: Sequence[NewFlow] = (),
     ) -> list[Enqueued]:
         """Repeat a call that began at `since` and had no answer."""
         repetition = _Repetition()
@@ -243,14 +252,18 @@ class EnqueueBatcher:
             await repetition.wait(self._clock)
             try:
                 if isinstance(error, EnqueueBlocked):
-                    return await self._repeat_blocked(jobs, since, error)
+                    return await self._repeat_blocked(jobs, since, error, flows)
                 left = self._limit - (self._monotonic() - since)
-                return await self._enqueue_once(jobs, left)
+                return await self._enqueue_once(jobs, left, flows)
             except BackendUnavailable as again:
                 error = again
 
     async def _repeat_blocked(
-        self, jobs: Sequence[NewJob], since: float, error: EnqueueBlocked
+        self,
+        jobs: Sequence[NewJob],
+        since: float,
+        error: EnqueueBlocked,
+        flows: Sequence[NewFlow],
     ) -> list[Enqueued]:
         """Repeat a blocked call once, after those before it. Raise `error` if that is too late."""
         left = self._timeout - (self._monotonic() - since)
@@ -259,17 +272,22 @@ class EnqueueBatcher:
             async with waiting, self._blocked_retry, self._blocked_call:
                 waiting.reschedule(None)
                 left = self._limit - (self._monotonic() - since)
-                return await self._enqueue_once(jobs, left)
+                return await self._enqueue_once(jobs, left, flows)
         except TimeoutError:
             raise error from None
 
-    async def _enqueue_once(self, jobs: Sequence[NewJob], seconds: float) -> list[Enqueued]:
+    async def _enqueue_once(
+        self, jobs: Sequence[NewJob], seconds: float, flows: Sequence[NewFlow] = ()
+    ) -> list[Enqueued]:
         """Call the backend once. `BackendUnavailable` is raised when it does not answer in
         `seconds`."""
         sent = self._monotonic()
         try:
             with self._shared_timer.timeout(seconds):
-                results = await self._producing.enqueue(jobs)
+                if flows:
+                    results = await self._producing.enqueue(jobs, flows)
+                else:
+                    results = await self._producing.enqueue(jobs)
             self._note_answer(sent)
             return results
         except EnqueueBlocked:

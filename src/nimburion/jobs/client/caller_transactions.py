@@ -15,6 +15,7 @@ from nimburion.core.job import Enqueued, NewJob, require_stored
 from nimburion.core.transactions import CallerConnection
 
 if TYPE_CHECKING:
+    from nimburion.core.flows import NewFlow
     from nimburion.jobs.client.client import Client
 
 CountStored = Callable[[Sequence[NewJob], list[Enqueued]], None]
@@ -28,6 +29,7 @@ async def enqueue_in_transaction(
     *,
     needs_outcome: bool,
     count_stored: CountStored,
+    flows: Sequence[NewFlow] = (),
 ) -> list[Enqueued] | None:
     """Store jobs so that they exist if the caller's transaction commits, and not otherwise.
 
@@ -37,7 +39,7 @@ async def enqueue_in_transaction(
     - Otherwise the outbox stores them in the transaction.
 
     In the last two cases the backend decides later about ids and unique keys, so None is returned.
-    `needs_outcome` refuses them.
+    `needs_outcome` and `flows` refuse them.
 
     Raises:
         NotSupported: the backend cannot join the transaction, and there is no outbox.
@@ -50,12 +52,8 @@ async def enqueue_in_transaction(
         if outbox is not None:
             refusal = await _check_database(producing, caller)
         if refusal is None:
-            return await producing.enqueue_in(caller, jobs)
-    if needs_outcome:
-        raise NotSupported(
-            "enqueue_or_get() cannot say inside this transaction whether it creates the job, "
-            "because the backend stores the job after the commit; use enqueue()"
-        )
+            return await producing.enqueue_in(caller, jobs, flows)
+    _check_can_be_later(client, caller, needs_outcome=needs_outcome, has_flows=bool(flows))
     find_adapter(caller)  # raises the error for a connection that is unknown or belongs elsewhere
     now = client.clock.now()
     jobs = [job.fix_due_time(now) for job in jobs]
@@ -78,6 +76,24 @@ async def enqueue_in_transaction(
             error.add_note(f"the backend did not store the job in the transaction: {refusal}")
         raise
     return None
+
+
+def _check_can_be_later(
+    client: Client, caller: CallerConnection, *, needs_outcome: bool, has_flows: bool
+) -> None:
+    """Raise `NotSupported` if the call cannot be stored after the commit."""
+    if has_flows:
+        raise NotSupported(
+            f"{client.backend.describe()} cannot store a flow in the transaction of "
+            f"{describe_connection(caller.connection)}, and flows do not go through an outbox yet. "
+            "Enqueue the flow after the commit, without `connection`; or enqueue a job in the "
+            "transaction that enqueues the flow"
+        )
+    if needs_outcome:
+        raise NotSupported(
+            "enqueue_or_get() cannot say inside this transaction whether it creates the job, "
+            "because the backend stores the job after the commit; use enqueue()"
+        )
 
 
 async def _check_database(

@@ -100,11 +100,14 @@ if TYPE_CHECKING:
     from nimburion.actions.audit_log import AuditLog
     from nimburion.actions.bulk import BulkActions
     from nimburion.actions.dead_letters import DeadLetters
+    from nimburion.actions.flows import FlowActions
     from nimburion.actions.limits import LimitActions
     from nimburion.actions.queues import QueueActions
     from nimburion.actions.tenants import TenantActions
     from nimburion.actions.workers import WorkerActions
+    from nimburion.core.flows import NewFlow
     from nimburion.core.queries import QueueInfo
+    from nimburion.jobs.flows.flow import Flow
     from nimburion.jobs.outbox.database import OutboxDatabase
     from nimburion.jobs.outbox.outbox import Outbox, WaitingJob
     from nimburion.scheduler.schedules import Schedules
@@ -339,6 +342,11 @@ class Client:
         return make_actions(self, self.operator).bulk
 
     @property
+    def flows(self) -> FlowActions:
+        """The flows of the backend: list, show, wait for, cancel and replay them."""
+        return make_actions(self, self.operator).flows
+
+    @property
     def audit(self) -> AuditLog:
         """The audit log: who changed what."""
         return make_actions(self, self.operator).audit
@@ -502,21 +510,40 @@ class Client:
         return await self._enqueue_together(jobs, new, parsed)
 
     async def _enqueue_together(
-        self, batch: Sequence[object], new: list[NewJob], parsed: ParsedOptions
+        self,
+        batch: Sequence[object],
+        new: list[NewJob],
+        parsed: ParsedOptions,
+        flows: Sequence[NewFlow] = (),
     ) -> list[str]:
-        """Store jobs in one step, with the enqueue middleware, and return their ids."""
-        if not self._enqueue_middlewares:
-            return await self._store(new, parsed)
+        """Store jobs in one step, with the enqueue middleware, and return their ids.
+
+        With `flows`, the middleware must pass on all of the jobs, each in its place in the graph.
+        """
+        if not self._enqueue_middlewares or not new:
+            return await self._store(new, parsed, flows=flows)
+
+        passed_on: list[NewJob] = []
+
+        async def store(some: list[NewJob]) -> list[str]:
+            passed_on.extend(some)
+            if flows:
+                _check_members(new, some)
+            return await self._store(some, parsed, flows=flows)
+
         pipeline = EnqueuePipeline(
             self._enqueue_middlewares,
-            lambda some: self._store(some, parsed),
+            store,
             self._sizes,
             len(new),
             partial(renew_keys, self),
         )
-        return await pipeline.run(
+        ids = await pipeline.run(
             [_make_enqueueing(job, one) for job, one in zip(batch, new, strict=True)]
         )
+        if flows:  # `store` is not called if the middleware passed on none
+            _check_members(new, passed_on)
+        return ids
 
     async def enqueue_with_id(
         self,
@@ -569,6 +596,51 @@ class Client:
             raise InvalidJob("enqueue_after needs seconds or a timedelta, not None")
         options["after"] = after
         return await self.enqueue(job, **options)
+
+    async def enqueue_flow(
+        self,
+        flow: Flow,
+        *,
+        id: str | UUID | None = None,  # noqa: A002 (the name of the option)
+        connection: object = None,
+    ) -> str:
+        """Store all jobs of a flow and return its id.
+
+        ```python
+        flow_id = await processor.enqueue_flow(flow, id="import-2026-11-30")
+        ```
+
+        `id` is your own id, a text or a UUID. Another call with it and the same flow changes
+        nothing, or completes a flow of which a part is stored. The ids of the jobs are
+        `FLOW_ID.NAME`. `connection` is that of `enqueue`. The backend must be in the same database:
+        a flow does not go through an outbox.
+
+        A flow of up to `sizes.batch` jobs (10,000; on Redis 500) is stored whole or not at all. A
+        larger one is stored in batches of this size. All arguments are validated before the first,
+        and jobs run while later batches are stored. A batch that is refused stores nothing, but the
+        batches before it stay. Then the flow is running and incomplete, also after `flows.cancel`:
+        remove the cause and repeat the call with the same `id`. Give such a flow an `id` of your
+        own.
+
+        Inside a handler, the jobs inherit the tenant and the correlation id of its job, as in
+        `enqueue`. Errors:
+
+        - `InvalidJob`: an argument of a member is not valid, or another flow with the id is kept.
+          Nothing was stored, unless your middleware is its cause in a later batch. It must keep
+          `flow`, `group`, `conditions` and `results` of the options.
+        - `JobConflict`, `DuplicateJob` and `BackendUnavailable`: see `enqueue`. Nothing was stored
+          of this batch.
+        - `NotSupported`: the backend cannot store the flow in this transaction.
+        """
+        # Loaded when it is used: most processes have no flows.
+        from nimburion.jobs.flows.enqueueing import MemberMaker, make_batches
+
+        flow_id = self._ids.make() if id is None else read_job_id(id)
+        parsed = self._parse_options({} if connection is None else {"connection": connection})
+        members = MemberMaker(self._make_job, parsed, self._sizes)
+        async for batch in make_batches(flow, flow_id, members, self._sizes.batch):
+            await self._enqueue_together(batch.jobs, batch.new, parsed, batch.flows)
+        return flow_id
 
     async def enqueue_raw(
         self,
@@ -1022,15 +1094,22 @@ class Client:
         return parse_options(self._sizes, **options) if options else NOTHING_PARSED
 
     def _make_job(
-        self, job: JobReturning[Any], parsed: ParsedOptions, job_id: str | None = None
+        self,
+        job: JobReturning[Any],
+        parsed: ParsedOptions,
+        job_id: str | None = None,
+        payload: bytes | None = None,
     ) -> NewJob:
         """Return a job in the backend's form; without `job_id`, with a new id.
+
+        `payload` is that of a job with arguments that are not known yet.
 
         Hot path: runs for each job of a bulk enqueue.
         """
         declaration = require_declaration(job)
         priority = parsed.priority
-        payload = declaration.encode(job, self._sizes)
+        if payload is None:
+            payload = declaration.encode(job, self._sizes)
         options, after, unique = parsed.options, parsed.after, declaration.policy.unique
         if unique is not None or parsed.key_rule is not None:
             options, after = apply_uniqueness(parsed, unique, payload, job)
@@ -1179,6 +1258,7 @@ class Client:
         jobs: Sequence[NewJob],
         parsed: ParsedOptions,
         all_results: list[Enqueued] | None = None,
+        flows: Sequence[NewFlow] = (),
     ) -> list[str]:
         if self._fairness.has_exceptions:
             jobs = [self._fairness.apply(job) for job in jobs]
@@ -1194,12 +1274,13 @@ class Client:
                 jobs,
                 needs_outcome=all_results is not None,
                 count_stored=self._count_stored_later,
+                flows=flows,
             )
             if joined is None:
                 return [job.id for job in jobs]
             results = joined
         else:
-            results = await self._send(jobs)
+            results = await self._send(jobs, flows)
         ids = [require_stored(job, result) for job, result in zip(jobs, results, strict=True)]
         if all_results is not None:
             all_results += results
@@ -1214,12 +1295,12 @@ class Client:
             self._emit_enqueued(jobs, results)
         return ids
 
-    async def _send(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+    async def _send(self, jobs: Sequence[NewJob], flows: Sequence[NewFlow] = ()) -> list[Enqueued]:
         """Call the backend, and repeat the call until it answers, for `enqueue_timeout` seconds."""
         batcher = self._require_batcher()
-        if len(jobs) == 1:
+        if len(jobs) == 1 and not flows:
             return [await batcher.enqueue(jobs[0])]
-        return await batcher.enqueue_all(jobs)
+        return await batcher.enqueue_all(jobs, flows)
 
     def _make_transaction(self, connection: object) -> Transaction:
         """Return a transaction for a handler; see `Context.transaction`."""
@@ -1392,6 +1473,14 @@ async def enqueue_prepared(client: Client, new: NewJob) -> str:
     return await client._enqueue_one(None, new, NOTHING_PARSED)
 
 
+async def read_records(client: Client, job_ids: Sequence[str]) -> dict[str, JobRecord]:
+    """Return the records of those jobs that exist, by id, with their results and without their
+    payloads. Raises `BackendUnavailable` if the backend does not answer in time.
+    """
+    async with client._limit_reading():
+        return await client._find_records(job_ids)
+
+
 def share_outage_log(client: Client, service: Service) -> None:
     """Let a service log outages together with the client, its worker and its other services."""
     service.outage = client._outage
@@ -1419,7 +1508,7 @@ def make_actions(client: Client, operator: Operator) -> Actions:
             check_size(job.name, job.payload, client._sizes)
         return await send_jobs(client, [add_limit_keys(client, job) for job in jobs])
 
-    return Actions(client.backend, operator, send)
+    return Actions(client.backend, operator, send, client.clock)
 
 
 async def send_jobs(client: Client, jobs: Sequence[NewJob]) -> list[Enqueued]:
@@ -1467,6 +1556,37 @@ def _make_enqueueing(job: object, new: NewJob) -> Enqueueing:
         after=new.after,
         options=new.options,
     )
+
+
+def _check_members(jobs: Sequence[NewJob], passed_on: Sequence[NewJob]) -> None:
+    """Raise `InvalidJob` if a middleware kept a member of a flow, or changed its place in it."""
+    missing = {job.id for job in jobs} - {job.id for job in passed_on}
+    if missing:
+        raise InvalidJob(
+            f"an enqueue middleware did not pass on job {min(missing)!r} under its id; a flow "
+            "needs all of its jobs, because others wait for them"
+        )
+    planned = {job.id: job for job in jobs}
+    for job in passed_on:
+        if job.id not in planned:
+            continue
+        old, new = planned[job.id].options, job.options
+        if (new.flow, new.group, new.conditions, new.results) != (
+            old.flow,
+            old.group,
+            old.conditions,
+            old.results,
+        ):
+            raise InvalidJob(
+                f"an enqueue middleware changed the place of job {job.id!r} in its flow; keep "
+                "`flow`, `group`, `conditions` and `results` of the options as they are"
+            )
+        if new.unique_key is not None and new.on_duplicate != "reject":
+            raise InvalidJob(
+                f"an enqueue middleware gave job {job.id!r} a unique key with "
+                f"on_duplicate={new.on_duplicate!r}, so another job could take its place; a member "
+                'of a flow needs on_duplicate="reject", or no unique key'
+            )
 
 
 def _get_call_start(clock: Clock) -> float:

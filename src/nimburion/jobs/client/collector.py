@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from nimburion.core.errors import NotSupported
+from nimburion.core.flows import NewFlow
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.jobs.client.client import Client
 from nimburion.jobs.declaration.options import NOTHING_PARSED, ParsedOptions
@@ -32,7 +34,10 @@ class JobCollector(Client):
         jobs: Sequence[NewJob],
         parsed: ParsedOptions,  # noqa: ARG002 (a connection is for the later call)
         all_results: list[Enqueued] | None = None,  # noqa: ARG002 (nothing is known yet)
+        flows: Sequence[NewFlow] = (),
     ) -> list[str]:
+        if flows:
+            raise NotSupported("a flow cannot wait for a commit yet: enqueue it after the commit")
         now = self.clock.now()
         self.collected += [job.fix_due_time(now) for job in jobs]
         return [job.id for job in jobs]

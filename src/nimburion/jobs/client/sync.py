@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         SyncAuditLog,
         SyncBulk,
         SyncDeadLetters,
+        SyncFlows,
         SyncLimits,
         SyncQueues,
         SyncTenants,
@@ -234,6 +235,8 @@ class SyncClient:
         wait = SyncMethod(Client.wait)
         wait_all = SyncMethod(Client.wait_all)
 
+    @_make_sync(Client.enqueue_flow)
+    def enqueue_flow(self) -> None: ...
     @_make_sync(Client.enqueue_raw)
     def enqueue_raw(self) -> None: ...
     @_make_sync(Client.get_status)
@@ -290,6 +293,13 @@ class SyncClient:
         from nimburion.scheduler.sync_schedules import SyncSchedules
 
         return SyncSchedules(self, "schedules")
+
+    @property
+    def flows(self) -> SyncFlows:
+        """`flows` of the client as blocking calls."""
+        from nimburion.jobs.client.sync_actions import SyncFlows
+
+        return SyncFlows(self, "flows")
 
     @property
     def audit(self) -> SyncAuditLog:

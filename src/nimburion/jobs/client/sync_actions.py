@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from nimburion.actions.audit_log import AuditLog
 from nimburion.actions.bulk import BulkActions
 from nimburion.actions.dead_letters import DeadLetters
+from nimburion.actions.flows import FlowActions
 from nimburion.actions.limits import LimitActions
 from nimburion.actions.queues import QueueActions
 from nimburion.actions.tenants import TenantActions
@@ -171,6 +172,23 @@ class SyncAuditLog(SyncActions):
 
     @make_sync_list(AuditLog.list)
     def list(self) -> None: ...
+
+
+class SyncFlows(SyncActions):
+    """List, show, wait for, cancel and replay flows."""
+
+    @make_sync_list(FlowActions.list)
+    def list(self) -> None: ...
+    @make_sync(FlowActions.get)
+    def get(self) -> None: ...
+    @make_sync(FlowActions.wait)
+    def wait(self) -> None: ...
+    @make_sync(FlowActions.cancel)
+    def cancel(self) -> None: ...
+    @make_sync(FlowActions.preview_replay)
+    def preview_replay(self) -> None: ...
+    @make_sync(FlowActions.replay)
+    def replay(self) -> None: ...
 
 
 class SyncBulk(SyncActions):

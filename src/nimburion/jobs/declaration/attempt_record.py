@@ -41,6 +41,11 @@ class ResultEncoder(Protocol):
         """Whether the handler says that it returns a value, which is kept."""
         ...
 
+    @property
+    def keeps_result(self) -> bool:
+        """Whether what the handler returns is kept."""
+        ...
+
     def encode_result(self, value: object) -> bytes | None:
         """Return the bytes to store for a result; None to store nothing."""
         ...
@@ -98,6 +103,9 @@ class AttemptRecord:
     """The value that the handler passed to `Context.set_result`."""
     has_result: bool = False
     """Whether the handler called `Context.set_result`."""
+    keeps_none: bool = False
+    """Whether `null` is stored as the result if it is None. Members of flows do this: others may
+    take the result, and tell it from one that was removed."""
 
     def __init__(self, delivery: Delivery, session_id: str) -> None:
         self.delivery: Delivery = delivery
@@ -123,8 +131,10 @@ class AttemptRecord:
         A result that cannot be stored is logged, and the reason is stored in its place: the work
         must not run again because of it.
         """
-        if self.result is None or self.handler is None:
+        if self.handler is None:
             return None
+        if self.result is None:
+            return b"null" if self.keeps_none and self.handler.keeps_result else None
         try:
             return self.handler.encode_result(self.result)
         except UnstorableResult as error:

@@ -121,7 +121,7 @@ class Codec:
         If the error does not name the field, each field is tried by itself.
         """
         if _AT.fullmatch(str(error)):
-            return f"job {self.name!r}{_locate(error)}{_suggest_flush(error)}"
+            return f"job {self.name!r}{_locate(error)}{_give_hint(error)}"
         field = self._find_faulty_field(arguments, type(error))
         path = error.path if isinstance(error, NotJson) else []
         place = _join_path([field, *path] if field else path)
@@ -222,8 +222,11 @@ def _locate(error: Exception) -> str:
     return f", {key}field {found['path']!r}: {lower_first(found['what'])}"
 
 
-def _suggest_flush(error: Exception) -> str:
-    """Return a hint if an id may be None because its row is not written yet."""
+def _give_hint(error: Exception) -> str:
+    """Return a hint if an id may be None because its row is not written yet, or if the value is a
+    part of an argument and not known yet."""
+    if "`MemberResult`" in str(error):
+        return " (the result of a member of a flow can only be a whole argument of another member)"
     is_missing_id = str(error).startswith(
         ("Expected `int`, got `null`", "Expected `uuid`, got `null`")
     )

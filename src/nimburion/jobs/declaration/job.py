@@ -23,7 +23,7 @@ import dataclasses
 import functools
 import inspect
 import re
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -133,10 +133,22 @@ class Declaration:
                 arguments = _read_fields(job, codec)
         return codec.encode(arguments, sizes)
 
-    def _make_codec(self) -> Codec:
+    def read_arguments(self, job: object) -> dict[str, Any]:
+        """Return the arguments of a job of this declaration."""
+        codec = self.codec
+        return msgspec.structs.asdict(job) if isinstance(job, JobCall) else _read_fields(job, codec)
+
+    def make_partial_codec(self, missing: Collection[str]) -> Codec:
+        """Return a codec of payloads without these arguments, which the worker fills in."""
+        return self._make_codec(missing)
+
+    def _make_codec(self, missing: Collection[str] = ()) -> Codec:
+        base: type[msgspec.Struct] = msgspec.Struct
         if isinstance(self.target, JobFunction):
-            return Codec(self.name, self.target.signature.fields, self.target.base)
-        return Codec(self.name, read_class_fields(self.name, self.target))
+            fields, base = self.target.signature.fields, self.target.base
+        else:
+            fields = read_class_fields(self.name, self.target)
+        return Codec(self.name, [field for field in fields if field.name not in missing], base)
 
 
 class JobId(str, Generic[T_co]):

@@ -58,6 +58,7 @@ class Handler:
         "decode",
         "get_batch_argument",
         "is_async",
+        "keeps_result",
         "name",
         "policy",
         "queue",
@@ -103,6 +104,8 @@ class Handler:
         kind = _read_result_type(name, function, policy) if policy.result else None
         self._result = ResultCodec(name, kind) if policy.result else None
         self._result_limit = sizes.result
+        self.keeps_result: bool = policy.result
+        """Whether the return value is kept."""
         self.returns_value: bool = kind not in (None, type(None), Any, object)
         """Whether the return value is kept, and its annotation promises more than None."""
 

@@ -308,7 +308,7 @@ def _read_states(
     if value is None:
         return None
     if value == "waiting":
-        return sort_states(WAITING)
+        return sort_states(WAITING | {State.SUSPENDED})
     if value == "unfinished":
         return sort_states(UNFINISHED)
     allowed = {state.value for state in State}

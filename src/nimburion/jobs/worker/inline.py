@@ -95,8 +95,12 @@ class InlineRunner:
         if self._unsettled:
             await self._settle()
         await self._backend.consuming.promote(_MAX_ROWS)
-        rescued = await self._backend.consuming.rescue(_MAX_ROWS, max_lost=self._settings.max_lost)
-        await self._report_dead(rescued.failed)
+        more = True
+        while more:  # also until no changes of flows are left
+            max_lost = self._settings.max_lost
+            rescued = await self._backend.consuming.rescue(_MAX_ROWS, max_lost=max_lost)
+            await self._report_dead(rescued.failed)
+            more = rescued.more
         reply = await self._request_job()
         if not reply.deliveries:
             self._next_due = reply.next_due

@@ -86,6 +86,10 @@ class JobSummary(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str | None
     correlation_id: str | None
     tags: tuple[str, ...]
+    flow: str | None
+    """The flow of which the job is a member, or which calls it at its end."""
+    group: str | None
+    """The group of the flow that counts it; None: the flow counts it, or it is a callback."""
     unique_mode: str | None
     """What its enqueue did on a duplicate, and how long it holds its unique key; None without one.
     The key itself is among the data of the job: it may be made of the arguments.
@@ -170,6 +174,8 @@ class JobSearch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     tenant: Text | None = None
     correlation_id: Text | None = None
     tag: Name | None = None
+    flow: Name | None = None
+    """The id of the flow of which a job is a member."""
     fingerprint: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}" + END)] | None = None
     """Of a failure group; matches dead letters only."""
     min_failures: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
@@ -188,6 +194,7 @@ class JobSearch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             tenant=self.tenant,
             correlation_id=self.correlation_id,
             tag=self.tag,
+            flow=self.flow,
             fingerprint=self.fingerprint,
             min_failures=self.min_failures,
         )
@@ -458,6 +465,8 @@ def summarize_job(record: JobRecord) -> JobSummary:
         tenant=options.tenant,
         correlation_id=options.correlation_id,
         tags=options.tags,
+        flow=options.flow,
+        group=options.group or None,
         unique_mode=options.unique_mode,
         max_retries=options.max_retries,
         timeout=options.timeout,

@@ -261,6 +261,7 @@ STATE_ICONS: Mapping[str, str] = {
     "scheduled": "clock",
     "processing": "run",
     "retrying": "again",
+    "suspended": "clock",
     "completed": "check",
     "failed": "cross",
     "cancelled": "stop",

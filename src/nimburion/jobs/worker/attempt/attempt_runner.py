@@ -50,16 +50,21 @@ from nimburion.jobs.worker.attempt import outcome as outcomes
 from nimburion.jobs.worker.attempt.attempt import Attempt, AttemptTimeout, Interruption
 from nimburion.jobs.worker.attempt.failure_hook_runner import FailureHookRunner
 from nimburion.jobs.worker.attempt.forking import ForkGuard
-from nimburion.jobs.worker.attempt.handler_chains import HandlerChains, HandlerCoroutine
+from nimburion.jobs.worker.attempt.handler_chains import (
+    HandlerChain,
+    HandlerChains,
+    HandlerCoroutine,
+)
 from nimburion.jobs.worker.attempt.outcome import (
     INTERRUPTED,
     NO_RESULT,
     AttemptFailed,
     CancelRequested,
+    HandlerNotCalled,
     Outcome,
     Succeeded,
 )
-from nimburion.jobs.worker.attempt.process_calls import NotRunInChild, ProcessCalls
+from nimburion.jobs.worker.attempt.process_calls import ProcessCalls
 from nimburion.jobs.worker.attempt.reporter import (
     AttemptReporter,
     log_failure,
@@ -71,6 +76,7 @@ from nimburion.jobs.worker.attempt.threads import HandlerThreads
 
 if TYPE_CHECKING:
     from nimburion.core.metrics.counters import LaneCounters
+    from nimburion.jobs.worker.attempt.member_results import MemberResults, ReadRecords
 
 _log = logging.getLogger("nimburion.worker")
 
@@ -110,6 +116,7 @@ class AttemptRunner:
         state: object,
         guard: ForkGuard | None = None,
         process_calls: ProcessCalls | None = None,
+        read_records: ReadRecords | None = None,
     ) -> None:
         self.guard: ForkGuard = guard or ForkGuard()
         guard = self.guard
@@ -134,6 +141,8 @@ class AttemptRunner:
         self.is_worker_aborted: Callable[[], bool] = lambda: False
         """Returns whether code in this process ends the worker: what it interrupts is lost."""
         self._host = socket.gethostname()
+        self._read_records = read_records
+        self._member_results: MemberResults | None = None
 
     async def perform(self, attempt: Attempt) -> Settlement | None:
         """Run the handler and return its settlement; None if the lease is lost."""
@@ -143,7 +152,9 @@ class AttemptRunner:
             return self._settle_unstarted(attempt)
         if delivery.lost >= SUSPECT_AFTER:
             chain = self._chains.isolate(chain)
-        handler, run, lanes = chain
+        if delivery.options.flow is not None:
+            chain = self._prepare_member(attempt, chain)
+        handler, run, lanes, _ = chain
         expires = delivery.options.expires or handler.policy.expires
         if expires is not None and self._is_expired(attempt, expires):
             return self._settle_expired(attempt, handler, lanes)
@@ -166,6 +177,7 @@ class AttemptRunner:
             if (
                 result is None
                 and attempt.result is None
+                and not attempt.keeps_none
                 and not attempt.completed
                 and attempt.interruption is not Interruption.LOST
             ):
@@ -289,6 +301,23 @@ class AttemptRunner:
             log_failure(attempt.delivery, settlement, raised)
         return settlement
 
+    def _prepare_member(self, attempt: Attempt, chain: HandlerChain) -> HandlerChain:
+        """Prepare the attempt at a member of a flow, and return the chain for it."""
+        options = attempt.delivery.options
+        attempt.keeps_none = options.counted_flow is not None
+        if not options.results:
+            return chain
+        return self._chains.fill_in_results(chain, self._require_member_results())
+
+    def _require_member_results(self) -> MemberResults:
+        """Return what reads results of members of flows. Made for the first job that needs it."""
+        if self._member_results is None:
+            from nimburion.jobs.worker.attempt.member_results import MemberResults
+
+            assert self._read_records is not None, "a runner of jobs can read other jobs"
+            self._member_results = MemberResults(self._read_records, self._sizes.payload)
+        return self._member_results
+
     def _is_expired(self, attempt: Attempt, expires: float) -> bool:
         """Return whether it is too late to start a job.
 
@@ -338,7 +367,8 @@ class AttemptRunner:
     ) -> Succeeded:
         if result is not None:
             return self._encode_success(handler, result, context)
-        return NO_RESULT if attempt.result is None else Succeeded(attempt.encode_result())
+        encoded = None if attempt.completed else attempt.encode_result()
+        return NO_RESULT if encoded is None else Succeeded(encoded)
 
     def _classify(
         self, attempt: Attempt, context: Context, handler: Handler, raised: BaseException
@@ -424,7 +454,7 @@ class AttemptRunner:
     def _classify_exception(
         self, attempt: Attempt, handler: Handler, raised: BaseException
     ) -> Outcome:
-        if type(raised) is NotRunInChild:
+        if issubclass(type(raised), HandlerNotCalled):
             _log.error("job %s is released for a while: %s", attempt.delivery.lease.job_id, raised)
             return outcomes.Snoozed(RELEASE_DELAY_AFTER_ERROR)
         attempt.raised = raised

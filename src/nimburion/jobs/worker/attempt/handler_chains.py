@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from nimburion.core.metrics.counters import LaneCounters
 from nimburion.jobs.declaration.context import Context, get_record
@@ -25,6 +25,9 @@ from nimburion.jobs.worker.attempt.forking import ForkGuard
 from nimburion.jobs.worker.attempt.process_calls import NotRunInChild, ProcessCalls
 from nimburion.jobs.worker.attempt.threads import HandlerThreads
 
+if TYPE_CHECKING:
+    from nimburion.jobs.worker.attempt.member_results import MemberResults
+
 _log = logging.getLogger("nimburion.worker")
 
 HandlerCoroutine = Callable[[Context], Awaitable[object]]
@@ -38,6 +41,8 @@ class HandlerChain(NamedTuple):
     """Runs the middleware, the hooks and the handler."""
     lanes: dict[str, LaneCounters]
     """The counters of these jobs, by queue."""
+    call: HandlerCoroutine
+    """Runs the hooks and the handler."""
 
 
 class HandlerChains:
@@ -70,9 +75,23 @@ class HandlerChains:
         handler = self._registry.get(name)
         if handler is None:
             return None
-        run = self._add_middleware(self._make_call(handler))
-        self.known[name] = chain = HandlerChain(handler, run, {})
+        call = self._make_call(handler)
+        run = self._add_middleware(call)
+        self.known[name] = chain = HandlerChain(handler, run, {}, call)
         return chain
+
+    def fill_in_results(self, chain: HandlerChain, results: MemberResults) -> HandlerChain:
+        """Return the chain of a job whose payload lacks results of other members.
+
+        They are added after the middleware, which may decrypt the payload.
+        """
+        handler, call = chain.handler, chain.call
+
+        async def call_with_results(context: Context) -> object:
+            await results.fill_in(context, handler)
+            return await call(context)
+
+        return chain._replace(run=self._add_middleware(call_with_results), call=call_with_results)
 
     def isolate(self, chain: HandlerChain) -> HandlerChain:
         """Return the chain of a suspect, which runs in a child process so that its worker survives.
@@ -97,7 +116,7 @@ class HandlerChains:
                 cast("Attempt", get_record(context)).start_timeout()
                 return await self._make_call(handler)(context)
 
-        return chain._replace(run=self._add_middleware(call))
+        return chain._replace(run=self._add_middleware(call), call=call)
 
     def _make_call(self, handler: Handler) -> HandlerCoroutine:
         """Return a function that runs a handler where its policy says."""

@@ -66,6 +66,11 @@ NO_RESULT = Succeeded(None)
 INTERRUPTED = Interrupted()
 
 
+class HandlerNotCalled(Exception):
+    """The attempt has ended before the handler was called, and is repeated later. It counts
+    nothing. The text says why."""
+
+
 def classify_exception(raised: BaseException, attempt: int, policy: Policy, limit: int) -> Outcome:
     """Return the outcome of an attempt that raised. Error texts are cut to `limit` bytes.
 

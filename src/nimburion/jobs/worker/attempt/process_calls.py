@@ -13,7 +13,7 @@ from nimburion.core.settlement import Progressed, Spent
 from nimburion.jobs.declaration.attempt_record import ReportSink
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.policy import Policy
-from nimburion.jobs.worker.attempt.outcome import describe_child_death
+from nimburion.jobs.worker.attempt.outcome import HandlerNotCalled, describe_child_death
 from nimburion.jobs.worker.children.errors import ChildDied, ChildNotStarted
 from nimburion.jobs.worker.children.messages import (
     Call,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from nimburion.jobs.worker.attempt.attempt import Attempt
 
 
-class NotRunInChild(Exception):
+class NotRunInChild(HandlerNotCalled):
     """The handler has not run, because no child process can run it. The text says why."""
 
 

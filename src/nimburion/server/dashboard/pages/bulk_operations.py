@@ -105,7 +105,8 @@ def _list_fields(which: JobFilter) -> Iterator[tuple[str, list[str]]]:
         yield "state", sorted(which.states)
     if which.ids is not None:
         yield "ids", list(which.ids)
-    for field in ("queue", "name", "reason", "tenant", "correlation_id", "tag", "fingerprint"):
+    texts = ("queue", "name", "reason", "tenant", "correlation_id", "tag", "flow", "fingerprint")
+    for field in texts:
         value = getattr(which, field)
         if value is not None:
             yield field, [value]

@@ -1,0 +1,161 @@
+"""Flows: list, show, wait for, cancel and replay them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Iterable
+from uuid import UUID
+
+import msgspec
+
+from nimburion.actions.bulk import BulkPreview, preview_jobs
+from nimburion.actions.dead_letters import Ids
+from nimburion.actions.jobs import STEP, ReportProgress
+from nimburion.actions.operator import Operator, SubjectActions
+from nimburion.core.backend import Backend
+from nimburion.core.bulk_operations import BulkAction
+from nimburion.core.errors import FlowNotFound, WaitTimeout
+from nimburion.core.flows import FlowInfo, FlowState
+from nimburion.core.job import DEPENDENCY, FAILED_ONLY, State
+from nimburion.core.paging import change_matching, iterate_items
+from nimburion.core.queries import JobFilter
+from nimburion.core.size_limits import check_name
+from nimburion.core.timing.clock import Clock, SystemClock
+from nimburion.core.timing.durations import Duration, to_seconds
+from nimburion.core.timing.pauses import iterate_pauses
+
+_FIRST_PAUSE = 0.01
+"""Seconds between the first two reads of `wait`."""
+_MAX_PAUSE = 1.0
+"""The longest time in seconds between two reads of `wait`."""
+
+
+class FlowTree(FlowInfo, frozen=True, kw_only=True):
+    """A flow with the groups inside it."""
+
+    groups: tuple[FlowTree, ...] = ()
+    """The groups, in the order of their ids. Each counts as one member of the flow."""
+
+
+class ReplayPreview(msgspec.Struct, frozen=True, kw_only=True):
+    """What the replay of a flow would do now."""
+
+    failed: BulkPreview
+    """The members that failed: they run again."""
+    cancelled: BulkPreview
+    """The members that were cancelled because others did not complete: those whose dependencies
+    run again wait for them again.
+    """
+
+
+class FlowActions(SubjectActions):
+    """The flows of a backend: `processor.flows`."""
+
+    def __init__(self, backend: Backend, operator: Operator, clock: Clock | None = None) -> None:
+        super().__init__(backend, operator)
+        self._clock = clock
+
+    def list(self, *, running: bool = False) -> AsyncIterator[FlowInfo]:
+        """Iterate over the flows, the one stored last first; with `running`, over those that have
+        not ended. Groups are not listed. Use it with `async for`.
+        """
+        reads = self._backend.reads
+        return iterate_items(
+            lambda after: reads.list_flows(running=running, after=after), lambda page: page.flows
+        )
+
+    async def get(self, flow_id: str | UUID) -> FlowTree:
+        """Return a flow with its counts and its groups.
+
+        ```python
+        flow = await processor.flows.get("import-2026-11-30")
+        print(flow.state, flow.unfinished, [group.failed for group in flow.groups])
+        ```
+
+        Raises `FlowNotFound`.
+        """
+        name = check_name("flow id", str(flow_id))
+        found = await self._backend.reads.get_flow(name)
+        if not found:
+            raise FlowNotFound(name)
+        return _make_tree(found[0], found[1:])
+
+    async def wait(self, flow_id: str | UUID, timeout: Duration | None = None) -> FlowTree:
+        """Wait until a flow has ended, and return it. Its `state` says how it ended.
+
+        `timeout` is a number of seconds or a timedelta; None waits without a limit. The backend is
+        read at growing intervals, up to one second. The callbacks of the flow may still run then.
+
+        Raises `FlowNotFound`, and `WaitTimeout` if the flow did not end in time; it continues.
+        """
+        clock = self._clock or SystemClock()
+        seconds = math.inf if timeout is None else to_seconds(timeout)
+        deadline = clock.monotonic() + seconds
+        pauses = iterate_pauses(_FIRST_PAUSE, _MAX_PAUSE, factor=1.5)
+        while True:
+            flow = await self.get(flow_id)
+            if flow.state is not FlowState.RUNNING:
+                return flow
+            left = deadline - clock.monotonic()
+            if left <= 0:
+                raise WaitTimeout(
+                    f"flow {flow.id} still runs after {seconds:g} s of waiting: {flow.unfinished} "
+                    f"of {flow.members} members have not ended"
+                )
+            await clock.sleep(min(next(pauses), left))
+
+    async def cancel(self, flow_id: str | UUID, *, report: ReportProgress = lambda _: None) -> Ids:
+        """Cancel all members that have not ended, and return the ids of those that were changed.
+
+        A member that runs is cancelled by its worker. The members are cancelled in bounded steps,
+        most recently stored first. The flow ends as `cancelled`, or as `failed` if a member has
+        failed, and its callbacks `on_failure` and `on_finished` run.
+
+        A flow of which only a part is stored does not end: the members that are not stored count
+        as not ended. Repeat `enqueue_flow` with its id and the same jobs, then cancel it again.
+
+        Raises `FlowNotFound`.
+        """
+        return await self._change(flow_id, BulkAction.CANCEL, "flows.cancel", report)
+
+    async def preview_replay(self, flow_id: str | UUID) -> ReplayPreview:
+        """Return what `replay` would do now. Raises `FlowNotFound`."""
+        flow = await self.get(flow_id)
+        failed = JobFilter(flow=flow.id, states=FAILED_ONLY)
+        cancelled = JobFilter(flow=flow.id, states=frozenset({State.CANCELLED}), reason=DEPENDENCY)
+        return ReplayPreview(
+            failed=await preview_jobs(self._backend, BulkAction.REPLAY, failed),
+            cancelled=await preview_jobs(self._backend, BulkAction.DELETE, cancelled),
+        )
+
+    async def replay(self, flow_id: str | UUID, *, report: ReportProgress = lambda _: None) -> Ids:
+        """Run the failed part of a flow again, and return the ids of the members replayed.
+
+        The members that failed become pending again. The members that were cancelled only because
+        of them wait again, under their ids. Those that completed stay as they are. A callback that
+        was called is not called a second time. Raises `FlowNotFound`.
+        """
+        return await self._change(flow_id, BulkAction.REPLAY, "flows.replay", report)
+
+    async def _change(
+        self, flow_id: str | UUID, action: BulkAction, name: str, report: ReportProgress
+    ) -> Ids:
+        flow = await self.get(flow_id)
+        which = JobFilter(flow=flow.id)
+        changed: Ids = []
+        async with self._operator.record(self._backend, name, flow.id) as change:
+            after: str | None = None
+            while True:
+                step = await change_matching(self._backend, action, which, STEP, after)
+                changed += step.ids
+                change.count = len(changed)
+                report(len(step.ids) + len(step.held))
+                after = step.next
+                if after is None:
+                    return changed
+
+
+def _make_tree(flow: FlowInfo, groups: Iterable[FlowInfo]) -> FlowTree:
+    others = tuple(groups)
+    inside = tuple(_make_tree(one, others) for one in others if one.parent == flow.id)
+    return FlowTree(**msgspec.structs.asdict(flow), groups=inside)

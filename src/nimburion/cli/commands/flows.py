@@ -1,0 +1,195 @@
+"""`nimburion flows …`: list, show, cancel and replay flows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from nimburion.cli.exit_codes import BadInput
+from nimburion.cli.filters import format_count
+from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.operators import make_actions
+from nimburion.cli.output import format_time, print_fields, print_result, print_table
+from nimburion.core.text.escaping import escape_controls
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from nimburion.actions.bulk import BulkPreview
+    from nimburion.actions.flows import FlowTree, ReplayPreview
+    from nimburion.core.backend import Backend
+    from nimburion.core.flows import FlowInfo, FlowPage
+
+
+@click.group()
+def flows() -> None:
+    """List, show, cancel and replay flows (jobs that wait for each other)."""
+
+
+@flows.command("list")
+@click.option("--running", is_flag=True, help="Only flows that have not ended.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
+@click.option("--after", metavar="CURSOR", help="Continue after the previous page.")
+@add_shared_options
+def list_flows(running: bool, limit: int, after: str | None) -> None:  # noqa: FBT001 (the flag itself)
+    """List flows, the one stored last first."""
+    page = current_invocation().run(
+        lambda backend: backend.reads.list_flows(running=running, limit=limit, after=after)
+    )
+    data = {"flows": [flow_to_data(flow) for flow in page.flows], "next": page.next}
+    print_result(data, lambda: print_flows(page))
+
+
+def flow_to_data(flow: FlowInfo) -> dict[str, object]:
+    """Return a flow as JSON data, with its state."""
+    return {**msgspec.to_builtins(flow), "state": flow.state.value}
+
+
+def print_flows(page: FlowPage) -> None:
+    """Print one line per flow and the option that shows the next page."""
+    print_table(
+        ("id", "name", "state", "members", "unfinished", "completed", "failed", "cancelled",
+         "created", "ended"),
+        [
+            (
+                *(flow.id, flow.name, *_list_counts(flow)),
+                *(format_time(flow.created_at), format_time(flow.finished_at)),
+            )
+            for flow in page.flows
+        ],
+        "no such flows",
+    )  # fmt: skip
+    if page.next is not None:
+        click.echo(f"more: add --after {escape_controls(page.next)}")
+
+
+def _list_counts(flow: FlowInfo) -> tuple[object, ...]:
+    return (
+        flow.state.value,
+        flow.members,
+        flow.unfinished,
+        flow.completed,
+        flow.failed,
+        flow.cancelled,
+    )
+
+
+@flows.command("show")
+@click.argument("flow_id", metavar="ID")
+@add_shared_options
+def show_flow(flow_id: str) -> None:
+    """Show a flow and its groups: state and counts.
+
+    A group counts as one member of its flow. `jobs list --flow ID` lists the jobs.
+    """
+    tree = current_invocation().run(lambda backend: make_actions(backend).flows.get(flow_id))
+    print_result(tree_to_data(tree), lambda: print_flow(tree))
+
+
+def tree_to_data(tree: FlowTree) -> dict[str, object]:
+    """Return a flow with its groups as JSON data."""
+    return {**flow_to_data(tree), "groups": [tree_to_data(group) for group in tree.groups]}
+
+
+def print_flow(tree: FlowTree) -> None:
+    """Print the fields of a flow, then one line for each group."""
+    print_fields(
+        {
+            "id": tree.id,
+            "name": tree.name,
+            "state": tree.state.value,
+            "members": tree.members,
+            "unfinished": tree.unfinished,
+            "completed": tree.completed,
+            "failed": tree.failed,
+            "cancelled": tree.cancelled,
+            "tolerated": tree.max_failed or None,
+            "created": format_time(tree.created_at),
+            "ended": format_time(tree.finished_at),
+        }
+    )
+    groups = list(_iterate_groups(tree))
+    if groups:
+        click.echo("\ngroups:")
+        print_table(
+            ("id", "state", "members", "unfinished", "completed", "failed", "cancelled"),
+            [(group.id, *_list_counts(group)) for group in groups],
+            "",
+        )
+
+
+def _iterate_groups(tree: FlowTree) -> Iterator[FlowTree]:
+    for group in tree.groups:
+        yield group
+        yield from _iterate_groups(group)
+
+
+@flows.command("cancel")
+@click.argument("flow_id", metavar="ID")
+@click.option("--yes", is_flag=True, help="Do it; without, only count.")
+@add_shared_options
+def cancel_flow(flow_id: str, yes: bool) -> None:  # noqa: FBT001 (the flag itself)
+    """Cancel all members of a flow that have not ended. Without --yes, it only counts them."""
+    changed = current_invocation().run(lambda backend: _cancel(backend, flow_id, yes=yes))
+    print_result(
+        {"cancelled": changed}, lambda: click.echo(f"{format_count(len(changed))} cancelled")
+    )
+
+
+async def _cancel(backend: Backend, flow_id: str, *, yes: bool) -> list[str]:
+    actions = make_actions(backend).flows
+    if not yes:
+        flow = await actions.get(flow_id)
+        members = format_count(flow.unfinished, "member")
+        raise BadInput(
+            f"{members} of flow {flow.id} would be cancelled; nothing was done. Add --yes to "
+            "confirm"
+        )
+    return await actions.cancel(flow_id)
+
+
+@flows.command("replay")
+@click.argument("flow_id", metavar="ID")
+@click.option("--yes", is_flag=True, help="Do it; without, only show what would run.")
+@add_shared_options
+def replay_flow(flow_id: str, yes: bool) -> None:  # noqa: FBT001 (the flag itself)
+    """Run the failed part of a flow again. Without --yes, it only shows what would run.
+
+    Members that failed run again, and those that were cancelled because of them wait again.
+    Members that completed stay as they are.
+    """
+    changed = current_invocation().run(lambda backend: _replay(backend, flow_id, yes=yes))
+    print_result(
+        {"replayed": changed}, lambda: click.echo(f"{format_count(len(changed))} replayed")
+    )
+
+
+async def _replay(backend: Backend, flow_id: str, *, yes: bool) -> list[str]:
+    actions = make_actions(backend).flows
+    if not yes:
+        preview = await actions.preview_replay(flow_id)
+        if not current_invocation().as_json:
+            _print_preview(preview)
+        raise BadInput(
+            f"{_format_preview(preview.failed)} of flow {flow_id} would be replayed; nothing was "
+            "done. Add --yes to confirm"
+        )
+    return await actions.replay(flow_id)
+
+
+def _print_preview(preview: ReplayPreview) -> None:
+    """Print the first members that would run, and how many would wait again."""
+    from nimburion.cli.records import print_records  # for a preview only
+
+    print_records(preview.failed.first, "no member failed")
+    if preview.cancelled.count:
+        click.echo(
+            f"{_format_preview(preview.cancelled)} waited for members that did not complete; those "
+            "whose members run again wait for them again"
+        )
+
+
+def _format_preview(preview: BulkPreview) -> str:
+    return f"{'' if preview.complete else 'at least '}{format_count(preview.count)}"

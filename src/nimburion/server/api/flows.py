@@ -1,0 +1,89 @@
+"""Flows: list and show."""
+
+from __future__ import annotations
+
+import msgspec
+
+from nimburion.actions.flows import FlowTree
+from nimburion.core.flows import FlowInfo, FlowState
+from nimburion.server.api.names import Cursor, PageSize
+from nimburion.server.api.operation import AnyOperation, ApiRequest, NoBody, NoQuery, Operation
+
+
+class FlowView(msgspec.Struct, frozen=True, kw_only=True):
+    """A flow or a group with the counts of its members. Times are epoch seconds."""
+
+    id: str
+    name: str
+    state: FlowState
+    parent: str | None
+    """The flow of which this group is a member."""
+    members: int
+    """The number of its jobs and groups."""
+    unfinished: int
+    completed: int
+    failed: int
+    cancelled: int
+    max_failed: int
+    """How many members may fail or be cancelled without failure of the flow."""
+    created_at: float
+    finished_at: float | None
+    groups: list[FlowView] = msgspec.field(default_factory=list)
+    """The groups inside it; empty in a list of flows."""
+
+
+class FlowList(msgspec.Struct, frozen=True):
+    """A page of flows, the one stored last first."""
+
+    flows: list[FlowView]
+    next: str | None
+
+
+class FlowQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The flows to list, and the part of the list to return."""
+
+    running: bool = False
+    """Only flows that have not ended."""
+    limit: PageSize = 100
+    after: Cursor | None = None
+    """The `next` of the previous page; without it, the list begins."""
+
+
+async def list_flows(request: ApiRequest[FlowQuery, NoBody]) -> FlowList:
+    """List the flows, the one stored last first. Groups are not listed."""
+    query = request.query
+    page = await request.services.backend.reads.list_flows(
+        running=query.running, limit=query.limit, after=query.after
+    )
+    return FlowList([make_view(flow) for flow in page.flows], page.next)
+
+
+async def get_flow(request: ApiRequest[NoQuery, NoBody]) -> FlowView:
+    """Show a flow with its groups."""
+    return make_view(await request.actions.flows.get(request.path["id"]))
+
+
+def make_view(flow: FlowInfo) -> FlowView:
+    """Return a flow as the API shows it."""
+    groups = flow.groups if isinstance(flow, FlowTree) else ()
+    return FlowView(
+        id=flow.id,
+        name=flow.name,
+        state=flow.state,
+        parent=flow.parent,
+        members=flow.members,
+        unfinished=flow.unfinished,
+        completed=flow.completed,
+        failed=flow.failed,
+        cancelled=flow.cancelled,
+        max_failed=flow.max_failed,
+        created_at=flow.created_at,
+        finished_at=flow.finished_at,
+        groups=[make_view(group) for group in groups],
+    )
+
+
+OPERATIONS: tuple[AnyOperation, ...] = (
+    Operation(method="GET", path="/flows", handle=list_flows, query=FlowQuery, answer=FlowList),
+    Operation(method="GET", path="/flows/{id}", handle=get_flow, answer=FlowView),
+)
