@@ -51,6 +51,7 @@ ORDER_OF_STATES = [
     State.SCHEDULED,
     State.PROCESSING,
     State.RETRYING,
+    State.SUSPENDED,
     State.COMPLETED,
     State.FAILED,
     State.CANCELLED,

@@ -8,7 +8,8 @@ from types import MappingProxyType
 
 import pytest
 
-from nimburion.core import backend, exchange, fairness, job, lease, limits
+from nimburion.core import backend, exchange, fairness, flows, job, lease, limits
+from nimburion.core.diagnosis import explanations
 from nimburion.core.rate_limits import CLOCK_TOLERANCE, MAX_AHEAD
 from nimburion.core.timing.clock import to_micros
 from tests.house.tree import PACKAGE
@@ -26,7 +27,9 @@ CORE = MappingProxyType(
         "MAX_PARKED": limits.MAX_PARKED,
         "MAX_PROMOTED": exchange.MAX_PROMOTED,
         "MAX_PRIORITY": job.MAX_PRIORITY,
+        "MAX_RESOLVED": flows.MAX_RESOLVED,
         "MAX_RETURNED": limits.MAX_RETURNED,
+        "MAX_UNMET": explanations.MAX_UNMET,
         "MAX_WAITING_COUNTED": fairness.MAX_WAITING_COUNTED,
         "MAX_WAITING_LANES": exchange.MAX_WAITING_LANES,
         "MIN_CHARGE": fairness.MIN_CHARGE,

@@ -346,8 +346,8 @@ MUTANTS = (
     Mutant(
         "dead-letter payload re-encoded",
         "backends/memory/*.py",
-        "$entry.$state, $entry.$finished_at, $entry.$reason = None, None, None",
-        "$entry.$state, $entry.$finished_at, $entry.$reason = None, None, None\n    $entry.payload = msgspec.json.format($entry.payload or b'{}', indent=0)",
+        "$entry.$state, $entry.$finished_at, $entry.$reason = None, None, None\n    $entry.$ended_by",
+        "$entry.$state, $entry.$finished_at, $entry.$reason = None, None, None\n    $entry.$ended_by = None\n    $entry.payload = msgspec.json.format($entry.payload or b'{}', indent=0)",
         (f"{MEMORY}test_the_payload_is_the_same_byte_for_byte",),
     ),
     Mutant(

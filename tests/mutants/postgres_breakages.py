@@ -247,7 +247,7 @@ POSTGRES_MUTANTS = (
     ),
     Mutant(
         "PostgreSQL: all records are kept",
-        "backends/postgres/records.sql",
+        "backends/postgres/maintenance.sql",
         "DELETE FROM {schema}.record $r WHERE $r.kind = p_kind AND $r.position <= $newest - p_keep;",
         "",
         (f"{POSTGRES}test_only_the_newest_records_are_kept",),

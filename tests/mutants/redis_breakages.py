@@ -72,6 +72,7 @@ REDIS_MUTANTS = (
         "Redis: a repeat reserves anew",
         "backends/redis/*.lua",
         "  $details, $bodies, $nonce = $repeat_leases($session4, $number8, $nonce, $request.max_bytes)\n"
+        "  if not $details then\n    return { 'members' }\n  end\n"
         "  $lanes = $find_open_lanes($request, $numbers, {})\n",
         "  $lanes = $find_open_lanes($request, $numbers, {})\n  $details, $bodies = lease_jobs(session4, number8, nonce, choose_jobs($lanes, $request), $lanes, $request.max_bytes)\n",
         (f"{REDIS}test_a_repeat_brings_the_same_deliveries",),
@@ -166,8 +167,8 @@ REDIS_MUTANTS = (
     Mutant(
         "Redis: rescue frees no place",
         f"{LUA}scripts/rescue.lua",
-        "write_buffer()\nwrite_lane_counts()",
-        "write_buffer()",
+        "write_buffer()\nmore = continue_flows() or more\nwrite_lane_counts()",
+        "write_buffer()\nmore = continue_flows() or more",
         (f"{REDIS}test_rescue_gives_places_back",),
     ),
     Mutant(
@@ -293,8 +294,8 @@ REDIS_MUTANTS = (
     Mutant(
         "Redis: a replaced job takes the digest of the new one",
         "backends/redis/*.lua",
-        "sub($new, 1, NEW_JOB_DIGEST - 1) .. sub($old, NEW_JOB_DIGEST, $old_end)",
-        "sub($new, 1, NEW_JOB_DIGEST_END) .. sub($old, NEW_JOB_DIGEST_END + 1, $old_end)",
+        "sub($new, NEW_JOB_FLAGS + 1, NEW_JOB_DIGEST - 1) .. sub($old, NEW_JOB_DIGEST, $old_end)",
+        "sub($new, NEW_JOB_FLAGS + 1, NEW_JOB_DIGEST_END) .. sub($old, NEW_JOB_DIGEST_END + 1, $old_end)",
         (f"{REDIS}test_the_first_enqueue_can_be_repeated_after_its_job_was_replaced",),
     ),
     Mutant(

@@ -20,10 +20,12 @@ from tests.house.tree import ROOT, python_files
 from tests.mutants.breakages import MUTANTS as ENGINE_MUTANTS
 from tests.mutants.clock_and_number_breakages import CLOCK_AND_NUMBER_MUTANTS
 from tests.mutants.fairness_breakages import FAIRNESS_MUTANTS
+from tests.mutants.flow_breakages import FLOW_MUTANTS
 from tests.mutants.limit_breakages import LIMIT_MUTANTS
 from tests.mutants.mutant import Mutant
 from tests.mutants.postgres_breakages import POSTGRES_MUTANTS
 from tests.mutants.redis_breakages import REDIS_MUTANTS
+from tests.mutants.redis_flow_breakages import REDIS_FLOW_MUTANTS
 from tests.mutants.scheduler_breakages import SCHEDULER_MUTANTS
 from tests.servers.fixtures import StartedServers
 from tests.servers.postgres import PostgresServer
@@ -34,6 +36,8 @@ MUTANTS = (
     *SCHEDULER_MUTANTS,
     *REDIS_MUTANTS,
     *POSTGRES_MUTANTS,
+    *FLOW_MUTANTS,
+    *REDIS_FLOW_MUTANTS,
     *LIMIT_MUTANTS,
     *FAIRNESS_MUTANTS,
     *CLOCK_AND_NUMBER_MUTANTS,

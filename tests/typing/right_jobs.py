@@ -12,6 +12,7 @@ from nimburion import (
     BatchContext,
     ChildProcess,
     Context,
+    Flow,
     Job,
     JobId,
     Limit,
@@ -19,11 +20,14 @@ from nimburion import (
     Processor,
     Status,
     Unique,
+    chain,
     job,
 )
 from nimburion.backends.memory import MemoryBackend
+from nimburion.core.flows import On
 from nimburion.integrations.flask import FlaskJobs
 from nimburion.jobs.declaration.job import JobCall
+from nimburion.jobs.flows import Member, Members
 from nimburion.types import Enqueueing, EnqueueOptions, Next, PolicyOptions
 
 
@@ -375,3 +379,31 @@ def blocking() -> None:
     assert_type(sync.get_statuses([words]), dict[str, Status | None])
     assert_type(sync.enqueue_or_get(count.job(1)).id, JobId[int])
     assert_type(sync.wait(thumbnail.enqueue_sync("cat.png")), str)
+
+
+@job
+async def add_up(numbers: list[int], title: str = "") -> str:
+    return title
+
+
+async def combine() -> None:
+    flow = Flow("import", on_failure=Resize(width=1), on_success=count.job(1), max_failed="5%")
+    first = flow.add(count.job(1))
+    assert_type(first, Member[int])
+    assert_type(first.result, int)
+    assert_type(flow.add(SendEmail(to="a", subject="b")), Member[str])
+    group = flow.add_all((count.job(first.result, n) for n in range(9)), max_failed=1)
+    assert_type(group, Members[int])
+    assert_type(group.results, list[int])
+    total = flow.add(add_up.job(group.results), name="total", depends_on=[first, group])
+    assert_type(total.result, str)
+    flow.add(SendEmail(to=total.result, subject="x"), depends_on=first, on="finished")
+    flow.add(Resize(width=first.result), depends_on=(first, total), on=On.FAILURE)
+    assert_type(await processor.enqueue_flow(flow, id="own"), str)
+    await processor.enqueue_flow(chain(count.job(1), [count.job(2)], Resize(width=1), name="c"))
+    tree = await processor.flows.wait("own", timeout="1h")
+    take_number(tree.groups[0].unfinished)
+    assert_type([one.id async for one in processor.flows.list(running=True)], list[str])
+    assert_type(await processor.flows.replay("own"), list[str])
+    assert_type(processor.sync.flows.cancel("own"), list[str])
+    assert_type(processor.sync.enqueue_flow(flow), str)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from nimburion.core.errors import EnqueueBlocked
+from nimburion.core.flows import NewFlow
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.jobs import Processor
 from nimburion.jobs.client.client import send_jobs
@@ -21,12 +22,14 @@ class OnceBlockedBackend(OverridableBackend):
         super().__init__()
         self.blocked: set[str] = set()
 
-    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+    async def enqueue(
+        self, jobs: Sequence[NewJob], flows: Sequence[NewFlow] = ()
+    ) -> list[Enqueued]:
         new = {job.id for job in jobs} - self.blocked
         if new:
             self.blocked |= new
             raise EnqueueBlocked("a transaction is still open")
-        return await super().enqueue(jobs)
+        return await super().enqueue(jobs, flows)
 
 
 @pytest.mark.parametrize("ids", ["a", "ab"])

@@ -545,9 +545,9 @@ async def test_a_batch_goes_through_middleware_one_by_one_and_is_stored_in_one_s
     calls: list[int] = []
     enqueue = processor.backend.producing.enqueue
 
-    async def counted(jobs: Any) -> Any:
+    async def counted(jobs: Any, flows: Any = ()) -> Any:
         calls.append(len(jobs))
-        return await enqueue(jobs)
+        return await enqueue(jobs, flows)
 
     processor.backend.producing.enqueue = counted  # type: ignore[method-assign]
 

@@ -31,6 +31,7 @@ from nimburion.core.errors import (
     WaitTimeout,
 )
 from nimburion.core.events import Event, JobEnqueued
+from nimburion.core.flows import NewFlow
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.metrics.counters import JobCounters
 from nimburion.core.settings import Settings
@@ -413,7 +414,9 @@ def test_what_the_opening_took_counts_as_the_calls_own_time() -> None:
             clock.advance(1.9)
             await super().open()
 
-        async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+        async def enqueue(
+            self, jobs: Sequence[NewJob], flows: Sequence[NewFlow] = ()
+        ) -> list[Enqueued]:
             began = time.monotonic()
             try:
                 await asyncio.Event().wait()

@@ -11,7 +11,7 @@ import pytest
 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import DefinitionError, DuplicateJob, InvalidJob
-from nimburion.core.job import JobOptions, OnDuplicate, State
+from nimburion.core.job import UNFINISHED, JobOptions, OnDuplicate, State, sort_states
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import MAX_TEXT
 from nimburion.jobs import Job, Processor, Unique, job
@@ -101,7 +101,10 @@ async def test_a_call_takes_precedence(processor: Processor) -> None:
     [
         (Unique(), JobOptions(unique_key="k")),
         (Unique(while_="unfinished"), JobOptions(unique_key="k")),
-        (Unique(while_="waiting"), JobOptions(unique_key="k", unique_while=WAITING_STATES)),
+        (
+            Unique(while_="waiting"),
+            JobOptions(unique_key="k", unique_while=(*WAITING_STATES, State.SUSPENDED)),
+        ),
         (
             Unique(while_={State.COMPLETED, State.PENDING}, for_=9),
             JobOptions(
@@ -113,7 +116,7 @@ async def test_a_call_takes_precedence(processor: Processor) -> None:
             JobOptions(
                 unique_key="k",
                 unique_for=9.0,
-                unique_while=(State.PENDING, State.SCHEDULED, State.PROCESSING, State.RETRYING),
+                unique_while=sort_states(UNFINISHED),
             ),
         ),
         (

@@ -11,6 +11,7 @@ import pytest
 
 from nimburion.core.errors import BackendFull, BackendUnavailable, EnqueueBlocked
 from nimburion.core.exchange import Reply, ReserveRequest
+from nimburion.core.flows import NewFlow
 from nimburion.core.job import Enqueued, NewJob, State
 from nimburion.core.maintenance import Rescued, Retention
 from nimburion.core.metrics.statistics import Statistics
@@ -103,9 +104,11 @@ class Unsteady(OverridableBackend):
         self._check("put_statistics")
         await super().put_statistics(source, rows)
 
-    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+    async def enqueue(
+        self, jobs: Sequence[NewJob], flows: Sequence[NewFlow] = ()
+    ) -> list[Enqueued]:
         self._check("enqueue")
-        return await super().enqueue(jobs)
+        return await super().enqueue(jobs, flows)
 
     async def wait(self, queues: Collection[str], timeout: float) -> None:
         self._check("wait")

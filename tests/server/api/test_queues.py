@@ -73,7 +73,7 @@ async def test_jobs_are_counted(api: Api) -> None:
     await api.fail("c")
     everything = await api.get("/counts")
     assert (everything["counts"]["pending"], everything["counts"]["failed"]) == (2, 1)
-    assert len(everything["counts"]) == 7
+    assert len(everything["counts"]) == 8
     assert (await api.get("/counts?queue=mail"))["counts"]["failed"] == 0
 
 

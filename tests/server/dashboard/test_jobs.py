@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from nimburion import Flow, job
 from nimburion.actions.search import UnusableSearch, parse_search
 from nimburion.core.job import AttemptError, JobOptions, NewJob, State
 from nimburion.server.dashboard.pages.jobs.job import group_errors
@@ -19,6 +20,10 @@ from tests.server.conftest import Api
 from tests.server.dashboard.conftest import OWN_PAGE
 
 JOBS = f"{DASHBOARD_PATH}/jobs"
+
+
+@job
+async def wait_for_nothing() -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -116,6 +121,25 @@ async def test_a_job_links_to_those_with_its_tags(api: Api) -> None:
     assert link is not None
     found = (await api.client.get(f"{link[1]}&format=json")).json()
     assert [job["id"] for job in found["jobs"]] == ["a"]
+
+
+async def test_a_suspended_job_says_what_it_waits_for_and_leads_to_its_flow(api: Api) -> None:
+    flow = Flow("import")
+    first = flow.add(wait_for_nothing.job())
+    flow.add(wait_for_nothing.job(), depends_on=first)
+    await api.processor.enqueue_flow(flow, id="i")
+    html = (await api.client.get(f"{JOBS}/i.wait_for_nothing-2")).text
+    assert "It waits for job" in html
+    assert "which is pending" in html
+    link = re.search(r'href="([^"]+)">i<', html)
+    assert link is not None
+    found = (await api.client.get(f"{link[1]}&format=json")).json()
+    assert {job["id"]: job["state"] for job in found["jobs"]} == {
+        "i.wait_for_nothing": "pending",
+        "i.wait_for_nothing-2": "suspended",
+    }
+    for page in (JOBS, f"{JOBS}?q=state:suspended", DASHBOARD_PATH):
+        assert (await api.client.get(page)).status_code == 200
 
 
 async def test_a_job_that_does_not_exist_is_not_found(api: Api) -> None:

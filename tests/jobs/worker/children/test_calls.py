@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from nimburion import Flow
 from nimburion.core.job import State
 from nimburion.jobs import Context, JobId, Processor
 from tests.jobs.worker.children import application as app
@@ -27,6 +28,18 @@ async def test_both_kinds_of_handlers_run_in_a_child_and_return(make: Make) -> N
     five, six, process = [await processor.wait(job_id, DEADLINE) for job_id in ids]
     assert (five, six) == (5, 6)
     assert process != os.getpid()
+
+
+async def test_a_child_gets_the_results_of_members_of_a_flow(make: Make) -> None:
+    processor = make()
+    await processor.start()
+    flow = Flow("sum")
+    first = flow.add(app.add.job(2, 3))
+    second = flow.add(app.add_async.job(first.result, 4), name="second")
+    flow.add(app.get_process.job(), depends_on=second)
+    await processor.enqueue_flow(flow, id="f")
+    assert await processor.wait("f.second", DEADLINE) == 9
+    assert (await processor.flows.wait("f", DEADLINE)).completed == 3
 
 
 async def test_the_context_of_a_child_has_the_facts_of_the_job(make: Make) -> None:

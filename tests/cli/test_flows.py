@@ -1,0 +1,91 @@
+"""`nimburion flows`: list, show, cancel and replay flows; what a suspended job waits for."""
+
+from __future__ import annotations
+
+from nimburion import Flow, Processor, job
+from nimburion.core.backend import Backend
+from tests.cli.conftest import CommandLine
+
+
+@job
+async def part(number: int) -> int:
+    if number == 1:
+        raise ValueError("damaged")
+    return number
+
+
+@job
+async def add_up(counts: list[int]) -> int:
+    return sum(counts)
+
+
+async def store(backend: Backend) -> None:
+    flow = Flow("import")
+    parts = flow.add_all((part.job(number) for number in range(3)), name="parts")
+    flow.add(add_up.job(parts.results))
+    async with Processor(backend) as processor:
+        await processor.enqueue_flow(flow, id="i")
+
+
+async def run(backend: Backend) -> None:
+    processor = Processor(backend, max_retries=0)
+    processor.register(part, add_up)
+    async with processor:
+        await processor.drain()
+
+
+def test_a_flow_is_listed_and_shown(nimburion: CommandLine) -> None:
+    nimburion.call_backend(store)
+    listed = nimburion("flows", "list", "--running", "--json").data
+    (flow,) = listed["flows"]
+    assert (flow["id"], flow["state"], flow["unfinished"]) == ("i", "running", 2)
+    assert nimburion("flows", "list").out.splitlines()[1].split()[:4] == [
+        "i",
+        "import",
+        "running",
+        "2",
+    ]
+    shown = nimburion("flows", "show", "i")
+    assert "groups:" in shown.out
+    assert "i.parts" in shown.out
+    assert nimburion("flows", "show", "i", "--json").data["groups"][0]["members"] == 3
+    unknown = nimburion("flows", "show", "other")
+    assert (unknown.code, "no flow 'other'" in unknown.err) == (4, True)
+    nimburion.call_backend(run)
+    assert nimburion("flows", "list", "--running").out == "no such flows\n"
+    members = nimburion("jobs", "list", "--flow", "i", "--json").data["jobs"]
+    assert len(members) == 4
+
+
+def test_why_a_member_waits(nimburion: CommandLine) -> None:
+    nimburion.call_backend(store)
+    why = nimburion("why", "i.add_up").out
+    assert "It waits for 3 of 3 members of i.parts." in why
+    nimburion.call_backend(run)
+    why = nimburion("why", "i.add_up").out
+    assert "It is cancelled, reason: dependency" in why
+
+
+def test_the_failed_part_is_shown_and_replayed(nimburion: CommandLine) -> None:
+    nimburion.call_backend(store)
+    nimburion.call_backend(run)
+    preview = nimburion("flows", "replay", "i")
+    assert preview.code == 2
+    assert "i.parts.1" in preview.out
+    assert "1 job waited for members that did not complete" in preview.out
+    assert "1 job of flow i would be replayed; nothing was done" in preview.err
+    assert nimburion("flows", "replay", "i", "--yes").out == "1 job replayed\n"
+    assert nimburion("flows", "show", "i", "--json").data["state"] == "running"
+
+
+def test_the_rest_of_a_flow_is_cancelled(nimburion: CommandLine) -> None:
+    nimburion.call_backend(store)
+    counted = nimburion("flows", "cancel", "i")
+    assert (counted.code, counted.err[:53]) == (
+        2,
+        "nimburion: 2 members of flow i would be cancelled; no",
+    )
+    cancelled = nimburion("flows", "cancel", "i", "--yes", "--json").data["cancelled"]
+    assert set(cancelled) <= {"i.add_up", "i.parts.0", "i.parts.1", "i.parts.2"}
+    assert nimburion("flows", "show", "i", "--json").data["state"] in {"cancelled", "failed"}
+    assert "flows.cancel" in nimburion("audit").out
