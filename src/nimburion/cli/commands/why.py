@@ -11,6 +11,7 @@ from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.job_ids import resolve_job_id
 from nimburion.cli.output import print_fields, print_result
 from nimburion.core.diagnosis.explanations import Cause, Facts, find_causes
+from nimburion.core.diagnosis.running_jobs import read_facts
 from nimburion.core.errors import JobNotFound
 from nimburion.core.text.escaping import escape_controls
 
@@ -27,7 +28,7 @@ def why(job_id: str) -> None:
     ID is the id of the job, or a unique prefix or suffix of at least four characters.
     """
     try:
-        facts = current_invocation().run(lambda backend: read_facts(backend, job_id))
+        facts = current_invocation().run(lambda backend: find_facts(backend, job_id))
     except JobNotFound:
         if not is_in_configured_outbox(job_id):
             raise
@@ -51,9 +52,9 @@ def is_in_configured_outbox(job_id: str) -> bool:
     return asyncio.run(is_in_outbox(url, job_id, TIMEOUT))
 
 
-async def read_facts(backend: Backend, job_id: str) -> Facts:
+async def find_facts(backend: Backend, job_id: str) -> Facts:
     """Return the facts about the job that `job_id` names."""
-    return await backend.reads.explain_job(await resolve_job_id(backend, job_id))
+    return await read_facts(backend, await resolve_job_id(backend, job_id))
 
 
 def to_data(facts: Facts, causes: list[Cause]) -> dict[str, object]:
@@ -69,6 +70,8 @@ def to_data(facts: Facts, causes: list[Cause]) -> dict[str, object]:
         "keys": msgspec.to_builtins(facts.keys),
         "parked_for": facts.parked_for,
         "key_holder": facts.key_holder,
+        "usual": facts.usual,
+        "cancel_requested_at": facts.cancel_requested_at,
         "now": facts.now,
     }
 

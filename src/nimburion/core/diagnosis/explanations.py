@@ -55,6 +55,12 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """The id of another job that holds its unique key. It prevents the replay of a dead letter."""
     sessions: list[SessionInfo]
     """Every session that has not ended."""
+    usual: float | None = None
+    """The seconds within which 95 % of the attempts of its name ended lately. `explain_job` leaves
+    this field and the next one out; `read_facts` adds them for a running job.
+    """
+    cancel_requested_at: float | None = None
+    """When an operator asked to cancel the running attempt; None if that is not known."""
 
 
 class CauseKind(enum.StrEnum):
@@ -144,10 +150,20 @@ def _explain_processing(facts: Facts) -> Cause:
             "takes the job back.",
         )
     since = _format_seconds(facts.now - (job.started_at or facts.now))
+    usual = "" if facts.usual is None else f" (usually at most {_format_seconds(facts.usual)})"
     return Cause(
         CauseKind.RUNNING,
-        f"A worker has held it for {since}: host {holder.host}, process {holder.pid}, session "
-        f"{holder.id}.",
+        f"A worker has held it for {since}{usual}: host {holder.host}, process {holder.pid}, "
+        f"session {holder.id}.{_describe_cancel_request(facts) if job.cancel_requested else ''}",
+    )
+
+
+def _describe_cancel_request(facts: Facts) -> str:
+    requested_at = facts.cancel_requested_at
+    when = "" if requested_at is None else f" {_format_seconds(facts.now - requested_at)} ago"
+    return (
+        f" A cancel was requested{when}. A handler in a thread cannot be interrupted: "
+        f"`nimburion workers stop {facts.job.session}` ends its process."
     )
 
 
@@ -317,6 +333,8 @@ def _is_busy(session: SessionInfo) -> bool:
 
 def _format_seconds(seconds: float) -> str:
     seconds = max(0.0, seconds)
+    if 0.0 < seconds < 0.95:
+        return f"{1000 * seconds:.0f} ms"
     if seconds < 120:
         return f"{seconds:.1f} s"
     if seconds < 7200:

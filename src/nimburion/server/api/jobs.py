@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from nimburion.core.diagnosis.explanations import Cause, find_causes
+from nimburion.core.diagnosis.running_jobs import read_facts
 from nimburion.core.errors import InvalidJob, JobNotFound
 from nimburion.core.ids import make_repeatable_id
 from nimburion.core.job import (
@@ -330,7 +331,7 @@ async def get_job(request: ApiRequest[NoQuery, NoBody]) -> JobDetail:
 
 async def explain_job(request: ApiRequest[NoQuery, NoBody]) -> JobExplanation:
     """Say why a job is not running, the decisive cause first."""
-    facts = await request.services.backend.reads.explain_job(request.path["id"])
+    facts = await read_facts(request.services.backend, request.path["id"])
     return JobExplanation(
         causes=find_causes(facts),
         now=facts.now,

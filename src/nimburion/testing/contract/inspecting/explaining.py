@@ -68,6 +68,13 @@ async def _run(harness: Harness) -> str:
     return "a"
 
 
+async def _request_cancel(harness: Harness) -> str:
+    """A live worker holds it, and was asked to cancel it."""
+    job_id = await _run(harness)
+    await harness.backend.producing.cancel(job_id)
+    return job_id
+
+
 async def _run_on_expired_session(harness: Harness) -> str:
     """The session of its worker has expired, and no rescue has run yet."""
     await harness.add("a")
@@ -206,6 +213,7 @@ SITUATIONS: list[tuple[CauseKind, Situation]] = [
     (CauseKind.FINISHED, _cancel_in_worker),
     (CauseKind.DEAD, _fail),
     (CauseKind.RUNNING, _run),
+    (CauseKind.RUNNING, _request_cancel),
     (CauseKind.SESSION_EXPIRED, _run_on_expired_session),
     (CauseKind.SUSPENDED, _wait_for_member),
     (CauseKind.SUSPENDED, _wait_for_group),

@@ -11,6 +11,7 @@ from nimburion.core.diagnosis.explanations import (
     find_causes,
     list_named_holders,
 )
+from nimburion.core.diagnosis.running_jobs import read_facts
 from nimburion.core.job import FINISHED, AttemptError, AttemptInfo, JobRecord
 from nimburion.core.queries import JobFilter
 from nimburion.server.api import dead_letters as dead_letter_operations
@@ -78,7 +79,7 @@ async def read_job(request: PageRequest[NoQuery]) -> JobData:
     """Read a job, what decides whether it runs, and the latest runs of its name."""
     readings, job_id = request.readings, request.path["id"]
     facts: Facts = await readings.read(
-        f"job {job_id}", lambda: readings.backend.reads.explain_job(job_id)
+        f"job {job_id}", lambda: read_facts(readings.backend, job_id)
     )
     job = facts.job
     return JobData(

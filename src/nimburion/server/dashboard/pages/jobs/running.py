@@ -7,8 +7,8 @@ from typing import Literal
 
 import msgspec
 
+from nimburion.core.diagnosis.running_jobs import read_usual_times
 from nimburion.core.job import State
-from nimburion.core.metrics.statistics import Counters
 from nimburion.core.queries import JobFilter
 from nimburion.core.session import SessionInfo
 from nimburion.jobs.processor import Processor
@@ -24,7 +24,6 @@ from nimburion.server.dashboard.page import (
 from nimburion.server.dashboard.pages.jobs.job import describe_cancelled
 from nimburion.server.dashboard.readings import PageReadings
 
-_HOUR = 3600
 MAX_RUNNING = 100
 """The maximum number of jobs that the page shows, the most recently enqueued ones."""
 
@@ -79,18 +78,11 @@ async def read_running(request: PageRequest[NoQuery]) -> RunningData:
     return RunningData(jobs=rows, more=page.next is not None)
 
 
-async def _read_usual_times(readings: PageReadings) -> dict[str, float | None]:
+async def _read_usual_times(readings: PageReadings) -> dict[str, float]:
     """Return the time within which 95 % of the attempts of each name ended lately."""
-
-    async def read() -> dict[str, float | None]:
-        until = readings.now + 1
-        rows = await readings.backend.reads.list_statistics(until - 2 * _HOUR, until, _HOUR)
-        by_name: dict[str, Counters] = {}
-        for row in rows:
-            by_name.setdefault(row.name, Counters()).add(row.counters)
-        return {name: counters.run.estimate_quantile(0.95) for name, counters in by_name.items()}
-
-    return await readings.read("usual times", read, 30.0)
+    return await readings.read(
+        "usual times", lambda: read_usual_times(readings.backend, readings.now), 30.0
+    )
 
 
 def _find_timeout(processor: Processor | None, name: str) -> float | None:
