@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -147,3 +148,15 @@ async def test_a_worker_that_was_stopped_can_be_started_again(
     await processor.start()
     await processor.enqueue_raw("send", b'{"number":1}')
     await wait_until(lambda: numbers == [1], "the new worker runs the job")
+
+
+async def test_the_command_to_stop_is_logged_once(
+    processor: Processor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each heartbeat repeats it while the running jobs finish."""
+    caplog.set_level(logging.INFO, "nimburion.worker")
+    running = processor._running
+    assert running is not None
+    for _ in range(3):
+        running._worker._apply_command(WorkerCommand.STOP)
+    assert caplog.messages.count("stopping: an operator sent the command") == 1

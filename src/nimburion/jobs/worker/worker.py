@@ -127,6 +127,8 @@ class Worker:
         watchdog's thread takes it to recall these deliveries: `pop` is atomic."""
         self._exchanged_at = clock.monotonic()
         self._is_aborted = False
+        self._has_stop_command = False
+        """Whether an operator sent the command; each heartbeat repeats it."""
         self.failure: BaseException | None = None
         """The latest error inside the engine; None once an exchange succeeds again."""
 
@@ -421,7 +423,9 @@ class Worker:
         """Apply the command of an operator; None takes `quiet` back."""
         slots = self._slots
         if command is WorkerCommand.STOP:
-            _log.info("stopping: an operator sent the command")
+            if not self._has_stop_command:
+                _log.info("stopping: an operator sent the command")
+                self._has_stop_command = True
             self._request_stop()
         elif command is WorkerCommand.QUIET and not slots.quiet:
             _log.info("quiet: an operator sent the command; no further job is started")
