@@ -74,8 +74,6 @@ def test_an_operation_is_listed_shown_and_cancelled(nimburion: CommandLine) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("dead", "replay", "--all", "--rate", "10/s"), "add --in-background"),
-        (("jobs", "cancel", "--tenant", "red"), "add --in-background"),
         (("dead", "replay", "--all", "--in-background", "--rate", "fast"), "write 10/s"),
         (("dead", "purge", "--all", "--in-background", "--rate", "0/s"), "write 10/s"),
         (("jobs", "delete", "a", "--state", "failed"), "not both"),

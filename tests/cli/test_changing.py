@@ -21,8 +21,6 @@ def test_cancel_by_id(nimburion: CommandLine) -> None:
     assert missing.out.splitlines() == [
         "b  cancelled",
         "x  not cancelled: no such job",
-        "1 job cancelled",
-        "1 job not cancelled: no such job",
     ]
     late = nimburion("jobs", "cancel", "f")
     assert (late.code, late.out.splitlines()[0]) == (1, "f  not cancelled: it had already ended")
@@ -40,7 +38,7 @@ def test_cancel_all_that_match_needs_yes(nimburion: CommandLine) -> None:
     assert set(states(nimburion).values()) == {"pending"}
     assert nimburion("jobs", "cancel", "--queue", "mail", "--yes").code == 0
     assert states(nimburion) == {"a": "cancelled", "b": "cancelled", "c": "pending"}
-    assert nimburion("jobs", "cancel", "--all", "--yes").out == "c  cancelled\n1 job cancelled\n"
+    assert nimburion("jobs", "cancel", "--all", "--yes").out == "c  cancelled\n"
 
 
 def test_retry_and_replay_by_id(nimburion: CommandLine) -> None:
@@ -109,7 +107,7 @@ def test_waiting_jobs_are_made_due(nimburion: CommandLine) -> None:
     )
     started = nimburion("jobs", "run-now", "--state", "scheduled", "--rate", "5/s", "--yes")
     assert "run now of 1 job started" in started.out
-    assert nimburion("jobs", "run-now", "a", "--rate", "5/s").code == 2
+    assert nimburion("jobs", "run-now", "a", "--rate", "5/s").code == 0
     records = nimburion("audit", "--json").data["records"]
     assert [(one["action"], one["changed"]) for one in records][-2:] == [
         ("jobs.run_now", 0),

@@ -190,7 +190,10 @@ def test_commands_use_the_processor_of_the_application(run: Callable[..., Any]) 
 
 
 def test_an_error_of_a_command_is_one_line(run: Callable[..., Any]) -> None:
-    run("enqueue", "welcome")
+    code, job_id, error = run("enqueue", "welcom")
+    assert (code, job_id) == (2, "")
+    assert error == "nimburion: there is no job 'welcom'; did you mean 'welcome'?\n"
+    run("enqueue", "welcome", "--args", '{"address": "ann"}')
     code, _, error = run("status", "unknown")
     assert code == 4
     assert error.startswith("nimburion: no job 'unknown'")
@@ -203,7 +206,7 @@ def test_the_help_lists_the_commands(run: Callable[..., Any]) -> None:
     assert code == 0
     assert "worker" in text
     assert "demo" not in text
-    assert "MODULE:NAME" not in run("worker", "--help")[1]
+    assert "MODULE:NAME" not in run("worker", "--help")[1] + run("enqueue", "--help")[1]
 
 
 @job

@@ -40,16 +40,10 @@ class BackgroundOptions(Search, frozen=True, kw_only=True):
     rate: str | None = None
     limit: int | None = None
 
-    def check_foreground(self) -> None:
-        """Check that no option was given that only a bulk operation has.
-
-        Raises:
-            BadInput: one was given. The message names it.
-        """
-        for field in self.__struct_fields__:
-            if getattr(self, field) is not None and field != "in_background":
-                option = field.replace("_", "-")
-                raise BadInput(f"--{option} works only in the background; add --in-background")
+    @property
+    def are_for_background(self) -> bool:
+        """Whether `--in-background` was given, or another option that only a bulk operation has."""
+        return self != BackgroundOptions()
 
 
 def add_background_options(command: F) -> F:
@@ -57,7 +51,8 @@ def add_background_options(command: F) -> F:
     flag = click.option(
         "--in-background",
         is_flag=True,
-        help="Only start it; a worker or management server does it, even if this command ends.",
+        help="Only start it; a worker or management server does it. A rate, a limit or a search "
+        "implies it.",
     )
     return flag(add_bulk_options(command))
 

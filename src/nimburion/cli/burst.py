@@ -14,9 +14,10 @@ _log = logging.getLogger("nimburion.worker")
 
 
 async def log_end_of_burst(processor: Processor) -> None:
-    """Log how many attempts this process has made, and how many jobs wait for a later time."""
+    """Log how many attempts this process has made, and which jobs are left."""
     _log_attempts(processor)
     await _log_waiting_jobs(processor)
+    await _log_unserved_jobs(processor)
     await _log_outbox(processor)
 
 
@@ -50,6 +51,21 @@ async def _log_waiting_jobs(processor: Processor) -> None:
     _log.info(
         "%s; the next one is due %s. A worker without --burst runs it", " and ".join(parts), when
     )
+
+
+async def _log_unserved_jobs(processor: Processor) -> None:
+    """Log the jobs that neither this worker nor a live one takes."""
+    from nimburion.core.diagnosis.unserved import find_unserved
+    from nimburion.core.session import Session
+
+    reads, settings, registry = processor.backend.reads, processor.settings, processor.registry
+    served = tuple(queue.name for queue in settings.queues) or registry.queues
+    own = Session(id="", queues=served, names=registry.names).to_info(
+        opened_at=0.0, expires_in=1.0, left=False, running=0
+    )
+    sessions = [own, *await reads.list_sessions()]
+    for unserved in find_unserved(await reads.list_queues(), sessions):
+        _log.warning("%s", unserved.describe())
 
 
 async def _log_outbox(processor: Processor) -> None:

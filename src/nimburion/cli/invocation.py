@@ -116,11 +116,16 @@ def open_shared_backend(url: str) -> Backend:
     from nimburion.core.text.redaction import redact_url
 
     backend = open_backend(url)
+    require_shared(backend, redact_url(url))
+    return backend
+
+
+def require_shared(backend: Backend, description: str) -> None:
+    """Raise `BadInput` for a backend that lives in one process."""
     if not backend.capabilities.shared:
         raise BadInput(
-            f"{redact_url(url)} exists only inside one process; other processes cannot use it"
+            f"{description} exists only inside one process; other processes cannot use it"
         )
-    return backend
 
 
 async def require_existing_file(backend: Backend) -> None:

@@ -73,9 +73,15 @@ def summarize_error(record: JobRecord) -> str | None:
     return message or record.reason
 
 
+def format_progress(record: JobRecord) -> str | None:
+    """Return the progress that a job reported last: `40% page 4`; None if it reported none."""
+    progress = record.progress
+    return None if progress is None else f"{progress.fraction:.0%} {progress.message}".rstrip()
+
+
 def print_record(record: JobRecord) -> None:
     """Print all fields except the payload and the error history."""
-    progress, result_error = record.progress, decode_result_error(record.result)
+    result_error = decode_result_error(record.result)
     print_fields(
         {
             "id": record.id,
@@ -91,7 +97,7 @@ def print_record(record: JobRecord) -> None:
             "due": format_time(record.due),
             "started": format_time(record.started_at),
             "finished": format_time(record.finished_at),
-            "progress": progress and f"{progress.fraction:.0%} {progress.message}".rstrip(),
+            "progress": format_progress(record),
             "reason": record.reason,
             "error": summarize_error(record) if record.error else None,
             "result": f"not stored: {result_error}"

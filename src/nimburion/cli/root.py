@@ -48,7 +48,7 @@ class LazyGroup(click.Group):
     """A group of commands; each command is imported when it is called."""
 
     target: str | None = None
-    """MODULE:NAME of the processor, where a framework knows it: `worker` then takes none."""
+    """MODULE:NAME of the processor, where a framework knows it; no command then takes one."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click names it
         return list(COMMANDS)
@@ -72,7 +72,7 @@ class LazyGroup(click.Group):
             return None
         module, name = COMMANDS[cmd_name][0].split(":")
         command: click.Command = getattr(import_module(f"nimburion.cli.commands.{module}"), name)
-        if cmd_name == "worker" and self.target is not None:
+        if cmd_name in {"worker", "enqueue"} and self.target is not None:
             return _leave_out_target(command, self.target)
         return command
 
@@ -84,14 +84,25 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(summaries.items()))
 
 
-def _leave_out_target(worker: click.Command, target: str) -> click.Command:
-    """Return the command `worker` without MODULE:NAME: the application has the processor."""
-    assert worker.callback is not None
+_HELP_IN_APPLICATION = MappingProxyType(
+    {
+        "worker": (
+            "Run the jobs of this application until SIGTERM or Ctrl-C; a second one ends at once."
+        ),
+        "enqueue": "Store a job of this application by the name of its handler and print its id.",
+    }
+)
+
+
+def _leave_out_target(command: click.Command, target: str) -> click.Command:
+    """Return a command without MODULE:NAME: the application has the processor."""
+    assert command.callback is not None
+    assert command.name is not None
     return click.Command(
-        "worker",
-        params=[one for one in worker.params if one.name not in {"target", "traceback", "app"}],
-        callback=partial(worker.callback, target=target, traceback=False),
-        help="Run the jobs of this application until SIGTERM or Ctrl-C; a second one ends at once.",
+        command.name,
+        params=[one for one in command.params if one.name not in {"target", "traceback", "app"}],
+        callback=partial(command.callback, target=target, traceback=False),
+        help=_HELP_IN_APPLICATION[command.name],
     )
 
 

@@ -21,6 +21,7 @@ from nimburion.core.text.redaction import redact_url
 from nimburion.core.text.suggestions import find_nearest
 
 if TYPE_CHECKING:
+    from nimburion.cli.invocation import Invocation
     from nimburion.jobs import Processor
 
 _OWN = ("<frozen", str(Path(__file__).parent.parent), importlib.__file__)
@@ -57,6 +58,28 @@ def find_processor(target: str, *, show_traceback: bool = False) -> Processor:
         kind = type(found).__name__
         raise BadInput(f"{target} is a {kind}; a Processor is needed, or a function that makes one")
     return found
+
+
+def export_configuration(invocation: Invocation) -> None:
+    """Pass `--config` and `--backend` to `config.load()` in the application's module by
+    environment variables."""
+    if invocation.config is not None:
+        os.environ["NIMBURION_CONFIG"] = os.path.abspath(invocation.config)  # noqa: PTH100
+    if invocation.backend is not None:
+        os.environ["NIMBURION_JOBS__URL"] = invocation.backend
+
+
+def check_backend(processor: Processor, invocation: Invocation) -> None:
+    """Raise `BadInput` if the application opens a backend other than `--backend`: the option
+    would be ignored silently."""
+    if invocation.backend is None:
+        return
+    from nimburion.backends import open_backend
+
+    wanted = open_backend(invocation.load().jobs.url).describe()
+    actual = processor.backend.describe()
+    if wanted != actual:
+        raise BadInput(f"the processor opens its own backend ({actual}); leave out --backend")
 
 
 def _import(name: str) -> object:

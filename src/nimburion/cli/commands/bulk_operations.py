@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.listing_groups import listing_group
 from nimburion.cli.operators import make_actions
 from nimburion.cli.output import format_time, print_fields, print_result, print_table
 from nimburion.core.bulk_operations import get_bulk_operation, list_bulk_operations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from nimburion.core.bulk_operations import BulkOperation, BulkOperationPage
 
 
-@click.group()
+@listing_group
 def operations() -> None:
     """List, show and cancel bulk operations (changes of many jobs)."""
 

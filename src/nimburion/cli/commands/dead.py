@@ -14,6 +14,7 @@ from nimburion.cli.background import (
     start_in_background,
 )
 from nimburion.cli.filters import (
+    Search,
     add_filter_options,
     choose_exit_code,
     count_matching,
@@ -23,6 +24,7 @@ from nimburion.cli.filters import (
     require_confirmation,
 )
 from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.listing_groups import listing_group
 from nimburion.cli.operators import make_actions
 from nimburion.cli.output import format_time, print_result, print_table
 from nimburion.cli.records import print_whole_record, record_to_data
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., object])
 
 
-@click.group()
+@listing_group
 def dead() -> None:
     """List, show, replay and purge dead letters (failed jobs)."""
 
@@ -72,18 +74,25 @@ def list_dead(
 
 @dead.command("groups")
 @add_dead_filters
+@click.option("--since", metavar="TIME", help="Failed at or after: 1h, or a time.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
 @add_shared_options
-def list_groups(queue: str | None, name: str | None, reason: str | None, limit: int) -> None:
+def list_groups(
+    queue: str | None, name: str | None, reason: str | None, since: str | None, limit: int
+) -> None:
     """Group dead letters by their error, the largest group first.
 
     Errors are equal if type, place and message are, apart from numbers, ids and quoted values.
     `jobs list --fingerprint` lists the jobs of one group.
     """
     which = make_filter(FAILED_ONLY, queue=queue, name=name, reason=reason)
-    found = current_invocation().run(
-        lambda backend: backend.reads.group_failures(which, limit=limit)
-    )
+    search = Search(finished_since=since)
+
+    async def group(backend: Backend) -> FailureGroups:
+        narrowed = search.narrow(which, await backend.now())
+        return await backend.reads.group_failures(narrowed, limit=limit)
+
+    found = current_invocation().run(group)
     print_result(msgspec.to_builtins(found), lambda: print_groups(found))
 
 
@@ -146,10 +155,9 @@ def replay(
     which = make_filter(
         FAILED_ONLY, ids, everything=everything, searched=options.searches, **narrowed
     )
-    if options.in_background:
+    if options.are_for_background:
         start_in_background(BulkAction.REPLAY, which, options, yes=yes or bool(ids))
         return
-    options.check_foreground()
     done = current_invocation().run(
         lambda backend: replay_all(backend, which, yes=yes or bool(ids))
     )
@@ -202,10 +210,9 @@ def purge(
     which = make_filter(
         FAILED_ONLY, ids, everything=everything, searched=options.searches, **narrowed
     )
-    if options.in_background:
+    if options.are_for_background:
         start_in_background(BulkAction.DELETE, which, options, yes=yes)
         return
-    options.check_foreground()
     done = current_invocation().run(lambda backend: purge_all(backend, which, yes=yes))
     data = {"purged": len(done.purged), "not_purged": done.not_purged}
     print_result(data, lambda: print_purged(done))

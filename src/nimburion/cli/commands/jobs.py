@@ -30,10 +30,17 @@ from nimburion.cli.filters import (
 )
 from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.job_ids import get_job
+from nimburion.cli.listing_groups import listing_group
 from nimburion.cli.operators import make_actions
-from nimburion.cli.output import print_result
-from nimburion.cli.records import print_records, print_whole_record, record_to_data
+from nimburion.cli.output import format_duration, print_result, print_table
+from nimburion.cli.records import (
+    format_progress,
+    print_records,
+    print_whole_record,
+    record_to_data,
+)
 from nimburion.core.bulk_operations import BulkAction
+from nimburion.core.diagnosis.running_jobs import RunningJob, list_running_jobs
 from nimburion.core.job import FINISHED, UNFINISHED, State
 from nimburion.core.text.escaping import escape_controls
 
@@ -53,6 +60,10 @@ _WORDS = MappingProxyType(
 )
 """Readable messages for the outcomes of `cancel`."""
 
+_LINES = 20
+"""The most jobs for which `cancel` prints a line each."""
+_SHOWN_OF_SESSION = 8
+
 _DUE_WORDS: MappingProxyType[DueOutcome, str] = MappingProxyType(
     {
         "due": "due now",
@@ -63,7 +74,7 @@ _DUE_WORDS: MappingProxyType[DueOutcome, str] = MappingProxyType(
 """Readable messages for the outcomes of `run-now`."""
 
 
-@click.group()
+@listing_group
 def jobs() -> None:
     """List, show, cancel, delete, retry and run jobs."""
 
@@ -119,6 +130,64 @@ def show_job(job_id: str) -> None:
     """Show everything about a job, payload and error history included."""
     record = current_invocation().run(lambda backend: get_job(backend, job_id))
     print_result(record_to_data(record), lambda: print_whole_record(record))
+
+
+@jobs.command("running")
+@add_filter_options
+@click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True)
+@add_shared_options
+def list_running(queue: str | None, name: str | None, limit: int) -> None:
+    """List running jobs, the longest first.
+
+    USUALLY is the time within which 95 % of the attempts of the name ended, in this hour and the
+    one before. WORKER is the beginning of the session's id, as `workers stop` takes it.
+    """
+    found = current_invocation().run(
+        lambda backend: list_running_jobs(backend, queue=queue, name=name, limit=limit)
+    )
+    data = [
+        {
+            **record_to_data(one.job),
+            "seconds": one.seconds,
+            "usual": one.usual,
+            "host": one.job.host,
+            "pid": one.session.pid if one.session else None,
+        }
+        for one in found
+    ]
+    print_result(data, lambda: print_running(found))
+
+
+def print_running(found: list[RunningJob]) -> None:
+    """Print one line per running job."""
+    print_table(
+        ("id", "name", "for", "usually", "progress", "host", "process", "worker", "note"),
+        [
+            (
+                one.job.id,
+                one.job.name,
+                format_duration(one.seconds),
+                None if one.usual is None else f"≤ {format_duration(one.usual)}",
+                format_progress(one.job),
+                one.job.host or None,
+                one.session.pid if one.session else None,
+                (one.job.session or "")[:_SHOWN_OF_SESSION],
+                describe_running(one),
+            )
+            for one in found
+        ],
+        "no job is running",
+    )
+
+
+def describe_running(running: RunningJob) -> str:
+    """Return what an operator must know of a running job, in a few words."""
+    if running.session is None or running.session.expires_in <= 0:
+        return "its worker has stopped"
+    if running.job.cancel_requested:
+        return "cancel requested"
+    is_slow = running.usual is not None and running.seconds > running.usual
+    return "slow" if is_slow else ""
 
 
 class JobSelection(msgspec.Struct, frozen=True, kw_only=True):
@@ -195,12 +264,11 @@ def cancel_jobs(
     """
     options = BackgroundOptions(**background)
     which = selection.make_filter(UNFINISHED, searched=options.searches)
-    if options.in_background:
+    if options.are_for_background:
         start_in_background(
             BulkAction.CANCEL, which, options, yes=selection.yes or bool(selection.ids)
         )
         return
-    options.check_foreground()
     if selection.ids:
         which = msgspec.structs.replace(which, states=None)  # an ended job has an outcome too
     outcomes = current_invocation().run(
@@ -223,10 +291,11 @@ async def cancel_all(backend: Backend, which: JobFilter, *, yes: bool) -> dict[s
 
 
 def print_outcomes(outcomes: dict[str, CancelOutcome]) -> None:
-    """Print one line per job for a few jobs, and counts for many."""
-    if len(outcomes) <= 20:
+    """Print one line per job for a few jobs, or counts for many."""
+    if 0 < len(outcomes) <= _LINES:
         for job_id, outcome in outcomes.items():
             click.echo(f"{escape_controls(job_id)}  {_WORDS.get(outcome, outcome)}")
+        return
     words = [_WORDS.get(outcome, outcome) for outcome in outcomes.values()]
     for word in sorted(set(words)):
         click.echo(f"{format_count(words.count(word))} {word}")
@@ -246,7 +315,7 @@ def delete_jobs(
     **options: Any,
 ) -> None:
     """Delete finished jobs for good, in the background. Without --yes, it only counts them."""
-    wanted = BackgroundOptions(in_background=True, **options)
+    wanted = BackgroundOptions(**options)
     which = selection.make_filter(FINISHED, searched=wanted.searches)
     start_in_background(BulkAction.DELETE, which, wanted, yes=selection.yes)
 
@@ -272,12 +341,12 @@ def run_jobs_now(
     Jobs by id are due when the command ends. All others are changed in the background, and need
     --yes. A worker then starts them in the order of their queue.
     """
-    wanted = BackgroundOptions(in_background=True, **options)
+    wanted = BackgroundOptions(**options)
     which = selection.make_filter(BulkAction.RUN_NOW.states, searched=wanted.searches)
-    if not selection.ids:
-        start_in_background(BulkAction.RUN_NOW, which, wanted, yes=selection.yes)
+    by_id = bool(selection.ids)
+    if not by_id or wanted.are_for_background:
+        start_in_background(BulkAction.RUN_NOW, which, wanted, yes=selection.yes or by_id)
         return
-    msgspec.structs.replace(wanted, in_background=False).check_foreground()
     outcomes = current_invocation().run(
         lambda backend: make_actions(backend).jobs.run_now(*selection.ids)
     )

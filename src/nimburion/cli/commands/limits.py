@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.listing_groups import listing_group
 from nimburion.cli.operators import make_actions
 from nimburion.cli.output import print_result, print_table
 from nimburion.core.errors import LimitNotFound
@@ -29,24 +30,15 @@ NO_LIMIT = "no worker declares a limit"
 _SHOWN_KEYS = 50
 
 
-@click.group(invoke_without_command=True)
-@add_shared_options
-@click.pass_context
-def limits(ctx: click.Context) -> None:
-    """List limits, and change them at run time. Without a command: list them."""
-    if ctx.invoked_subcommand is None:
-        show_all()
+@listing_group
+def limits() -> None:
+    """List limits, and change them at run time."""
 
 
 @limits.command("list")
 @add_shared_options
 def list_limits() -> None:
     """List limits: what they allow, what is in use and waits, and who changed them."""
-    show_all()
-
-
-def show_all() -> None:
-    """Read all limits and print them."""
     found, now = current_invocation().run(read_limits)
     print_result(msgspec.to_builtins(found), lambda: print_limits(found, now))
 

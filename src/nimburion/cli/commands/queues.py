@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -9,7 +11,9 @@ import click
 import msgspec
 
 from nimburion.cli.exit_codes import BadInput
+from nimburion.cli.filters import format_count
 from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.listing_groups import listing_group
 from nimburion.cli.operators import make_actions
 from nimburion.cli.output import (
     format_counted,
@@ -21,7 +25,8 @@ from nimburion.cli.output import (
 from nimburion.cli.parameters import parse_duration
 from nimburion.cli.readings import BackendReading, print_legend, print_readings, read_backends
 from nimburion.core.diagnosis.unserved import QueueSummary, describe_unserved, summarize_queues
-from nimburion.core.queries import COUNT_BUDGET, QueueInfo
+from nimburion.core.job import PROCESSING_ONLY
+from nimburion.core.queries import COUNT_BUDGET, JobFilter, QueueInfo
 from nimburion.core.size_limits import check_name
 from nimburion.core.text.escaping import escape_controls
 
@@ -29,10 +34,12 @@ if TYPE_CHECKING:
     from nimburion.core.backend import Backend
 
 HEADERS = ("queue", "due", "scheduled", "processing", "oldest", "paused")
+_POLL_SECONDS = 0.5
+_MAX_RUNNING = 1_000
 NO_QUEUE = "no queue holds an unfinished job, none is paused"
 
 
-@click.group()
+@listing_group
 def queues() -> None:
     """List, pause and resume queues."""
 
@@ -97,32 +104,55 @@ def format_queue(
 
 
 def describe_pause(queue: QueueInfo) -> str | None:
-    """Return who paused a queue and why, in a few words; None if it is not paused."""
+    """Return who paused a queue, until when and why; None if it is not paused."""
     if queue.pause is None:
         return "paused" if queue.paused else None
     by = f"by {queue.pause.by}" if queue.pause.by else "paused"
-    return f"{by}: {queue.pause.reason}" if queue.pause.reason else by
+    end = f" until {format_time(queue.pause.until)}" if queue.pause.until is not None else ""
+    reason = f": {queue.pause.reason}" if queue.pause.reason else ""
+    return f"{by}{end}{reason}"
 
 
 @queues.command("pause")
 @click.argument("queue", metavar="QUEUE")
 @click.option("--reason", metavar="TEXT", default="", help="Why; shown wherever the queue is.")
 @click.option("--for", "duration", metavar="DURATION", help="Resume by itself after this time.")
+@click.option("--wait", is_flag=True, help="Then wait until no job of the queue runs.")
 @add_shared_options
-def pause(queue: str, reason: str, duration: str | None) -> None:
+def pause(queue: str, reason: str, duration: str | None, *, wait: bool) -> None:
     """Start no more jobs of a queue until it is resumed. Running jobs continue."""
     check_name("queue", queue)
     seconds = None if duration is None else parse_duration(duration)
     if seconds == 0:
         raise BadInput("--for 0 pauses nothing; give a longer time, or leave --for out")
-    until = current_invocation().run(
-        lambda backend: make_actions(backend).queues.pause(queue, reason=reason, seconds=seconds)
-    )
+
+    async def pause_and_wait(backend: Backend) -> float | None:
+        until = await make_actions(backend).queues.pause(queue, reason=reason, seconds=seconds)
+        if wait:
+            await wait_until_idle(backend, queue)
+        return until
+
+    until = current_invocation().run(pause_and_wait)
     end = "" if until is None else f" until {format_time(until)}"
+    idle = "; none of its jobs runs" if wait else ""
     print_result(
         {"queue": queue, "paused": True, "until": until},
-        lambda: click.echo(f"{escape_controls(queue)} is paused{end}"),
+        lambda: click.echo(f"{escape_controls(queue)} is paused{end}{idle}"),
     )
+
+
+async def wait_until_idle(
+    backend: Backend, queue: str, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+) -> None:
+    """Return when no worker holds a job of the queue. Say on standard error how many do."""
+    which = JobFilter(states=PROCESSING_ONLY, queue=queue)
+    printed = 0
+    while running := len((await backend.reads.list_jobs(which, limit=_MAX_RUNNING)).jobs):
+        if running != printed:
+            more = "or more " if running == _MAX_RUNNING else ""
+            click.echo(f"waiting for {format_count(running)} {more}to end", err=True)
+            printed = running
+        await sleep(_POLL_SECONDS)
 
 
 @queues.command("resume")

@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.listing_groups import listing_group
 from nimburion.cli.output import format_time, print_fields, print_result, print_table
 from nimburion.cli.parameters import parse_duration, parse_priority
 from nimburion.core.text.escaping import escape_controls
@@ -37,7 +38,7 @@ class Quoting(click.Command):
             raise click.UsageError(hint, ctx) from None
 
 
-@click.group()
+@listing_group
 def schedules() -> None:
     """List, add, pause and remove schedules; explain cron expressions."""
 

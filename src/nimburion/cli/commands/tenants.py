@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.listing_groups import listing_group
 from nimburion.cli.operators import make_actions
 from nimburion.cli.output import print_result, print_table
 from nimburion.core.fairness import (
@@ -19,7 +20,7 @@ from nimburion.core.fairness import (
 from nimburion.core.text.escaping import escape_controls
 
 
-@click.group()
+@listing_group
 def tenants() -> None:
     """List the tenants that have jobs, and set their weights."""
 

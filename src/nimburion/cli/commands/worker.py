@@ -12,7 +12,7 @@ import click
 from nimburion.cli.burst import log_end_of_burst
 from nimburion.cli.exit_codes import BadInput
 from nimburion.cli.invocation import Invocation, add_shared_options, current_invocation
-from nimburion.cli.target import find_processor
+from nimburion.cli.target import check_backend, export_configuration, find_processor
 
 if TYPE_CHECKING:
     from nimburion.cli.supervisor.messages import WorkerOptions
@@ -234,28 +234,6 @@ def start_logging(level: str, format: LogFormat) -> None:  # noqa: A002 (of the 
     from nimburion.telemetry.logs import configure_logging
 
     configure_logging(format=format, level=level, find_attempt=get_current_context)
-
-
-def export_configuration(invocation: Invocation) -> None:
-    """Pass `--config` and `--backend` to `config.load()` in the application's module by
-    environment variables."""
-    if invocation.config is not None:
-        os.environ["NIMBURION_CONFIG"] = os.path.abspath(invocation.config)  # noqa: PTH100
-    if invocation.backend is not None:
-        os.environ["NIMBURION_JOBS__URL"] = invocation.backend
-
-
-def check_backend(processor: Processor, invocation: Invocation) -> None:
-    """Raise `BadInput` if the application opens a backend other than `--backend`: the option
-    would be ignored silently."""
-    if invocation.backend is None:
-        return
-    from nimburion.backends import open_backend
-
-    wanted = open_backend(invocation.load().jobs.url).describe()
-    actual = processor.backend.describe()
-    if wanted != actual:
-        raise BadInput(f"the processor opens its own backend ({actual}); leave out --backend")
 
 
 def override_settings(settings: Settings, queues: str | None, concurrency: int | None) -> Settings:

@@ -9,6 +9,7 @@ import msgspec
 
 from nimburion.cli.exit_codes import BadInput
 from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.listing_groups import listing_group
 from nimburion.cli.operators import make_actions
 from nimburion.cli.output import format_bytes, format_duration, print_result, print_table
 from nimburion.core.errors import WorkerNotFound
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from nimburion.core.backend import Backend
 
 
-@click.group()
+@listing_group
 def workers() -> None:
     """List workers; tell one to start no further job, or to stop."""
 
@@ -106,28 +107,29 @@ def stop(session: str) -> None:
 def send(text: str, command: Command) -> None:
     """Send a command to the worker that `text` names, and say when it takes effect."""
     session = current_invocation().run(lambda backend: find_and_send(backend, text, command))
+    sent = "was sent before" if session.command == command else "is sent"
     print_result(
-        {"session": session, "command": command},
+        {"session": session.id, "command": command},
         lambda: click.echo(
-            f"{escape_controls(session)}: {command} is sent; the worker gets it with its next "
+            f"{escape_controls(session.id)}: {command} {sent}; the worker gets it with its next "
             "heartbeat"
         ),
     )
 
 
-async def find_and_send(backend: Backend, text: str, command: Command) -> str:
-    """Send a command. Return the id of the session.
+async def find_and_send(backend: Backend, text: str, command: Command) -> SessionInfo:
+    """Send a command. Return the session as it was before.
 
     Raises `WorkerNotFound` if no session has this id, prefix or suffix, `BadInput` if several have.
     """
     from nimburion.actions.workers import send_command
 
     sessions = await backend.reads.list_sessions()
-    found = [s.id for s in sessions if text == s.id or s.id.startswith(text) or s.id.endswith(text)]
-    if len(found) > 1 and text not in found:
+    exact = [session for session in sessions if session.id == text]
+    found = exact or [s for s in sessions if s.id.startswith(text) or s.id.endswith(text)]
+    if len(found) > 1:
         raise BadInput(f"{text!r} matches {len(found)} workers: give more characters")
     if not found:
         raise WorkerNotFound(text)
-    session = text if text in found else found[0]
-    await send_command(make_actions(backend).workers, session, command)
-    return session
+    await send_command(make_actions(backend).workers, found[0].id, command)
+    return found[0]

@@ -1466,6 +1466,16 @@ async def enqueue_raw_or_get(
     return await client._enqueue_and_tell(None, *client._prepare_raw(name, payload, options))
 
 
+async def enqueue_and_tell(
+    client: Client, job: AnyJob, **options: Unpack[EnqueueOptions]
+) -> EnqueueResult[Any]:
+    """Store a job as `Client.enqueue` does, and also return what the call did.
+
+    Raises `DuplicateJob` unless the options accept the job that holds the unique key.
+    """
+    return await client._enqueue_and_tell(job, *client._prepare(job, options))
+
+
 async def enqueue_prepared(client: Client, new: NewJob) -> str:
     """Store a job that is in the backend's form already, with the enqueue middleware, and return
     its id. The errors are those of `Client.enqueue`.
