@@ -11,6 +11,7 @@ import yaml
 import nimburion.telemetry
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.job import NewJob
+from nimburion.core.limits import LimitRule
 from nimburion.core.session import Session, Vitals
 from nimburion.jobs import Processor
 from nimburion.telemetry.backend_metrics import BackendMetrics
@@ -25,9 +26,8 @@ async def list_metric_names() -> set[str]:
     """Return the names of all families, without their suffixes."""
     backend = MemoryBackend()
     await backend.producing.enqueue([NewJob("a", "send", "mail", b"{}")])
-    await backend.consuming.open_session(
-        Session(id="0" * 32, names=("send",), limits=make_limits({"send": 1}))
-    )
+    limits = make_limits({"send": 1}, keyed={"send": {"customer": LimitRule(concurrency=1)}})
+    await backend.consuming.open_session(Session(id="0" * 32, names=("send",), limits=limits))
     backend_metrics = BackendMetrics(backend)
     await backend_metrics.refresh()
     await backend_metrics.refresh_slow_readings()
@@ -75,3 +75,20 @@ async def test_the_dashboard_names_existing_metrics() -> None:
     for expression in expressions:
         assert find_names(expression) <= known, expression
         assert find_names(expression)
+
+
+def test_limits_by_key_are_in_the_rules_and_on_the_dashboard() -> None:
+    for file in ("alerts.yaml", "grafana.json"):
+        assert "nimburion_limit_keys_parked" in (FILES / file).read_text(encoding="utf-8"), file
+
+
+def test_the_dashboard_has_no_panel_twice_and_none_over_another() -> None:
+    panels = json.loads((FILES / "grafana.json").read_text(encoding="utf-8"))["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    cells = [
+        (x, y)
+        for place in (panel["gridPos"] for panel in panels)
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(set(cells)) == len(cells)

@@ -16,6 +16,7 @@ from nimburion.server.dashboard.pages.queues.queue import ChartPoints, make_hour
 from nimburion.server.dashboard.pages.queues.queue_list import (
     QueueRow,
     compute_failed_share,
+    estimate_drain,
     make_rows,
     sort_rows,
 )
@@ -35,7 +36,10 @@ class WorkerCounts(msgspec.Struct, frozen=True, kw_only=True):
     quiet: int
     """Live workers that an operator has made quiet: they start no further job."""
     slots: int
-    busy: int
+    running: int
+    """Handlers that run."""
+    reserved: int
+    """Jobs that workers hold for their next free slots."""
 
 
 class OverviewData(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +50,6 @@ class OverviewData(msgspec.Struct, frozen=True, kw_only=True):
     """False: `due` is a sum of old counts or lower bounds; see `QueueRow`."""
     scheduled: int
     scheduled_complete: bool
-    processing: int
     oldest_age: float
     oldest_queue: str | None
     enqueued_rate: float
@@ -81,19 +84,19 @@ async def read_overview(request: PageRequest[NoQuery]) -> OverviewData:
     report = await readings.peek("checks", request.services.checks.run)
     counters = hour.total.counters
     oldest = max(rows, key=lambda row: row.oldest_age, default=None)
-    due = sum(row.size for row in rows)
+    due, due_complete = sum(row.size for row in rows), all(row.size_complete for row in rows)
     rate = hour.compute_rate(hour.total.completed)
+    enqueued_rate = hour.compute_rate(hour.total.enqueued)
     return OverviewData(
         due=due,
-        due_complete=all(row.size_complete for row in rows),
+        due_complete=due_complete,
         scheduled=sum(row.scheduled for row in rows),
         scheduled_complete=all(row.scheduled_complete for row in rows),
-        processing=sum(row.processing for row in rows),
         oldest_age=0.0 if oldest is None else oldest.oldest_age,
         oldest_queue=oldest.name if oldest is not None and oldest.size else None,
-        enqueued_rate=hour.compute_rate(hour.total.enqueued),
+        enqueued_rate=enqueued_rate,
         completed_rate=rate,
-        drain_seconds=60 * due / rate if due and rate else None,
+        drain_seconds=estimate_drain(due, enqueued_rate, rate) if due_complete else None,
         failed=counters.failed,
         failed_share=compute_failed_share(counters),
         rescued=counters.rescued,
@@ -125,13 +128,24 @@ def count_workers(sessions: list[SessionInfo]) -> WorkerCounts:
     """Return the numbers of workers and of their slots."""
     live = [session for session in sessions if is_live(session)]
     vitals = [session.vitals for session in live if session.vitals is not None]
+    running = sum(map(count_handlers, live))
     return WorkerCounts(
         live=len(live),
         expired=sum(session.expires_in <= 0 and not session.left for session in sessions),
         quiet=sum(session.command is not None for session in live),
         slots=sum(one.slots for one in vitals),
-        busy=sum(one.busy for one in vitals),
+        running=running,
+        reserved=sum(session.running for session in live) - running,
     )
+
+
+def count_handlers(session: SessionInfo) -> int:
+    """Return the most handlers that a worker runs now: the jobs that it holds, up to its slots.
+
+    `Vitals.busy` is as old as the last heartbeat.
+    """
+    slots = session.vitals.slots if session.vitals is not None else session.running
+    return min(session.running, slots)
 
 
 OVERVIEW = DashboardPage(

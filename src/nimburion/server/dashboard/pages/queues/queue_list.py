@@ -47,7 +47,7 @@ class QueueRow(QueueSummary, frozen=True, kw_only=True):
     run_p50: float | None
     run_p95: float | None
     drain_seconds: float | None
-    """How long the waiting jobs take at the present rate; None without waiting jobs or rate."""
+    """How long the due jobs take at the present rates, as `estimate_drain` returns it."""
     history: list[float]
     """Completed jobs in each of the last 60 minutes."""
 
@@ -86,12 +86,12 @@ def make_rows(
 def make_row(queue: QueueSummary, hour: RecentHour, workers: int) -> QueueRow:
     """Return the row of one queue."""
     seen = hour.get_queue(queue.name)
-    rate = hour.compute_rate(seen.completed)
+    rate, enqueued_rate = hour.compute_rate(seen.completed), hour.compute_rate(seen.enqueued)
     wait, run = seen.counters.wait, seen.counters.run
     return QueueRow(
         **msgspec.structs.asdict(queue),
         workers=workers,
-        enqueued_rate=hour.compute_rate(seen.enqueued),
+        enqueued_rate=enqueued_rate,
         completed_rate=rate,
         failed=seen.counters.failed,
         failed_share=compute_failed_share(seen.counters),
@@ -99,9 +99,23 @@ def make_row(queue: QueueSummary, hour: RecentHour, workers: int) -> QueueRow:
         wait_p95=wait.estimate_quantile(0.95),
         run_p50=run.estimate_quantile(0.5),
         run_p95=run.estimate_quantile(0.95),
-        drain_seconds=60 * queue.size / rate if queue.size and rate else None,
+        drain_seconds=estimate_drain(queue.size, enqueued_rate, rate)
+        if queue.size_complete
+        else None,
         history=seen.completed,
     )
+
+
+def estimate_drain(due: int, enqueued_rate: float, completed_rate: float) -> float | None:
+    """Return the seconds until no job is due, at the present rates of jobs a minute.
+
+    None if no job is due, or if as many or more are enqueued than completed.
+
+    >>> estimate_drain(100, 20, 70), estimate_drain(100, 1374, 185)
+    (120.0, None)
+    """
+    rate = completed_rate - enqueued_rate
+    return 60 * due / rate if due and rate > 0 else None
 
 
 def compute_failed_share(counters: Counters) -> float | None:
