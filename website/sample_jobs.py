@@ -184,6 +184,10 @@ def make_error(
         "Traceback (most recent call last):\n"
         f'  File "app/jobs.py", line 41, in {name}\n    {line}\n'
         '  File "app/client.py", line 88, in call\n    return self.transport.send(request)\n'
+        '  File "/usr/lib/python3.13/site-packages/transport/session.py", line 589, in send\n'
+        "    answer = self.read(self.write(request))\n"
+        '  File "/usr/lib/python3.13/socket.py", line 719, in readinto\n'
+        "    return self._sock.recv_into(buffer)\n"
         f"{error_type}: {message}\n"
     )
     fingerprint = compute_fingerprint("failure", error_type, f"app.jobs.{name}", message)

@@ -14,10 +14,10 @@ from nimburion import Flow, job
 from nimburion.actions.search import UnusableSearch, parse_search
 from nimburion.core.job import AttemptError, JobOptions, NewJob, State
 from nimburion.server.dashboard.pages.jobs.job import group_errors
-from nimburion.server.dashboard.pages.jobs.job_contents import find_own_frames
+from nimburion.server.dashboard.pages.jobs.job_contents import TracebackPart, split_traceback
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
 from tests.server.conftest import Api
-from tests.server.dashboard.conftest import OWN_PAGE
+from tests.server.dashboard.conftest import OWN_PAGE, sign_in
 
 JOBS = f"{DASHBOARD_PATH}/jobs"
 
@@ -151,23 +151,23 @@ async def test_a_job_that_does_not_exist_is_not_found(api: Api) -> None:
 async def test_the_stored_text_of_the_arguments_is_shown(api: Api) -> None:
     payload = b'{"n": 12345678901234567890123,  "to":"\\u00e4"}'
     await api.processor.backend.producing.enqueue([NewJob("a", "send", "mail", payload)])
-    html = (await api.client.get(f"{JOBS}/a/contents")).text
+    html = (await api.client.get(f"{JOBS}/a")).text
     assert "{&#34;n&#34;: 12345678901234567890123,  &#34;to&#34;:&#34;\\u00e4&#34;}" in html
 
 
 async def test_the_command_that_enqueues_a_job_again_is_quoted(api: Api) -> None:
     payload = b'{"to":"a\'b; rm -rf"}'
     await api.processor.backend.producing.enqueue([NewJob("a", "send", "mail", payload)])
-    twin = (await api.client.get(f"{JOBS}/a/contents?format=json")).json()
+    twin = (await api.client.get(f"{JOBS}/a?format=json")).json()
     words = ["nimburion", "enqueue", "send", "--args", payload.decode(), "--queue", "mail"]
-    assert shlex.split(twin["command"]) == words
+    assert shlex.split(twin["data"]["command"]) == words
 
 
 async def test_the_command_that_enqueues_a_job_again_has_all_of_its_text(api: Api) -> None:
     arguments = {"to": "one\u2028two\x85three"}
     payload = json.dumps(arguments, ensure_ascii=False, indent=1).encode()
     await api.processor.backend.producing.enqueue([NewJob("a", "send", "mail", payload)])
-    html = (await api.client.get(f"{JOBS}/a/contents")).text
+    html = (await api.client.get(f"{JOBS}/a")).text
     (shown,) = re.findall("<pre[^>]*>(nimburion enqueue .*)</pre>", html)
     assert json.loads(shlex.split(unescape(shown))[4]) == arguments
 
@@ -185,21 +185,93 @@ def test_repeated_errors_are_one_group() -> None:
         for number, mark in ((1, "a"), (2, "a"), (3, "b"), (4, "a"))
     ]
     found = [
-        (group.first_attempt, group.last_attempt, group.count) for group in group_errors(errors)
+        (group.first_attempt, group.last_attempt, group.count)
+        for group in group_errors(errors, with_tracebacks=False)
     ]
     assert found == [(4, 4, 1), (3, 3, 1), (1, 2, 2)]
 
 
-def test_frames_of_the_application_come_first() -> None:
-    traceback = (
-        "Traceback (most recent call last):\n"
-        '  File "/srv/app/tasks.py", line 7, in send\n    call()\n'
-        '  File "/usr/lib/python3.11/smtplib.py", line 9, in connect\n    x\n'
-        '  File "/srv/.venv/lib/python3.11/site-packages/a/b.py", line 1, in c\n    x\n'
-        '  File "/srv/app/mail.py", line 12, in connect\n    x\n'
-    )
-    assert [(frame.file, frame.line) for frame in find_own_frames(traceback)] == [
-        ("/srv/app/mail.py", 12),
-        ("/srv/app/tasks.py", 7),
+APPLICATION_FRAME = '  File "/srv/app/tasks.py", line 7, in send\n    call()\n'
+LIBRARY_FRAMES = (
+    '  File "/usr/lib/python3.11/smtplib.py", line 9, in connect\n    x\n    ^\n'
+    '  File "/srv/.venv/lib/python3.11/site-packages/a/b.py", line 1, in c\n    x'
+)
+
+
+def test_frames_of_libraries_are_parts_of_their_own() -> None:
+    head, end = "Traceback (most recent call last):\n", "  and more\nError: no\n  answer"
+    traceback = f"{head}{APPLICATION_FRAME}{LIBRARY_FRAMES}\n{APPLICATION_FRAME}{end}\n"
+    parts = split_traceback(traceback)
+    assert parts == [
+        TracebackPart(f"{head}{APPLICATION_FRAME}".rstrip(), 0),
+        TracebackPart(LIBRARY_FRAMES, 2),
+        TracebackPart(f"{APPLICATION_FRAME}{end}", 0),
     ]
-    assert find_own_frames('  File "' * 100_000) == []
+    assert "\n".join(part.text for part in parts) == traceback.rstrip()
+
+
+@pytest.mark.parametrize(
+    ("traceback", "count"),
+    [
+        ('  File "' * 100_000, 1),
+        (f"Traceback:\n{LIBRARY_FRAMES}\nError: no", 1),  # without the application: not folded
+        ('  | Traceback:\n  |   File "/srv/app/a.py", line 1, in f\n  |     x\nError', 1),
+    ],
+)
+def test_a_traceback_without_both_kinds_of_frames_is_one_part(traceback: str, count: int) -> None:
+    parts = split_traceback(traceback)
+    assert [part.library_frames for part in parts] == [0] * count
+    assert "".join(part.text for part in parts) == traceback
+
+
+async def test_the_page_of_a_job_has_its_data_and_tracebacks(api: Api) -> None:
+    await api.fail("a")
+    html = (await api.client.get(f"{JOBS}/a")).text
+    assert "{&#34;to&#34;:&#34;a&#34;,&#34;secret&#34;:&#34;hush&#34;}" in html
+    assert "Traceback\n  hush" in html
+    assert '<details class="error" open>' in html
+    twin = (await api.client.get(f"{JOBS}/a?format=json")).json()
+    assert twin["data"]["contents"]["payload"] == {"to": "a", "secret": "hush"}
+    assert twin["shape"] is None
+
+
+async def test_without_the_right_a_job_shows_the_shape_of_its_data(guarded: Api) -> None:
+    address = f"{JOBS}/a"
+    html = (await guarded.client.get(address, headers=sign_in("read"))).text
+    assert "to: text, secret: text" in html
+    assert "hush" not in html
+    assert "Broken" in html
+    twin = await guarded.client.get(f"{address}?format=json", headers=sign_in("read"))
+    assert twin.json()["data"] is None
+    assert twin.json()["errors"][0]["traceback"] == []
+
+
+async def test_the_list_of_jobs_shows_arguments_tenant_and_tags(api: Api) -> None:
+    options = JobOptions(tenant="acme inc", tags=("media",))
+    payload = b'{"to":"<a>", "n": 7}'
+    await api.processor.backend.producing.enqueue(
+        [NewJob("a", "send", "mail", payload, options=options)]
+    )
+    html = (await api.client.get(JOBS)).text
+    assert "to: &#34;&lt;a&gt;&#34;, n: 7" in html
+    for qualifier in ("tenant%3A%22acme%20inc%22", "tag%3Amedia"):
+        assert f'href="{JOBS}?q={qualifier}"' in html
+
+
+async def test_the_list_of_jobs_has_no_arguments_without_the_right(api: Api, guarded: Api) -> None:
+    await api.enqueue("b")
+    assert "hush" in (await api.client.get(f"{JOBS}?format=json")).text
+    shown = await guarded.client.get(f"{JOBS}?format=json", headers=sign_in("read"))
+    assert 'arguments":""' in shown.text
+    assert "hush" not in shown.text
+
+
+async def test_a_group_of_errors_shows_the_traceback_of_its_newest_job(
+    api: Api, guarded: Api
+) -> None:
+    path = f"{DASHBOARD_PATH}/dead-letters/none"
+    await api.fail("a")
+    assert "Traceback\n  hush" in (await api.client.get(path)).text
+    seen = (await guarded.client.get(path, headers=sign_in("read"))).text
+    assert 'id="job-a"' in seen
+    assert "hush" not in seen

@@ -17,7 +17,7 @@ from nimburion.server.dashboard.pages import (
     schedules,
     workers,
 )
-from nimburion.server.dashboard.pages.jobs import job, job_contents, job_list, running
+from nimburion.server.dashboard.pages.jobs import job, job_list, running
 from nimburion.server.dashboard.pages.queues import queue, queue_list
 
 
@@ -52,7 +52,6 @@ PAGES: tuple[AnyPage, ...] = (
     queue.QUEUE,
     job_list.JOBS,
     job.JOB,
-    job_contents.JOB_CONTENTS,
     dead_letters.DEAD_LETTERS,
     dead_letters.DEAD_LETTER_GROUP,
     dead_letters.ARGUMENTS,

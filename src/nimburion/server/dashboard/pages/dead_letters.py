@@ -23,6 +23,7 @@ from nimburion.server.dashboard.page import (
     PageRequest,
     find_operation,
 )
+from nimburion.server.dashboard.pages.jobs.job_contents import TracebackPart, split_traceback
 from nimburion.server.dashboard.pages.jobs.job_list import describe_purge, describe_replay
 
 MAX_GROUPS = 100
@@ -123,6 +124,8 @@ class GroupData(msgspec.Struct, frozen=True, kw_only=True):
     jobs: list[JobSummary]
     next: str | None
     examined: int
+    traceback: list[TracebackPart]
+    """That of the first job; empty without the right `payloads`."""
 
 
 async def read_group(request: PageRequest[GroupPageQuery]) -> GroupData:
@@ -136,14 +139,23 @@ async def read_group(request: PageRequest[GroupPageQuery]) -> GroupData:
     backend = request.readings.backend
 
     async def read() -> GroupData:
-        page = summarize_page(
-            await backend.reads.list_jobs(which, limit=PAGE_SIZE, after=after, budget=SEARCH_BUDGET)
+        found = await backend.reads.list_jobs(
+            which, limit=PAGE_SIZE, after=after, budget=SEARCH_BUDGET
         )
+        error = found.jobs[0].error if found.jobs else None
+        page = summarize_page(found)
         return GroupData(
-            fingerprint=fingerprint, jobs=page.jobs, next=page.next, examined=page.examined
+            fingerprint=fingerprint,
+            jobs=page.jobs,
+            next=page.next,
+            examined=page.examined,
+            traceback=split_traceback(error.traceback) if error and error.traceback else [],
         )
 
-    return await request.readings.read(f"dead letters {key} {after}", read)
+    page = await request.readings.read(f"dead letters {key} {after}", read)
+    if "payloads" in request.caller.rights:
+        return page
+    return msgspec.structs.replace(page, traceback=[])
 
 
 class ArgumentsData(msgspec.Struct, frozen=True, kw_only=True):

@@ -215,6 +215,26 @@
   }
   document.addEventListener("change", countSelected);
 
+  // Copy the text beside a button. Browsers offer the clipboard on HTTPS and on loopback only.
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest("button.copy");
+    if (!button) return;
+    const texts = [...button.parentElement.querySelectorAll("pre")].map((one) => one.textContent);
+    const text = texts.join("\n");
+    if (navigator.clipboard) await navigator.clipboard.writeText(text);
+    else copySelected(text);
+    button.textContent = "Copied";
+    setTimeout(() => (button.textContent = "Copy"), 1500);
+  });
+
+  function copySelected(text) {
+    const area = document.body.appendChild(document.createElement("textarea"));
+    area.value = text;
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+
   // Themes and shortcuts
 
   function setTheme(theme) {

@@ -1,4 +1,4 @@
-"""The page of one job: why it does not run, its attempts, errors, and runs of the same name."""
+"""The page of one job: why it does not run, its data, attempts, errors, and runs of its name."""
 
 from __future__ import annotations
 
@@ -25,8 +25,18 @@ from nimburion.server.dashboard.page import (
     PageRequest,
     find_operation,
 )
+from nimburion.server.dashboard.pages.jobs.job_contents import (
+    ContentsShape,
+    ShownContents,
+    TracebackPart,
+    describe_contents_shape,
+    make_command,
+    read_contents,
+    split_traceback,
+)
 from nimburion.server.dashboard.pages.jobs.job_list import describe_purge, describe_replay
 
+MAX_ERRORS = 20
 MAX_RUNS = 60
 RUNS_BUDGET = 2_000
 """The records that are examined for the latest runs of a name."""
@@ -44,6 +54,8 @@ class ErrorGroup(msgspec.Struct, frozen=True, kw_only=True):
     """The message of the latest."""
     at: float
     """When the latest happened, in epoch seconds."""
+    traceback: list[TracebackPart]
+    """That of the latest; empty without the right `payloads`."""
 
 
 class PastRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +85,10 @@ class JobData(msgspec.Struct, frozen=True, kw_only=True):
     """The id of another job that holds its unique key."""
     limit_holders: list[str]
     """The jobs that hold its limits, as far as a cause names them."""
+    data: ShownContents | None
+    """None without the right `payloads`."""
+    shape: ContentsShape | None
+    """What the data looks like; None with that right."""
 
 
 async def read_job(request: PageRequest[NoQuery]) -> JobData:
@@ -82,16 +98,22 @@ async def read_job(request: PageRequest[NoQuery]) -> JobData:
         f"job {job_id}", lambda: read_facts(readings.backend, job_id)
     )
     job = facts.job
+    contents, is_shown = await read_contents(request), "payloads" in request.caller.rights
+    command = make_command(job.name, job.queue, contents.payload)
     return JobData(
         now=facts.now,
         causes=find_causes(facts),
         job=summarize_job(job),
         attempts=job.attempts,
         timeline=make_timeline(job, facts.now),
-        errors=group_errors(job.history),
+        errors=group_errors(contents.errors, with_tracebacks=is_shown),
         runs=await _read_runs(request, job.name),
         key_holder=facts.key_holder,
         limit_holders=list_named_holders(facts.limits),
+        data=ShownContents(contents=msgspec.structs.replace(contents, errors=[]), command=command)
+        if is_shown
+        else None,
+        shape=None if is_shown else describe_contents_shape(contents),
     )
 
 
@@ -116,27 +138,31 @@ def measure_run(job: JobRecord) -> float | None:
     return max(0.0, job.finished_at - job.started_at)
 
 
-def group_errors(history: list[AttemptError]) -> list[ErrorGroup]:
+def group_errors(history: list[AttemptError], *, with_tracebacks: bool) -> list[ErrorGroup]:
     """Return the errors of a job with repeats joined, the latest first."""
-    groups: list[ErrorGroup] = []
+    repeats: list[list[AttemptError]] = []
     last_key: tuple[str, ...] | None = None
     for error in history:
         key = (error.kind, error.fingerprint or f"{error.type}: {error.message}")
-        repeats = key == last_key
-        previous = groups.pop() if repeats else None
-        groups.append(
-            ErrorGroup(
-                first_attempt=previous.first_attempt if previous else error.attempt,
-                last_attempt=error.attempt,
-                count=previous.count + 1 if previous else 1,
-                kind=error.kind,
-                type=error.type,
-                message=error.message,
-                at=error.at,
-            )
-        )
+        if key != last_key:
+            repeats.append([])
+        repeats[-1].append(error)
         last_key = key
-    return groups[::-1]
+    return [
+        ErrorGroup(
+            first_attempt=errors[0].attempt,
+            last_attempt=errors[-1].attempt,
+            count=len(errors),
+            kind=errors[-1].kind,
+            type=errors[-1].type,
+            message=errors[-1].message,
+            at=errors[-1].at,
+            traceback=split_traceback(errors[-1].traceback)
+            if with_tracebacks and errors[-1].traceback
+            else [],
+        )
+        for errors in repeats[: -MAX_ERRORS - 1 : -1]
+    ]
 
 
 def make_timeline(job: JobRecord, now: float) -> list[TimelineSpan]:

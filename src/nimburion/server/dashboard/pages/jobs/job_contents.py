@@ -1,72 +1,122 @@
-"""The page with the data of one job: arguments, result, headers and tracebacks."""
+"""The data of a job, for its page: arguments, result, headers and tracebacks, or their shape."""
 
 from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 
 import msgspec
 
-from nimburion.core.job import AttemptError
 from nimburion.core.text.escaping import escape_in_json
+from nimburion.core.text.shortening import shorten
 from nimburion.server.api.jobs import JobContents, get_job_contents
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery
-from nimburion.server.dashboard.page import DashboardPage, PageRequest
+from nimburion.server.dashboard.page import PageRequest
 
-MAX_ERRORS = 20
-MAX_FRAMES = 8
 MAX_COMMAND_BYTES = 4_000
+MAX_SHOWN_CHARACTERS = 120
+"""The characters of the arguments that a list of jobs shows."""
+MAX_SHAPE_BYTES = 65_536
+"""The shape of longer data is its size."""
+MAX_SHAPE_NAMES = 20
 
 
-class TracebackFrame(msgspec.Struct, frozen=True):
-    """One line of a traceback."""
+class TracebackPart(msgspec.Struct, frozen=True):
+    """Consecutive lines of a traceback: of the application, or of libraries."""
 
-    file: str
-    line: int
-    function: str
-
-
-class ShownError(msgspec.Struct, frozen=True, kw_only=True):
-    """The error of one attempt, with the frames of the application."""
-
-    attempt: int
-    kind: str
-    type: str
-    message: str
-    at: float
-    own_frames: list[TracebackFrame]
-    """The innermost frames that are neither of Python nor of an installed package."""
-    traceback: str
+    text: str
+    library_frames: int
+    """The number of frames, if all are of Python or of installed packages; else 0."""
 
 
-class JobContentsData(msgspec.Struct, frozen=True, kw_only=True):
+class ContentsShape(msgspec.Struct, frozen=True, kw_only=True):
+    """The data of a job for callers who may not see it: names and types, and no values."""
+
+    arguments: str
+    result: str
+    headers: int
+
+
+class ShownContents(msgspec.Struct, frozen=True, kw_only=True):
     """The data of a job. Texts are those that are stored, never encoded again."""
 
     contents: JobContents
-    errors: list[ShownError]
-    """The latest errors, the latest first."""
     command: str | None
     """The command that enqueues the same job again; None if its arguments are not kept, are no
     JSON, or are long.
     """
 
 
-async def read_job_contents(request: PageRequest[NoQuery]) -> JobContentsData:
-    """Read the data of a job."""
+async def read_contents(request: PageRequest[NoQuery]) -> JobContents:
+    """Read the data of a job. Callers without the right `payloads` may see its shape only."""
     asked = ApiRequest(request.services, request.caller, request.path, NoQuery(), NoBody())
-    contents = await request.readings.read(
+    return await request.readings.read(
         f"contents {request.path['id']}", lambda: get_job_contents(asked)
     )
-    job_id = request.path["id"]
-    job = await request.readings.read(
-        f"job record {job_id}", lambda: request.readings.backend.reads.get_job(job_id)
+
+
+def describe_contents_shape(contents: JobContents) -> ContentsShape:
+    """Return the shape of the data of a job."""
+    return ContentsShape(
+        arguments=describe_shape(contents.payload),
+        result=describe_shape(contents.result),
+        headers=len(contents.headers),
     )
-    errors = [make_shown_error(error) for error in contents.errors[: -MAX_ERRORS - 1 : -1]]
-    return JobContentsData(
-        contents=msgspec.structs.replace(contents, errors=[]),
-        errors=errors,
-        command=make_command(job.name, job.queue, contents.payload),
-    )
+
+
+def describe_shape(value: msgspec.Raw | None) -> str:
+    """Return the names and types of an object, or the type of another value; no values.
+
+    >>> describe_shape(msgspec.Raw(b'{"to": "a", "order": 7, "lines": [1, 2], "note": null}'))
+    'to: text, order: number, lines: list of 2, note: nothing'
+    >>> describe_shape(msgspec.Raw(b"{}")), describe_shape(None)
+    ('no arguments', '')
+    """
+    if value is None:
+        return ""
+    text = bytes(value)
+    if len(text) > MAX_SHAPE_BYTES:
+        return f"{len(text)} bytes"
+    found = msgspec.json.decode(text)
+    if not isinstance(found, dict):
+        return _describe_type(found)
+    names = [f"{shorten(name, 60)}: {_describe_type(one)}" for name, one in found.items()]
+    more = len(names) - MAX_SHAPE_NAMES
+    rest = [f"{more} more"] if more > 0 else []
+    return ", ".join(names[:MAX_SHAPE_NAMES] + rest) or "no arguments"
+
+
+def _describe_type(value: object) -> str:
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "number"
+        case list():
+            return f"list of {len(value)}"
+        case dict():
+            return f"object of {len(value)}"
+        case _:
+            return "text"
+
+
+def shorten_arguments(payload: bytes | None) -> str:
+    """Return the beginning of the arguments for a list, on one line.
+
+    >>> shorten_arguments(b'{"to": "a","order":  7}'), shorten_arguments(b"{}")
+    ('to: "a", order: 7', '')
+    """
+    if payload is None:
+        return ""
+    start = payload[: 4 * MAX_SHOWN_CHARACTERS].decode(errors="replace")
+    words = " ".join(start.split())
+    if len(payload) <= len(start.encode()) and words.startswith("{") and words.endswith("}"):
+        words = words[1:-1].strip()
+    named = re.sub(r',? ?"(\w+)": ?', r", \1: ", words).removeprefix(", ")
+    return shorten(named, MAX_SHOWN_CHARACTERS)
 
 
 def make_command(name: str, queue: str, payload: msgspec.Raw | None) -> str | None:
@@ -79,39 +129,44 @@ def make_command(name: str, queue: str, payload: msgspec.Raw | None) -> str | No
     return " ".join(map(shlex.quote, words))
 
 
-def make_shown_error(error: AttemptError) -> ShownError:
-    """Return an error with the frames of the application."""
-    return ShownError(
-        attempt=error.attempt,
-        kind=error.kind,
-        type=error.type,
-        message=error.message,
-        at=error.at,
-        own_frames=find_own_frames(error.traceback),
-        traceback=error.traceback,
-    )
+_FRAME = re.compile(r'  File "([^"\n]{1,500})", line \d{1,9}(, in .{1,200})?')
+_LIBRARY = re.compile(r"site-packages|dist-packages|/lib/python\d|/nimburion/|^<")
 
 
-_FRAME = re.compile(r'^  File "([^"\n]{1,500})", line (\d{1,9}), in (.{1,200})$', re.MULTILINE)
-_FOREIGN = re.compile(r"site-packages|dist-packages|/lib/python\d|/nimburion/|^<")
+def split_traceback(traceback: str) -> list[TracebackPart]:
+    """Split a traceback where it goes from the application to libraries and back.
+
+    If it has no frame of the application, it is one part.
+    """
+    parts: list[TracebackPart] = []
+    lines: list[str] = []
+    frames, has_own = 0, False
+    for block, is_frame, is_library in _split_blocks(traceback):
+        if lines and is_library is not (frames > 0):
+            parts.append(TracebackPart("\n".join(lines), frames))
+            lines, frames = [], 0
+        lines += block
+        frames += is_library
+        has_own |= is_frame and not is_library
+    if lines:
+        parts.append(TracebackPart("\n".join(lines), frames))
+    return parts if has_own else [TracebackPart(traceback.rstrip("\n"), 0)]
 
 
-def find_own_frames(traceback: str) -> list[TracebackFrame]:
-    """Return the frames of the application, the innermost first."""
-    frames = [
-        TracebackFrame(found[1], int(found[2]), found[3])
-        for found in _FRAME.finditer(traceback)
-        if not _FOREIGN.search(found[1])
-    ]
-    return frames[: -MAX_FRAMES - 1 : -1]
-
-
-JOB_CONTENTS = DashboardPage(
-    path="/jobs/{id}/contents",
-    title="Data of job {id}",
-    section="Jobs",
-    right="payloads",
-    read=read_job_contents,
-    template="jobs/job_contents.html",
-    interval=None,
-)
+def _split_blocks(traceback: str) -> Iterator[tuple[list[str], bool, bool]]:
+    """Yield each frame with its lines of code, and each other line with what belongs to it; then
+    whether it is a frame, and whether it is one of a library.
+    """
+    block: list[str] = []
+    is_frame = is_library = False
+    for line in traceback.rstrip("\n").split("\n"):
+        found = _FRAME.fullmatch(line)
+        # Lines of code are indented further. Those of an exception group have a frame of their own.
+        if block and (found or not line.startswith("    ")):
+            yield block, is_frame, is_library
+            block, is_frame, is_library = [], False, False
+        block.append(line)
+        if found:
+            is_frame, is_library = True, _LIBRARY.search(found[1]) is not None
+    if block:
+        yield block, is_frame, is_library

@@ -8,12 +8,19 @@ import msgspec
 from msgspec import Meta
 
 from nimburion.actions.dead_letters import PurgeReport, ReplayReport
-from nimburion.actions.search import QUALIFIERS, SEARCH_BUDGET, UnusableSearch, parse_search
+from nimburion.actions.search import (
+    QUALIFIERS,
+    SEARCH_BUDGET,
+    UnusableSearch,
+    format_qualifier,
+    parse_search,
+)
 from nimburion.core.backend import Backend
+from nimburion.core.job import JobRecord
 from nimburion.core.queries import JobFilter, Page
 from nimburion.server.api import dead_letters as dead_letter_operations
 from nimburion.server.api import jobs as job_operations
-from nimburion.server.api.jobs import CancelReport, JobSummary, RunNowReport, summarize_page
+from nimburion.server.api.jobs import CancelReport, JobSummary, RunNowReport, summarize_job
 from nimburion.server.api.names import Cursor
 from nimburion.server.dashboard.page import (
     DashboardAction,
@@ -21,6 +28,7 @@ from nimburion.server.dashboard.page import (
     PageRequest,
     find_operation,
 )
+from nimburion.server.dashboard.pages.jobs.job_contents import shorten_arguments
 
 PAGE_SIZE = 50
 ID_BUDGET = 2_000
@@ -40,10 +48,17 @@ class JobListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     after: Cursor | None = None
 
 
+class JobRow(JobSummary, frozen=True, kw_only=True):
+    """A job in the list."""
+
+    arguments: str
+    """The beginning of its arguments; empty without the right `payloads`."""
+
+
 class JobListData(msgspec.Struct, frozen=True, kw_only=True):
     """A page of jobs, most recently enqueued first."""
 
-    jobs: list[JobSummary]
+    jobs: list[JobRow]
     next: str | None
     examined: int
     partial: bool = False
@@ -57,6 +72,7 @@ class JobListData(msgspec.Struct, frozen=True, kw_only=True):
 async def read_jobs(request: PageRequest[JobListQuery]) -> JobListData:
     """Search for jobs, within the budget."""
     readings, query = request.readings, request.query
+    payloads = "payloads" in request.caller.rights
     try:
         which = parse_search(query.q, readings.now)
     except UnusableSearch as error:
@@ -64,20 +80,25 @@ async def read_jobs(request: PageRequest[JobListQuery]) -> JobListData:
 
     async def read() -> JobListData:
         page = await readings.backend.reads.list_jobs(
-            which, limit=PAGE_SIZE, after=query.after, budget=SEARCH_BUDGET
+            which, limit=PAGE_SIZE, after=query.after, payloads=payloads, budget=SEARCH_BUDGET
         )
         if not page.jobs and which == JobFilter(ids=which.ids) and len(which.ids or ()) == 1:
             page = await _find_similar_ids(readings.backend, query.q.strip())
-        shown = summarize_page(page)
         return JobListData(
-            jobs=shown.jobs,
-            next=shown.next,
-            examined=shown.examined,
-            partial=shown.next is not None and len(shown.jobs) < PAGE_SIZE,
+            jobs=[make_row(job) for job in page.jobs],
+            next=page.next,
+            examined=page.examined,
+            partial=page.next is not None and len(page.jobs) < PAGE_SIZE,
             now=readings.now,
         )
 
-    return await readings.read(f"jobs {which} {query.after}", read)
+    return await readings.read(f"jobs {which} {query.after} {payloads}", read)
+
+
+def make_row(job: JobRecord) -> JobRow:
+    """Return the row of one job. Its arguments are shown if its payload was read."""
+    arguments = shorten_arguments(job.payload)
+    return JobRow(**msgspec.structs.asdict(summarize_job(job)), arguments=arguments)
 
 
 async def _find_similar_ids(backend: Backend, text: str) -> Page:
@@ -100,7 +121,7 @@ JOBS = DashboardPage(
     template="jobs/jobs.html",
     tables=("jobs",),
     query=JobListQuery,
-    constants={"qualifiers": QUALIFIERS},
+    constants={"qualifiers": QUALIFIERS, "format_qualifier": format_qualifier},
 )
 
 
