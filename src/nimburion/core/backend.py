@@ -173,10 +173,15 @@ class Producing(Protocol):
         its sources are gone. A stored job with the id of a member that is in another flow, or in
         none, is a `conflict`. If it is in the flow and the flow is new again, its end counts.
 
+        A flow with the growth `ADD` is stored already. Each new job of the call that it counts is
+        one more member. If it has ended, the call is refused, unless all of these jobs are stored.
+        So a repeat adds nothing twice. An open flow ends when a call closes it (`Growth.CLOSE`) and
+        its last member has ended. `enqueue_in` adds no members.
+
         Raises:
             InvalidJob: the source of a condition or a flow of a job is unknown, a source is a job
-                of no flow of the call, or another flow with the same id is kept. Nothing was
-                stored.
+                of no flow of the call, another flow with the same id is kept, or a flow that gets
+                members has ended. Nothing was stored.
             EnqueueBlocked: a transaction that is still open enqueued the same id or unique key.
                 Nothing was stored; repeat the call. The client does so, apart from other jobs.
         """
@@ -522,6 +527,10 @@ class Maintaining(Protocol):
 
         The call deletes at most `limit` records and results. If it returns less than `limit`,
         nothing more is due for deletion.
+
+        Open flows that got no members for longer than `keep.open_flows` are closed. The member that
+        stands for those that may come counts as cancelled, and the flow tolerates no failures any
+        more: it ends as cancelled, or as failed. This may follow in the next steps of any worker.
 
         A job stays while its flow runs. A flow is deleted with its groups when it ended longer ago
         than `keep.flows` allows. Flows do not count in `limit`. A job that was cancelled because

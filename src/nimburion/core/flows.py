@@ -76,17 +76,39 @@ class ResultRef(msgspec.Struct, frozen=True, omit_defaults=True):
         return [f"{self.id}.{number}" for number in range(self.count)]
 
 
+class Growth(enum.StrEnum):
+    """Whether a call of `enqueue` adds members to a flow."""
+
+    NONE = "none"
+    """The flow is stored if it is new. Its members are those that it declares."""
+    OPEN = "open"
+    """The same. More members may come, so it does not end before it is closed."""
+    ADD = "add"
+    """The flow is stored and has not ended. The new jobs of the call that it counts are added to its
+    members. Nothing else of it changes.
+    """
+    CLOSE = "close"
+    """As `ADD`. Then the flow ends with its last member, if it was open."""
+
+    @property
+    def adds(self) -> bool:
+        """Whether the flow is one that is stored, which gets more members."""
+        return self in {Growth.ADD, Growth.CLOSE}
+
+
 class NewFlow(msgspec.Struct, frozen=True, kw_only=True):
-    """A flow to store, or a group inside one."""
+    """A flow to store, or a group inside one; or one that is stored, which gets more members."""
 
     id: str
-    name: str
-    members: int
+    name: str = ""
+    members: int = 0
     """How many members it has: jobs, and groups whose `parent` it is. They may be stored later."""
     parent: str | None = None
     """The id of the flow of which this group is a member; None: it is no group."""
     max_failed: int = 0
     """How many members may fail or be cancelled without failure of the flow."""
+    growth: Growth = Growth.NONE
+    """With `ADD` or `CLOSE`, only `id` and `parent` say which flow it is."""
 
 
 class FlowState(enum.StrEnum):
@@ -110,8 +132,11 @@ class FlowInfo(msgspec.Struct, frozen=True, kw_only=True):
     parent: str | None = None
     """The flow of which this group is a member; None: it is no group."""
     members: int
+    """How many members it has. An open flow has one more, which stands for those that may come."""
     unfinished: int
-    """The members that have not ended, or are not stored yet."""
+    """The members that have not ended, or are not stored yet. That of an open flow is among them.
+    It goes away when the flow is closed, and counts as cancelled if nobody closes the flow.
+    """
     completed: int = 0
     failed: int = 0
     """The members that failed. A group counts here as soon as it fails."""
@@ -119,8 +144,17 @@ class FlowInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The members that were cancelled. A group that fails counts here while none of its own members
     has failed."""
     max_failed: int = 0
+    added: int = 0
+    """The members that it did not declare when it was stored."""
     created_at: float = 0.0
+    grown_at: float | None = None
+    """When an open flow was stored or got members last; None: it is not open."""
     finished_at: float | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more members may come, so that the flow does not end."""
+        return self.grown_at is not None
 
     @property
     def has_failed(self) -> bool:

@@ -55,6 +55,8 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True):
     failed: float | None = 90 * 86_400.0
     """For failed records, and for jobs of flows that were cancelled because of another job."""
     results: float | None = 86_400.0
+    open_flows: float | None = 3_600.0
+    """For open flows, since they got members last. After that they are closed as cancelled."""
 
     @property
     def flows(self) -> float | None:

@@ -82,6 +82,13 @@ class FlowTables:
         flow = None if flow_id is None else self.flows.get(flow_id)
         return flow is not None and flow.unfinished > 0
 
+    def list_open(self, grown_before: float) -> list[str]:
+        """Return the ids of the open flows that got no members since this time."""
+        flows = self.flows.values()
+        return [
+            one.id for one in flows if one.grown_at is not None and one.grown_at < grown_before
+        ]
+
     def prune(self, ended_before: float) -> None:
         """Remove the flows that ended before this time, with their groups."""
         for flow in list(self.flows.values()):

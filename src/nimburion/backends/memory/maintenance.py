@@ -134,6 +134,9 @@ class MemoryMaintaining(Maintaining):
             state, now = step.state, step.now
             prune_sessions_and_keys(state, now)
             prune_statistics(state, now)
+            if keep.open_flows is not None:
+                for flow_id in state.flow_tables.list_open(now / MICRO - keep.open_flows):
+                    step.get_flow_changes().note_closed(flow_id, is_late=True)
             if keep.flows is not None:
                 state.flow_tables.prune(now / MICRO - keep.flows)
             ended = [e for e in state.jobs_by_seq.values() if _may_prune(e, state.flow_tables)]

@@ -35,12 +35,15 @@ from nimburion.backends.planning.flows import (
     REOPENED_REASONS,
     FlowResolver,
     add_ended_flows,
+    check_growth,
     check_graph,
     check_same_flow,
+    count_growth,
     list_members,
     list_unended,
     make_flow,
     refuse_strangers,
+    select_new_flows,
 )
 from nimburion.backends.planning.settle import (
     CANCELLED,
@@ -51,7 +54,7 @@ from nimburion.backends.planning.settle import (
 )
 from nimburion.backends.waiters import JobCounts, make_session_name
 from nimburion.core.errors import JobNotFound
-from nimburion.core.flows import NewFlow, SourceKind
+from nimburion.core.flows import Growth, NewFlow, SourceKind
 from nimburion.core.ids import compute_digest
 from nimburion.core.job import REPEAT_WINDOW, WAITING, Enqueued, NewJob, Progress
 from nimburion.core.limits import LimitKey, get_limited_job
@@ -143,8 +146,9 @@ class AtomicStep:
             known = refuse_strangers(jobs, known, stored_flows)
         plan = plan_enqueue(jobs, known)
         if is_stored(plan.results):
-            new_flows = self._add_flows(flows)
+            new_flows = self._add_flows(select_new_flows(flows))
             self._count_stored_members(jobs, new_flows)
+            self._grow_flows(plan.new, flows)
         for job in plan.new:
             self._insert(job)
         for replaced_id, job in plan.replacing:
@@ -231,9 +235,10 @@ class AtomicStep:
     def _check_graph(self, jobs: Sequence[NewJob], flows: Sequence[NewFlow]) -> None:
         """Raise `InvalidJob` if a flow is another one, or something that is named is unknown."""
         stored = self.state.flow_tables.flows
-        for flow in flows:
+        for flow in select_new_flows(flows):
             if flow.id in stored:
                 check_same_flow(flow, stored[flow.id])
+        check_growth(jobs, flows, stored, self.state.jobs)
         flow_ids = {flow.id for flow in flows}
         sources = {condition.source.id for job in jobs for condition in job.options.conditions}
         known_jobs = list_members(jobs, flows)
@@ -252,6 +257,14 @@ class AtomicStep:
                 self.get_flow_changes().note_new_flow(flow)
                 added.add(new.id)
         return added
+
+    def _grow_flows(self, new_jobs: Sequence[NewJob], flows: Sequence[NewFlow]) -> None:
+        """Count the new members of stored flows, and close flows."""
+        for flow_id, count in count_growth(new_jobs, flows).items():
+            self.get_flow_changes().note_growth(flow_id, count, self.now / MICRO)
+        for flow in flows:
+            if flow.growth is Growth.CLOSE:
+                self.get_flow_changes().note_closed(flow.id)
 
     def _count_stored_members(self, jobs: Sequence[NewJob], new_flows: Collection[str]) -> None:
         """Count the members of new flows that have ended: they outlived the flow of this id."""

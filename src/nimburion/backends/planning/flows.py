@@ -23,6 +23,7 @@ from nimburion.core.errors import InvalidJob
 from nimburion.core.flows import (
     MAX_RESOLVED,
     FlowInfo,
+    Growth,
     NewFlow,
     On,
     SourceKind,
@@ -167,6 +168,32 @@ class FlowResolver:
         if not flow.unfinished:
             self._flows[flow.id] = flow
             self._note_flow_change(msgspec.structs.replace(flow, unfinished=1), flow)
+
+    def note_growth(self, flow_id: str, count: int, now: float) -> None:
+        """Note that this number of members was added to a flow that has not ended, at this time in
+        epoch seconds.
+        """
+        flow = self._read_flow(flow_id)
+        if flow is not None and (count or flow.is_open):
+            grown_at = now if flow.is_open else None
+            counts = _count_more(flow, count)
+            self._change_flow(msgspec.structs.replace(flow, grown_at=grown_at), counts)
+
+    def note_closed(self, flow_id: str, *, is_late: bool = False) -> None:
+        """Note that a flow is closed, if it is open; with `is_late`, because nobody has closed it.
+
+        The member that stands for those that may come goes away. If it is late, it counts as
+        cancelled, and the flow tolerates nothing: it ends as cancelled or failed.
+        """
+        flow = self._read_flow(flow_id)
+        if flow is None or not flow.is_open:
+            return
+        closed = msgspec.structs.replace(flow, grown_at=None)
+        if not is_late:
+            self._change_flow(closed, _count_more(flow, -1))
+            return
+        counts = {"unfinished": flow.unfinished - 1, "cancelled": flow.cancelled + 1}
+        self._change_flow(closed, {**counts, "max_failed": 0})
 
     def note_condition(self, source: WaitSource, ended: State | FlowInfo) -> None:
         """Note that a new job has a condition on a source that was stored before.
@@ -315,16 +342,68 @@ def find_change(ended: State | FlowInfo) -> Transition | None:
 
 def make_flow(new: NewFlow, now: float) -> FlowInfo:
     """Return a flow as it is stored first, at this time in epoch seconds."""
+    is_open = new.growth is Growth.OPEN
+    members = new.members + is_open
     return FlowInfo(
         id=new.id,
         name=new.name,
         parent=new.parent,
-        members=new.members,
-        unfinished=new.members,
+        members=members,
+        unfinished=members,
         max_failed=new.max_failed,
+        added=int(is_open),
         created_at=now,
-        finished_at=None if new.members else now,
+        grown_at=now if is_open else None,
+        finished_at=None if members else now,
     )
+
+
+def select_new_flows(flows: Sequence[NewFlow]) -> list[NewFlow]:
+    """Return those of the flows of a call that it stores if they are new."""
+    return [flow for flow in flows if not flow.growth.adds]
+
+
+def check_growth(
+    jobs: Sequence[NewJob],
+    flows: Sequence[NewFlow],
+    stored: Mapping[str, FlowInfo],
+    known_jobs: Collection[str],
+) -> None:
+    """Raise `InvalidJob` if a flow that gets members is unknown, or ended before it got them.
+
+    `known_jobs`: those jobs of the call that are stored. They are in the flow already.
+    """
+    for flow in flows:
+        if not flow.growth.adds:
+            continue
+        if flow.id not in stored:
+            raise InvalidJob(f"no members can be added to an unknown flow: {flow.id!r}")
+        if not stored[flow.id].unfinished and any(
+            job.options.counted_flow == flow.id and job.id not in known_jobs for job in jobs
+        ):
+            raise InvalidJob(
+                f"no members can be added to the flow {flow.id!r}: it has ended,"
+                f" {stored[flow.id].state}"
+            )
+
+
+def count_growth(new_jobs: Sequence[NewJob], flows: Sequence[NewFlow]) -> dict[str, int]:
+    """Return how many of the jobs that a call stores are added to each flow that gets members."""
+    counted = Counter(job.options.counted_flow for job in new_jobs)
+    return {flow.id: counted[flow.id] for flow in flows if flow.growth.adds}
+
+
+def refuse_growth(flows: Sequence[NewFlow]) -> None:
+    """Raise `InvalidJob` if a call in a caller's transaction adds members to a stored flow.
+
+    The transaction would delay the ends of all members of the flow.
+    """
+    for flow in flows:
+        if flow.growth.adds:
+            raise InvalidJob(
+                f"members are not added to the flow {flow.id!r} in a transaction; add them after "
+                "the commit"
+            )
 
 
 def add_ended_flows(
@@ -343,11 +422,12 @@ def add_ended_flows(
 
 def check_same_flow(new: NewFlow, stored: FlowInfo) -> None:
     """Raise `InvalidJob` if a stored flow is another one with the same id."""
-    values = (stored.name, stored.parent, stored.members, stored.max_failed)
+    declared = stored.members - stored.added
+    values = (stored.name, stored.parent, declared, stored.max_failed)
     if values != (new.name, new.parent, new.members, new.max_failed):
         raise InvalidJob(
             f"another flow with the id {new.id!r} is kept: it has the name {stored.name!r} and"
-            f" {stored.members} members; use another id"
+            f" {declared} members; use another id"
         )
 
 
@@ -422,6 +502,15 @@ def _list_parent_counts(group: FlowInfo) -> list[str]:
     elif not group.unfinished:
         counts.append("completed")
     return counts
+
+
+def _count_more(flow: FlowInfo, count: int) -> dict[str, int]:
+    """Return the counts of a flow that has this number of unfinished members more."""
+    return {
+        "members": flow.members + count,
+        "unfinished": flow.unfinished + count,
+        "added": flow.added + count,
+    }
 
 
 def _count(flow: FlowInfo, state: State) -> int:

@@ -54,6 +54,7 @@ from nimburion.testing.contract.flows.dependencies import (
     Resuming,
     Suspending,
 )
+from nimburion.testing.contract.flows.growing import Growing, OpenFlows, TransactionalGrowth
 from nimburion.testing.contract.flows.reading import PruningFlows, ReadingFlows
 from nimburion.testing.contract.flows.replaying import ReplayingMembers
 from nimburion.testing.contract.flows.transactions import TransactionalFlows
@@ -174,6 +175,9 @@ class BackendContract(
     ReadingFlows,
     PruningFlows,
     TransactionalFlows,
+    Growing,
+    OpenFlows,
+    TransactionalGrowth,
 ):
     """Every promise of `nimburion.core.backend`, as cases.
 
