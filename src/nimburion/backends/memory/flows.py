@@ -85,9 +85,7 @@ class FlowTables:
     def list_open(self, grown_before: float) -> list[str]:
         """Return the ids of the open flows that got no members since this time."""
         flows = self.flows.values()
-        return [
-            one.id for one in flows if one.grown_at is not None and one.grown_at < grown_before
-        ]
+        return [one.id for one in flows if one.grown_at is not None and one.grown_at < grown_before]
 
     def prune(self, ended_before: float) -> None:
         """Remove the flows that ended before this time, with their groups."""

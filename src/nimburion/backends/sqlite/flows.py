@@ -16,18 +16,21 @@ from nimburion.backends.planning.flows import (
     Transition,
     Waiter,
     check_graph,
+    check_growth,
     check_same_flow,
     choose_reason,
+    count_growth,
     list_members,
     list_unended,
     make_flow,
+    select_new_flows,
 )
 from nimburion.backends.sqlite.connection.database import Database, Row
 from nimburion.backends.sqlite.unique_keys import retake_key
 from nimburion.backends.sqlite.waiting import CANCELLED, cancel_suspended
-from nimburion.core.flows import FlowInfo, FlowPage, NewFlow, On, SourceKind, WaitSource
+from nimburion.core.flows import FlowInfo, FlowPage, Growth, NewFlow, On, SourceKind, WaitSource
 from nimburion.core.job import JobOptions, NewJob, State
-from nimburion.core.timing.clock import MICRO
+from nimburion.core.timing.clock import MICRO, to_micros
 
 _encode = msgspec.json.Encoder().encode
 _decode_options = msgspec.json.Decoder(JobOptions).decode
@@ -47,7 +50,9 @@ class SQLiteFlowData(FlowData):
 
     def save_flow(self, flow: FlowInfo) -> None:
         counts = (flow.unfinished, flow.completed, flow.failed, flow.cancelled)
-        self._db.run("save_flow", flow.id, *counts, self._db.now)
+        grown_at = None if flow.grown_at is None else to_micros(flow.grown_at)
+        values = (flow.max_failed, flow.added, grown_at, self._db.now)
+        self._db.run("save_flow", flow.id, *counts, *values)
 
     def list_waiters(self, changes: Sequence[SourceChange], limit: int) -> list[Waiter]:
         found = []
@@ -139,9 +144,12 @@ def note_ended_jobs(db: Database, seqs: Collection[int], state: State) -> None:
 
 
 def read_flows(
-    db: Database, jobs: Sequence[NewJob], flows: Sequence[NewFlow]
+    db: Database, jobs: Sequence[NewJob], flows: Sequence[NewFlow], stored_jobs: Collection[str]
 ) -> dict[str, FlowInfo]:
-    """Return the stored flows that a call names, after a check of its flows and conditions."""
+    """Return the stored flows that a call names, after a check of its flows and conditions.
+
+    `stored_jobs`: the ids of those jobs of the call that are stored.
+    """
     named = {flow.id for flow in flows}
     named |= {job.options.flow for job in jobs if job.options.flow is not None}
     named |= {flow.parent for flow in flows if flow.parent is not None}
@@ -150,9 +158,10 @@ def read_flows(
     named |= {counted for job in jobs if (counted := job.options.counted_flow) is not None}
     found = (find_flow(db, flow_id) for flow_id in named)
     stored = {flow.id: flow for flow in found if flow is not None}
-    for new in flows:
+    for new in select_new_flows(flows):
         if new.id in stored:
             check_same_flow(new, stored[new.id])
+    check_growth(jobs, flows, stored, stored_jobs)
     known_jobs = list_members(jobs, flows)
     others = {source.id for source in sources if source.kind is SourceKind.JOB} - known_jobs
     flow_ids = {flow.id for flow in flows}
@@ -191,9 +200,25 @@ def insert_flows(db: Database, flows: Sequence[NewFlow]) -> None:
     """Store flows."""
     for flow in flows:
         values = (flow.id, flow.name, flow.parent, flow.members, flow.max_failed)
-        db.run("insert_flow", *values, db.now)
-        if not flow.members:
-            get_flow_changes(db).note_new_flow(make_flow(flow, db.now / MICRO))
+        db.run("insert_flow", *values, flow.growth is Growth.OPEN, db.now)
+        stored = make_flow(flow, db.now / MICRO)
+        if not stored.unfinished:
+            get_flow_changes(db).note_new_flow(stored)
+
+
+def grow_flows(db: Database, new_jobs: Sequence[NewJob], flows: Sequence[NewFlow]) -> None:
+    """Count the new members of stored flows, and close flows."""
+    for flow_id, count in count_growth(new_jobs, flows).items():
+        get_flow_changes(db).note_growth(flow_id, count, db.now / MICRO)
+    for flow in flows:
+        if flow.growth is Growth.CLOSE:
+            get_flow_changes(db).note_closed(flow.id)
+
+
+def close_late_flows(db: Database, grown_before: int) -> None:
+    """Close the open flows that got no members since this time."""
+    for (flow_id,) in db.run("list_late_flows", grown_before).fetchall():
+        get_flow_changes(db).note_closed(flow_id, is_late=True)
 
 
 def suspend_new_jobs(db: Database, last_before: int) -> None:
@@ -225,20 +250,22 @@ def find_flow(db: Database, flow_id: str) -> FlowInfo | None:
 def make_flow_info(row: Row) -> FlowInfo:
     """Convert a row of `find_flow`."""
     (
-        flow_id, name, parent, members, unfinished, completed, failed, cancelled, max_failed,
-        created_at, finished_at,
+        flow_id, name, parent, declared, unfinished, completed, failed, cancelled, max_failed,
+        added, created_at, grown_at, finished_at,
     ) = row  # fmt: skip
     return FlowInfo(
         id=flow_id,
         name=name,
         parent=parent,
-        members=members,
+        members=declared + added,
         unfinished=unfinished,
         completed=completed,
         failed=failed,
         cancelled=cancelled,
         max_failed=max_failed,
+        added=added,
         created_at=created_at / MICRO,
+        grown_at=None if grown_at is None else grown_at / MICRO,
         finished_at=None if finished_at is None else finished_at / MICRO,
     )
 

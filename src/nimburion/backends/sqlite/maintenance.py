@@ -9,7 +9,7 @@ import msgspec
 
 from nimburion.backends.sqlite.connection.database import TENANT_UNIT, Database
 from nimburion.backends.sqlite.file import SQLiteFile
-from nimburion.backends.sqlite.flows import get_flow_changes, make_member
+from nimburion.backends.sqlite.flows import close_late_flows, get_flow_changes, make_member
 from nimburion.backends.sqlite.limits import apply_change, decode_change, read_key_changes
 from nimburion.backends.sqlite.producing import cancel
 from nimburion.backends.sqlite.records import has_version, put_record, write_change
@@ -144,6 +144,8 @@ class SQLiteMaintaining(Maintaining):
             db.run("delete_expired_replacements", db.now)
             prune_statistics(db)
             db.run("prune_limit_uses", db.now)
+            if keep.open_flows is not None:
+                close_late_flows(db, db.now - to_micros(keep.open_flows))
             if keep.flows is not None:
                 db.run("delete_old_flows", db.now - to_micros(keep.flows))
             forget_tenants(db)

@@ -24,11 +24,17 @@ from nimburion.backends.planning.enqueue import (
     is_stored,
     plan_enqueue,
 )
-from nimburion.backends.planning.flows import add_ended_flows, refuse_strangers
+from nimburion.backends.planning.flows import (
+    add_ended_flows,
+    refuse_growth,
+    refuse_strangers,
+    select_new_flows,
+)
 from nimburion.backends.sqlite.connection.database import Database
 from nimburion.backends.sqlite.file import SQLiteFile
 from nimburion.backends.sqlite.flows import (
     count_stored_members,
+    grow_flows,
     insert_flows,
     read_flows,
     read_stored_members,
@@ -99,6 +105,7 @@ class SQLiteProducing(Producing, BlockingProducing, Transactional):
         if not jobs and not flows:
             await transactions.check_connection(find_adapter(connection))
             return []
+        refuse_growth(flows)
 
         def enqueue(db: Database) -> list[Enqueued]:
             transactions.check_space(db, jobs)
@@ -179,17 +186,18 @@ def insert_jobs(db: Database, jobs: Sequence[NewJob], *, may_suspend: bool = Fal
 
 def enqueue_flows(db: Database, jobs: Sequence[NewJob], flows: Sequence[NewFlow]) -> list[Enqueued]:
     """Store jobs with their flows: decide the outcome of each before any is stored."""
-    stored = read_flows(db, jobs, flows)
     members = read_stored_members(db, jobs)
+    stored = read_flows(db, jobs, flows, {member.id for member in members})
     known = add_ended_flows(jobs, read_known_jobs(db, jobs), stored)
     plan = plan_enqueue(
         jobs, refuse_strangers(jobs, known, {member.id: member.flow for member in members})
     )
     if not is_stored(plan.results):
         return plan.results
-    new_flows = [flow for flow in flows if flow.id not in stored]
+    new_flows = [flow for flow in select_new_flows(flows) if flow.id not in stored]
     insert_flows(db, new_flows)
     count_stored_members(db, members, {flow.id for flow in new_flows})
+    grow_flows(db, plan.new, flows)
     if plan.new:
         db.update_cache(again=True)
         insert_jobs(db, plan.new, may_suspend=True)

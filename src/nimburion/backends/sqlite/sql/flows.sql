@@ -7,8 +7,10 @@
 -- name: find_flow
 -- Read a flow or a group.
 -- Inputs: ?1 id
--- Result: id, name, parent, members, unfinished, completed, failed, cancelled, max_failed, created_at, finished_at; or no row
-SELECT id, name, parent, members, unfinished, completed, failed, cancelled, max_failed, created_at, finished_at
+-- Result: id, name, parent, members that it declared, unfinished, completed, failed, cancelled, max_failed, added, created_at, grown_at,
+--   finished_at; or no row
+SELECT id, name, parent, members, unfinished, completed, failed, cancelled, max_failed, added, created_at, grown_at,
+    finished_at
 FROM flow WHERE id = ?1;
 
 -- name: list_flow_tree
@@ -18,27 +20,36 @@ FROM flow WHERE id = ?1;
 WITH RECURSIVE inside (id) AS (
     SELECT ?1 UNION ALL SELECT f.id FROM inside CROSS JOIN flow AS f ON f.parent = inside.id
 )
-SELECT f.id, name, parent, members, unfinished, completed, failed, cancelled, max_failed, created_at, finished_at
+SELECT f.id, name, parent, members, unfinished, completed, failed, cancelled, max_failed, added, created_at, grown_at,
+    finished_at
 FROM inside CROSS JOIN flow AS f ON f.id = inside.id ORDER BY f.id <> ?1, f.id;
 
 -- name: list_flows
 -- List flows that are no groups, the newest first.
 -- Inputs: ?1 the number before which to list, ?2 whether only those that run, ?3 the maximum number
 -- Result: number, and the columns of `find_flow`
-SELECT number, id, name, parent, members, unfinished, completed, failed, cancelled, max_failed, created_at, finished_at
+SELECT number, id, name, parent, members, unfinished, completed, failed, cancelled, max_failed, added, created_at, grown_at,
+    finished_at
 FROM flow WHERE parent IS NULL AND number < ?1 AND (NOT ?2 OR finished_at IS NULL) ORDER BY number DESC LIMIT ?3;
 
 -- name: insert_flow
 -- Store a flow or a group.
--- Inputs: ?1 id, ?2 name, ?3 parent, ?4 number of members, ?5 max_failed, ?6 now
-INSERT INTO flow (id, name, parent, members, unfinished, max_failed, created_at, finished_at)
-VALUES (?1, ?2, ?3, ?4, ?4, ?5, ?6, iif(?4 = 0, ?6, NULL));
+-- Inputs: ?1 id, ?2 name, ?3 parent, ?4 number of members, ?5 max_failed, ?6 whether it is open, ?7 now
+INSERT INTO flow (id, name, parent, members, unfinished, max_failed, added, created_at, grown_at, finished_at)
+VALUES (?1, ?2, ?3, ?4, ?4 + ?6, ?5, ?6, ?7, iif(?6, ?7, NULL), iif(?4 + ?6 = 0, ?7, NULL));
 
 -- name: save_flow
 -- Store the counts of a flow.
--- Inputs: ?1 id, ?2 unfinished, ?3 completed, ?4 failed, ?5 cancelled, ?6 now
-UPDATE flow SET unfinished = ?2, completed = ?3, failed = ?4, cancelled = ?5, finished_at = iif(?2 = 0, ?6, NULL)
+-- Inputs: ?1 id, ?2 unfinished, ?3 completed, ?4 failed, ?5 cancelled, ?6 max_failed, ?7 added, ?8 grown_at, ?9 now
+UPDATE flow SET unfinished = ?2, completed = ?3, failed = ?4, cancelled = ?5, max_failed = ?6, added = ?7, grown_at = ?8,
+    finished_at = iif(?2 = 0, ?9, NULL)
 WHERE id = ?1;
+
+-- name: list_late_flows
+-- List the open flows that got no members for a time.
+-- Inputs: ?1 the time since which they got none
+-- Result: id
+SELECT id FROM flow WHERE grown_at < ?1;
 
 -- name: find_sources
 -- Find those of these jobs that belong to some flows.

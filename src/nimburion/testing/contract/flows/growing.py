@@ -285,9 +285,13 @@ class TransactionalGrowth:
         assert await read_counts(harness) == (FlowState.RUNNING, 1, 0, 0, 0)
 
     async def test_an_open_flow_comes_with_the_commit(self, harness: Harness) -> None:
+        await harness.add("carrier")
+        worker = await harness.worker()
+        carrier = await worker.take_one()
         transaction = await opened(harness)
         await wait_in_time(
             transaction.producing.enqueue_in(transaction.connection, [member("a")], [OPEN])
         )
+        await transaction.complete(worker, carrier)
         await transaction.commit()
         assert (await read_flow(harness)).is_open

@@ -122,9 +122,12 @@ CREATE TABLE flow (
     failed INTEGER NOT NULL DEFAULT 0,
     cancelled INTEGER NOT NULL DEFAULT 0,
     max_failed INTEGER NOT NULL,        -- how many members may fail or be cancelled without failure of the flow
+    added INTEGER NOT NULL DEFAULT 0,   -- the members that came later; those of `members` were declared
     created_at INTEGER NOT NULL,
+    grown_at INTEGER,                   -- when an open flow got members last; NULL: it is not open
     finished_at INTEGER
 ) STRICT;
+CREATE INDEX flow_open ON flow (grown_at) WHERE grown_at IS NOT NULL;
 CREATE INDEX flow_parent ON flow (parent) WHERE parent IS NOT NULL;
 CREATE INDEX flow_running ON flow (id) WHERE finished_at IS NULL;
 CREATE INDEX flow_finished ON flow (finished_at) WHERE parent IS NULL AND finished_at IS NOT NULL;
