@@ -84,8 +84,8 @@ class Growth(enum.StrEnum):
     OPEN = "open"
     """The same. More members may come, so it does not end before it is closed."""
     ADD = "add"
-    """The flow is stored and has not ended. The new jobs of the call that it counts are added to its
-    members. Nothing else of it changes.
+    """The flow is stored and has not ended. The new jobs of the call that it counts become members.
+    Nothing else of it changes.
     """
     CLOSE = "close"
     """As `ADD`. Then the flow ends with its last member, if it was open."""

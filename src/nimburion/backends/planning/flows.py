@@ -373,18 +373,30 @@ def check_growth(
 
     `known_jobs`: those jobs of the call that are stored. They are in the flow already.
     """
+    check_grown(flows, stored)
     for flow in flows:
-        if not flow.growth.adds:
-            continue
-        if flow.id not in stored:
-            raise InvalidJob(f"no members can be added to an unknown flow: {flow.id!r}")
-        if not stored[flow.id].unfinished and any(
-            job.options.counted_flow == flow.id and job.id not in known_jobs for job in jobs
-        ):
-            raise InvalidJob(
-                f"no members can be added to the flow {flow.id!r}: it has ended,"
-                f" {stored[flow.id].state}"
+        if (
+            flow.growth.adds
+            and not stored[flow.id].unfinished
+            and any(
+                job.options.counted_flow == flow.id and job.id not in known_jobs for job in jobs
             )
+        ):
+            raise make_ended_error(stored[flow.id])
+
+
+def check_grown(flows: Sequence[NewFlow], known_flows: Collection[str]) -> None:
+    """Raise `InvalidJob` if a flow that gets members is unknown."""
+    for flow in flows:
+        if flow.growth.adds and flow.id not in known_flows:
+            raise InvalidJob(f"no members can be added to an unknown flow: {flow.id!r}")
+
+
+def make_ended_error(flow: FlowInfo) -> InvalidJob:
+    """Return the error of a call that adds members to a flow which has ended."""
+    return InvalidJob(
+        f"no members can be added to the flow {flow.id!r}: it has ended, {flow.state}"
+    )
 
 
 def count_growth(new_jobs: Sequence[NewJob], flows: Sequence[NewFlow]) -> dict[str, int]:

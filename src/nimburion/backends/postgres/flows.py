@@ -7,7 +7,14 @@ from typing import Any
 
 import msgspec
 
-from nimburion.backends.planning.flows import check_graph, check_same_flow, list_members
+from nimburion.backends.planning.flows import (
+    check_graph,
+    check_grown,
+    check_same_flow,
+    list_members,
+    make_ended_error,
+    select_new_flows,
+)
 from nimburion.backends.postgres.encoding import (
     encode_text,
     reject_unstorable_text,
@@ -19,6 +26,7 @@ from nimburion.core.diagnosis.explanations import Unmet
 from nimburion.core.flows import (
     FlowInfo,
     FlowPage,
+    Growth,
     NewFlow,
     On,
     SourceKind,
@@ -31,7 +39,8 @@ from nimburion.core.job import JobOptions, JobRecord, NewJob
 class _Graph(msgspec.Struct, frozen=True):
     """The graph of an enqueue, as `enqueue_flow_1` takes it. Ids are hexadecimal."""
 
-    flows: list[tuple[str, str, str | None, int, int]]
+    flows: list[tuple[str, str, str | None, int, int, bool]]
+    grown: list[tuple[str, bool]]
     members: list[tuple[str, bool] | None]
     conditions: list[tuple[int, str, str, str]]
     sources: list[tuple[str, str]]
@@ -58,8 +67,14 @@ def encode_graph(jobs: Sequence[NewJob], flows: Sequence[NewFlow]) -> str:
                 None if flow.parent is None else _encode_hex(flow.parent),
                 flow.members,
                 flow.max_failed,
+                flow.growth is Growth.OPEN,
             )
-            for flow in _sort_by_depth(flows)
+            for flow in _sort_by_depth(select_new_flows(flows))
+        ],
+        grown=[
+            (_encode_hex(flow.id), flow.growth is Growth.CLOSE)
+            for flow in flows
+            if flow.growth.adds
         ],
         members=[
             None if job.options.flow is None else _encode_member(job.options, job.options.flow)
@@ -108,31 +123,34 @@ def check_graph_stored(
     `unknown` and `other` are its results.
     """
     if other is not None:
-        stored_id, name, parent, members, max_failed = msgspec.json.decode(other)
+        stored_id, name, parent, members, max_failed, failed, cancelled = msgspec.json.decode(other)
         stored = FlowInfo(
             id=_decode_hex(stored_id),
             name=name,
             parent=None if parent is None else _decode_hex(parent),
             members=members,
-            unfinished=members,
+            unfinished=0,  # not known: it matters for one that has ended only
+            failed=failed,
+            cancelled=cancelled,
             max_failed=max_failed,
         )
         for flow in flows:
+            if flow.id == stored.id and flow.growth.adds:
+                raise make_ended_error(stored)
             if flow.id == stored.id:
                 check_same_flow(flow, stored)
     if unknown is not None:
         missing = {(kind, _decode_hex(found)) for kind, found in msgspec.json.decode(unknown)}
         named_flows = {flow.parent for flow in flows} | {job.options.counted_flow for job in jobs}
+        named_flows |= {flow.id for flow in flows if flow.growth.adds}
         sources = [condition.source for job in jobs for condition in job.options.conditions]
         named = {(source.kind.value, source.id) for source in sources}
         named |= {(SourceKind.FLOW.value, flow_id) for flow_id in named_flows if flow_id}
         known = named - missing
-        check_graph(
-            jobs,
-            flows,
-            {found for kind, found in known if kind == SourceKind.FLOW},
-            {found for kind, found in known if kind == SourceKind.JOB},
-        )
+        known_flows = {found for kind, found in known if kind == SourceKind.FLOW}
+        check_grown(flows, known_flows)
+        known_jobs = {found for kind, found in known if kind == SourceKind.JOB}
+        check_graph(jobs, flows, known_flows, known_jobs)
 
 
 def _decode_hex(text: str) -> str:
@@ -145,13 +163,15 @@ def decode_flow(row: Any) -> FlowInfo:  # noqa: ANN401 - a row
         id=decode_id(row["id"]),
         name=row["name"],
         parent=None if row["parent"] is None else decode_id(row["parent"]),
-        members=row["members"],
+        members=row["members"] + row["added"],
         unfinished=row["unfinished"],
         completed=row["completed"],
         failed=row["failed"],
         cancelled=row["cancelled"],
         max_failed=row["max_failed"],
+        added=row["added"],
         created_at=to_seconds(row["created_at"]),
+        grown_at=to_optional_seconds(row["grown_at"]),
         finished_at=to_optional_seconds(row["finished_at"]),
     )
 

@@ -47,6 +47,7 @@ _CHANGE_LIMIT = make_call("change_limit_1", 10)
 _RESET_LIMIT = make_call("reset_limit_1", 4)
 _PAUSE = make_call("pause_queue_1", 6)
 _PRUNE = make_call("prune_jobs_1", 8)
+_CLOSE_LATE_FLOWS = make_call("close_late_flows_1", 2)
 _UNMERGED_STATISTICS = """SELECT * FROM {schema}.list_unmerged_statistics_1(
     {schema}.get_read_time_1($1), $2, $3, $4)"""
 _MERGE_STATISTICS = make_call("merge_statistics_1", 11)
@@ -154,6 +155,10 @@ class PostgresMaintaining(Maintaining):
 
     async def prune(self, keep: Retention, limit: int) -> int:
         arguments = encode_retention(keep)
+        if keep.open_flows is not None:
+            await self._database.fetch(
+                _CLOSE_LATE_FLOWS, self._database.now(), to_micros(keep.open_flows)
+            )
         ((count,),) = await self._database.fetch(
             _PRUNE, self._database.now(), *arguments, limit, extra_time=LARGE_READ_TIMEOUT
         )

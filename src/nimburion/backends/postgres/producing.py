@@ -48,6 +48,7 @@ _ENQUEUE_FLOW = f"""SELECT e.codes, e.holders, e.unknown, e.other, ARRAY(
     ) FROM set_config('lock_timeout', '{_LOCK_TIMEOUT}', true) s,
     LATERAL {{schema}}.enqueue_flow_1(CASE WHEN s IS NOT NULL THEN $1::int8 END,
         {", ".join(f"${n}" for n in range(2, 19))}, true) e"""  # noqa: S608 - names of ours
+_CONTINUE_FLOWS = make_call("continue_flows_1", 1)
 _TAKE_ENQUEUE_COUNTS = make_call("take_enqueue_counts_1", 3)
 
 
@@ -111,6 +112,11 @@ class PostgresProducing(Producing, Transactional):
             extra_time=extra,
         )
         check_graph_stored(jobs, flows, unknown, other)
+        if any(flow.growth.adds for flow in flows):
+            # It waits for other roots, so the call that holds one may not.
+            ((resumed,),) = await opened.pool.fetch(
+                opened.insert_schema(_CONTINUE_FLOWS), self._database.now()
+            )
         results = enqueueing.make_results(jobs, codes, holders)
         stored = [job for job in jobs if not job.options.conditions]
         self._database.notify([*(job.queue for job in stored), *resumed])

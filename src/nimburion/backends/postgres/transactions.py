@@ -15,6 +15,7 @@ import msgspec
 
 from nimburion.backends.caller_connections.drivers import Row, describe_connection
 from nimburion.backends.caller_connections.registry import ConnectionAdapter, find_adapter
+from nimburion.backends.planning.flows import refuse_growth
 from nimburion.backends.postgres import enqueue as enqueueing
 from nimburion.backends.postgres.connection.pool import ConnectionPool
 from nimburion.backends.postgres.encoding import clamp_int4, clamp_seq
@@ -141,6 +142,7 @@ async def enqueue_in(
     if not jobs and not flows:
         await context.check_database(adapter)
         return []
+    refuse_growth(flows)
     fields = enqueueing.encode_arguments(jobs)
     lanes, late = fields[:3], fields[_DUE_INDEX] is not None
     graph = encode_graph(jobs, flows) if flows else None

@@ -70,14 +70,14 @@ class Growing:
         assert await add(harness, member("b"), member("c")) == ["exists", "exists"]
         assert await read_flow(harness) == ended
 
-    @pytest.mark.parametrize("fails", [False, True])
+    @pytest.mark.parametrize("state", [FlowState.COMPLETED, FlowState.FAILED])
     async def test_a_flow_that_has_ended_gets_no_members(
-        self, harness: Harness, fails: bool
+        self, harness: Harness, state: FlowState
     ) -> None:
         await store(harness, [member("a")])
-        await (fail if fails else finish)(await harness.worker(), "a")
+        await (finish if state is FlowState.COMPLETED else fail)(await harness.worker(), "a")
         ended = await read_flow(harness)
-        with pytest.raises(InvalidJob, match=f"'{FLOW}': it has ended, {ended.state}"):
+        with pytest.raises(InvalidJob, match=f"'{FLOW}': it has ended, {state}"):
             await add(harness, member("b"), member("a"))
         assert await read_flow(harness) == ended
         assert sum((await harness.backend.reads.count_jobs()).values()) == 1

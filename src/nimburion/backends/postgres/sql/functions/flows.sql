@@ -162,7 +162,7 @@ BEGIN
     FOR sums IN
         SELECT c.flow AS number, sum(c.step) AS ended, sum(c.step) FILTER (WHERE c.outcome = 'completed') AS completed,
             sum(c.step) FILTER (WHERE c.outcome = 'failed') AS failed,
-            sum(c.step) FILTER (WHERE c.outcome = 'cancelled') AS cancelled
+            sum(c.step) FILTER (WHERE c.outcome IN ('cancelled', 'late')) AS cancelled, bool_or(c.outcome = 'late') AS is_late
         FROM (
             SELECT u.flow, u.outcome, CASE u.change WHEN 'reopened' THEN -1 ELSE 1 END AS step
             FROM unnest(p_changes) u WHERE u.flow > 0
@@ -173,7 +173,7 @@ BEGIN
             EXIT WHEN NOT FOUND;
             UPDATE {schema}.flow f SET unfinished = f.unfinished - sums.ended,
                 completed = f.completed + coalesce(sums.completed, 0), failed = f.failed + coalesce(sums.failed, 0),
-                cancelled = f.cancelled + coalesce(sums.cancelled, 0),
+                cancelled = f.cancelled + coalesce(sums.cancelled, 0), max_failed = CASE WHEN sums.is_late THEN 0 ELSE f.max_failed END,
                 finished_at = CASE WHEN f.unfinished - sums.ended = 0 THEN p_now END
             WHERE f.number = sums.number RETURNING f.* INTO counted;
             had_ended := before.unfinished = 0;
@@ -193,7 +193,8 @@ BEGIN
             SELECT counted.parent AS number, CAST(has_ended::int4 - had_ended::int4 AS int8) AS ended,
                 CAST((has_ended AND NOT has_failed)::int4 - (had_ended AND NOT had_failed)::int4 AS int8) AS completed,
                 CAST((has_failed AND counted.failed > 0)::int4 - (had_failed AND before.failed > 0)::int4 AS int8) AS failed,
-                CAST((has_failed AND counted.failed = 0)::int4 - (had_failed AND before.failed = 0)::int4 AS int8) AS cancelled
+                CAST((has_failed AND counted.failed = 0)::int4 - (had_failed AND before.failed = 0)::int4 AS int8) AS cancelled,
+                false AS is_late
             INTO sums;
             EXIT WHEN sums.number IS NULL OR sums.ended = 0 AND sums.completed = 0 AND sums.failed = 0 AND sums.cancelled = 0;
         END LOOP;
@@ -483,16 +484,19 @@ END $$;
 -- name: enqueue_flow
 -- Store flows and their jobs. The call is idempotent by the ids of flows and jobs.
 -- Inputs: as for `enqueue_1`; then the graph, as a JSON object whose ids are hexadecimal:
---   flows         [id, name, parent or null, members, max_failed] of each flow; groups come after their flow
+--   flows         [id, name, parent or null, members, max_failed, whether it is open] of each flow; groups come after their flow
+--   grown         [id, whether it is closed] of each stored flow that gets members
 --   members       for each job null or [flow, whether it counts the job]
 --   conditions    [index of the job from 1, kind of the source, source, needs] of each condition
 --   sources       [kind, source] of each source that is no job of this call
 --   Then whether what follows from the state of these sources is applied now: not in a caller's transaction
 -- Result: codes and holders as of `enqueue_1`. If something in the graph is refused, nothing is stored:
 --   unknown       a JSON array of [kind, id] of the flows and jobs that are unknown; NULL: none
---   other         [id, name, parent or null, members, max_failed] of a stored flow that is another one; NULL: none
+--   other         [id, name, parent or null, members, max_failed, failed, cancelled] of a stored flow that is another one, or of one
+--     that has ended and gets no members; NULL: none
 --   to_notify     the lanes of jobs that were resumed
--- Locks: the stored flows that are named FOR KEY SHARE; then as `enqueue_1` and, if changes are applied, `resolve_flows_1`
+-- Locks: the stored flows that are named FOR KEY SHARE; then as `enqueue_1` and, if changes are applied, `resolve_flows_1`. A call that
+--   adds members or closes a flow takes the lock of its root last, and applies no changes.
 -- Atomic: one transaction
 CREATE OR REPLACE FUNCTION {schema}.enqueue_flow_1(
     p_now int8, p_queues text[], p_names text[], p_ranks int2[], p_lanes int4[], p_ids bytea[],
@@ -504,19 +508,20 @@ CREATE OR REPLACE FUNCTION {schema}.enqueue_flow_1(
 DECLARE
     now int8 := {schema}.get_write_time_1(p_now);
     lane_ids int4[] := {schema}.get_or_create_lanes_1(p_queues, p_names, p_ranks);
-    added bytea[];
+    new_flows bytea[];
     flows int8[];
     waits bool[];
+    is_grown bool := json_array_length(p_graph -> 'grown') > 0;
 BEGIN
     BEGIN
-        SELECT s.other, s.added INTO other, added FROM {schema}.store_flows_1(now, p_graph -> 'flows') s;
+        SELECT s.other, s.added INTO other, new_flows FROM {schema}.store_flows_1(now, p_graph -> 'flows') s;
         flows := ARRAY(
             SELECT CASE m.member ->> 1 WHEN 'true' THEN f.number ELSE -f.number END
             FROM json_array_elements(p_graph -> 'members') WITH ORDINALITY AS m (member, place)
             LEFT JOIN {schema}.flow f ON f.id = decode(m.member ->> 0, 'hex') ORDER BY m.place
         );
         waits := ARRAY(
-            SELECT CASE WHEN r.finished_at IS NULL OR r.id = ANY (added) THEN c.place IS NOT NULL END
+            SELECT CASE WHEN r.finished_at IS NULL OR r.id = ANY (new_flows) THEN c.place IS NOT NULL END
             FROM unnest(flows) WITH ORDINALITY AS n (flow, place)
             LEFT JOIN (
                 SELECT DISTINCT CAST(c ->> 0 AS int8) AS place FROM json_array_elements(p_graph -> 'conditions') c
@@ -537,17 +542,20 @@ BEGIN
                 p_keys, p_spans, p_states, p_on_duplicate, p_max_waits, p_since, flows, waits
             ) c;
         END IF;
-        IF codes ~ '[xt]' THEN
+        IF NOT coalesce(codes ~ '[xt]', false) AND is_grown THEN
+            other := {schema}.grow_flows_1(now, p_graph -> 'grown', p_ids, codes, flows);
+        END IF;
+        IF codes ~ '[xt]' OR other IS NOT NULL THEN
             RAISE EXCEPTION 'the graph is refused' USING ERRCODE = 'NB002';
         END IF;
     EXCEPTION WHEN SQLSTATE 'NB002' THEN
         RETURN;
     END;
-    IF added IS NOT NULL AND codes ~ 'e' THEN
-        PERFORM {schema}.count_stored_members_1(p_ids, codes, flows, added, p_since);
+    IF new_flows IS NOT NULL AND codes ~ 'e' THEN
+        PERFORM {schema}.count_stored_members_1(p_ids, codes, flows, new_flows, p_since);
     END IF;
-    PERFORM {schema}.store_conditions_1(p_ids, codes, p_graph, added);
-    IF p_resolves AND EXISTS (SELECT FROM {schema}.flow_change) THEN
+    PERFORM {schema}.store_conditions_1(p_ids, codes, p_graph, new_flows);
+    IF p_resolves AND NOT is_grown AND EXISTS (SELECT FROM {schema}.flow_change) THEN
         SELECT r.to_notify INTO to_notify FROM {schema}.resolve_flows_1(now) r;
     END IF;
 END $$;
@@ -567,7 +575,7 @@ DECLARE
 BEGIN
     FOR new IN
         SELECT decode(f ->> 0, 'hex') AS id, f ->> 1 AS name, decode(f ->> 2, 'hex') AS parent, CAST(f ->> 3 AS int8) AS members,
-            CAST(f ->> 4 AS int8) AS max_failed
+            CAST(f ->> 4 AS int8) AS max_failed, CAST(CAST(f ->> 5 AS bool) AS int4) AS is_open
         FROM json_array_elements(p_flows) f
     LOOP
         FOR attempt IN 1..2 LOOP  -- the second one finds a flow that another transaction has just stored
@@ -578,19 +586,21 @@ BEGIN
                     OR stored.parent_id IS DISTINCT FROM new.parent
                 THEN
                     other := CAST(json_build_array(encode(stored.id, 'hex'), stored.name, encode(stored.parent_id, 'hex'),
-                        stored.members, stored.max_failed) AS text);
+                        stored.members, stored.max_failed, stored.failed, stored.cancelled) AS text);
                     RETURN;
                 END IF;
                 EXIT;
             END IF;
             SELECT f.* INTO parent FROM {schema}.flow f WHERE f.id = new.parent;
-            INSERT INTO {schema}.flow (id, parent, root, members, unfinished, max_failed, created_at, finished_at, name)
-            VALUES (new.id, parent.number, coalesce(parent.root, parent.number), new.members, new.members, new.max_failed, p_now,
-                CASE WHEN new.members = 0 THEN p_now END, new.name)
+            INSERT INTO {schema}.flow (
+                id, parent, root, members, added, unfinished, max_failed, created_at, grown_at, finished_at, name)
+            VALUES (new.id, parent.number, coalesce(parent.root, parent.number), new.members, new.is_open, new.members + new.is_open,
+                new.max_failed, p_now, CASE new.is_open WHEN 1 THEN p_now END,
+                CASE WHEN new.members + new.is_open = 0 THEN p_now END, new.name)
             ON CONFLICT (id) DO NOTHING;
             IF FOUND THEN
                 added := added || new.id;
-                IF new.members = 0 THEN
+                IF new.members + new.is_open = 0 THEN
                     INSERT INTO {schema}.flow_change (flow, root, source_kind, source, change, outcome)
                     SELECT f.parent, coalesce(f.root, f.number), 'flow', f.id, 'succeeded', 'completed'
                     FROM {schema}.flow f WHERE f.id = new.id;
@@ -599,6 +609,72 @@ BEGIN
             END IF;
         END LOOP;
     END LOOP;
+END $$;
+
+-- name: grow_flows
+-- Count the new members of stored flows, and close flows.
+-- Inputs: the time; [id, whether it is closed] of each flow; the ids of the jobs of the call; what happened to each, as of
+--   `enqueue_1`; their flows, as in `job`
+-- Result: the values of a flow that has ended and would get a member, as of `enqueue_flow_1`; NULL: none
+-- Locks: the roots of the flows, as `resolve_flows_1`
+CREATE OR REPLACE FUNCTION {schema}.grow_flows_1(p_now int8, p_grown json, p_ids bytea[], p_codes text, p_flows int8[]) RETURNS text
+LANGUAGE plpgsql AS $$
+DECLARE
+    grown record;
+    stored {schema}.flow;
+    new_count int8;
+    is_missing bool;                    -- a job was taken for one of a flow that has ended
+BEGIN
+    PERFORM FROM {schema}.flow r WHERE r.number IN (
+        SELECT coalesce(f.root, f.number) FROM {schema}.flow f JOIN json_array_elements(p_grown) g ON f.id = decode(g ->> 0, 'hex')
+    ) ORDER BY r.number FOR NO KEY UPDATE;
+    FOR grown IN
+        SELECT decode(g ->> 0, 'hex') AS id, CAST(g ->> 1 AS bool) AS is_closed FROM json_array_elements(p_grown) g
+    LOOP
+        SELECT f.* INTO stored FROM {schema}.flow f WHERE f.id = grown.id;
+        SELECT count(*) FILTER (WHERE m.is_new), coalesce(bool_or(NOT m.is_new
+            AND {schema}.find_digest_1(m.id, {schema}.get_lowest_time_1()) IS NULL), false)
+        INTO new_count, is_missing FROM (
+            SELECT g.id, p_codes IS NULL OR substr(p_codes, CAST(g.place AS int4), 1) = 'c' AS is_new
+            FROM unnest(p_ids, p_flows) WITH ORDINALITY AS g (id, flow, place) WHERE g.flow = stored.number
+        ) m;
+        IF is_missing OR stored.unfinished = 0 AND new_count > 0 THEN
+            RETURN CAST(json_build_array(encode(stored.id, 'hex'), stored.name, NULL, stored.members, stored.max_failed,
+                stored.failed, stored.cancelled) AS text);
+        END IF;
+        grown.is_closed := grown.is_closed AND stored.grown_at IS NOT NULL;
+        IF new_count > 0 OR stored.grown_at IS NOT NULL THEN
+            UPDATE {schema}.flow f SET added = f.added + new_count - CAST(grown.is_closed AS int4),
+                unfinished = f.unfinished + new_count, grown_at = CASE WHEN f.grown_at IS NOT NULL AND NOT grown.is_closed THEN p_now END
+            WHERE f.number = stored.number;
+        END IF;
+        IF grown.is_closed THEN  -- the member that stands for those that may come goes away, as one that ends
+            INSERT INTO {schema}.flow_change (flow, root, source_kind, source, change)
+            VALUES (stored.number, coalesce(stored.root, stored.number), 'open', stored.id, 'succeeded');
+        END IF;
+    END LOOP;
+    RETURN NULL;
+END $$;
+
+-- name: close_late_flows
+-- Close the open flows that got no members for a time. The member that stands for those that may come counts as cancelled.
+-- Inputs: the time or NULL; how long they got none, in microseconds
+-- Locks: the roots of the flows. Those that another transaction has locked are skipped.
+CREATE OR REPLACE FUNCTION {schema}.close_late_flows_1(p_now int8, p_wait int8) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    latest int8 := {schema}.get_write_time_1(p_now) - p_wait;
+BEGIN
+    WITH roots AS MATERIALIZED (
+        SELECT r.number FROM {schema}.flow r WHERE r.number IN (
+            SELECT coalesce(f.root, f.number) FROM {schema}.flow f WHERE f.grown_at < latest
+        ) ORDER BY r.number FOR NO KEY UPDATE SKIP LOCKED
+    ), closed AS (
+        UPDATE {schema}.flow f SET grown_at = NULL FROM roots r
+        WHERE r.number = coalesce(f.root, f.number) AND f.grown_at < latest RETURNING f.number, f.root, f.id
+    )
+    INSERT INTO {schema}.flow_change (flow, root, source_kind, source, change, outcome)
+    SELECT c.number, coalesce(c.root, c.number), 'open', c.id, 'failed', 'late' FROM closed c;
 END $$;
 
 -- name: is_in_same_flow
@@ -658,8 +734,11 @@ CREATE OR REPLACE FUNCTION {schema}.list_unknown_1(p_graph json, p_waits bool[])
 LANGUAGE plpgsql AS $$
 DECLARE
     roots int8[] := ARRAY(
-        SELECT coalesce(f.root, f.number) FROM json_array_elements(p_graph -> 'flows') n
-        JOIN {schema}.flow f ON f.id = decode(n ->> 0, 'hex')
+        SELECT coalesce(f.root, f.number) FROM (
+            SELECT n FROM json_array_elements(p_graph -> 'flows') n
+            UNION ALL
+            SELECT g FROM json_array_elements(p_graph -> 'grown') g
+        ) n (flow) JOIN {schema}.flow f ON f.id = decode(n.flow ->> 0, 'hex')
     );
     missing text;
 BEGIN
@@ -671,6 +750,8 @@ BEGIN
         )
         UNION
         SELECT 'flow', decode(m ->> 0, 'hex') FROM json_array_elements(p_graph -> 'members') m WHERE m ->> 1 = 'true'
+        UNION
+        SELECT 'flow', decode(g ->> 0, 'hex') FROM json_array_elements(p_graph -> 'grown') g
         UNION
         SELECT 'flow', decode(f ->> 2, 'hex') FROM json_array_elements(p_graph -> 'flows') f WHERE f ->> 2 IS NOT NULL
     ), known AS MATERIALIZED (
@@ -794,7 +875,7 @@ END $$;
 -- Result: one row for each flow: the flow first, then the groups in the order of their ids; no row: there is no such flow
 CREATE OR REPLACE FUNCTION {schema}.get_flows_1(p_id bytea) RETURNS TABLE (
     number int8, id bytea, name text, parent bytea, members int8, unfinished int8, completed int8, failed int8, cancelled int8,
-    max_failed int8, created_at int8, finished_at int8
+    max_failed int8, added int8, created_at int8, grown_at int8, finished_at int8
 )
 LANGUAGE sql STABLE SET jit TO off AS $$
     WITH RECURSIVE tree AS (
@@ -804,8 +885,8 @@ LANGUAGE sql STABLE SET jit TO off AS $$
             SELECT coalesce(o.root, o.number) FROM {schema}.flow o WHERE o.id = p_id
         )
     )
-    SELECT f.number, f.id, f.name, p.id, f.members, f.unfinished, f.completed, f.failed, f.cancelled, f.max_failed, f.created_at,
-        f.finished_at
+    SELECT f.number, f.id, f.name, p.id, f.members, f.unfinished, f.completed, f.failed, f.cancelled, f.max_failed, f.added,
+        f.created_at, f.grown_at, f.finished_at
     FROM tree t JOIN {schema}.flow f ON f.number = t.number LEFT JOIN {schema}.flow p ON p.number = f.parent
     ORDER BY f.id <> p_id, f.id
 $$;
@@ -816,19 +897,19 @@ $$;
 -- Result: as of `get_flows_1`
 CREATE OR REPLACE FUNCTION {schema}.list_flows_1(p_running bool, p_before int8, p_limit int4) RETURNS TABLE (
     number int8, id bytea, name text, parent bytea, members int8, unfinished int8, completed int8, failed int8, cancelled int8,
-    max_failed int8, created_at int8, finished_at int8
+    max_failed int8, added int8, created_at int8, grown_at int8, finished_at int8
 )
 LANGUAGE plpgsql STABLE SET jit TO off AS $$
 #variable_conflict use_column
 BEGIN
     IF p_running THEN
         RETURN QUERY SELECT f.number, f.id, f.name, CAST(NULL AS bytea), f.members, f.unfinished, f.completed, f.failed, f.cancelled,
-            f.max_failed, f.created_at, f.finished_at
+            f.max_failed, f.added, f.created_at, f.grown_at, f.finished_at
         FROM {schema}.flow f WHERE f.parent IS NULL AND f.finished_at IS NULL AND f.number < p_before
         ORDER BY f.number DESC LIMIT p_limit;
     ELSE
         RETURN QUERY SELECT f.number, f.id, f.name, CAST(NULL AS bytea), f.members, f.unfinished, f.completed, f.failed, f.cancelled,
-            f.max_failed, f.created_at, f.finished_at
+            f.max_failed, f.added, f.created_at, f.grown_at, f.finished_at
         FROM {schema}.flow f WHERE f.parent IS NULL AND f.number < p_before ORDER BY f.number DESC LIMIT p_limit;
     END IF;
 END $$;

@@ -206,13 +206,15 @@ CREATE TABLE {schema}.flow (
     id bytea NOT NULL UNIQUE,
     parent int8,                        -- flow.number; NULL: it is no group
     root int8,                          -- of the flow in which the group is, at any depth; NULL: it is no group
-    members int8 NOT NULL,
+    members int8 NOT NULL,              -- those that it declared when it was stored
+    added int8 NOT NULL DEFAULT 0,      -- those that came later; an open flow has one more
     unfinished int8 NOT NULL,           -- members that have not ended, or are not stored yet
     completed int8 NOT NULL DEFAULT 0,
     failed int8 NOT NULL DEFAULT 0,     -- a group counts here as soon as it fails
     cancelled int8 NOT NULL DEFAULT 0,
     max_failed int8 NOT NULL,
     created_at int8 NOT NULL,
+    grown_at int8,                      -- when an open flow got members last; NULL: it is not open
     finished_at int8,                   -- NULL: some members have not ended
     name text NOT NULL
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500,
@@ -221,6 +223,7 @@ CREATE TABLE {schema}.flow (
 CREATE INDEX flow_group ON {schema}.flow (root) WHERE root IS NOT NULL;
 CREATE INDEX flow_running ON {schema}.flow (number) WHERE parent IS NULL AND finished_at IS NULL;
 CREATE INDEX flow_created ON {schema}.flow (created_at) WHERE parent IS NULL AND finished_at IS NULL;
+CREATE INDEX flow_open ON {schema}.flow (grown_at) WHERE grown_at IS NOT NULL;
 CREATE INDEX flow_finished ON {schema}.flow (finished_at) WHERE parent IS NULL AND finished_at IS NOT NULL;
 -- Jobs with conditions that are not met: they are suspended, or were cancelled because a condition became impossible.
 CREATE TABLE {schema}.dependent (
