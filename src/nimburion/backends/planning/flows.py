@@ -183,7 +183,7 @@ class FlowResolver:
         """Note that a flow is closed, if it is open; with `is_late`, because nobody has closed it.
 
         The member that stands for those that may come goes away. If it is late, it counts as
-        cancelled, and the flow tolerates nothing: it ends as cancelled or failed.
+        cancelled, with as many others as the flow tolerates: it ends as cancelled or failed.
         """
         flow = self._read_flow(flow_id)
         if flow is None or not flow.is_open:
@@ -192,8 +192,13 @@ class FlowResolver:
         if not is_late:
             self._change_flow(closed, _count_more(flow, -1))
             return
-        counts = {"unfinished": flow.unfinished - 1, "cancelled": flow.cancelled + 1}
-        self._change_flow(closed, {**counts, "max_failed": 0})
+        counts = {
+            "members": flow.members + flow.max_failed,
+            "added": flow.added + flow.max_failed,
+            "unfinished": flow.unfinished - 1,
+            "cancelled": flow.cancelled + flow.max_failed + 1,
+        }
+        self._change_flow(closed, counts)
 
     def note_condition(self, source: WaitSource, ended: State | FlowInfo) -> None:
         """Note that a new job has a condition on a source that was stored before.

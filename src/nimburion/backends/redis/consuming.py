@@ -143,7 +143,7 @@ class RedisConsuming(Consuming, LongPolling, SharedListening):
             if moved < step or count >= limit:
                 break
         if has_changes:
-            due = await self._server.run_script("continue_flows")
+            due = await self._server.run_script("continue_flows", b"")
         next_due = decode_time(int.from_bytes(due, "big")) if due else None
         return Promoted(count, next_due)
 

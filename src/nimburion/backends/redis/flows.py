@@ -8,7 +8,14 @@ import struct
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from nimburion.backends.planning.flows import check_graph, check_same_flow, list_members
+from nimburion.backends.planning.flows import (
+    check_graph,
+    check_grown,
+    check_same_flow,
+    list_members,
+    make_ended_error,
+    select_new_flows,
+)
 from nimburion.backends.redis.encoding import decode_time, reject_unstorable_text
 from nimburion.backends.redis.record_format import (
     FLOW,
@@ -22,6 +29,7 @@ from nimburion.core.diagnosis.explanations import Unmet
 from nimburion.core.flows import (
     FlowInfo,
     FlowPage,
+    Growth,
     NewFlow,
     SourceKind,
     WaitCondition,
@@ -30,7 +38,7 @@ from nimburion.core.flows import (
 from nimburion.core.job import JobRecord, NewJob
 from nimburion.core.queries import parse_cursor
 
-_COUNTS = struct.Struct(">IIII")
+_COUNTS = struct.Struct(">IIIII")
 _MAX_POSITION = (1 << 53) - 1
 _ONS = {code: on for on, code in ON_CODES.items()}
 
@@ -41,11 +49,12 @@ class NamedSources:
     def __init__(self, jobs: Sequence[NewJob], flows: Sequence[NewFlow]) -> None:
         self._jobs, self._flows = jobs, flows
         self._members = list_members(jobs, flows)
-        self._new_flows = {flow.id for flow in flows}
+        self._new_flows = {flow.id for flow in select_new_flows(flows)}
         named_jobs: dict[str, None] = {}
         named_flows: dict[str, None] = dict.fromkeys(
             flow.parent for flow in flows if flow.parent is not None
         )
+        named_flows |= dict.fromkeys(flow.id for flow in flows if flow.growth.adds)
         for job in jobs:
             if job.options.counted_flow is not None:
                 named_flows[job.options.counted_flow] = None
@@ -58,14 +67,19 @@ class NamedSources:
         ]
 
     @reject_unstorable_text
-    def encode(self, *, with_flows: bool) -> list[bytes]:
-        """Return the first arguments of `enqueue_flow.lua`. The first batch stores the flows."""
-        flows = self._flows if with_flows else ()
+    def encode(self, *, is_first: bool, is_last: bool) -> list[bytes]:
+        """Return the first arguments of `enqueue_flow.lua`. The first batch stores the flows, and
+        the last one closes them.
+        """
+        new = select_new_flows(self._flows) if is_first else []
+        grown = [flow for flow in self._flows if flow.growth.adds]
         roots = [flow.id for flow in self._flows if flow.parent is None]
         named = (self.jobs, self.flows, roots)
-        arguments = [_COUNTS.pack(len(flows), *map(len, named))]
-        for flow in flows:
-            arguments += (encode_id(flow.id), encode_identity(flow))
+        arguments = [_COUNTS.pack(len(new), len(grown), *map(len, named))]
+        for flow in new:
+            arguments += (encode_id(flow.id), encode_identity(flow), _encode_growth(flow))
+        for flow in grown:
+            arguments += (encode_id(flow.id), _encode_growth(flow, closes=is_last))
         return [*arguments, *(encode_id(one) for ids in named for one in ids)]
 
     def check_reply(self, reply: list[Any]) -> None:
@@ -77,10 +91,13 @@ class NamedSources:
             stored = decode_flow(*reply[1:])
             new = next(flow for flow in self._flows if flow.id == stored.id)
             check_same_flow(new, stored)
+        if reply[0] == b"ended":
+            raise make_ended_error(decode_flow(*reply[1:]))
 
     def _check_known(self, unknown_jobs: Collection[str], unknown_flows: Collection[str]) -> None:
         known_jobs = self._members.union(self.jobs).difference(unknown_jobs)
         known_flows = self._new_flows.union(self.flows).difference(unknown_flows)
+        check_grown(self._flows, known_flows)
         check_graph(self._jobs, self._flows, known_flows, known_jobs)
 
 
@@ -91,22 +108,32 @@ def encode_identity(flow: NewFlow) -> bytes:
     return head + parent + flow.name.encode()
 
 
+def _encode_growth(flow: NewFlow, *, closes: bool = True) -> bytes:
+    """Return whether a new flow is open, or whether a stored one is closed."""
+    is_set = flow.growth is Growth.OPEN or (flow.growth is Growth.CLOSE and closes)
+    return b"1" if is_set else b""
+
+
 def decode_flow(flow_id: bytes, record: bytes) -> FlowInfo:
     """Decode a value of the hash `flow`."""
-    unfinished, completed, failed, cancelled, created, finished = FLOW.unpack_from(record)
-    members, max_failed, length = FLOW_IDENTITY.unpack_from(record, FLOW.size)
+    unfinished, completed, failed, cancelled, added, created, finished, grown = FLOW.unpack_from(
+        record
+    )
+    declared, max_failed, length = FLOW_IDENTITY.unpack_from(record, FLOW.size)
     at = FLOW.size + FLOW_IDENTITY.size
     return FlowInfo(
         id=decode_id(flow_id),
         name=record[at + length :].decode(),
         parent=decode_id(record[at : at + length]) if length else None,
-        members=members,
+        members=declared + added,
         unfinished=unfinished,
         completed=completed,
         failed=failed,
         cancelled=cancelled,
         max_failed=max_failed,
+        added=added,
         created_at=decode_time(created),
+        grown_at=None if grown == NO_TIME else decode_time(grown),
         finished_at=None if finished == NO_TIME else decode_time(finished),
     )
 

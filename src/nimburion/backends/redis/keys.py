@@ -59,6 +59,7 @@ KEYS = MappingProxyType(
         "flow_order": "sorted set: the flows that are no groups in the order in which they were "
         "stored, and the groups of each flow",
         "running_flow": "sorted set: the flows that have not ended, without groups",
+        "open_flow": "sorted set: open flows and groups, by when they got members last",
         "ended_flow": "sorted set: the flows that have ended, without groups, by end",
         "condition": "sorted set: conditions that are not met, by the job or the flow of each",
         "unmet": "hash: seq of a job that waits -> number of its conditions that are not met",

@@ -101,6 +101,8 @@ class RedisMaintaining(Maintaining):
             count, more, now, merged = await self._server.run_script("prune", step, *arguments)
             more = more or count == step
             pruned += count
+        if keep.open_flows is not None:
+            await self._server.run_script("continue_flows", b"%d" % to_micros(keep.open_flows))
         if now:
             await self._merge_statistics(now, merged)
         return pruned

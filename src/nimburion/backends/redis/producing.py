@@ -82,10 +82,9 @@ class RedisProducing(Producing):
         for at, batch in enumerate(batches):
             start = at * enqueueing.BATCH_SIZE
             part = jobs[start : start + enqueueing.BATCH_SIZE]
-            arguments = batch.make_arguments()
+            arguments, is_last = batch.make_arguments(), at == len(batches) - 1
             if named is not None:
-                arguments = [*named.encode(with_flows=at == 0), *arguments]
-            is_last = at == len(batches) - 1
+                arguments = [*named.encode(is_first=at == 0, is_last=is_last), *arguments]
             reply = await self._server.run_enqueue_script(
                 connections, script, arguments, flush=is_last
             )

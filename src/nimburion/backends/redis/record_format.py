@@ -133,11 +133,11 @@ SESSION_STATE = struct.Struct(">4x8x8xQc8x")
 """interval, burst, cost; the rate for people follows."""
 PAUSE = struct.Struct(">QQ")
 """until, since; a JSON array of by and reason follows."""
-FLOW = struct.Struct(">iiiiQQ8x")
-"""unfinished, completed, failed, cancelled, created, finished; the position is skipped, and the
-identity follows.
+FLOW = struct.Struct(">iiiiiQQQ8x")
+"""unfinished, completed, failed, cancelled, added, created, finished, grown; the position is
+skipped, and the identity follows.
 """
 FLOW_IDENTITY = struct.Struct(">IIH")
 """members, max failed, length of the parent's id that follows; the name follows it."""
 NO_TIME = 0
-"""When a flow that runs has finished."""
+"""When a flow that runs has finished, or one that is not open got members."""

@@ -51,8 +51,7 @@ class SQLiteFlowData(FlowData):
     def save_flow(self, flow: FlowInfo) -> None:
         counts = (flow.unfinished, flow.completed, flow.failed, flow.cancelled)
         grown_at = None if flow.grown_at is None else to_micros(flow.grown_at)
-        values = (flow.max_failed, flow.added, grown_at, self._db.now)
-        self._db.run("save_flow", flow.id, *counts, *values)
+        self._db.run("save_flow", flow.id, *counts, flow.added, grown_at, self._db.now)
 
     def list_waiters(self, changes: Sequence[SourceChange], limit: int) -> list[Waiter]:
         found = []

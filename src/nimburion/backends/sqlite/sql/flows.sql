@@ -40,9 +40,9 @@ VALUES (?1, ?2, ?3, ?4, ?4 + ?6, ?5, ?6, ?7, iif(?6, ?7, NULL), iif(?4 + ?6 = 0,
 
 -- name: save_flow
 -- Store the counts of a flow.
--- Inputs: ?1 id, ?2 unfinished, ?3 completed, ?4 failed, ?5 cancelled, ?6 max_failed, ?7 added, ?8 grown_at, ?9 now
-UPDATE flow SET unfinished = ?2, completed = ?3, failed = ?4, cancelled = ?5, max_failed = ?6, added = ?7, grown_at = ?8,
-    finished_at = iif(?2 = 0, ?9, NULL)
+-- Inputs: ?1 id, ?2 unfinished, ?3 completed, ?4 failed, ?5 cancelled, ?6 added, ?7 grown_at, ?8 now
+UPDATE flow SET unfinished = ?2, completed = ?3, failed = ?4, cancelled = ?5, added = ?6, grown_at = ?7,
+    finished_at = iif(?2 = 0, ?8, NULL)
 WHERE id = ?1;
 
 -- name: list_late_flows

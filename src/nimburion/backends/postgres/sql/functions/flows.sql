@@ -173,7 +173,8 @@ BEGIN
             EXIT WHEN NOT FOUND;
             UPDATE {schema}.flow f SET unfinished = f.unfinished - sums.ended,
                 completed = f.completed + coalesce(sums.completed, 0), failed = f.failed + coalesce(sums.failed, 0),
-                cancelled = f.cancelled + coalesce(sums.cancelled, 0), max_failed = CASE WHEN sums.is_late THEN 0 ELSE f.max_failed END,
+                cancelled = f.cancelled + coalesce(sums.cancelled, 0) + CASE WHEN sums.is_late THEN f.max_failed ELSE 0 END,
+                added = f.added + CASE WHEN sums.is_late THEN f.max_failed ELSE 0 END,
                 finished_at = CASE WHEN f.unfinished - sums.ended = 0 THEN p_now END
             WHERE f.number = sums.number RETURNING f.* INTO counted;
             had_ended := before.unfinished = 0;
@@ -657,7 +658,8 @@ BEGIN
 END $$;
 
 -- name: close_late_flows
--- Close the open flows that got no members for a time. The member that stands for those that may come counts as cancelled.
+-- Close the open flows that got no members for a time. The member that stands for those that may come counts as cancelled, with as
+-- many others as the flow tolerates (the outcome `late`).
 -- Inputs: the time or NULL; how long they got none, in microseconds
 -- Locks: the roots of the flows. Those that another transaction has locked are skipped.
 CREATE OR REPLACE FUNCTION {schema}.close_late_flows_1(p_now int8, p_wait int8) RETURNS void

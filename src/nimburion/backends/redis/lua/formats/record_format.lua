@@ -40,8 +40,8 @@
 -- declared_limit    the same, without the changes of operators
 -- limit_change      time 8 | change (JSON)
 -- limit_use         leased jobs, and, if a rate was used: spent until, opens at (- if unknown), with spaces between (decimal)
--- flow              unfinished 4 | completed 4 | failed 4 | cancelled 4 | created 8 | finished 8 (zeros: it runs) | position 8
---                   | members 4 | max failed 4 | parent 2 + n (empty: none) | name
+-- flow              unfinished 4 | completed 4 | failed 4 | cancelled 4 | added 4 | created 8 | finished 8 (zeros: it runs)
+--                   | grown 8 (zeros: it is not open) | position 8 | members 4 | max failed 4 | parent 2 + n (empty: none) | name
 -- flow_order        parent 2 + n (empty: none) | position 8 | id
 -- running_flow      position 8 | id
 -- condition         source | class 1 (e open, on the end; o open, on success or failure; x impossible) | seq 8 | on 1

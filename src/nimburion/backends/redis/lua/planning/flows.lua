@@ -1,5 +1,6 @@
 -- Part of planning: what follows from the end of members of flows (backends/planning/flows.py): the counts, and the jobs that waited.
--- Provides: note_new_flow(flow), note_condition(source, transition), note_reopened(field, body, code)
+-- Keys: open_flow
+-- Provides: note_new_flow(flow), note_growth(flow, count), note_closed(flow, is_late), note_condition(source, transition), note_reopened(field, body, code)
 --   resolve_changes(defers_uses): applies what was noted, the ends of members in this script, and what earlier scripts have left. It
 --     writes the buffer (see write_buffer.lua) after each level. The script calls it after its own write_buffer.
 --   read_flow(id) -> a flow with its new counts, or nil; get_transition(code), get_flow_transition(flow): the change that a new condition on an ended job or on a flow follows, or nil
@@ -102,6 +103,32 @@ end
 local function note_new_flow(flow)
   if flow.unfinished == 0 then
     note_flow_change(flow, false, nil)
+  end
+end
+
+-- Note that this number of members was added to a flow that has not ended.
+local function note_growth(flow, count)
+  if flow.grown8 ~= NO_TIME then
+    flow.grown8 = now8
+    redis.call('ZADD', open_flow_key, now, flow.id)
+  end
+  if count > 0 or flow.grown8 ~= NO_TIME then
+    change_flow(flow, { unfinished = count, added = count })
+  end
+end
+
+-- Note that a flow is closed, if it is open; `is_late`: because nobody has closed it. The member that stands for those that may come
+-- goes away. If it is late, it counts as cancelled, with as many others as the flow tolerates.
+local function note_closed(flow, is_late)
+  if flow.grown8 == NO_TIME then
+    return
+  end
+  flow.grown8 = NO_TIME
+  redis.call('ZREM', open_flow_key, flow.id)
+  if is_late then
+    change_flow(flow, { unfinished = -1, added = flow.max_failed, cancelled = flow.max_failed + 1 })
+  else
+    change_flow(flow, { unfinished = -1, added = -1 })
   end
 end
 

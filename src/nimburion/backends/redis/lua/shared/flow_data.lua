@@ -12,11 +12,15 @@ local function release_flow(id)
   redis.call('ZADD', released_flow_key, 0, id)
 end
 
+local function pack_flow_counts(flow)
+  return pack_struct('>i4i4i4i4i4', flow.unfinished, flow.completed, flow.failed, flow.cancelled, flow.added)
+end
+
 local function save_flow(flow)
   local had_ended, has_ended = flow.finished8 ~= NO_TIME, flow.unfinished == 0
   flow.finished8 = has_ended and now8 or NO_TIME
-  redis.call('HSET', flow_key, flow.id, pack_struct('>i4i4i4i4', flow.unfinished, flow.completed, flow.failed, flow.cancelled)
-    .. flow.created8 .. flow.finished8 .. flow.position8 .. flow.identity)
+  redis.call('HSET', flow_key, flow.id, pack_flow_counts(flow) .. flow.created8 .. flow.finished8 .. flow.grown8 .. flow.position8
+    .. flow.identity)
   if flow.parent then
     return
   end

@@ -15,7 +15,7 @@ local JOB_SOURCE, FLOW_SOURCE = 'j', 'f'
 local ON_SUCCESS, ON_FAILURE, ON_FINISHED = 's', 'f', 'e'
 local OPEN_ON_END, OPEN, IMPOSSIBLE = 'e', 'o', 'x'
 local ON_CODES = { success = ON_SUCCESS, failure = ON_FAILURE, finished = ON_FINISHED }
-local FLOW_IDENTITY = 41
+local FLOW_IDENTITY = 53
 
 local flow_ids = {}
 
@@ -62,11 +62,11 @@ local function remove_conditions(field, member)
 end
 
 local function read_flow_record(id, record)
-  local unfinished, completed, failed, cancelled, created8, finished8, position8, members, max_failed, length, rest
-    = unpack_struct('>i4i4i4i4c8c8c8I4I4I2', record)
+  local unfinished, completed, failed, cancelled, added, created8, finished8, grown8, position8, members, max_failed, length, rest
+    = unpack_struct('>i4i4i4i4i4c8c8c8c8I4I4I2', record)
   return {
     id = id, unfinished = unfinished, completed = completed, failed = failed, cancelled = cancelled,
-    created8 = created8, finished8 = finished8, position8 = position8, members = members, max_failed = max_failed,
+    added = added, created8 = created8, finished8 = finished8, grown8 = grown8, position8 = position8, members = members, max_failed = max_failed,
     parent = length > 0 and sub(record, rest, rest + length - 1) or nil, identity = sub(record, FLOW_IDENTITY),
   }
 end

@@ -1,15 +1,17 @@
 -- enqueue_flow: stores a batch of up to 500 jobs as enqueue.lua does, and flows. Jobs with conditions are suspended.
--- Keys: counters job job_seq flow flow_order running_flow ended_flow condition unmet
+-- Keys: counters job job_seq flow flow_order running_flow ended_flow open_flow condition unmet
 -- Arguments:
---   ARGV[3] four numbers of 4 bytes: of the new flows, of the jobs and of the flows that the call names and does not store, and of
---     the flows to which its sources belong
---   ARGV[4...] id and identity (the end of a record of `flow`) of each new flow, ids of these jobs, ids of these flows, ids of those
+--   ARGV[3] five numbers of 4 bytes: of the new flows, of the stored flows that get members, of the jobs and of the flows that the
+--     call names and does not store, and of the flows to which its sources belong
+--   ARGV[4...] id, identity (the end of a record of `flow`) and '1' if it is open, of each new flow; id and '1' if it is closed, of each
+--     flow that gets members; ids of these jobs, ids of these flows, ids of those
 --   then positions, number of lanes, full lane names, bodies and large payloads (see enqueue_jobs.lua)
--- Reply: {codes, {index, id of the job that holds the unique key, ...}}, {'unknown', ids of jobs, ids of flows} or {'other', id of a flow, its
---   record}: another flow with this id is kept. After the last two, nothing was stored.
+-- Reply: {codes, {index, id of the job that holds the unique key, ...}}, {'unknown', ids of jobs, ids of flows}, {'other', id of a flow, its
+--   record}: another flow with this id is kept, or {'ended', the same}: it has ended and gets no members. After the last three,
+--   nothing was stored.
 -- Atomic: one script. A full server rejects it before it begins.
 -- Cost: O(log n) per job and condition, for n waiting jobs and conditions.
-local new_count, job_count, flow_count, root_count = unpack_struct('>I4I4I4I4', ARGV[3])
+local new_count, grown_count, job_count, flow_count, root_count = unpack_struct('>I4I4I4I4I4', ARGV[3])
 local next_value = 4
 
 local function take_values(count)
@@ -21,7 +23,8 @@ local function take_values(count)
   return values
 end
 
-local new_flows, named_jobs, named_flows = take_values(2 * new_count), take_values(job_count), take_values(flow_count)
+local new_flows, grown_flows = take_values(3 * new_count), take_values(2 * grown_count)
+local named_jobs, named_flows = take_values(job_count), take_values(flow_count)
 local roots = take_values(root_count)
 local positions, lane_count = unpack(take_values(2))
 local names = take_values(tonumber(lane_count))
@@ -55,12 +58,17 @@ end
 -- Store the flows that are new.
 local function add_flows()
   local added = {}
-  for i = 1, #new_flows, 2 do
-    local id, identity = new_flows[i], new_flows[i + 1]
+  for i = 1, #new_flows, 3 do
+    local id, identity, is_open = new_flows[i], new_flows[i + 1], new_flows[i + 2] == '1'
     if redis.call('HEXISTS', flow_key, id) == 0 then
       local members, position8 = unpack_struct('>I4', identity), pack_struct('>I8', redis.call('HINCRBY', counters_key, 'flow', 1))
-      redis.call('HSET', flow_key, id, pack_struct('>i4i4i4i4', members, 0, 0, 0) .. now8
-        .. (members == 0 and now8 or NO_TIME) .. position8 .. identity)
+      local more = is_open and 1 or 0
+      members = members + more
+      redis.call('HSET', flow_key, id, pack_flow_counts({ unfinished = members, completed = 0, failed = 0, cancelled = 0, added = more })
+        .. now8 .. (members == 0 and now8 or NO_TIME) .. (is_open and now8 or NO_TIME) .. position8 .. identity)
+      if is_open then
+        redis.call('ZADD', open_flow_key, now, id)
+      end
       local flow = find_flow(id)
       redis.call('ZADD', flow_order_key, 0, pack_name(flow.parent or '') .. position8 .. id)
       if not flow.parent and members > 0 then
@@ -118,6 +126,42 @@ local function keep_needed(unknown, past)
     end
   end
   return kept
+end
+
+-- Return a flow that has ended and would get a member; nil: there is none.
+local function find_ended_flow()
+  local has_ended = {}
+  for i = 1, #grown_flows, 2 do
+    has_ended[grown_flows[i]] = read_flow(grown_flows[i]).unfinished == 0
+  end
+  for i = 1, next(has_ended) and #positions / POSITION_SIZE or 0 do
+    local member = get_member(ARGV[next_value + i - 1])
+    if member and has_ended[member.counted] and redis.call('HEXISTS', job_seq_key, member.id) == 0 then
+      return member.counted
+    end
+  end
+  return nil
+end
+
+-- Count the new members of stored flows, and close flows.
+local function grow_flows(codes)
+  local counts = {}
+  for i = 1, #grown_flows, 2 do
+    counts[grown_flows[i]] = 0
+  end
+  for i = 1, next(counts) and #codes or 0 do
+    local member = codes[i] == CREATED and get_member(ARGV[next_value + i - 1])
+    if member and counts[member.counted] then
+      counts[member.counted] = counts[member.counted] + 1
+    end
+  end
+  for i = 1, #grown_flows, 2 do
+    local flow = read_flow(grown_flows[i])
+    note_growth(flow, counts[flow.id])
+    if grown_flows[i + 1] == '1' then
+      note_closed(flow)
+    end
+  end
 end
 
 -- Count the members of new flows that were stored before and have ended: they outlived the flow of this id.
@@ -192,11 +236,15 @@ end
 if #unknown_jobs + #unknown_flows > 0 then
   return { 'unknown', unknown_jobs, unknown_flows }
 end
-for i = 1, #new_flows, 2 do
+for i = 1, #new_flows, 3 do
   local record = redis.call('HGET', flow_key, new_flows[i])
   if record and sub(record, FLOW_IDENTITY) ~= new_flows[i + 1] then
     return { 'other', new_flows[i], record }
   end
+end
+local ended = find_ended_flow()
+if ended then
+  return { 'ended', ended, redis.call('HGET', flow_key, ended) }
 end
 local codes, holders, suspended = {}, {}, nil
 if positions ~= '' then
@@ -213,6 +261,7 @@ if not is_refused then
   if #added > 0 then
     count_stored_members(codes, added)
   end
+  grow_flows(codes)
   add_conditions(suspended or {})
   resolve_changes()
 end
