@@ -69,7 +69,7 @@ def test_nothing_is_left_of_what_is_forgotten(valkey: Server) -> None:
             for backend in (self.oracle, self.subject):
                 await backend.consuming.rescue(1_000, max_lost=3)
                 await cancel_all(backend)
-                await store_missing_members(backend)
+                await enqueue_missing_members(backend)
                 await cancel_all(backend)
                 await delete(backend, EVERY_JOB, 1_000)
             self.clock.advance(10 * 86_400.0)
@@ -86,7 +86,7 @@ async def cancel_all(backend: Backend) -> None:
         await backend.producing.cancel(job.id)
 
 
-async def store_missing_members(backend: Backend) -> None:
+async def enqueue_missing_members(backend: Backend) -> None:
     """Repeat the calls that stored a part of a flow. Such a flow runs until all are stored."""
     page = await backend.reads.list_flows(running=True, limit=1_000)
     running = {flow.id for flow in page.flows}

@@ -255,6 +255,26 @@ class EndingWithoutSuccess:
         assert (await worker.heartbeat()).next_expiry > 0
         assert await read_counts(harness) == (FlowState.FAILED, 0, 0, 1, count)
 
+    @pytest.mark.parametrize("limits", [{}, {"mail": 2}])
+    async def test_an_exchange_of_any_worker_continues(
+        self, harness: Harness, limits: dict[str, int]
+    ) -> None:
+        """The next exchange of each worker continues, and asks for another at once.
+
+        Some backends plan an exchange with limits in other steps.
+        """
+        count = 2 * MAX_RESOLVED + 1
+        waiting = [member(f"w{number:04}", after("a")) for number in range(count)]
+        await store(harness, [member("a"), *waiting])
+        worker = await harness.worker()
+        other = await harness.worker(names=("mail", "report"), limits=limits)
+        await fail(worker, "a")
+        for left in (1, 0):
+            reply = await other.exchange(want=other.want())
+            assert (await read_counts(harness))[1] == left
+            assert (reply.next_due is not None) is (left > 0)
+        assert await read_counts(harness) == (FlowState.FAILED, 0, 0, 1, count)
+
     async def test_more_than_one_step_cancels(self, harness: Harness) -> None:
         count = 2 * MAX_RESOLVED + 1
         waiting = [member(f"w{number:04}", after("a")) for number in range(count)]

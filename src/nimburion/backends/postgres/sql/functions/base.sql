@@ -59,7 +59,7 @@ $$;
 
 -- name: note_feature
 -- Record that a feature is used, so that exchanges look for it. Call it in the transaction of the first use.
--- Inputs: the name of the feature: limits, pauses or tenants
+-- Inputs: the name of the feature: limits, pauses, tenants or flows
 -- Locks: waits for another transaction that is recording the same feature
 CREATE OR REPLACE FUNCTION {schema}.note_feature_1(p_name text) RETURNS void
 LANGUAGE plpgsql AS $$

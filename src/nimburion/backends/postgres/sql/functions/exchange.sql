@@ -51,7 +51,8 @@
 --     results                   one letter for each settlement: d done, a already settled by this token, s stale
 --     nonce                     the nonce of the leases in this reply
 --     next_due                  the earliest due time in `scheduled`, unless another session looks then, or when a rate
---                               limit allows the next job of a requested lane, if that is earlier; NULL: neither
+--                               limit allows the next job of a requested lane, if that is earlier; NULL: neither. `now` if
+--                               changes of flows are left to the next exchange.
 --     waiting                   which of the requested lanes still have jobs (indexes, from 1)
 --     to_notify                 the queues to notify
 --     lanes, queues, names, ranks
@@ -67,7 +68,7 @@
 -- The sizes of payloads are checked only if payloads were ever stored outside their rows (TOAST), or if `p_total` times
 -- 4 KB is more than `p_max_bytes`. A payload inside its row has 2 KB at most, unless it compresses well.
 -- Locks: the advisory lock of the session; the limits of the settled jobs and of the requested lane, all before anything is
--- settled; unique keys; then the rows of jobs. In a repeat the limits of its jobs, share classes of tenants, then the rows of jobs
+-- settled; unique keys; the rows of these jobs; as `resolve_flows_1`; then the rows of jobs to lease. In a repeat the limits of its jobs, share classes of tenants, then the rows of jobs
 -- Atomic: one transaction with an asynchronous commit
 CREATE OR REPLACE FUNCTION {schema}.exchange_1(
     p_now int8, p_session text, p_number int8,
@@ -82,9 +83,13 @@ DECLARE
     most int4 := p_total;  -- how many jobs to lease
     now int8;
     session record;
+    features text[];
     has_limits bool := false;
     has_pauses bool := false;
     settled record;
+    changes {schema}.flow_change[];
+    resumed_lanes int4[];
+    is_cut bool := false;  -- whether changes of flows are left to the next exchange
     codes text := '';
     next_due int8;
     promoted_lanes int4[];
@@ -114,7 +119,8 @@ BEGIN
             p_total, p_max_bytes, p_queues, p_names, p_low_water_lanes, p_low_water_marks, session.oldest_xid);
         RETURN;
     END IF;
-    IF EXISTS (SELECT FROM {schema}.used_feature) THEN
+    features := ARRAY(SELECT f.name FROM {schema}.used_feature f);
+    IF features <> '{}' AND features <> '{flows}' THEN
         IF {schema}.is_restricted_1(p_names) THEN
             RETURN NEXT {schema}.make_status_reply_1('restricted', NULL);
             RETURN;
@@ -131,8 +137,15 @@ BEGIN
         settled := {schema}.settle_all_1(now, session.number, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies, p_delays,
             p_texts, p_fractions, false);
         codes := settled.codes;
+        changes := settled.changes;
         queues_to_notify := CASE WHEN settled.to_notify IS NOT NULL THEN {schema}.get_queues_of_lanes_1(settled.to_notify) END
             || CASE WHEN settled.key_numbers IS NOT NULL THEN {schema}.release_keys_1(now, settled.key_numbers) END;
+    END IF;
+    IF features @> '{flows}' THEN
+        IF changes IS NOT NULL OR EXISTS (SELECT FROM {schema}.flow_change) THEN
+            SELECT r.to_notify, r.is_cut INTO resumed_lanes, is_cut FROM {schema}.resolve_flows_1(now, changes) r;
+            queues_to_notify := queues_to_notify || {schema}.get_queues_of_lanes_1(resumed_lanes);
+        END IF;
     END IF;
 
     -- Step 3: promote.
@@ -201,6 +214,7 @@ BEGIN
     IF p_total > 0 AND next_due <= now + 20000000 THEN  -- DUE_WINDOW in core/exchange.py
         next_due := {schema}.report_due_1(now, session.number, next_due);
     END IF;
+    next_due := CASE WHEN is_cut THEN now ELSE next_due END;
     IF has_limits THEN
         PERFORM {schema}.take_lane_uses_1(now, lane_numbers, lane_units, leased);
         next_due := LEAST(next_due, {schema}.find_next_opening_1(now, p_queues, p_names));

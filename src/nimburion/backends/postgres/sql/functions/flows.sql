@@ -1,7 +1,9 @@
 -- Flows: what follows from the end of members of flows. backends/planning/flows.py decides the same in Python.
 --
 -- A function that ends or replays a member adds a row to `flow_change`. `resolve_flows_1` applies these rows, normally in the same
--- call. Rows that it leaves are applied by the next call, of any worker; at the latest by that of `promote`.
+-- call. Rows that it leaves are applied by the next exchange of any worker; at the latest by a rescue.
+-- An exchange passes the changes of the jobs that it completes to `resolve_flows_1`, which writes them to the table only if others
+-- are left there. So the table is empty most of the time, also while many members end.
 -- Locks, after all that an exchange takes: the flows that are no groups (roots) by number; then, each with SKIP LOCKED, rows of
 -- `dependent`, further roots, source jobs, unique keys, the horizon and finished jobs. So only the locks of roots are waited for, and
 -- one call takes all of them before it changes anything. What cannot be locked is left to a later call, with all later changes of
@@ -17,9 +19,41 @@
 CREATE OR REPLACE FUNCTION {schema}.note_changes_1(p_ids bytea[], p_flows int8[], p_change text, p_outcome text) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
+    PERFORM {schema}.put_changes_1({schema}.make_changes_1(p_ids, p_flows, p_change, p_outcome));
+END $$;
+
+-- name: make_changes
+-- Make the changes of jobs that have ended or were replayed.
+-- Inputs: as for `note_changes_1`
+CREATE OR REPLACE FUNCTION {schema}.make_changes_1(p_ids bytea[], p_flows int8[], p_change text, p_outcome text)
+RETURNS {schema}.flow_change[]
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT CAST(ROW(NULL, CASE WHEN m.flow > 0 THEN m.flow END, coalesce(f.root, f.number), 'job', m.id, p_change, p_outcome)
+            AS {schema}.flow_change)
+        FROM unnest(p_ids, p_flows) WITH ORDINALITY AS m (id, flow, place) LEFT JOIN {schema}.flow f ON f.number = abs(m.flow)
+        ORDER BY m.place
+    );
+END $$;
+
+-- name: put_changes
+-- Add changes to `flow_change`, in their order.
+-- Inputs: the changes. Their numbers are not used.
+CREATE OR REPLACE FUNCTION {schema}.put_changes_1(p_changes {schema}.flow_change[]) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
     INSERT INTO {schema}.flow_change (flow, root, source_kind, source, change, outcome)
-    SELECT CASE WHEN m.flow > 0 THEN m.flow END, coalesce(f.root, f.number), 'job', m.id, p_change, p_outcome
-    FROM unnest(p_ids, p_flows) AS m (id, flow) LEFT JOIN {schema}.flow f ON f.number = abs(m.flow);
+    SELECT c.flow, c.root, c.source_kind, c.source, c.change, c.outcome
+    FROM unnest(p_changes) WITH ORDINALITY AS c (number, flow, root, source_kind, source, change, outcome, place) ORDER BY c.place;
+END $$;
+
+-- name: has_left_changes
+-- Test whether a call has left changes of flows.
+CREATE OR REPLACE FUNCTION {schema}.has_left_changes_1() RETURNS bool
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM {schema}.used_feature f WHERE f.name = 'flows') AND EXISTS (SELECT FROM {schema}.flow_change);
 END $$;
 
 -- name: continue_flows
@@ -39,16 +73,19 @@ BEGIN
 END $$;
 
 -- name: resolve_flows
--- Apply the changes in `flow_change`, and what follows from them: count members, and resume, cancel or suspend the jobs that wait.
--- Inputs: the time; the maximum number of conditions to apply (MAX_RESOLVED in core/flows.py). The rest is left to a later call.
+-- Apply changes of jobs and the changes in `flow_change`, and what follows from them: count members, and resume, cancel or suspend the
+-- jobs that wait.
+-- Inputs: the time; changes that are not in the table (NULL: none); the maximum number of conditions to apply (MAX_RESOLVED in
+--   core/flows.py). The rest is left to a later call.
 -- Result:
 --   to_notify   the lane of each job to notify; NULL: none
 --   is_cut      whether some is left because of the maximum; false also if some is left because other transactions have locked it
 -- Locks: see the header of this file
 -- Atomic: part of the caller's transaction. Each statement sees what other transactions have committed before it, so also what
 --   those have changed that held the roots before.
-CREATE OR REPLACE FUNCTION {schema}.resolve_flows_1(p_now int8, p_limit int4 DEFAULT 500, OUT to_notify int4[], OUT is_cut bool)
-LANGUAGE plpgsql
+CREATE OR REPLACE FUNCTION {schema}.resolve_flows_1(
+    p_now int8, p_changes {schema}.flow_change[] DEFAULT NULL, p_limit int4 DEFAULT 500, OUT to_notify int4[], OUT is_cut bool
+) LANGUAGE plpgsql
 SET enable_seqscan TO off SET enable_hashjoin TO off SET enable_mergejoin TO off SET jit TO off AS $$
 DECLARE
     named int8[];
@@ -64,8 +101,9 @@ DECLARE
     available int4 := p_limit;
 BEGIN
     is_cut := false;
-    SELECT array_agg(DISTINCT c.root) INTO named
-    FROM (SELECT n.root FROM {schema}.flow_change n ORDER BY n.number LIMIT 2000) c;
+    SELECT array_agg(DISTINCT c.root) INTO named FROM (
+        SELECT n.root FROM unnest(p_changes) n UNION ALL (SELECT n.root FROM {schema}.flow_change n ORDER BY n.number LIMIT 2000)
+    ) c;
     IF named IS NULL THEN
         RETURN;
     END IF;
@@ -73,15 +111,20 @@ BEGIN
     IF cardinality(roots) < cardinality(named) THEN  -- some sources are in no flow, or it was deleted
         takes_orphans := pg_try_advisory_xact_lock(hashtextextended('{schema}.resolve_flows_1', 7046));
     END IF;
-    WITH deleted AS (
-        DELETE FROM {schema}.flow_change c WHERE c.number = ANY (ARRAY(
-            SELECT n.number FROM {schema}.flow_change n
-            WHERE n.root = ANY (roots)
-                OR takes_orphans AND NOT EXISTS (SELECT FROM {schema}.flow f WHERE f.number = n.root)
-            ORDER BY n.number LIMIT 2000
-        )) RETURNING c.*
-    )
-    SELECT array_agg(CAST(ROW(d.*) AS {schema}.flow_change) ORDER BY d.number) INTO taken FROM deleted d;
+    IF (takes_orphans OR cardinality(roots) = cardinality(named)) AND NOT EXISTS (SELECT FROM {schema}.flow_change) THEN
+        taken := p_changes;
+    ELSE
+        PERFORM {schema}.put_changes_1(p_changes);  -- behind those that are left: changes of one source keep their order
+        WITH deleted AS (
+            DELETE FROM {schema}.flow_change c WHERE c.number = ANY (ARRAY(
+                SELECT n.number FROM {schema}.flow_change n
+                WHERE n.root = ANY (roots)
+                    OR takes_orphans AND NOT EXISTS (SELECT FROM {schema}.flow f WHERE f.number = n.root)
+                ORDER BY n.number LIMIT 2000
+            )) RETURNING c.*
+        )
+        SELECT array_agg(CAST(ROW(d.*) AS {schema}.flow_change) ORDER BY d.number) INTO taken FROM deleted d;
+    END IF;
     IF taken IS NULL THEN
         RETURN;
     END IF;
@@ -212,11 +255,11 @@ LANGUAGE plpgsql AS $$
 BEGIN
     RETURN ARRAY(
         SELECT CAST(ROW(t.number, NULL, t.root, t.source_kind, t.source, f.change, NULL) AS {schema}.flow_change)
-        FROM unnest(p_taken) t, LATERAL (
+        FROM unnest(p_taken) WITH ORDINALITY AS t (number, flow, root, source_kind, source, change, outcome, place), LATERAL (
             SELECT CASE WHEN t.change <> 'stored' THEN t.change
                 ELSE {schema}.find_change_1(t.root, t.source_kind, t.source) END AS change
         ) f
-        WHERE f.change IS NOT NULL ORDER BY t.number
+        WHERE f.change IS NOT NULL ORDER BY t.place
     );
 END $$;
 
@@ -601,6 +644,7 @@ BEGIN
             ON CONFLICT (id) DO NOTHING;
             IF FOUND THEN
                 added := added || new.id;
+                PERFORM {schema}.note_feature_1('flows');
                 IF new.members + new.is_open = 0 THEN
                     INSERT INTO {schema}.flow_change (flow, root, source_kind, source, change, outcome)
                     SELECT f.parent, coalesce(f.root, f.number), 'flow', f.id, 'succeeded', 'completed'

@@ -47,6 +47,9 @@ DECLARE
     has_tenants bool;
     locked_names text[];
     settled record;
+    changes {schema}.flow_change[];
+    resumed_lanes int4[];
+    is_cut bool := false;
     promoted record;
     lanes record;
     lane_index int4;
@@ -78,12 +81,19 @@ BEGIN
     reply.results := '';
     IF p_seqs IS NOT NULL THEN
         settled := {schema}.settle_all_1(reply.now, session.number, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies,
-            p_delays, p_texts, p_fractions, has_tenants, NOT p_lock);
+            p_delays, p_texts, p_fractions, has_tenants);
+        changes := settled.changes;
         reply.results := settled.codes;
         reply.to_notify := {schema}.release_keys_1(reply.now, settled.key_numbers);
         IF settled.to_notify IS NOT NULL THEN
             reply.to_notify := reply.to_notify || {schema}.get_queues_of_lanes_1(settled.to_notify);
         END IF;
+    END IF;
+    IF p_lock AND changes IS NOT NULL THEN
+        PERFORM {schema}.put_changes_1(changes);
+    ELSIF NOT p_lock AND (changes IS NOT NULL OR {schema}.has_left_changes_1()) THEN
+        SELECT r.to_notify, r.is_cut INTO resumed_lanes, is_cut FROM {schema}.resolve_flows_1(reply.now, changes) r;
+        reply.to_notify := reply.to_notify || {schema}.get_queues_of_lanes_1(resumed_lanes);
     END IF;
     PERFORM {schema}.unpark_open_1(reply.now, p_names);
     reply.to_notify := reply.to_notify || {schema}.unpark_changed_1(reply.now);
@@ -124,6 +134,7 @@ BEGIN
     IF p_total > 0 AND reply.next_due <= reply.now + 20000000 THEN  -- DUE_WINDOW in core/exchange.py
         reply.next_due := {schema}.report_due_1(reply.now, session.number, reply.next_due);
     END IF;
+    reply.next_due := CASE WHEN is_cut THEN reply.now ELSE reply.next_due END;
     IF reply.candidates IS NULL THEN
         reply.waiting := {schema}.find_waiting_lanes_1(reply.now, p_queues, p_names, p_low_water_lanes, p_low_water_marks);
         reply.next_due := LEAST(reply.next_due, {schema}.find_next_opening_1(reply.now, p_queues, p_names));

@@ -9,14 +9,13 @@
 
 -- name: settle_all
 -- Apply the settlements of an exchange.
--- Inputs: the time; the number of the session; the settlements as for `exchange_1`; whether tenants may have been charged;
---   whether what follows from the end of members of flows is applied now: not in a transaction that stays open for a round trip
--- Result: as of `settle_each_1`
--- Locks: as `resolve_flows_1`, if a member of a flow ended
+-- Inputs: the time; the number of the session; the settlements as for `exchange_1`; whether tenants may have been charged
+-- Result: as of `settle_each_1`; then
+--   changes     the changes of members of flows that are not in `flow_change`, for the caller; NULL: none
 CREATE OR REPLACE FUNCTION {schema}.settle_all_1(
     p_now int8, p_session int4, p_kinds text, p_seqs int8[], p_ids bytea[], p_fences int4[], p_nonces bytea[],
-    p_bodies bytea[], p_delays int8[], p_texts text[], p_fractions float8[], p_has_charges bool, p_resolves bool DEFAULT true,
-    OUT codes text, OUT ended int4[], OUT to_notify int4[], OUT key_numbers int8[]
+    p_bodies bytea[], p_delays int8[], p_texts text[], p_fractions float8[], p_has_charges bool,
+    OUT codes text, OUT ended int4[], OUT to_notify int4[], OUT key_numbers int8[], OUT changes {schema}.flow_change[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
     completed record;
@@ -31,9 +30,6 @@ BEGIN
         SELECT s.codes, s.ended, s.to_notify, s.key_numbers INTO codes, ended, to_notify, key_numbers
         FROM {schema}.settle_each_1(p_now, p_session, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies, p_delays,
             p_texts, p_fractions) s;
-        IF p_resolves AND EXISTS (SELECT FROM {schema}.flow_change) THEN
-            to_notify := to_notify || (SELECT r.to_notify FROM {schema}.resolve_flows_1(p_now) r);
-        END IF;
         RETURN;
     END IF;
     completed := {schema}.complete_all_1(p_now, p_session, p_seqs, p_fences, p_nonces, p_bodies, p_texts);
@@ -44,10 +40,7 @@ BEGIN
         to_notify := {schema}.free_unique_keys_1(completed.keyed, completed.keyed_lanes, completed.keys);
     END IF;
     IF completed.member_flows IS NOT NULL THEN
-        PERFORM {schema}.note_changes_1(completed.member_ids, completed.member_flows, 'succeeded', 'completed');
-        IF p_resolves THEN
-            to_notify := to_notify || (SELECT r.to_notify FROM {schema}.resolve_flows_1(p_now) r);
-        END IF;
+        changes := {schema}.make_changes_1(completed.member_ids, completed.member_flows, 'succeeded', 'completed');
     END IF;
 END $$;
 
