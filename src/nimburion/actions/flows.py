@@ -1,4 +1,4 @@
-"""Flows: list, show, wait for, cancel and replay them."""
+"""Flows: list, show, wait for, close, cancel and replay them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nimburion.actions.operator import Operator, SubjectActions
 from nimburion.core.backend import Backend
 from nimburion.core.bulk_operations import BulkAction
 from nimburion.core.errors import FlowNotFound, WaitTimeout
-from nimburion.core.flows import FlowInfo, FlowState
+from nimburion.core.flows import FlowInfo, FlowState, Growth, NewFlow
 from nimburion.core.job import DEPENDENCY, FAILED_ONLY, State
 from nimburion.core.paging import change_matching, iterate_items
 from nimburion.core.queries import JobFilter
@@ -103,6 +103,15 @@ class FlowActions(SubjectActions):
                     f"of {flow.members} members have not ended"
                 )
             await clock.sleep(min(next(pauses), left))
+
+    async def close(self, flow_id: str | UUID) -> None:
+        """Close an open flow: it ends with its last member. Closing it again changes nothing.
+
+        Raises `InvalidJob` if the flow is unknown.
+        """
+        flow = check_name("flow id", str(flow_id))
+        async with self._operator.record(self._backend, "flows.close", flow):
+            await self._backend.producing.enqueue([], [NewFlow(id=flow, growth=Growth.CLOSE)])
 
     async def cancel(self, flow_id: str | UUID, *, report: ReportProgress = lambda _: None) -> Ids:
         """Cancel all members that have not ended, and return the ids of those that were changed.

@@ -23,7 +23,7 @@ RIGHT_BY_ACTION = MappingProxyType(
                 *("limit.change", "limit.reset", "tenant.weight"),
                 *("worker.quiet", "worker.resume", "worker.stop"),
                 *("schedule.pause", "schedule.resume", "schedule.run"),
-                *("flows.cancel", "flows.replay"),
+                *("flows.close", "flows.cancel", "flows.replay"),
                 *("operations.start_replay", "operations.start_run_now"),
                 *("operations.start_cancel", "operations.cancel"),
             ),

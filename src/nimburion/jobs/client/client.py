@@ -100,7 +100,6 @@ if TYPE_CHECKING:
     from nimburion.actions.audit_log import AuditLog
     from nimburion.actions.bulk import BulkActions
     from nimburion.actions.dead_letters import DeadLetters
-    from nimburion.actions.flows import FlowActions
     from nimburion.actions.limits import LimitActions
     from nimburion.actions.queues import QueueActions
     from nimburion.actions.tenants import TenantActions
@@ -108,6 +107,7 @@ if TYPE_CHECKING:
     from nimburion.core.flows import NewFlow
     from nimburion.core.queries import QueueInfo
     from nimburion.jobs.flows.flow import Flow
+    from nimburion.jobs.flows.growing import Flows
     from nimburion.jobs.outbox.database import OutboxDatabase
     from nimburion.jobs.outbox.outbox import Outbox, WaitingJob
     from nimburion.scheduler.schedules import Schedules
@@ -342,9 +342,13 @@ class Client:
         return make_actions(self, self.operator).bulk
 
     @property
-    def flows(self) -> FlowActions:
-        """The flows of the backend: list, show, wait for, cancel and replay them."""
-        return make_actions(self, self.operator).flows
+    def flows(self) -> Flows:
+        """The flows of the backend: add members; list, show, wait for, close, cancel and replay
+        them.
+        """
+        from nimburion.jobs.flows.growing import Flows
+
+        return Flows(self)
 
     @property
     def audit(self) -> AuditLog:
@@ -1519,6 +1523,31 @@ def make_actions(client: Client, operator: Operator) -> Actions:
         return await send_jobs(client, [add_limit_keys(client, job) for job in jobs])
 
     return Actions(client.backend, operator, send, client.clock)
+
+
+async def add_members(
+    client: Client,
+    flow_id: str,
+    group: str | None,
+    name: str | None,
+    jobs: Sequence[JobReturning[Any]],
+) -> list[str]:
+    """Store jobs as members of a stored flow, or of a group in it, and return their ids.
+
+    `name` comes between the id of the flow and the numbers of the jobs; None: a new name.
+    """
+    from nimburion.jobs.flows.enqueueing import MemberMaker
+    from nimburion.jobs.flows.growing import list_grown_flows, plan_additions
+
+    parsed = client._parse_options({})
+    planned = plan_additions(flow_id, group, name or client._ids.make(), jobs)
+    new = MemberMaker(client._make_job, parsed, client._sizes).make(planned)
+    flows, size = list_grown_flows(flow_id, group), client._sizes.batch
+    for start in range(0, len(new), size):
+        some = slice(start, start + size)
+        calls = [one.job for one in planned[some]]
+        await client._enqueue_together(calls, new[some], parsed, flows)
+    return [job.id for job in new]
 
 
 async def send_jobs(client: Client, jobs: Sequence[NewJob]) -> list[Enqueued]:

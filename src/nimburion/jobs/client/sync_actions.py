@@ -14,6 +14,7 @@ from nimburion.actions.limits import LimitActions
 from nimburion.actions.queues import QueueActions
 from nimburion.actions.tenants import TenantActions
 from nimburion.actions.workers import WorkerActions
+from nimburion.jobs.flows.growing import Flows
 
 if TYPE_CHECKING:
     from nimburion.jobs.client.client import Client
@@ -175,8 +176,12 @@ class SyncAuditLog(SyncActions):
 
 
 class SyncFlows(SyncActions):
-    """List, show, wait for, cancel and replay flows."""
+    """Add members to flows; list, show, wait for, close, cancel and replay flows."""
 
+    @make_sync(Flows.add)
+    def add(self) -> None: ...
+    @make_sync(FlowActions.close)
+    def close(self) -> None: ...
     @make_sync_list(FlowActions.list)
     def list(self) -> None: ...
     @make_sync(FlowActions.get)

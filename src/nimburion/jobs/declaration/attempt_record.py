@@ -97,6 +97,8 @@ class AttemptRecord:
     failure: Retried | Failed | None = None
     """In the record of hooks: the outcome that their transaction stores. None: it is stored, the
     hooks have ended, or the job lost its worker."""
+    added_members: int = 0
+    """How many members the handler has added to the flow of the job without a key of their own."""
     lease_lost: LeaseLost | None = None
     """The error of a transaction of the handler that found another worker on the job."""
     result: object = None

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from nimburion.jobs.declaration.job import JobId, JobReturning
     from nimburion.jobs.declaration.options import EnqueueOptions
+    from nimburion.jobs.flows.growing import MemberFlow
 
     StateT_co = TypeVar("StateT_co", covariant=True, default=object)
     R = TypeVar("R")
@@ -347,6 +348,16 @@ class Context(Generic[StateT_co]):
                 "too"
             )
         return client.enqueue(job, **options)
+
+    @property
+    def flow(self) -> MemberFlow:
+        """The flow of which this job is a member: `await ctx.flow.add(job)` adds a member.
+
+        `InvalidJob` is raised if the job is no member of a flow.
+        """
+        from nimburion.jobs.flows.growing import MemberFlow
+
+        return MemberFlow(self._record, cast("Any", self._services.client))
 
     def transaction(self, connection: object = None) -> HandlerTransaction:
         """Write rows and settle this job in one commit, so that its effect happens exactly once.

@@ -136,6 +136,9 @@ class Flow:
     ```
 
     A member whose dependency does not complete is cancelled, and so are those that depend on it.
+
+    With `open=True`, the flow does not end before `processor.flows.close`. Until then,
+    `processor.flows.add` adds members.
     """
 
     def __init__(
@@ -146,11 +149,19 @@ class Flow:
         on_failure: JobReturning[Any] | None = None,
         on_finished: JobReturning[Any] | None = None,
         max_failed: Tolerance = 0,
+        open: bool = False,  # noqa: A002 (the name of the option)
     ) -> None:
         self.name: str = check_name("the name of a flow", name)
         """What the flow does, for people; flows of one kind share it."""
         self.max_failed: Tolerance = _check_tolerance(f"flow {name!r}", max_failed)
         """How many members may fail or be cancelled without failure of the flow."""
+        self.open: bool = open
+        """Whether more members may come after it was enqueued, until it is closed."""
+        if open and isinstance(max_failed, str):
+            raise InvalidJob(
+                f"flow {name!r}: the number of members of an open flow is not known, so max_failed "
+                f"is a whole number, not {max_failed!r}"
+            )
         self._callbacks: dict[str, AnyJob] = {}
         self._entries: list[FlowEntry] = []
         self._names: set[str] = set()
@@ -210,7 +221,7 @@ class Flow:
         group has failed, and counts as one failed member of the flow. A group without jobs
         succeeds at once. The other arguments are those of `add`.
         """
-        members = _list_jobs(jobs)
+        members = list_jobs(jobs)
         conditions = self._read_conditions(depends_on, on)
         first = require_declaration(members[0]) if members else None
         chosen = self._choose_name(name, first.name if first else "group")
@@ -375,7 +386,8 @@ def check_key_arguments(name: str, declaration: Declaration, results: Iterable[s
             )
 
 
-def _list_jobs(jobs: object) -> list[AnyJob]:
+def list_jobs(jobs: object) -> list[AnyJob]:
+    """Return the jobs of an iterable. Raises `InvalidJob` if it is none."""
     if isinstance(jobs, str) or not isinstance(jobs, Iterable):
         raise InvalidJob(f"add_all takes jobs, not {shorten(repr(jobs), 80)}")
     return list(jobs)

@@ -8,7 +8,15 @@ from typing import NamedTuple
 import msgspec
 
 from nimburion.core.errors import InvalidJob
-from nimburion.core.flows import NewFlow, On, ResultRef, SourceKind, WaitCondition, WaitSource
+from nimburion.core.flows import (
+    Growth,
+    NewFlow,
+    On,
+    ResultRef,
+    SourceKind,
+    WaitCondition,
+    WaitSource,
+)
 from nimburion.core.job import JobOptions
 from nimburion.core.size_limits import NAME_PATTERN
 from nimburion.jobs.declaration.job import AnyJob
@@ -73,6 +81,7 @@ class FlowPlan:
             name=flow.name,
             members=len(self._entries),
             max_failed=count_tolerated(flow.max_failed, len(self._entries)),
+            growth=Growth.OPEN if flow.open else Growth.NONE,
         )
         self.groups: dict[str, NewFlow] = {
             group.id: group

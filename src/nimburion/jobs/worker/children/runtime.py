@@ -217,6 +217,14 @@ class _ChildContext(Context):
 
     __slots__ = ()
 
+    @property
+    def flow(self) -> NoReturn:
+        """Raise `NotSupported`: the worker holds the lease."""
+        raise NotSupported(
+            'ctx.flow does not work in a child process; use execution="auto", or return what to '
+            "add, and let another member add it"
+        )
+
     def transaction(self, connection: object = None) -> NoReturn:  # noqa: ARG002 (as the base)
         """Raise `NotSupported`: the worker holds the lease."""
         raise NotSupported(
