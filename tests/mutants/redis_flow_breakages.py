@@ -60,7 +60,7 @@ REDIS_FLOW_MUTANTS = (
     Mutant(
         "Redis: a promotion does not continue the changes of flows",
         "backends/redis/consuming.py",
-        'if $has_changes:\n            $due = await self.$server.run_script("continue_flows")',
+        'if $has_changes:\n            $due = await self.$server.run_script("continue_flows", b"")',
         "if False:\n            pass",
         (f"{REDIS}test_more_than_one_step_resumes",),
     ),

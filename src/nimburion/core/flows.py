@@ -135,8 +135,8 @@ class FlowInfo(msgspec.Struct, frozen=True, kw_only=True):
     """How many members it has. An open flow has one more, which stands for those that may come."""
     unfinished: int
     """The members that have not ended, or are not stored yet. That of an open flow is among them.
-    It goes away when the flow is closed. If nobody closes the flow, it counts as cancelled, with
-    as many others as the flow tolerates.
+    It goes away when the flow is closed. If the flow is never closed, it counts as cancelled,
+    with as many others as the flow tolerates.
     """
     completed: int = 0
     failed: int = 0

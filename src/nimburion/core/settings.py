@@ -198,6 +198,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     keep_completed_max: Annotated[int, Meta(ge=0, le=1_000_000_000)] | None = None
     keep_failed: Annotated[float, Meta(ge=0)] | None = 90 * 86_400.0
     keep_results: Annotated[float, Meta(ge=0)] | None = 86_400.0
+    keep_open_flows: Annotated[float, Meta(ge=0)] | None = 3_600.0
+    """Seconds without new members after which an open flow is closed as cancelled."""
     keep_arguments: Choice = "auto"
     """Whether completed jobs keep their arguments for as long as their records are kept; auto: as
     `Capabilities.keeps_arguments` of the backend.
@@ -264,6 +266,7 @@ class SettingsOptions(TypedDict, total=False):
     keep_completed_max: int | None
     keep_failed: float | None
     keep_results: float | None
+    keep_open_flows: float | None
     keep_arguments: Choice
     processes: int
     worker_recycle: Recycle

@@ -180,7 +180,7 @@ class FlowResolver:
             self._change_flow(msgspec.structs.replace(flow, grown_at=grown_at), counts)
 
     def note_closed(self, flow_id: str, *, is_late: bool = False) -> None:
-        """Note that a flow is closed, if it is open; with `is_late`, because nobody has closed it.
+        """Note that a flow is closed, if it is open; with `is_late`, because it got no members.
 
         The member that stands for those that may come goes away. If it is late, it counts as
         cancelled, with as many others as the flow tolerates: it ends as cancelled or failed.

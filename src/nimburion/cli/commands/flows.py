@@ -1,4 +1,4 @@
-"""`nimburion flows …`: list, show, cancel and replay flows."""
+"""`nimburion flows …`: list, show, close, cancel and replay flows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def flows() -> None:
-    """List, show, cancel and replay flows (jobs that wait for each other)."""
+    """List, show, close, cancel and replay flows (jobs that wait for each other)."""
 
 
 @flows.command("list")
@@ -65,9 +65,13 @@ def print_flows(page: FlowPage) -> None:
         click.echo(f"more: add --after {escape_controls(page.next)}")
 
 
+def _format_state(flow: FlowInfo) -> str:
+    return f"{flow.state.value}, open" if flow.is_open else flow.state.value
+
+
 def _list_counts(flow: FlowInfo) -> tuple[object, ...]:
     return (
-        flow.state.value,
+        _format_state(flow),
         flow.members,
         flow.unfinished,
         flow.completed,
@@ -99,7 +103,7 @@ def print_flow(tree: FlowTree) -> None:
         {
             "id": tree.id,
             "name": tree.name,
-            "state": tree.state.value,
+            "state": _format_state(tree),
             "members": tree.members,
             "unfinished": tree.unfinished,
             "completed": tree.completed,
@@ -124,6 +128,15 @@ def _iterate_groups(tree: FlowTree) -> Iterator[FlowTree]:
     for group in tree.groups:
         yield group
         yield from _iterate_groups(group)
+
+
+@flows.command("close")
+@click.argument("flow_id", metavar="ID")
+@add_shared_options
+def close_flow(flow_id: str) -> None:
+    """Close an open flow, which then ends with its last member."""
+    current_invocation().run(lambda backend: make_actions(backend).flows.close(flow_id))
+    print_result({"closed": flow_id}, lambda: click.echo(f"{escape_controls(flow_id)} closed"))
 
 
 @flows.command("cancel")

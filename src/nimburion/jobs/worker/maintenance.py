@@ -120,6 +120,7 @@ def make_retention(settings: Settings) -> Retention:
         completed_max=settings.keep_completed_max,
         failed=settings.keep_failed,
         results=settings.keep_results,
+        open_flows=settings.keep_open_flows,
     )
 
 

@@ -26,6 +26,10 @@ class FlowView(msgspec.Struct, frozen=True, kw_only=True):
     cancelled: int
     max_failed: int
     """How many members may fail or be cancelled without failure of the flow."""
+    added: int
+    """How many of its members were added after it was stored."""
+    is_open: bool
+    """Whether more members may come. One of the unfinished members stands for them."""
     created_at: float
     finished_at: float | None
     groups: list[FlowView] = msgspec.field(default_factory=list)
@@ -77,6 +81,8 @@ def make_view(flow: FlowInfo) -> FlowView:
         failed=flow.failed,
         cancelled=flow.cancelled,
         max_failed=flow.max_failed,
+        added=flow.added,
+        is_open=flow.is_open,
         created_at=flow.created_at,
         finished_at=flow.finished_at,
         groups=[make_view(group) for group in groups],

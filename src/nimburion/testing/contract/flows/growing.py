@@ -223,7 +223,7 @@ class OpenFlows:
         assert await list_waiting(worker) == ["alert"]
         assert await read_counts(harness) == (FlowState.RUNNING, 1, 0, 1, 0)
 
-    async def test_an_open_flow_that_nobody_closes(self, harness: Harness) -> None:
+    async def test_an_open_flow_that_is_never_closed(self, harness: Harness) -> None:
         done = member("done", after_flow(on=On.FINISHED), group="")
         await store(harness, [done], OPEN)
         worker = await harness.worker()
@@ -242,7 +242,9 @@ class OpenFlows:
         with pytest.raises(InvalidJob, match="has ended, cancelled"):
             await add(harness, member("b"))
 
-    async def test_a_tolerance_does_not_hide_that_nobody_closed_it(self, harness: Harness) -> None:
+    async def test_a_tolerance_does_not_hide_that_it_was_never_closed(
+        self, harness: Harness
+    ) -> None:
         flow = NewFlow(id=FLOW, max_failed=5, growth=Growth.OPEN)
         await store(harness, [], flow)
         harness.clock.advance(3_601.0)

@@ -117,7 +117,7 @@ local function note_growth(flow, count)
   end
 end
 
--- Note that a flow is closed, if it is open; `is_late`: because nobody has closed it. The member that stands for those that may come
+-- Note that a flow is closed, if it is open; `is_late`: because it got no members for long. The member that stands for those that may come
 -- goes away. If it is late, it counts as cancelled, with as many others as the flow tolerates.
 local function note_closed(flow, is_late)
   if flow.grown8 == NO_TIME then
