@@ -40,6 +40,13 @@ MUST_HAPPEN = (
     "exchanges beside open transactions",
     "clock steps back",
     "handlers that cancelled everything",
+    "flows",
+    "flows enqueued again",
+    "flows cancelled",
+    "members cancelled for others",
+    "members replayed",
+    "members reopened",
+    "members pruned",
 )
 """What no run of many seeds may lack. Requests too large for their connection are not among them:
 in a storm they are rare, and `test_scenarios.SlowConnection` makes them in every run."""

@@ -11,12 +11,15 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from nimburion.backends.planning.flows import REOPENED_REASONS
 from nimburion.core.backend import Backend
+from nimburion.core.bulk_operations import BulkAction
 from nimburion.core.errors import SessionLost
 from nimburion.core.exchange import Reply, ReserveRequest
+from nimburion.core.flows import NewFlow
 from nimburion.core.job import Enqueued, NewJob, State
 from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease, Token
-from nimburion.core.maintenance import Rescued
+from nimburion.core.maintenance import JobChanges, Rescued
 from nimburion.core.queries import JobFilter
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settlement import (
@@ -31,6 +34,7 @@ from nimburion.core.settlement import (
 )
 from nimburion.core.timing.clock import Clock
 from tests.overridden import get_operation
+from tests.simulation.flow_ledger import FlowLedger
 
 Answer = Any
 """What an operation of the contract answers."""
@@ -85,6 +89,9 @@ class Ledger:
         self.due: dict[str, float] = {}
         """No earlier may it be handed out."""
         self.ended: dict[str, State] = {}
+        self.pruned: set[str] = set()
+        """Jobs that ended and were deleted."""
+        self.flows = FlowLedger(self.ended)
         self.failures: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
         self._holder: dict[str, tuple[str, Lease]] = {}
@@ -154,9 +161,15 @@ class Ledger:
 
     # One for each operation that changes jobs
 
-    async def _after_enqueue(self, answer: list[Any], jobs: Sequence[NewJob]) -> None:
+    async def _after_enqueue(
+        self, answer: list[Any], jobs: Sequence[NewJob], flows: Sequence[NewFlow] = ()
+    ) -> None:
+        if flows:
+            self.flows.note_enqueued(jobs, flows)
         for enqueued, job in zip(answer, jobs, strict=True):
             if enqueued.outcome == "created":
+                if job.id in self.pruned and not flows:
+                    self._forget(job.id)  # the request comes again, later than its job was kept
                 assert job.id not in self.due, f"{job.id} was created twice"
                 self.due[job.id] = job.due_at(self._clock.now())
                 self._names[job.id] = job.name
@@ -170,8 +183,45 @@ class Ledger:
                 has_failed = self.failures[enqueued.id] + self.lost[enqueued.id] > 0
                 self.due[enqueued.id] = max(due, self.due[enqueued.id]) if has_failed else due
 
+        if flows:
+            await self._look_at_members()
+
+    def _forget(self, job_id: str) -> None:
+        """Forget a job that was deleted: the next one with its id is another job."""
+        for known in (self.due, self.ended, self.tokens, self.failures, self.lost):
+            known.pop(job_id, None)
+        self.begun = {(begun, fence) for begun, fence in self.begun if begun != job_id}
+        self.pruned.remove(job_id)
+
     async def _after_cancel(self, _: object, job_id: str) -> None:
         await self._look_at(job_id)
+        await self._look_at_members()
+
+    async def _after_change_jobs(
+        self, changes: JobChanges, action: BulkAction, _: Sequence[str]
+    ) -> None:
+        """Only members of flows are replayed here."""
+        for job_id in changes.ids if action is BulkAction.REPLAY else ():
+            assert self.ended.pop(job_id) is State.FAILED, f"{job_id} was replayed"
+            self.counts["members replayed"] += 1
+            self.failures[job_id] = self.lost[job_id] = 0
+            self.flows.note_replayed(job_id)
+        await self._look_at_members(reopened=action is BulkAction.REPLAY)
+
+    async def _after_promote(self, *_: object) -> None:
+        await self._look_at_members()
+
+    async def _after_prune(self, *_: object) -> None:
+        kept = {job.id for job in (await self.backend.reads.list_jobs(limit=10_000)).jobs}
+        for job_id in self.due.keys() - self.pruned - kept:
+            state = self.ended.get(job_id)
+            assert state in {State.COMPLETED, State.CANCELLED}, f"{job_id} was pruned: {state}"
+            member = self.flows.jobs.get(job_id)
+            if member is not None and member.options.flow is not None:
+                unfinished = self.flows.count(member.options.flow).unfinished
+                assert unfinished == 0, f"{job_id} was pruned, and its flow runs"
+                self.counts["members pruned"] += 1
+            self.pruned.add(job_id)
 
     async def _after_exchange(
         self,
@@ -198,6 +248,7 @@ class Ledger:
             self.unfilled.update({(lane.queue, lane.name) for lane in request.lanes})
         for settlement, result in zip(settlements, reply.results, strict=True):
             await self._after_settlement(session, settlement, result)
+        await self._look_at_members()
         for delivery in reply.deliveries:
             await self._after_delivery(session, delivery)
         if len(reply.deliveries) > 1:
@@ -273,6 +324,7 @@ class Ledger:
         assert job_id not in self.ended, f"{job_id} was handed out after its end"
         assert job_id not in self._holder, f"{job_id} was handed out while held"
         assert now >= self.due[job_id] - _HAIR, f"{job_id} came {self.due[job_id] - now} s early"
+        self.flows.check_start(job_id)
         assert all(lease.token.fence > token.fence for token in known), f"{job_id}: fence fell"
         assert all(lease.token.nonce != token.nonce for token in known), f"{job_id}: nonce again"
         known.append(lease.token)
@@ -300,6 +352,7 @@ class Ledger:
             elif before >= SUSPECT_AFTER:
                 assert held[session] == 1, f"{job_id} was lost with others, as a suspect"
             await self._look_at(job_id)
+        await self._look_at_members()
 
     async def _after_close_session(
         self, _: object, session: str, running: Sequence[Lease] = ()
@@ -315,6 +368,7 @@ class Ledger:
                 self.orphans.append(lease)
                 self.counts["leases released"] += 1
             await self._look_at(job_id)
+        await self._look_at_members()
 
     # What the backend says itself
 
@@ -326,6 +380,28 @@ class Ledger:
             self.ended[job_id] = state
         else:
             assert before is None, f"{job_id} had ended as {before} and is {state}"
+
+    async def _look_at_members(self, *, reopened: bool = False) -> None:
+        """Look at the jobs of flows: the end of one may end others.
+
+        `reopened`: a job was replayed, so others that were cancelled because of it may wait again.
+        """
+        looked_at = self.flows.list_unfinished()
+        if reopened:
+            looked_at = [*self.flows.jobs.keys() - self.pruned]
+        if not looked_at:
+            return
+        which = JobFilter(ids=tuple(looked_at))
+        for job in (await self.backend.reads.list_jobs(which, limit=len(looked_at))).jobs:
+            before = self.ended.get(job.id)
+            if job.state.finished and before is None:
+                self.ended[job.id] = job.state
+                self.counts["members cancelled for others"] += job.reason in REOPENED_REASONS
+            elif not job.state.finished and before is not None:
+                assert before is State.CANCELLED, f"{job.id} had ended as {before}"
+                assert self.flows.is_replayed(job.id), f"{job.id} waits again without a replay"
+                del self.ended[job.id]
+                self.counts["members reopened"] += 1
 
     async def _look_at_limit(self, name: str) -> None:
         limit = self._limits.get(name)

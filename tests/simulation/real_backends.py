@@ -48,6 +48,7 @@ _NOTIFYING = frozenset(
         "replay",
         "make_due",
         "pause_queue",
+        "change_jobs",
     }
 )
 """What may bring work to somebody; an exchange may when it settles something."""

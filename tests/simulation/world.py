@@ -11,19 +11,24 @@ from random import Random
 from typing import Any
 
 from nimburion.backends.memory import MemoryBackend
+from nimburion.backends.planning.flows import REOPENED_REASONS
 from nimburion.core.backend import Backend
+from nimburion.core.bulk_operations import BulkAction
 from nimburion.core.errors import (
     BackendUnavailable,
     Cancel,
     DuplicateJob,
+    JobNotFound,
     PermanentError,
     Retry,
     Snooze,
 )
 from nimburion.core.events import Event, SessionEnded
 from nimburion.core.exchange import RESERVE_NOTHING, Lane, ReserveRequest
-from nimburion.core.job import Enqueued, JobOptions, NewJob, State
+from nimburion.core.flows import NewFlow
+from nimburion.core.job import Enqueued, JobOptions, JobRecord, NewJob, State
 from nimburion.core.lease import SUSPECT_AFTER, Lease
+from nimburion.core.maintenance import Retention
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import Session
 from nimburion.core.settings import Settings
@@ -35,6 +40,7 @@ from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.worker.session.heartbeat import Heartbeat
 from nimburion.testing.contract.harness import list_uses, make_limits
 from tests.progress import EXCHANGES, find_idle_jobs
+from tests.simulation.flow_ledger import make_graph
 from tests.simulation.ledger import CallerTransaction, Ledger
 from tests.simulation.loop import SimulatedLoop, elapse
 from tests.simulation.net import Net, wired
@@ -56,6 +62,9 @@ _STORM = 10.0
 _SUSPECTS = 4
 _NEW_TENANTS = 2
 """Jobs of new tenants in each second of the storm."""
+_FLOWS = 8
+_KEPT = Retention(completed=1.5, failed=None, results=0.5)
+"""What a prune during the storm keeps. Dead letters and flows stay."""
 _REST = 60.0
 """... within so many."""
 
@@ -231,7 +240,13 @@ class World:
         producer = self.loop.spawn(self._produce(), self.loop.begin("producer"))
         callers = []
         if self.net.weather:
-            callers = [self._send_new_tenants(), self._hold_transactions(), self._set_clock_back()]
+            callers = [
+                self._send_new_tenants(),
+                self._hold_transactions(),
+                self._set_clock_back(),
+                self._send_flows(),
+                self._operate(),
+            ]
         outside = [self.loop.spawn(caller) for caller in callers]
         await self._nemesis()
         self.net.weather = 0.0
@@ -371,6 +386,8 @@ class World:
             self.counts["cancels"] += 1
         except BackendUnavailable:
             self.counts["cancels without an answer"] += 1
+        except JobNotFound:
+            self.counts["cancels of pruned jobs"] += 1
 
     async def _send_new_tenants(self) -> None:
         """Each second brings jobs of tenants that were never seen before."""
@@ -380,6 +397,56 @@ class World:
             job = NewJob(f"visit-{number}", "plain", "default", b"{}", options=options)
             await self.ledger.apply("enqueue", ([job],), {})
             self.counts["new tenants"] += 1
+
+    async def _send_flows(self) -> None:
+        """Flows are enqueued over the net, some in two parts, until they are acknowledged."""
+        random = Random(self.seed + 9)
+        handle = wired(self.net, self.loop.begin("flows"), self.backend.new_handle())
+        await handle.open()
+        for number in range(_FLOWS):
+            await elapse(random.expovariate(_FLOWS / (_STORM * 0.7)))
+            jobs, flows = make_graph(random, f"flow-{number}")
+            if random.random() < 0.2:
+                part = jobs[: random.randint(1, len(jobs))]
+                await self._enqueue_until_acknowledged(handle, part, flows)
+            await self._enqueue_until_acknowledged(handle, jobs, flows)
+            self.acknowledged += [job.id for job in jobs]
+            self.counts["flows"] += 1
+        await handle.close()
+
+    async def _enqueue_until_acknowledged(
+        self, handle: Backend, jobs: list[NewJob], flows: list[NewFlow]
+    ) -> None:
+        while True:
+            try:
+                await handle.producing.enqueue(jobs, flows)
+            except BackendUnavailable:
+                self.counts["flows enqueued again"] += 1
+                await elapse(0.1)
+            else:
+                return
+
+    async def _operate(self) -> None:
+        """An operator replays and cancels members of flows, and jobs are pruned meanwhile."""
+        random, until = Random(self.seed + 10), self.loop.time() + _STORM
+        while self.loop.time() < until:
+            await elapse(random.expovariate(2.0))
+            members = self.ledger.flows.jobs
+            match random.randrange(4):
+                case 0 | 1:
+                    failed = [
+                        job_id
+                        for job_id in members
+                        if self.ledger.ended.get(job_id) is State.FAILED and random.random() < 0.5
+                    ]
+                    await self.ledger.apply("change_jobs", (BulkAction.REPLAY, failed), {})
+                case 2 if members and random.random() < 0.5:
+                    flow = members[random.choice([*members])].options.flow
+                    ids = [job.id for job in members.values() if job.options.flow == flow]
+                    await self.ledger.apply("change_jobs", (BulkAction.CANCEL, ids), {})
+                    self.counts["flows cancelled"] += 1
+                case _:
+                    await self.ledger.apply("prune", (_KEPT, 1_000), {})
 
     async def _hold_transactions(self) -> None:
         """A caller enqueues jobs of known tenants, and commits seconds later."""
@@ -617,14 +684,19 @@ class World:
         """Look at everything once more when all have gone."""
         ledger = self.ledger
         jobs = {job.id: job for job in (await self.backend.reads.list_jobs(limit=10_000)).jobs}
-        assert set(self.acknowledged) <= jobs.keys(), "an acknowledged job is missing"
-        assert jobs.keys() == ledger.due.keys() == ledger.ended.keys()
+        assert set(self.acknowledged) <= jobs.keys() | ledger.pruned, (
+            "an acknowledged job is missing"
+        )
+        assert jobs.keys() == ledger.due.keys() - ledger.pruned
+        assert ledger.due.keys() == ledger.ended.keys()
         for job_id, job in jobs.items():
             assert job.state is ledger.ended[job_id]
             assert job.failures == ledger.failures[job_id] <= MAX_RETRIES + 1
             assert job.lost == ledger.lost[job_id] <= self.settings.max_lost
-            keeps_payload = job.state is State.FAILED or (
-                job.state is State.COMPLETED and self.backend.capabilities.keeps_arguments
+            keeps_payload = (
+                job.state is State.FAILED
+                or job.reason in REOPENED_REASONS
+                or (job.state is State.COMPLETED and self.backend.capabilities.keeps_arguments)
             )
             kept = ledger.payloads[job_id][-1] if keeps_payload else None
             assert (await self.backend.reads.get_job(job_id)).payload == kept
@@ -634,8 +706,19 @@ class World:
         assert await self.backend.reads.list_queues() == []
         assert (await self.backend.reads.list_tenants()).tenants == []
         await self._check_limits()
+        await self._check_flows(jobs)
         assert self.ledger.violations == []
         assert self.loop.faults == []
+
+    async def _check_flows(self, jobs: dict[str, JobRecord]) -> None:
+        """No flow runs, and none of their jobs waits or was left out without a reason."""
+        flows = self.ledger.flows
+        assert (await self.backend.reads.list_flows(running=True)).flows == []
+        for flow in flows.flows.values():
+            for info in await self.backend.reads.get_flow(flow.id):
+                flows.check_flow(info)
+        for job_id in flows.jobs.keys() & jobs.keys():
+            flows.check_end(jobs[job_id], has_run=bool(self.ledger.tokens[job_id]))
 
     async def _check_limits(self) -> None:
         session = Session(

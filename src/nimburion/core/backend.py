@@ -170,7 +170,8 @@ class Producing(Protocol):
 
         A flow repeats as a job does: the same id with the same values changes nothing. A job of a
         flow that has ended is not stored, because it was before: its outcome is `exists`, also if
-        its sources are gone. A stored job with the id of a member that is in another flow, or in
+        its sources are gone. So what waits for the flow is stored before its last member, or with
+        it. A stored job with the id of a member that is in another flow, or in
         none, is a `conflict`. If it is in the flow and the flow is new again, its end counts.
 
         A flow with the growth `ADD` is stored already. Each new job of the call that it counts is
