@@ -78,10 +78,14 @@ class Api:
     async def fail(self, *ids: str, queue: str = "default") -> None:
         """Store jobs and make dead letters of them."""
         await self.enqueue(*ids, queue=queue)
+        await self.fail_waiting(len(ids), queue=queue)
+
+    async def fail_waiting(self, count: int = 1, *, queue: str = "default") -> None:
+        """Make dead letters of the next jobs of a queue."""
         backend, lane = self.processor.backend, Lane(queue, "send")
-        session = Session(id="".join(ids).ljust(32, "0"), queues=(queue,), names=("send",))
+        session = Session(id=queue.ljust(32, "0"), queues=(queue,), names=("send",))
         await backend.consuming.open_session(session)
-        request = ReserveRequest(total=len(ids), lanes=(lane,))
+        request = ReserveRequest(total=count, lanes=(lane,))
         reply = await backend.consuming.exchange(session.id, 1, [], request)
         error = AttemptError(1, "permanent", "Broken", "no good", "Traceback\n  hush")
         settled = [Failed(delivery.lease, "permanent", error) for delivery in reply.deliveries]

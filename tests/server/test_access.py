@@ -17,6 +17,7 @@ from nimburion.core.bulk_operations import (
     list_bulk_operations,
     start_bulk_operation,
 )
+from nimburion.core.flows import NewFlow
 from nimburion.core.limits import LimitChange
 from nimburion.core.schedules import list_schedules
 from nimburion.core.session import Session
@@ -41,6 +42,7 @@ BODIES: dict[str, object] = {
     "replay_edited_dead_letter": {"payload": {"to": "b", "secret": SECRET}},
     "set_tenant_weight": {"tenant": "acme", "weight": 2},
     "command_worker": {"command": "quiet"},
+    "replay_flow": {"reason": "the disk has room again"},
     "start_replay": {"id": "new", "all": True, "rate": 10},
     "start_run_now": {"id": "new", "queue": "default"},
     "start_cancel": {"id": "new", "queue": "default"},
@@ -65,6 +67,8 @@ RECORDS: dict[str, tuple[str, str, int | None]] = {
     "purge_dead_letters": ("dead.purge", "", 1),
     "replay_edited_dead_letter": ("dead.replay_edited", "c", 1),
     "command_worker": ("worker.quiet", "a", 1),
+    "replay_flow": ("flows.replay", "flow", 0),
+    "cancel_flow": ("flows.cancel", "flow", 0),
     "start_replay": ("operations.start_replay", "new", None),
     "start_run_now": ("operations.start_run_now", "new", None),
     "start_cancel": ("operations.start_cancel", "new", None),
@@ -97,6 +101,8 @@ async def guarded(make_api: MakeApi, monkeypatch: pytest.MonkeyPatch) -> Api:
     await made.processor.backend.maintenance.change_limit(
         LimitChange(name="job:send", concurrency=9)
     )
+    flow = NewFlow(id="flow", name="import", members=1)
+    await made.processor.backend.producing.enqueue([], [flow])
     running = NewBulkOperation(id="a", action=BulkAction.REPLAY)
     await start_bulk_operation(made.processor.backend, running)
     worker = Session(id="a", queues=("default",), names=("send",))
@@ -112,6 +118,7 @@ def make_url(path: str) -> str:
     """Return a path of the API with its parameters filled in."""
     job_id = "c" if path.startswith("/dead-letters") else "a"
     values = {"queue": "default", "id": job_id, "name": "daily", "limit": "job:send"}
+    values["flow"] = "flow"
     return API_PATH + re.sub(r"\{(\w+)\}", lambda found: values[found[1]], path)
 
 

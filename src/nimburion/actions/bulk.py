@@ -180,9 +180,12 @@ def _parse_action(action: str) -> BulkAction:
 _WHAT_IT_DOES = ("action", "which", "rate", "limit")
 
 
-async def preview_jobs(backend: Backend, action: BulkAction, which: JobFilter) -> BulkPreview:
-    """Return what `BulkActions.preview` does."""
-    page = await backend.reads.list_jobs(narrow_to_action(which, action), limit=MAX_COUNT)
+async def preview_jobs(
+    backend: Backend, action: BulkAction, which: JobFilter, after: str | None = None
+) -> BulkPreview:
+    """Return what `BulkActions.preview` does, of the jobs from the cursor `after` on."""
+    wanted = narrow_to_action(which, action)
+    page = await backend.reads.list_jobs(wanted, limit=MAX_COUNT, after=after)
     return BulkPreview(
         count=len(page.jobs),
         complete=page.next is None,

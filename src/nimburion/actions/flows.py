@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Mapping, Sequence
 from uuid import UUID
 
 import msgspec
@@ -74,11 +74,7 @@ class FlowActions(SubjectActions):
 
         Raises `FlowNotFound`.
         """
-        name = check_name("flow id", str(flow_id))
-        found = await self._backend.reads.get_flow(name)
-        if not found:
-            raise FlowNotFound(name)
-        return _make_tree(found[0], found[1:])
+        return await read_tree(self._backend, check_name("flow id", str(flow_id)))
 
     async def wait(self, flow_id: str | UUID, timeout: Duration | None = None) -> FlowTree:
         """Wait until a flow has ended, and return it. Its `state` says how it ended.
@@ -113,8 +109,16 @@ class FlowActions(SubjectActions):
         async with self._operator.record(self._backend, "flows.close", flow):
             await self._backend.producing.enqueue([], [NewFlow(id=flow, growth=Growth.CLOSE)])
 
-    async def cancel(self, flow_id: str | UUID, *, report: ReportProgress = lambda _: None) -> Ids:
+    async def cancel(
+        self,
+        flow_id: str | UUID,
+        *,
+        reason: str = "",
+        report: ReportProgress = lambda _: None,
+    ) -> Ids:
         """Cancel all members that have not ended, and return the ids of those that were changed.
+
+        The audit log keeps `reason`.
 
         A member that runs is cancelled by its worker. The members are cancelled in bounded steps,
         most recently stored first. The flow ends as `cancelled`, or as `failed` if a member has
@@ -125,34 +129,55 @@ class FlowActions(SubjectActions):
 
         Raises `FlowNotFound`.
         """
-        return await self._change(flow_id, BulkAction.CANCEL, "flows.cancel", report)
+        return await self._change(flow_id, BulkAction.CANCEL, "flows.cancel", reason, report)
 
     async def preview_replay(self, flow_id: str | UUID) -> ReplayPreview:
-        """Return what `replay` would do now. Raises `FlowNotFound`."""
+        """Return what `replay` would do now. Raises `FlowNotFound`.
+
+        The cancelled members are searched among the jobs that were stored with the flow.
+        """
+        from nimburion.actions.flow_members import read_members  # for a preview only
+
         flow = await self.get(flow_id)
+        members = await read_members(self._backend, flow)
         failed = JobFilter(flow=flow.id, states=FAILED_ONLY)
         cancelled = JobFilter(flow=flow.id, states=frozenset({State.CANCELLED}), reason=DEPENDENCY)
         return ReplayPreview(
             failed=await preview_jobs(self._backend, BulkAction.REPLAY, failed),
-            cancelled=await preview_jobs(self._backend, BulkAction.DELETE, cancelled),
+            cancelled=await preview_jobs(
+                self._backend, BulkAction.DELETE, cancelled, members.start
+            ),
         )
 
-    async def replay(self, flow_id: str | UUID, *, report: ReportProgress = lambda _: None) -> Ids:
+    async def replay(
+        self,
+        flow_id: str | UUID,
+        *,
+        reason: str = "",
+        report: ReportProgress = lambda _: None,
+    ) -> Ids:
         """Run the failed part of a flow again, and return the ids of the members replayed.
+
+        The audit log keeps `reason`.
 
         The members that failed become pending again. The members that were cancelled only because
         of them wait again, under their ids. Those that completed stay as they are. A callback that
         was called is not called a second time. Raises `FlowNotFound`.
         """
-        return await self._change(flow_id, BulkAction.REPLAY, "flows.replay", report)
+        return await self._change(flow_id, BulkAction.REPLAY, "flows.replay", reason, report)
 
     async def _change(
-        self, flow_id: str | UUID, action: BulkAction, name: str, report: ReportProgress
+        self,
+        flow_id: str | UUID,
+        action: BulkAction,
+        name: str,
+        reason: str,
+        report: ReportProgress,
     ) -> Ids:
         flow = await self.get(flow_id)
         which = JobFilter(flow=flow.id)
         changed: Ids = []
-        async with self._operator.record(self._backend, name, flow.id) as change:
+        async with self._operator.record(self._backend, name, flow.id, reason=reason) as change:
             after: str | None = None
             while True:
                 step = await change_matching(self._backend, action, which, STEP, after)
@@ -164,7 +189,17 @@ class FlowActions(SubjectActions):
                     return changed
 
 
-def _make_tree(flow: FlowInfo, groups: Iterable[FlowInfo]) -> FlowTree:
-    others = tuple(groups)
-    inside = tuple(_make_tree(one, others) for one in others if one.parent == flow.id)
+async def read_tree(backend: Backend, flow_id: str) -> FlowTree:
+    """Return a flow with its counts and its groups. Raises `FlowNotFound`."""
+    found = await backend.reads.get_flow(flow_id)
+    if not found:
+        raise FlowNotFound(flow_id)
+    groups: dict[str | None, list[FlowInfo]] = {}
+    for one in found[1:]:
+        groups.setdefault(one.parent, []).append(one)
+    return _make_tree(found[0], groups)
+
+
+def _make_tree(flow: FlowInfo, groups: Mapping[str | None, Sequence[FlowInfo]]) -> FlowTree:
+    inside = tuple(_make_tree(one, groups) for one in groups.get(flow.id, ()))
     return FlowTree(**msgspec.structs.asdict(flow), groups=inside)

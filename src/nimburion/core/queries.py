@@ -147,6 +147,15 @@ def parse_cursor(after: str | None) -> int | None:
     raise InvalidJob(f"{after!r} is not the `next` of a page of this backend")
 
 
+def move_cursor(after: str, newer: int) -> str:
+    """Return the cursor of a page that begins `newer` jobs before another one, or less.
+
+    >>> move_cursor("120", 100)
+    '220'
+    """
+    return str((parse_cursor(after) or 0) + newer)
+
+
 class Pause(msgspec.Struct, frozen=True, kw_only=True):
     """Why a queue is paused. Times are epoch seconds on the backend's clock."""
 

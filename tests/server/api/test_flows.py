@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from nimburion import Flow
+from nimburion.core.audit import list_audit
 from nimburion.core.flows import NewFlow
 from nimburion.server.openapi import API_PATH
-from tests.server.conftest import Api
+from tests.server.conftest import Api, send
 
 
 async def test_flows_are_listed_and_shown(api: Api) -> None:
@@ -36,3 +38,36 @@ async def test_an_unknown_flow(api: Api) -> None:
         404,
         "urn:nimburion:problem:flow-not-found",
     )
+
+
+async def test_replay_the_failed_part_of_a_flow(api: Api) -> None:
+    flow = Flow("import")
+    first = flow.add(send.job("a"), name="first")
+    flow.add(send.job("b"), name="second", depends_on=first)
+    await api.processor.enqueue_flow(flow, id="i")
+    await api.fail_waiting()
+    preview = await api.get("/flows/i/replay")
+    assert [job["id"] for job in preview["failed"]["first"]] == ["i.first"]
+    assert [job["id"] for job in preview["cancelled"]["first"]] == ["i.second"]
+    assert (await api.get("/flows/i"))["state"] == "failed"
+    report = await api.post("/flows/i/replay", {"reason": "mended"})
+    assert (report["changed"], report["ids"]) == (1, ["i.first"])
+    assert (report["flow"]["state"], report["flow"]["unfinished"]) == ("running", 2)
+    again = await api.post("/flows/i/replay")
+    assert (again["changed"], again["ids"]) == (0, [])
+
+
+async def test_cancel_a_flow(api: Api) -> None:
+    flow = Flow("import")
+    flow.add_all([send.job("a"), send.job("b")], name="parts")
+    await api.processor.enqueue_flow(flow, id="i")
+    report = await api.post("/flows/i/cancel", {"reason": "wrong file"})
+    assert (report["flow"]["state"], report["changed"]) == ("cancelled", 2)
+    (record, *_) = (await list_audit(api.services.backend)).records
+    assert (record.action, record.details) == ("flows.cancel", {"reason": "wrong file"})
+
+
+async def test_a_change_of_an_unknown_flow(api: Api) -> None:
+    for change in ("replay", "cancel"):
+        answer = await api.client.post(f"{API_PATH}/flows/other/{change}", json={})
+        assert answer.status_code == 404

@@ -15,8 +15,6 @@ from nimburion.cli.output import format_time, print_fields, print_result, print_
 from nimburion.core.text.escaping import escape_controls
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from nimburion.actions.bulk import BulkPreview
     from nimburion.actions.flows import FlowTree, ReplayPreview
     from nimburion.core.backend import Backend
@@ -114,7 +112,9 @@ def print_flow(tree: FlowTree) -> None:
             "ended": format_time(tree.finished_at),
         }
     )
-    groups = list(_iterate_groups(tree))
+    from nimburion.actions.flow_members import iterate_groups  # for this command only
+
+    groups = list(iterate_groups(tree))
     if groups:
         click.echo("\ngroups:")
         print_table(
@@ -122,12 +122,6 @@ def print_flow(tree: FlowTree) -> None:
             [(group.id, *_list_counts(group)) for group in groups],
             "",
         )
-
-
-def _iterate_groups(tree: FlowTree) -> Iterator[FlowTree]:
-    for group in tree.groups:
-        yield group
-        yield from _iterate_groups(group)
 
 
 @flows.command("close")

@@ -125,7 +125,7 @@ def _explain_finished(facts: Facts) -> Iterable[Cause]:
     if job.state is not State.FAILED:
         reason = f", reason: {job.reason}" if job.reason else ""
         if job.reason in {DEPENDENCY, NOT_NEEDED} and facts.unmet:
-            reason += f": {', '.join(_name_source(one, facts.now) for one in facts.unmet)}"
+            reason += f": {', '.join(describe_source(one, facts.now) for one in facts.unmet)}"
         yield Cause(CauseKind.FINISHED, f"It is {job.state.value}{reason}.")
         return
     error = f": {job.error.type}" if job.error else ""
@@ -170,7 +170,7 @@ def _describe_cancel_request(facts: Facts) -> str:
 def _describe_unmet(facts: Facts) -> str:
     if not facts.unmet:
         return "What it waited for has ended. The next step of a worker resumes it."
-    named = [_WAITS[one.condition.on] + _name_source(one, facts.now) for one in facts.unmet]
+    named = [_WAITS[one.condition.on] + describe_source(one, facts.now) for one in facts.unmet]
     more = facts.unmet_count - len(named)
     others = "" if more <= 0 else f"; and for {more} {'other' if more == 1 else 'others'}"
     return f"It waits for {'; for '.join(named)}{others}."
@@ -179,8 +179,8 @@ def _describe_unmet(facts: Facts) -> str:
 _WAITS = {On.SUCCESS: "", On.FAILURE: "the failure of ", On.FINISHED: "the end of "}
 
 
-def _name_source(unmet: Unmet, now: float) -> str:
-    """Return the job or the flow of a condition, with its state."""
+def describe_source(unmet: Unmet, now: float) -> str:
+    """Return the job or the flow of a condition with its state, for people."""
     source, job, flow = unmet.condition.source, unmet.job, unmet.flow
     if flow is not None:
         if not flow.unfinished:

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from nimburion.actions.bulk import BulkPreview
 from nimburion.core.bulk_operations import (
     BulkAction,
     BulkOperation,
@@ -121,6 +122,11 @@ async def preview_operation(request: ApiRequest[PreviewQuery, NoBody]) -> BulkPr
     """Count the jobs that a bulk operation would change, up to 1,000, and show the first ten."""
     query = request.query
     preview = await request.actions.bulk.preview(query.action, query.make_selection())
+    return report_preview(preview)
+
+
+def report_preview(preview: BulkPreview) -> BulkPreviewReport:
+    """Return a preview as the API shows it."""
     return BulkPreviewReport(
         count=preview.count,
         complete=preview.complete,

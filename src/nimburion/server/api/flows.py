@@ -1,4 +1,4 @@
-"""Flows: list and show."""
+"""Flows: list, show, cancel and replay them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import msgspec
 
 from nimburion.actions.flows import FlowTree
 from nimburion.core.flows import FlowInfo, FlowState
-from nimburion.server.api.names import Cursor, PageSize
+from nimburion.server.api.bulk_operations import BulkPreviewReport, report_preview
+from nimburion.server.api.names import Cursor, PageSize, ReasonText
 from nimburion.server.api.operation import AnyOperation, ApiRequest, NoBody, NoQuery, Operation
+
+MAX_IDS = 1_000
+"""The most ids in the report of a change."""
 
 
 class FlowView(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +57,35 @@ class FlowQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The `next` of the previous page; without it, the list begins."""
 
 
+class FlowReplayPreview(msgspec.Struct, frozen=True, kw_only=True):
+    """What the replay of a flow would do now."""
+
+    failed: BulkPreviewReport
+    """The members that failed: they run again."""
+    cancelled: BulkPreviewReport
+    """The members that were cancelled because others did not complete: those whose dependencies
+    run again wait for them again.
+    """
+
+
+class FlowChangeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How to change a flow."""
+
+    reason: ReasonText = ""
+    """Why, for the audit log."""
+
+
+class FlowChangeReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a change of a flow did."""
+
+    flow: FlowView
+    """The flow after the change."""
+    changed: int
+    """The number of members that were changed."""
+    ids: list[str]
+    """Their ids; the first 1,000."""
+
+
 async def list_flows(request: ApiRequest[FlowQuery, NoBody]) -> FlowList:
     """List the flows, the one stored last first. Groups are not listed."""
     query = request.query
@@ -64,7 +97,33 @@ async def list_flows(request: ApiRequest[FlowQuery, NoBody]) -> FlowList:
 
 async def get_flow(request: ApiRequest[NoQuery, NoBody]) -> FlowView:
     """Show a flow with its groups."""
-    return make_view(await request.actions.flows.get(request.path["id"]))
+    return make_view(await request.actions.flows.get(request.path["flow"]))
+
+
+async def preview_flow_replay(request: ApiRequest[NoQuery, NoBody]) -> FlowReplayPreview:
+    """Show what the replay of a flow would run: it changes nothing."""
+    preview = await request.actions.flows.preview_replay(request.path["flow"])
+    return FlowReplayPreview(
+        failed=report_preview(preview.failed), cancelled=report_preview(preview.cancelled)
+    )
+
+
+async def replay_flow(request: ApiRequest[NoQuery, FlowChangeBody]) -> FlowChangeReport:
+    """Run the failed part of a flow again. Members that completed stay as they are."""
+    flows, flow_id = request.actions.flows, request.path["flow"]
+    ids = await flows.replay(flow_id, reason=request.body.reason)
+    return _report_change(await flows.get(flow_id), ids)
+
+
+async def cancel_flow(request: ApiRequest[NoQuery, FlowChangeBody]) -> FlowChangeReport:
+    """Cancel all members of a flow that have not ended."""
+    flows, flow_id = request.actions.flows, request.path["flow"]
+    ids = await flows.cancel(flow_id, reason=request.body.reason)
+    return _report_change(await flows.get(flow_id), ids)
+
+
+def _report_change(flow: FlowTree, ids: list[str]) -> FlowChangeReport:
+    return FlowChangeReport(flow=make_view(flow), changed=len(ids), ids=ids[:MAX_IDS])
 
 
 def make_view(flow: FlowInfo) -> FlowView:
@@ -91,5 +150,27 @@ def make_view(flow: FlowInfo) -> FlowView:
 
 OPERATIONS: tuple[AnyOperation, ...] = (
     Operation(method="GET", path="/flows", handle=list_flows, query=FlowQuery, answer=FlowList),
-    Operation(method="GET", path="/flows/{id}", handle=get_flow, answer=FlowView),
+    Operation(method="GET", path="/flows/{flow}", handle=get_flow, answer=FlowView),
+    Operation(
+        method="GET",
+        path="/flows/{flow}/replay",
+        handle=preview_flow_replay,
+        answer=FlowReplayPreview,
+    ),
+    Operation(
+        method="POST",
+        path="/flows/{flow}/replay",
+        handle=replay_flow,
+        action="flows.replay",
+        body=FlowChangeBody,
+        answer=FlowChangeReport,
+    ),
+    Operation(
+        method="POST",
+        path="/flows/{flow}/cancel",
+        handle=cancel_flow,
+        action="flows.cancel",
+        body=FlowChangeBody,
+        answer=FlowChangeReport,
+    ),
 )

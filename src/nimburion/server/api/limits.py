@@ -11,11 +11,10 @@ from nimburion.core.limits import MAX_CONCURRENCY, LimitChange, LimitInfo
 from nimburion.core.rate_limits import MAX_UNITS
 from nimburion.core.size_limits import MAX_TEXT
 from nimburion.server.api.body_rules import need, require_one
-from nimburion.server.api.names import END, PageQuery
+from nimburion.server.api.names import END, PageQuery, ReasonText
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
 
 Key = Annotated[str, Meta(max_length=MAX_TEXT, pattern=r"^[^\x00-\x1f\x7f-\x9f]*" + END)]
-Reason = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{0,500}" + END)]
 
 
 class LimitPage(msgspec.Struct, frozen=True):
@@ -37,7 +36,7 @@ class ChangeLimitBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """How many units may start at once; only with `rate`."""
     key: Key | None = None
     """Change only this key of a shared limit."""
-    reason: Reason = ""
+    reason: ReasonText = ""
     """Shown wherever the limit is."""
 
 
@@ -46,7 +45,7 @@ class ResetLimitBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     key: Key | None = None
     """End the change of this key; none: the change of the limit itself."""
-    reason: Reason = ""
+    reason: ReasonText = ""
     """Kept in the audit record."""
 
 

@@ -22,6 +22,8 @@ JsonObject = Annotated[msgspec.Raw, Meta(extra_json_schema={"type": "object"})]
 """The text of a JSON object. Only that it is JSON is checked."""
 Text = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,512}" + END)]
 """A unique key, a tenant or a correlation id."""
+ReasonText = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{0,500}" + END)]
+"""Why an operator changes something, for the audit log."""
 Time = Annotated[datetime, Meta(tz=True)]
 """ISO 8601 with a time zone; in a query also epoch seconds."""
 MAX_SECONDS = 100 * 365 * 86_400

@@ -10,7 +10,7 @@ from msgspec import Meta
 from nimburion.core.diagnosis.unserved import QueueSummary, make_empty_queue, summarize_queues
 from nimburion.core.job import State
 from nimburion.server.api.body_rules import exclude
-from nimburion.server.api.names import END, Name, PageQuery, Time
+from nimburion.server.api.names import Name, PageQuery, ReasonText, Time
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
 
 
@@ -51,7 +51,7 @@ class AllPauses(msgspec.Struct, frozen=True):
 class PauseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A pause. Without `for` and `until`, it lasts until the queue is resumed."""
 
-    reason: Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{0,500}" + END)] = ""
+    reason: ReasonText = ""
     """Shown wherever the queue is."""
     duration: Annotated[float, Meta(gt=0, le=31_536_000)] | None = msgspec.field(
         default=None, name="for"

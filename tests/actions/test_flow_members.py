@@ -1,0 +1,83 @@
+"""The members of a flow are found within bounds, however many other jobs there are."""
+
+from __future__ import annotations
+
+from nimburion import Flow, Processor
+from nimburion.actions.flow_members import list_group, read_dependencies, read_members
+from nimburion.actions.flows import read_tree
+from nimburion.core.flows import On
+from nimburion.core.job import NewJob, State
+from nimburion.core.queries import SCAN_BUDGET, JobFilter
+from tests.jobs.flows.flow_jobs import add_up, count_rows, fetch, make_processor, note
+
+
+def make_import(parts: int) -> Flow:
+    flow = Flow("import", on_failure=note.job("failed"))
+    file = flow.add(fetch.job("file"))
+    rows = flow.add_all((count_rows.job(file.result, n) for n in range(parts)), name="parts")
+    flow.add(add_up.job(rows.results))
+    flow.add(note.job("at the end"), name="last", depends_on=rows, on="finished")
+    return flow
+
+
+async def enqueue_others(processor: Processor, count: int) -> None:
+    """Store jobs that are in no flow."""
+    for start in range(0, count, 5_000):
+        jobs = [NewJob(f"other-{start + n}", "other", "other", b"{}") for n in range(5_000)]
+        await processor.backend.producing.enqueue(jobs)
+
+
+async def test_all_members_are_found_in_a_busy_backend() -> None:
+    async with make_processor() as processor:
+        await enqueue_others(processor, SCAN_BUDGET)
+        await processor.enqueue_flow(make_import(1_500), id="i")
+        await enqueue_others(processor, 2 * SCAN_BUDGET)
+        members = await read_members(processor.backend, await read_tree(processor.backend, "i"))
+        assert members.missing == 0
+        assert {"i.fetch", "i.add_up", "i.last", "i.on_failure", "i.parts.0"} <= {*members.records}
+        assert members.examined <= SCAN_BUDGET
+        assert len(members.records) < 1_100
+
+
+async def test_a_flow_whose_jobs_are_far_away_says_how_many_are_missing() -> None:
+    async with make_processor() as processor:
+        flow = Flow("pair")
+        for number in range(2):
+            flow.add(note.job("x"), name=f"n{number}")
+        await processor.enqueue_flow(flow, id="i")
+        await enqueue_others(processor, SCAN_BUDGET)
+        members = await read_members(processor.backend, await read_tree(processor.backend, "i"))
+        assert (members.missing, members.examined) == (2, SCAN_BUDGET)
+
+
+async def test_what_members_wait_for_and_what_waits_for_them() -> None:
+    async with make_processor() as processor:
+        await processor.enqueue_flow(make_import(3), id="i")
+        backend = processor.backend
+        await processor.process_one()
+        members = await read_members(backend, await read_tree(backend, "i"))
+        records = members.records
+        waiting = [records["i.last"], records["i.parts.1"]]
+        found = await read_dependencies(backend, members, waiting, 5)
+        (end,), (file,) = found["i.last"], found["i.parts.1"]
+        assert (end.condition.on, end.is_met) == (On.FINISHED, None)
+        assert end.flow is not None
+        assert end.flow.unfinished == 3
+        assert file.is_met is True
+        assert file.job is not None
+        assert file.job.state is State.COMPLETED
+        waiters = [one.id for one in members.list_waiters(records["i.parts.1"])]
+        assert sorted(waiters) == ["i.add_up", "i.last"]
+
+
+async def test_the_jobs_of_a_group_in_parts() -> None:
+    async with make_processor() as processor:
+        await processor.enqueue_flow(make_import(7), id="i")
+        (group,) = (await read_tree(processor.backend, "i")).groups
+        found: list[str] = []
+        start: int | None = 0
+        while start is not None:
+            which = JobFilter(flow="i")
+            records, start = await list_group(processor.backend, group, which, start, 3)
+            found += [record.id for record in records]
+        assert found == [f"i.parts.{n}" for n in range(7)]
