@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from nimburion import Flow
 from nimburion.core.access_rights import RIGHTS
 from nimburion.core.bulk_operations import BulkAction, NewBulkOperation, start_bulk_operation
 from nimburion.core.limits import LimitChange
@@ -16,10 +17,11 @@ from nimburion.core.session import Session
 from nimburion.server.dashboard.page import AnyPage, DashboardAction
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
 from nimburion.server.dashboard.site import ACTIONS, PAGES
-from tests.server.conftest import Api, MakeApi
+from tests.server.conftest import Api, MakeApi, send
 
 PATH_VALUES = {
     "queue": "mail", "id": "a", "name": "daily", "fingerprint": "none", "limit": "job:send",
+    "flow": "import",
 }  # fmt: skip
 """The values of parameters of paths: what `fill` stores exists under these names."""
 FORMS: dict[str, dict[str, str]] = {
@@ -35,6 +37,8 @@ FORMS: dict[str, dict[str, str]] = {
     "operations.run-now": {"queue": "mail"},
     "operations.cancel": {"ids": "b", "limit": "1"},
     "operations.delete": {"all": "true"},
+    "flows.flow.cancel": {"reason": "wrong file"},
+    "flows.flow.replay": {"reason": "the disk has room again"},
     "schedules.name.pause": {"reason": "deploy"},
     "limits.limit.change": {"concurrency": "2", "reason": "sale"},
     "jobs.id.arguments.replay": {"payload": '{"to": "b"}', "delete": "true"},
@@ -72,6 +76,9 @@ async def fill(api: Api) -> None:
         LimitChange(name="job:send", concurrency=9, by="ops", reason="trial")
     )
     await api.services.schedules.add("daily", "@daily", "send")
+    flow = Flow("import")
+    flow.add(send.job("ops"), name="mail", depends_on=flow.add_all([send.job("a")], name="parts"))
+    await api.processor.enqueue_flow(flow, id="import")
     await start_bulk_operation(backend, NewBulkOperation(id="a", action=BulkAction.REPLAY))
 
 

@@ -18,13 +18,15 @@ def test_vendored_files_are_what_the_list_says() -> None:
         content = (STATIC / vendored.file).read_bytes()
         assert hashlib.sha256(content).hexdigest() == vendored.sha256, vendored.file
         assert vendored.licence == "0BSD"
-    own = {"dashboard.css", "dashboard.js", "icon.svg", "theme.js", "vendored.json"}
+    sheets = {"dashboard.css", "flows.css"}
+    own = {*sheets, "dashboard.js", "icon.svg", "theme.js", "vendored.json"}
     listed = {vendored.file for vendored in load_vendored()}
     assert {path.name for path in STATIC.iterdir()} == own | listed
 
 
-def test_the_own_style_sheet_is_small() -> None:
+def test_the_own_style_sheets_are_small() -> None:
     assert len((STATIC / "dashboard.css").read_bytes()) <= 15 * 1024
+    assert len((STATIC / "flows.css").read_bytes()) <= 3 * 1024
 
 
 def test_templates_and_static_files_belong_to_the_package() -> None:

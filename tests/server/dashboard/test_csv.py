@@ -82,6 +82,9 @@ async def test_each_table_of_a_page(site: Api, page: AnyPage) -> None:
     response = await site.client.get(make_path(page), params={"format": "csv"})
     assert response.status_code == (200 if page.tables else 422)
     if page.name == "jobs":
-        assert sorted(row["id"] for row in parse(response.text)) == ["a", "b", "c"]
+        assert sorted(row["id"] for row in parse(response.text)) == [
+            *("a", "b", "c"),
+            *("import.mail", "import.parts.0"),
+        ]
     odd = await site.client.get(make_path(page), params={"format": "csv", "table": "__class__"})
     assert odd.status_code == 422

@@ -10,6 +10,7 @@ from nimburion.core.audit import AuditRecord, put_audit
 from nimburion.core.backend import Backend
 from nimburion.core.bulk_operations import BulkAction, NewBulkOperation, start_bulk_operation
 from nimburion.core.exchange import Lane, ReserveRequest
+from nimburion.core.flows import NewFlow
 from nimburion.core.job import AttemptError, JobOptions, NewJob
 from nimburion.core.metrics.statistics import Counters, Statistics
 from nimburion.core.queries import JobFilter
@@ -55,6 +56,11 @@ async def fill_with_hostile_texts(client: Client, until: float | None = 1e10) ->
         "mail", paused=True, by=HOSTILE, reason=HOSTILE, until=until
     )
     await Schedules(client).add("daily", "@daily", "send")
+    member = JobOptions(flow="import", tenant=HOSTILE)
+    await backend.producing.enqueue(
+        [NewJob("import.a", "send", "mail", b"{}", options=member)],
+        [NewFlow(id="import", name=HOSTILE, members=2)],
+    )
     await fill_other_pages(backend)
 
 

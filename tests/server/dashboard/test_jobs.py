@@ -133,8 +133,9 @@ async def test_a_suspended_job_says_what_it_waits_for_and_leads_to_its_flow(api:
     assert "which is pending" in html
     link = re.search(r'href="([^"]+)">i<', html)
     assert link is not None
-    found = (await api.client.get(f"{link[1]}&format=json")).json()
-    assert {job["id"]: job["state"] for job in found["jobs"]} == {
+    found = (await api.client.get(f"{link[1]}?format=json")).json()
+    jobs = [row["job"] for row in found["members"]]
+    assert {job["id"]: job["state"] for job in jobs} == {
         "i.wait_for_nothing": "pending",
         "i.wait_for_nothing-2": "suspended",
     }

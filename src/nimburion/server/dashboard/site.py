@@ -17,6 +17,7 @@ from nimburion.server.dashboard.pages import (
     schedules,
     workers,
 )
+from nimburion.server.dashboard.pages.flows import flow, flow_list, flow_replay
 from nimburion.server.dashboard.pages.jobs import job, job_list, running
 from nimburion.server.dashboard.pages.queues import queue, queue_list
 
@@ -34,6 +35,7 @@ SECTIONS = (
     NavigationEntry("Overview", "", "o"),
     NavigationEntry("Queues", "/queues", "q"),
     NavigationEntry("Jobs", "/jobs", "j"),
+    NavigationEntry("Flows", "/flows", "f"),
     NavigationEntry("Dead letters", "/dead-letters", "d"),
     NavigationEntry("Running", "/running", "n"),
     NavigationEntry("Workers", "/workers", "w"),
@@ -52,6 +54,9 @@ PAGES: tuple[AnyPage, ...] = (
     queue.QUEUE,
     job_list.JOBS,
     job.JOB,
+    flow_list.FLOWS,
+    flow.FLOW,
+    flow_replay.FLOW_REPLAY,
     dead_letters.DEAD_LETTERS,
     dead_letters.DEAD_LETTER_GROUP,
     dead_letters.ARGUMENTS,
@@ -71,6 +76,8 @@ ACTIONS: tuple[DashboardAction, ...] = (
     *queue_list.ACTIONS,
     *job_list.ACTIONS,
     *job.ACTIONS,
+    *flow.ACTIONS,
+    *flow_replay.ACTIONS,
     *dead_letters.ACTIONS,
     *running.ACTIONS,
     *limits.ACTIONS,

@@ -55,6 +55,8 @@ def find_link(record: AuditRecord) -> str | None:
         return f"/queues/{record.target}"
     if kind in {"jobs", "dead"} and record.target:
         return f"/jobs/{record.target}"
+    if kind == "flows" and record.target:
+        return f"/flows/{record.target}"
     return {"worker": "/workers", "schedule": "/schedules", "operations": "/operations"}.get(kind)
 
 

@@ -19,6 +19,7 @@ from nimburion.server.api import jobs as job_operations
 from nimburion.server.api.jobs import CancelledJob, JobSummary, RunNowJob, summarize_job
 from nimburion.server.api.operation import NoQuery
 from nimburion.server.dashboard.charts import TimelineSpan
+from nimburion.server.dashboard.flows.waits import JobFlow, read_job_flow
 from nimburion.server.dashboard.page import (
     DashboardAction,
     DashboardPage,
@@ -83,6 +84,8 @@ class JobData(msgspec.Struct, frozen=True, kw_only=True):
     """The latest finished jobs of the same name, the latest first."""
     key_holder: str | None
     """The id of another job that holds its unique key."""
+    flow: JobFlow | None
+    """Its place in its flow; None: it is in no flow, or the flow is not kept any more."""
     limit_holders: list[str]
     """The jobs that hold its limits, as far as a cause names them."""
     data: ShownContents | None
@@ -109,6 +112,7 @@ async def read_job(request: PageRequest[NoQuery]) -> JobData:
         errors=group_errors(contents.errors, with_tracebacks=is_shown),
         runs=await _read_runs(request, job.name),
         key_holder=facts.key_holder,
+        flow=await read_job_flow(readings, job, facts.now),
         limit_holders=list_named_holders(facts.limits),
         data=ShownContents(contents=msgspec.structs.replace(contents, errors=[]), command=command)
         if is_shown

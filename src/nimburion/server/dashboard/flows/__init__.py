@@ -1,0 +1,1 @@
+"""Flows as graphs of at most `MAX_BOXES` boxes, and their pictures."""
