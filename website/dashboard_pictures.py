@@ -79,6 +79,7 @@ def find_path(shown: AnyPage, sample: Sample) -> str:
         "fingerprint": sample.fingerprint,
         "name": "nightly_report",
         "operation": sample.operation,
+        "flow": sample.flow,
     }
     return re.sub(r"\{(\w+)\}", lambda found: values[found[1]], shown.path)
 

@@ -30,6 +30,8 @@ from nimburion.core.session import Session, Vitals
 from nimburion.core.settlement import Completed, Failed, Progressed, Retried, Settlement
 from nimburion.core.text.fingerprints import compute_fingerprint
 from nimburion.testing.contract.harness import make_limits
+from website.sample_flow import FLOW_ID, PARTS, enqueue_import
+from website.sample_flow import NAMES as FLOW_JOBS
 
 MINUTE = 60.0
 HOUR = 3600.0
@@ -39,6 +41,7 @@ LANES = {
     "build_report": "reports",
     "encode_video": "videos",
     "sync_contacts": "imports",
+    **dict.fromkeys(FLOW_JOBS, "reports"),
 }
 """The queue of each name."""
 SIZES = {"send_email": 90, "send_newsletter": 30, "build_report": 12, "encode_video": 4}
@@ -60,6 +63,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """The group of that dead letter."""
     operation: str
     """The id of a bulk operation."""
+    flow: str
+    """The id of a flow that has failed."""
 
 
 def _keep_time(_: float) -> None:
@@ -119,6 +124,8 @@ async def fill_sample(
 
     done = await enqueue("send_email", 24, b'{"to":"user@example.org","template":"welcome"}')
     await run_all(workers[0], "send_email", len(done), advance, random)
+    await enqueue_import(backend, LANES["fetch_file"])
+    await run_flow(workers[1], advance, random)
     await enqueue("build_report", 9, b'{"month":"2026-10","format":"pdf"}')
     await run_all(workers[1], "build_report", 9, advance, random)
     failed: list[str] = []
@@ -173,6 +180,7 @@ async def fill_sample(
         failed=failed[0],
         fingerprint=ERRORS[0][2].fingerprint,
         operation=operation.id,
+        flow=FLOW_ID,
     )
 
 
@@ -282,7 +290,7 @@ async def open_workers(backend: Backend, advance: Callable[[float], None]) -> li
             pid=4712,
             owner="shop",
             queues=("reports",),
-            names=("build_report",),
+            names=("build_report", *FLOW_JOBS),
         ),
         Session(
             id="c3" * 16,
@@ -311,6 +319,17 @@ async def run_all(
         deliveries = await worker.reserve(name, 1)
         advance(random.uniform(0.2, 4.0))
         await worker.settle([Completed(one.lease, b'"sent"') for one in deliveries])
+
+
+async def run_flow(worker: SampleWorker, advance: Callable[[float], None], random: Random) -> None:
+    """Run the import: one of its parts fails."""
+    await run_all(worker, "fetch_file", 1, advance, random)
+    await run_all(worker, "count_rows", PARTS - 1, advance, random)
+    error = make_error("count_rows", "ValueError", "row 4711 has 3 columns", "read(row)")
+    deliveries = await worker.reserve("count_rows", 1)
+    await worker.settle([Failed(one.lease, "permanent", error) for one in deliveries])
+    await run_all(worker, "tidy_up", 1, advance, random)
+    await run_all(worker, "call_operator", 1, advance, random)
 
 
 async def fail_all(

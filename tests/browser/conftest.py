@@ -57,6 +57,7 @@ class Subject(msgspec.Struct, frozen=True):
             "fingerprint": self.sample.fingerprint,
             "name": "nightly_report",
             "operation": self.sample.operation,
+            "flow": self.sample.flow,
         }
         path = re.sub(r"\{(\w+)\}", lambda found: values[found[1]], page.path)
         return f"{self.dashboard.address}{path}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from nimburion import Flow, Processor, job
 from nimburion.core.backend import Backend
 from tests.cli.conftest import CommandLine
@@ -89,3 +91,21 @@ def test_the_rest_of_a_flow_is_cancelled(nimburion: CommandLine) -> None:
     assert set(cancelled) <= {"i.add_up", "i.parts.0", "i.parts.1", "i.parts.2"}
     assert nimburion("flows", "show", "i", "--json").data["state"] in {"cancelled", "failed"}
     assert "flows.cancel" in nimburion("audit").out
+
+
+def test_a_flow_is_exported_for_support_without_data(nimburion: CommandLine) -> None:
+    nimburion.call_backend(store)
+    nimburion.call_backend(run)
+    nimburion("flows", "replay", "i", "--reason", "mended", "--yes")
+    nimburion.call_backend(run)
+    data = json.loads(nimburion("flows", "export", "i").out)
+    assert (data["flow"]["state"], data["flow"]["groups"][0]["failed"]) == ("failed", 1)
+    jobs = {job["id"]: job for job in data["jobs"]}
+    assert {*jobs} == {"i.parts.0", "i.parts.1", "i.parts.2", "i.add_up"}
+    assert [error["message"] for error in jobs["i.parts.1"]["errors"]] == ["damaged"] * 2
+    assert jobs["i.add_up"]["conditions"] == [{"source": {"kind": "flow", "id": "i.parts"}}]
+    assert [(one["action"], one["details"]) for one in data["audit"]] == [
+        ("flows.replay", {"reason": "mended"})
+    ]
+    assert "Traceback" not in str(data)
+    assert nimburion("flows", "export", "other").code == 4

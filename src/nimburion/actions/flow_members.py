@@ -143,7 +143,8 @@ class _Search:
     @property
     def missing(self) -> int:
         """How many members that are in no group were not found."""
-        single = self._tree.members - len(self._tree.groups)
+        tree = self._tree
+        single = tree.members - len(tree.groups) - tree.is_open
         found = sum(record.options.group is None for record in self.records.values())
         return max(0, single - found)
 

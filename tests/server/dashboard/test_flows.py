@@ -9,7 +9,7 @@ import pytest
 
 from nimburion import Flow, job
 from nimburion.core.audit import list_audit
-from nimburion.core.flows import NewFlow
+from nimburion.core.flows import Growth, NewFlow
 from nimburion.core.job import JobOptions, NewJob
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
 from tests.server.conftest import Api
@@ -166,6 +166,16 @@ async def test_members_that_were_not_found_are_counted(api: Api) -> None:
     await api.services.backend.producing.enqueue(jobs, [flow])
     html = (await api.client.get(f"{FLOWS}/i")).text
     assert "2 members are not shown" in html
+
+
+async def test_an_open_flow_says_so_and_misses_no_member(api: Api) -> None:
+    flow = NewFlow(id="i", name="import", members=1, growth=Growth.OPEN)
+    jobs = [NewJob("i.a", "send", "default", b"{}", options=JobOptions(flow="i"))]
+    await api.services.backend.producing.enqueue(jobs, [flow])
+    shown = await read(api, "/i")
+    assert (shown["flow"]["open"], shown["missing"]) == (True, 0)
+    assert ">open</span>" in (await api.client.get(f"{FLOWS}/i")).text
+    assert ">open</span>" in (await api.client.get(FLOWS)).text
 
 
 async def test_the_page_of_a_job_has_its_place_in_the_flow(failed: Api) -> None:

@@ -1,4 +1,4 @@
-"""`nimburion flows …`: list, show, close, cancel and replay flows."""
+"""`nimburion flows …`: list, show, close, cancel, replay and export flows."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from nimburion.core.text.escaping import escape_controls
 
 if TYPE_CHECKING:
     from nimburion.actions.bulk import BulkPreview
+    from nimburion.actions.flow_export import FlowExport
     from nimburion.actions.flows import FlowTree, ReplayPreview
     from nimburion.core.backend import Backend
     from nimburion.core.flows import FlowInfo, FlowPage
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def flows() -> None:
-    """List, show, close, cancel and replay flows (jobs that wait for each other)."""
+    """List, show, close, cancel, replay and export flows (jobs that wait for each other)."""
 
 
 @flows.command("list")
@@ -133,19 +134,38 @@ def close_flow(flow_id: str) -> None:
     print_result({"closed": flow_id}, lambda: click.echo(f"{escape_controls(flow_id)} closed"))
 
 
+@flows.command("export")
+@click.argument("flow_id", metavar="ID")
+@add_shared_options
+def export_flow(flow_id: str) -> None:
+    """Print a flow with its jobs as JSON, for support.
+
+    It has states, errors, dependencies and audit records, but no arguments, results or tracebacks.
+    """
+    data = current_invocation().run(lambda backend: _export(backend, flow_id))
+    click.echo(msgspec.json.format(msgspec.json.encode(data)).decode())
+
+
+async def _export(backend: Backend, flow_id: str) -> FlowExport:
+    from nimburion.actions.flow_export import read_export  # for this command only
+
+    return await read_export(backend, await make_actions(backend).flows.get(flow_id))
+
+
 @flows.command("cancel")
 @click.argument("flow_id", metavar="ID")
+@click.option("--reason", default="", help="Why, for the audit log.")
 @click.option("--yes", is_flag=True, help="Do it; without, only count.")
 @add_shared_options
-def cancel_flow(flow_id: str, yes: bool) -> None:  # noqa: FBT001 (the flag itself)
+def cancel_flow(flow_id: str, reason: str, yes: bool) -> None:  # noqa: FBT001 (the flag itself)
     """Cancel all members of a flow that have not ended. Without --yes, it only counts them."""
-    changed = current_invocation().run(lambda backend: _cancel(backend, flow_id, yes=yes))
+    changed = current_invocation().run(lambda backend: _cancel(backend, flow_id, reason, yes=yes))
     print_result(
         {"cancelled": changed}, lambda: click.echo(f"{format_count(len(changed))} cancelled")
     )
 
 
-async def _cancel(backend: Backend, flow_id: str, *, yes: bool) -> list[str]:
+async def _cancel(backend: Backend, flow_id: str, reason: str, *, yes: bool) -> list[str]:
     actions = make_actions(backend).flows
     if not yes:
         flow = await actions.get(flow_id)
@@ -154,26 +174,27 @@ async def _cancel(backend: Backend, flow_id: str, *, yes: bool) -> list[str]:
             f"{members} of flow {flow.id} would be cancelled; nothing was done. Add --yes to "
             "confirm"
         )
-    return await actions.cancel(flow_id)
+    return await actions.cancel(flow_id, reason=reason)
 
 
 @flows.command("replay")
 @click.argument("flow_id", metavar="ID")
+@click.option("--reason", default="", help="Why, for the audit log.")
 @click.option("--yes", is_flag=True, help="Do it; without, only show what would run.")
 @add_shared_options
-def replay_flow(flow_id: str, yes: bool) -> None:  # noqa: FBT001 (the flag itself)
+def replay_flow(flow_id: str, reason: str, yes: bool) -> None:  # noqa: FBT001 (the flag itself)
     """Run the failed part of a flow again. Without --yes, it only shows what would run.
 
     Members that failed run again, and those that were cancelled because of them wait again.
     Members that completed stay as they are.
     """
-    changed = current_invocation().run(lambda backend: _replay(backend, flow_id, yes=yes))
+    changed = current_invocation().run(lambda backend: _replay(backend, flow_id, reason, yes=yes))
     print_result(
         {"replayed": changed}, lambda: click.echo(f"{format_count(len(changed))} replayed")
     )
 
 
-async def _replay(backend: Backend, flow_id: str, *, yes: bool) -> list[str]:
+async def _replay(backend: Backend, flow_id: str, reason: str, *, yes: bool) -> list[str]:
     actions = make_actions(backend).flows
     if not yes:
         preview = await actions.preview_replay(flow_id)
@@ -183,7 +204,7 @@ async def _replay(backend: Backend, flow_id: str, *, yes: bool) -> list[str]:
             f"{_format_preview(preview.failed)} of flow {flow_id} would be replayed; nothing was "
             "done. Add --yes to confirm"
         )
-    return await actions.replay(flow_id)
+    return await actions.replay(flow_id, reason=reason)
 
 
 def _print_preview(preview: ReplayPreview) -> None:

@@ -83,9 +83,7 @@ def arrange(boxes: Sequence[FlowBox]) -> Layout:
     )
 
 
-def _connect(
-    boxes: Sequence[FlowBox], cells: list[_Cell]
-) -> dict[tuple[int, int], list[_Cell]]:
+def _connect(boxes: Sequence[FlowBox], cells: list[_Cell]) -> dict[tuple[int, int], list[_Cell]]:
     """Connect the cells. Return the cells that each line passes between its ends."""
     passed = sum(
         max(0, box.layer - boxes[source.box].layer - 1) for box in boxes for source in box.sources

@@ -1,0 +1,141 @@
+"""One flow as data for support: states, errors, dependencies, and what operators changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from nimburion.actions.flow_members import MAX_RECORDS, read_members
+from nimburion.actions.flows import FlowTree
+from nimburion.core.audit import AuditRecord, list_audit
+from nimburion.core.backend import Backend
+from nimburion.core.flows import FlowState, WaitCondition
+from nimburion.core.job import FAILED_ONLY, AttemptError, AttemptInfo, JobRecord, State
+from nimburion.core.queries import JobFilter
+from nimburion.core.version import __version__
+
+MAX_AUDIT = 1_000
+"""The newest audit records that are searched for those of the flow."""
+
+
+class ExportedFlow(msgspec.Struct, frozen=True, kw_only=True):
+    """A flow or a group with its counts."""
+
+    id: str
+    name: str
+    state: FlowState
+    members: int
+    unfinished: int
+    completed: int
+    failed: int
+    cancelled: int
+    max_failed: int
+    added: int
+    open: bool
+    created_at: float
+    finished_at: float | None
+    groups: list[ExportedFlow]
+
+
+class ExportedJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A job of the flow, without its arguments, its result and its tracebacks."""
+
+    id: str
+    name: str
+    queue: str
+    state: State
+    reason: str | None
+    group: str | None
+    """The group that counts it; None: the flow counts it. Empty: it is a callback."""
+    priority: int
+    failures: int
+    lost: int
+    due: float
+    created_at: float
+    finished_at: float | None
+    conditions: tuple[WaitCondition, ...]
+    """What it waits for, or waited for."""
+    results: list[str]
+    """The names of the arguments that are results of other jobs."""
+    attempts: list[AttemptInfo]
+    errors: list[AttemptError]
+
+
+class FlowExport(msgspec.Struct, frozen=True, kw_only=True):
+    """A flow with those of its jobs that were found. Times are epoch seconds."""
+
+    version: str
+    """The version of nimburion that made the export."""
+    backend: str
+    at: float
+    """When it was made, on the backend's clock."""
+    flow: ExportedFlow
+    jobs: list[ExportedJob]
+    """Single members, some jobs of each group, the callbacks, and the members that failed."""
+    missing: int
+    """How many members that are in no group were not found."""
+    audit: list[AuditRecord]
+    """What operators did with the flow, newest first."""
+
+
+async def read_export(backend: Backend, tree: FlowTree) -> FlowExport:
+    """Return a flow as data for support. At most some thousand jobs are read."""
+    members = await read_members(backend, tree)
+    which = JobFilter(flow=tree.id, states=FAILED_ONLY)
+    failed = await backend.reads.list_jobs(which, limit=MAX_RECORDS)
+    records = {**members.records, **{record.id: record for record in failed.jobs}}
+    audit = await list_audit(backend, limit=MAX_AUDIT)
+    return FlowExport(
+        version=__version__,
+        backend=backend.describe(),
+        at=await backend.now(),
+        flow=_export_tree(tree),
+        jobs=_export_jobs(records.values()),
+        missing=members.missing,
+        audit=[one for one in audit.records if one.target == tree.id],
+    )
+
+
+def _export_tree(tree: FlowTree) -> ExportedFlow:
+    return ExportedFlow(
+        id=tree.id,
+        name=tree.name,
+        state=tree.state,
+        members=tree.members,
+        unfinished=tree.unfinished,
+        completed=tree.completed,
+        failed=tree.failed,
+        cancelled=tree.cancelled,
+        max_failed=tree.max_failed,
+        added=tree.added,
+        open=tree.is_open,
+        created_at=tree.created_at,
+        finished_at=tree.finished_at,
+        groups=[_export_tree(group) for group in tree.groups],
+    )
+
+
+def _export_jobs(records: Iterable[JobRecord]) -> list[ExportedJob]:
+    """Return the jobs in the order in which they were stored."""
+    return [
+        ExportedJob(
+            id=record.id,
+            name=record.name,
+            queue=record.queue,
+            state=record.state,
+            reason=record.reason,
+            group=record.options.group,
+            priority=record.priority,
+            failures=record.failures,
+            lost=record.lost,
+            due=record.due,
+            created_at=record.created_at,
+            finished_at=record.finished_at,
+            conditions=record.options.conditions,
+            results=sorted(record.options.results),
+            attempts=record.attempts,
+            errors=[msgspec.structs.replace(one, traceback="") for one in record.history],
+        )
+        for record in sorted(records, key=lambda one: (one.created_at, one.id))
+    ]
