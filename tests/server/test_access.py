@@ -62,6 +62,7 @@ RECORDS: dict[str, tuple[str, str, int | None]] = {
     "cancel_jobs": ("jobs.cancel", "", 2),
     "cancel_job": ("jobs.cancel", "a", 1),
     "run_jobs_now": ("jobs.run_now", "", 1),
+    "show_stack": ("jobs.stack", "a", None),
     "run_job_now": ("jobs.run_now", "a", 0),
     "replay_dead_letters": ("dead.replay", "", 1),
     "purge_dead_letters": ("dead.purge", "", 1),
@@ -148,7 +149,7 @@ async def test_no_route_has_the_wrong_right() -> None:
         if operation.method in SAFE_METHODS:
             assert operation.right in {"read", "payloads"}, operation.path
         else:
-            assert operation.right in {"operate", "admin"}, operation.path
+            assert operation.right in {"operate", "admin", "stacks"}, operation.path
 
 
 @pytest.mark.parametrize("operation", UNSAFE, ids=lambda operation: operation.name)

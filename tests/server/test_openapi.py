@@ -19,7 +19,11 @@ from tests.server.conftest import Api, MakeApi
 
 TOKEN = "0123456789abcdef"
 TOKENS = [
-    {"name": "all", "rights": ["read", "payloads", "operate", "admin"], "variable": "FUZZER_TOKEN"}
+    {
+        "name": "all",
+        "rights": ["read", "payloads", "stacks", "operate", "admin"],
+        "variable": "FUZZER_TOKEN",
+    }
 ]
 _ROOT = Path(__file__).parents[2]
 _CONFIG = """

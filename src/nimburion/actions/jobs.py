@@ -1,7 +1,8 @@
-"""Cancel jobs, and make waiting jobs due."""
+"""Cancel jobs, make waiting jobs due, and ask where a running handler is."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
@@ -12,6 +13,8 @@ from nimburion.core.backend import Backend
 from nimburion.core.bulk_operations import MAX_STEP, BulkAction
 from nimburion.core.errors import JobNotFound
 from nimburion.core.queries import JobFilter, describe_filter
+from nimburion.core.session import WorkerCommand
+from nimburion.core.stacks import HandlerStack, get_stack, request_stack
 
 STEP = MAX_STEP
 """The most jobs that one step of an action reads or changes."""
@@ -22,6 +25,13 @@ DueOutcome = Literal["due", "unchanged", "not found"]
 """`unchanged`: the job was due already, runs or has ended."""
 _CANCELLED = frozenset({"cancelled", "requested"})
 """The outcomes of jobs that were cancelled, or will be asked to end."""
+StackOutcome = Literal["shown", "not running", "no answer"]
+"""`no answer`: the worker may answer later, for as long as the request is kept."""
+_STACK_TRIES = 50
+_STACK_INTERVAL = 0.2
+"""Seconds between two looks for the answer of a worker."""
+_TRIES_PER_NOTIFICATION = 10
+"""Notifications are best effort."""
 ReportProgress = Callable[[int], object]
 """Is called with the number of jobs that a step has processed."""
 
@@ -34,8 +44,15 @@ class Cancellations(msgspec.Struct, frozen=True):
     """Pass it as `after` to continue; None: that was all."""
 
 
+class StackAnswer(msgspec.Struct, frozen=True):
+    """What a worker answered about the handler of a job."""
+
+    outcome: StackOutcome
+    stack: HandlerStack | None = None
+
+
 class JobActions(SubjectActions):
-    """Cancel jobs, and make waiting jobs due."""
+    """Cancel jobs, make waiting jobs due, and ask where a running handler is."""
 
     async def cancel(
         self,
@@ -92,6 +109,31 @@ class JobActions(SubjectActions):
             known = await _list_known(self._backend, others)
             outcomes |= dict.fromkeys((one for one in others if one not in known), "not found")
         return outcomes
+
+    async def show_stack(self, job_id: str, *, tries: int = _STACK_TRIES) -> StackAnswer:
+        """Ask the worker of a running job where its handler is, and wait for the answer.
+
+        The job continues. The answer has lines of code and no values, and is kept for a
+        minute. The worker is asked with a notification; one that gets none answers with its next
+        regular heartbeat. With the usual settings, the call waits for ten seconds at most.
+
+        Raises:
+            JobNotFound: there is no job with this id.
+        """
+        backend = self._backend
+        async with self._operator.record(backend, "jobs.stack", job_id):
+            session = (await backend.reads.get_job(job_id)).session
+            if session is None:
+                return StackAnswer("not running")
+            await request_stack(backend, job_id, session)
+            for attempt in range(tries):
+                if attempt % _TRIES_PER_NOTIFICATION == 0:
+                    await backend.maintenance.send_command(session, WorkerCommand.SHOW_STACKS)
+                stack = await get_stack(backend, job_id, await backend.now())
+                if stack is not None:
+                    return StackAnswer("shown", stack)
+                await asyncio.sleep(_STACK_INTERVAL)
+        return StackAnswer("no answer")
 
     async def _cancel(self, job_id: str) -> CancelOutcome:
         try:

@@ -36,6 +36,7 @@ RIGHT_BY_ACTION = MappingProxyType(
             ),
             "admin",
         ),
+        "jobs.stack": "stacks",
     }
 )
 """The right that each action needs, by the name that its audit record has."""
@@ -49,7 +50,7 @@ class Operator(msgspec.Struct, frozen=True):
     origin: str = "python"
     """Through what: `cli`, `api`, `dashboard` or `python`."""
     rights: frozenset[str] = frozenset(RIGHTS)
-    """Of `read`, `payloads`, `operate` and `admin`; by default all of them."""
+    """Of `read`, `payloads`, `stacks`, `operate` and `admin`; by default all of them."""
 
     def record(
         self, backend: Backend, action: str, target: str = "", /, **details: object

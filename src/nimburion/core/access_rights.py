@@ -14,6 +14,7 @@ RIGHTS: tuple[str, ...] = get_args(Right)
 
 - `read`: see jobs, queues, workers, schedules and checks, without the data of jobs.
 - `payloads`: see the data of jobs: payloads, results, headers, unique keys and tracebacks.
+- `stacks`: see the stacks of running handlers: files, lines of code and functions, and no values.
 - `operate`: change what exists, in a way that can be undone: pause, cancel, replay, run a schedule.
 - `admin`: enqueue jobs, add schedules, and delete for good.
 """

@@ -463,6 +463,7 @@ class Maintaining(Protocol):
 
     async def send_command(self, session_id: str, command: WorkerCommand | None) -> bool:
         """Send a command to the worker of a session; None takes the last command back.
+        `SHOW_STACKS` leaves the last command as it is.
 
         Each heartbeat of the session returns the latest command. The call notifies the session
         (`wait_for_session`). Returns False if the session has ended or never existed.

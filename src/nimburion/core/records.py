@@ -1,9 +1,9 @@
 """Records: what a backend only stores, with a version.
 
-The audit log, bulk operations and schedules are records. The backend compares versions, keeps the
-order and deletes the oldest; it does not read the body. Only `fire` reads and writes the body of a
-schedule. `core.audit`, `core.bulk_operations` and `core.schedules` give the bodies their meaning,
-once for all backends. See decision 0049.
+The audit log, bulk operations, schedules and requests for stacks are records. The backend compares
+versions, keeps the order and deletes the oldest; it does not read the body. Only `fire` reads and
+writes the body of a schedule. `core.audit`, `core.bulk_operations`, `core.schedules` and
+`core.stacks` give the bodies their meaning, once for all backends. See decision 0049.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 
 from nimburion.core.errors import Unstorable
 
-RecordKind = Literal["audit", "bulk_operation", "schedule"]
+RecordKind = Literal["audit", "bulk_operation", "schedule", "stack"]
 
 
 class NewRecord(msgspec.Struct, frozen=True, kw_only=True):

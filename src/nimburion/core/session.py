@@ -91,6 +91,10 @@ class WorkerCommand(enum.StrEnum):
     """Start no further job; finish those that run."""
     STOP = "stop"
     """Stop as on SIGTERM."""
+    SHOW_STACKS = "show_stacks"
+    """Answer the requests for stacks (`core.stacks`). The backend only notifies the session: the
+    last command stays, and no heartbeat repeats this one.
+    """
 
 
 class ConcurrencyLimit(msgspec.Struct, frozen=True, gc=False):

@@ -22,7 +22,7 @@ from nimburion.core.text.redaction import redact_url
 
 Choice = Literal["auto", "yes", "no"]
 FairnessMode = Literal["tenants", "none"]
-Right = Literal["read", "payloads", "operate", "admin"]
+Right = Literal["read", "payloads", "stacks", "operate", "admin"]
 
 
 class Kind(enum.Enum):
@@ -317,7 +317,7 @@ class TokenSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     name: Name
     """The name of the caller. It is shown in logs, and never secret."""
     rights: tuple[Right, ...]
-    """What the caller may do: `read`, `payloads`, `operate`, `admin`."""
+    """What the caller may do: `read`, `payloads`, `stacks`, `operate`, `admin`."""
     file: str | None = None
     """The file that holds the token."""
     variable: str | None = None

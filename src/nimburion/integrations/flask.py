@@ -255,9 +255,9 @@ def make_dashboard(find_caller: Callable[[], Caller | None]) -> Blueprint:
 
     The dashboard is then at `/jobs/dashboard`, unless a view of the application answers there;
     choose a prefix that has none. `find_caller` is called in each request, and returns who sends
-    it, with their rights: `read`, `payloads`, `operate`, `admin`. None, or a right that is missing,
-    is answered with status 403. So is a redirect, if the script of a page sends the request: the
-    script could not follow it. The audit records hold the name of the caller.
+    it, with their rights: `read`, `payloads`, `stacks`, `operate`, `admin`. None, or a right that
+    is missing, is answered with status 403. So is a redirect, if the script of a page sends the
+    request: the script could not follow it. The audit records hold the name of the caller.
 
     It needs the extra `server`.
     """

@@ -13,7 +13,7 @@ async def test_the_status_names_version_backend_and_rights(api: Api) -> None:
     assert status["backend"] == api.processor.backend.describe()
     assert (status["caller"], status["rights"]) == (
         "local",
-        ["admin", "operate", "payloads", "read"],
+        ["admin", "operate", "payloads", "read", "stacks"],
     )
     assert status["worker"]["state"] == "open"
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 from msgspec.structs import replace
 
 from nimburion.core.exchange import Lane, ReserveRequest
-from nimburion.core.job import JobOptions, NewJob
+from nimburion.core.job import JobOptions, NewJob, State
 from nimburion.core.limits import LimitChange, LimitRule
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import Session
 from nimburion.core.settings import SchedulerSettings, TaskSettings
 from nimburion.core.settlement import Progressed
+from nimburion.jobs import Context
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
 from nimburion.testing.contract.harness import make_limits
 from tests.server.conftest import Api, MakeApi
 from tests.server.dashboard.conftest import OWN_PAGE
+from tests.waiting import wait_until
 
 
 async def run_jobs(api: Api) -> None:
@@ -242,3 +245,34 @@ async def test_settings_are_shown_without_secrets(make_api: MakeApi) -> None:
     assert not settings["jobs.concurrency"]["changed"]
     assert settings["scheduler.tasks.0.cron"]["value"] == "@daily"
     assert "scheduler.tasks.0.payload" not in settings
+
+
+async def test_the_stack_of_a_running_handler_is_on_its_page(api: Api) -> None:
+    release = asyncio.Event()
+
+    async def hold(_: Context, payload: bytes) -> None:
+        await release.wait()  # where it waits
+
+    api.processor.register("hold", hold)
+    await api.processor.start()
+    await api.processor.enqueue_raw("hold", b'{"card":"4111-1111"}', id="held")
+    backend, path = api.processor.backend, f"{DASHBOARD_PATH}/jobs/held"
+
+    async def runs() -> bool:
+        return (await backend.reads.get_job("held")).state is State.PROCESSING
+
+    await wait_until(runs, "the job runs")
+    assert f'action="{path}/stack"' in (await api.client.get(path)).text
+    headers = {**OWN_PAGE, "HX-Request": "true"}
+    answer = await api.client.post(f"{path}/stack", headers=headers)
+    assert "The worker has answered" in answer.text
+    twin = (await api.client.get(f"{path}?format=json")).json()
+    assert twin["stack"]["place"] == "event loop"
+    assert "# where it waits" in twin["stack"]["text"]
+    assert "4111" not in twin["stack"]["text"]
+    assert "# where it waits" in (await api.client.get(path)).text
+    release.set()
+    await api.processor.stop(1.0)
+    done = await api.client.post(f"{path}/stack", headers=headers)
+    assert "does not run now" in done.text
+    assert "# where it waits" not in (await api.client.get(path)).text

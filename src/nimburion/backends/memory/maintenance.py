@@ -85,7 +85,8 @@ class MemoryMaintaining(Maintaining):
             session = step.state.sessions.get(session_id)
             if session is None or session.is_ended:
                 return False
-            session.command = command
+            if command is not WorkerCommand.SHOW_STACKS:
+                session.command = command
             step.names_to_notify[make_session_name(session_id)] += 1
             return True
 

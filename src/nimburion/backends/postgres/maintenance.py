@@ -116,7 +116,8 @@ class PostgresMaintaining(Maintaining):
             self._database.get_connections().notifications.notify({queue: ALL_WORKERS})
 
     async def send_command(self, session_id: str, command: WorkerCommand | None) -> bool:
-        statement = """UPDATE {schema}.session SET command = $2
+        statement = """UPDATE {schema}.session
+            SET command = CASE $2 WHEN 'show_stacks' THEN command ELSE $2 END
             WHERE id = $1 AND ended_at IS NULL RETURNING 1"""
         if not await self._database.fetch(statement, encode_lookup_text(session_id), command):
             return False

@@ -42,10 +42,10 @@ from nimburion.cli.records import (
 from nimburion.core.bulk_operations import BulkAction
 from nimburion.core.diagnosis.running_jobs import RunningJob, list_running_jobs
 from nimburion.core.job import FINISHED, UNFINISHED, State
-from nimburion.core.text.escaping import escape_controls
+from nimburion.core.text.escaping import escape_controls, escape_lines
 
 if TYPE_CHECKING:
-    from nimburion.actions.jobs import CancelOutcome, DueOutcome
+    from nimburion.actions.jobs import CancelOutcome, DueOutcome, StackAnswer
     from nimburion.core.backend import Backend
     from nimburion.core.queries import JobFilter, Page
 
@@ -361,6 +361,42 @@ def print_due(outcomes: dict[str, DueOutcome]) -> None:
     """Print one line per job."""
     for job_id, outcome in outcomes.items():
         click.echo(f"{escape_controls(job_id)}  {_DUE_WORDS[outcome]}")
+
+
+@jobs.command("stack")
+@click.argument("job_id", metavar="ID")
+@add_shared_options
+@click.pass_context
+def show_stack(ctx: click.Context, /, *, job_id: str) -> None:
+    """Show where the handler of a running job is: lines of code, no values.
+
+    The worker answers from the thread, the event loop or the child process of the handler. The job
+    continues.
+    """
+    job, answer = current_invocation().run(lambda backend: find_stack(backend, job_id))
+    print_result(
+        {"id": job, "outcome": answer.outcome, "stack": msgspec.to_builtins(answer.stack)},
+        lambda: print_stack(job, answer),
+    )
+    if answer.stack is None:
+        ctx.exit(FAILED)
+
+
+async def find_stack(backend: Backend, text: str) -> tuple[str, StackAnswer]:
+    """Return the id of the job that `text` names, and the answer of its worker."""
+    job_id = (await get_job(backend, text)).id
+    return job_id, await make_actions(backend).jobs.show_stack(job_id)
+
+
+def print_stack(job_id: str, answer: StackAnswer) -> None:
+    """Print the stack, or why there is none."""
+    if answer.stack is None:
+        runs = answer.outcome == "no answer"
+        words = "runs, but its worker did not answer" if runs else "does not run"
+        click.echo(f"{escape_controls(job_id)} {words}")
+        return
+    click.echo(f"{escape_controls(job_id)} in its {answer.stack.place}:")
+    click.echo(escape_lines(answer.stack.text) or "no frame now: the handler starts or ends")
 
 
 @jobs.command("retry")

@@ -10,6 +10,7 @@ The dashboard is then at `/jobs/dashboard`. It needs the extra `server`. Permiss
 |---|---|
 | `nimburion.view_storedjob` | `read` |
 | `nimburion.view_arguments` | `payloads` |
+| `nimburion.view_stacks` | `stacks` |
 | `nimburion.operate_jobs` | `operate` |
 | `nimburion.administer_jobs` | `admin` |
 
@@ -39,6 +40,7 @@ __all__ = ["app_name", "show_dashboard", "urlpatterns"]
 RIGHTS_OF_PERMISSIONS = {
     "nimburion.view_storedjob": "read",
     "nimburion.view_arguments": "payloads",
+    "nimburion.view_stacks": "stacks",
     "nimburion.operate_jobs": "operate",
     "nimburion.administer_jobs": "admin",
 }

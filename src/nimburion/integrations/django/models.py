@@ -21,6 +21,7 @@ class StoredJob(models.Model):
         default_permissions: ClassVar[tuple[str, ...]] = ("view",)
         permissions: ClassVar[tuple[tuple[str, str], ...]] = (
             ("view_arguments", "Can view arguments, results and errors of jobs"),
+            ("view_stacks", "Can view the stacks of running jobs"),
             ("operate_jobs", "Can pause, cancel and replay jobs"),
             ("administer_jobs", "Can add jobs and schedules, and delete them for good"),
         )

@@ -30,10 +30,12 @@ from nimburion.core.service import wait_for_first
 from nimburion.core.session import HeartbeatReply, WorkerCommand
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Progressed, Spent
+from nimburion.core.stacks import Place
 from nimburion.core.timing.clock import Clock
 from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.worker.attempt.attempt import Attempt, Interruption
 from nimburion.jobs.worker.attempt.attempt_runner import AttemptRunner
+from nimburion.jobs.worker.attempt.handler_stacks import read_stack
 from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.exchange.batches import Batches
 from nimburion.jobs.worker.exchange.exchange_size import ExchangeSize
@@ -252,6 +254,18 @@ class Worker:
         running = list(self._slots.running)
         return next((attempt for attempt in running if attempt.task is task), None)
 
+    async def read_stack(self, job_id: str) -> tuple[Place, str] | None:
+        """Return where the handler of a running job runs, and its stack; None if it does not run
+        here. Safe from any event loop.
+        """
+        for attempt in list(self._slots.running):
+            if attempt.delivery.lease.job_id == job_id:
+                if attempt.child is None:
+                    return read_stack(attempt, self._thread)
+                asked = asyncio.run_coroutine_threadsafe(attempt.child.read_stack(), self._loop)
+                return "child process", await asyncio.wrap_future(asked)
+        return None
+
     async def report_dead(self, job_id: str) -> None:
         """Call the hooks for a job that became a dead letter because its workers were lost.
 
@@ -457,6 +471,7 @@ class Worker:
             size=self._exchange_size,
             max_unsettled=self._settings.sizes.unsettled,
             vitals=self.vitals,
+            read_stack=self.read_stack,
             on_heartbeat=self._note_heartbeat,
             on_heartbeat_reply=self._apply_heartbeat_reply,
             on_end=self._on_session_end,

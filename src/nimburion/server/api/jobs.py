@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, cast
 import msgspec
 from msgspec import Meta
 
+from nimburion.actions.jobs import StackOutcome
 from nimburion.core.diagnosis.explanations import Cause, find_causes
 from nimburion.core.diagnosis.running_jobs import read_facts
 from nimburion.core.errors import InvalidJob, JobNotFound
@@ -25,6 +26,7 @@ from nimburion.core.job import (
 from nimburion.core.limits import KeyUse, LimitInfo
 from nimburion.core.queries import JobFilter, Page, Pause
 from nimburion.core.result_errors import decode_result_error
+from nimburion.core.stacks import HandlerStack
 from nimburion.jobs.client.client import enqueue_raw_or_get
 from nimburion.jobs.declaration.options import EnqueueOptions
 from nimburion.jobs.declaration.uniqueness import fold_unique
@@ -297,6 +299,15 @@ class RunNowJob(msgspec.Struct, frozen=True):
     """`unchanged`: it was due already, runs or has ended."""
 
 
+class JobStack(msgspec.Struct, frozen=True):
+    """Where the handler of a job was: files, lines of code and functions, and no values."""
+
+    id: str
+    outcome: StackOutcome
+    """`no answer`: the worker did not answer within ten seconds."""
+    stack: HandlerStack | None
+
+
 class RunNowBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The jobs to run now. For jobs that match a filter, start a bulk operation."""
 
@@ -416,6 +427,12 @@ async def run_job_now(request: ApiRequest[NoQuery, NoBody]) -> RunNowJob:
     if outcome == "not found":
         raise JobNotFound(job_id)
     return RunNowJob(job_id, outcome)
+
+
+async def show_stack(request: ApiRequest[NoQuery, NoBody]) -> JobStack:
+    """Ask the worker of a running job where its handler is. The job continues."""
+    answer = await request.actions.jobs.show_stack(request.path["id"])
+    return JobStack(request.path["id"], answer.outcome, answer.stack)
 
 
 async def run_jobs_now(request: ApiRequest[NoQuery, RunNowBody]) -> RunNowReport:
@@ -584,6 +601,13 @@ OPERATIONS = (
         handle=run_job_now,
         action="jobs.run_now",
         answer=RunNowJob,
+    ),
+    Operation(
+        method="POST",
+        path="/jobs/{id}/stack",
+        handle=show_stack,
+        action="jobs.stack",
+        answer=JobStack,
     ),
     Operation(
         method="POST",

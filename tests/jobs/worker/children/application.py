@@ -57,6 +57,16 @@ def get_process() -> int:
 
 
 @job(execution="process")
+def wait_in_child() -> None:
+    threading.Event().wait()
+
+
+@job(execution="process")
+async def wait_in_child_async() -> None:
+    await asyncio.Event().wait()
+
+
+@job(execution="process")
 def fail(how: str) -> None:
     raise {
         "error": Odd("of the child"),
@@ -281,6 +291,8 @@ hooked: list[str] = []
 
 processor = Processor(MemoryBackend(), children=2)
 processor.register(
+    wait_in_child,
+    wait_in_child_async,
     *(add, add_async, describe, get_process, fail, fail_async, log, write, report),
     *(enqueue_more, enqueue_blocking, read_backend),
     *(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -11,9 +12,15 @@ from nimburion.core.errors import BackendUnavailable
 from nimburion.core.session import HeartbeatReply, Session, Vitals
 from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.session.heartbeat import Heartbeat
+from nimburion.jobs.worker.session.stack_requests import StackRequests
 from nimburion.jobs.worker.session.vitals import VitalsReader
 from nimburion.testing import FakeClock
 from tests.overridden import OverridableBackend
+
+
+def make_stack_requests(clock: FakeClock) -> StackRequests:
+    """Return the requests of a worker that runs no job."""
+    return StackRequests("s1", clock, AsyncMock(return_value=None), polls=False)
 
 
 async def test_a_session_that_is_gone_is_not_reported_as_rescued(
@@ -29,6 +36,7 @@ async def test_a_session_that_is_gone_is_not_reported_as_rescued(
         clock,
         BackendConnectivity(clock, "memory"),
         vitals=VitalsReader(1, lambda: 0, ""),
+        stacks=make_stack_requests(clock),
         on_reply=lambda _: None,
         on_end=stopping.set,
     )
@@ -52,6 +60,7 @@ async def test_a_heartbeat_that_fails_keeps_the_worst_lag_for_the_next() -> None
         clock,
         BackendConnectivity(clock, "memory"),
         vitals=vitals,
+        stacks=make_stack_requests(clock),
         on_reply=lambda _: None,
         on_end=lambda: None,
     )

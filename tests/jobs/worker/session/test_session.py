@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import AsyncMock
+
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
@@ -26,6 +28,7 @@ def make_session(backend: MemoryBackend, clock: Clock, events: Events) -> Worker
         size=ExchangeSize(1_000_000),
         max_unsettled=1_000_000,
         vitals=VitalsReader(1, lambda: 0, ""),
+        read_stack=AsyncMock(return_value=None),
         on_heartbeat=lambda: None,
         on_heartbeat_reply=lambda _: None,
         on_end=lambda _: None,

@@ -14,6 +14,7 @@ from nimburion.jobs.worker.attempt.threads import ThreadCall
 
 if TYPE_CHECKING:
     from nimburion.jobs.worker.attempt.batch_run import BatchRun
+    from nimburion.jobs.worker.children.process import Child
 
 
 class AttemptTimeout(NamedTuple):
@@ -53,6 +54,8 @@ class Attempt(AttemptRecord):
     """The context of the handler; None before it starts and after the attempt has ended."""
     call: ThreadCall | None = None
     """The thread call of a `def` handler; None for a coroutine."""
+    child: Child | None = None
+    """The child process that runs the handler; None if none does."""
     timeout: AttemptTimeout | None = None
     """The running timeout of the attempt."""
     interruption: Interruption | None = None

@@ -57,6 +57,7 @@ class ProcessCalls:
         except ChildNotStarted as error:
             raise NotRunInChild(f"a child process could not start: {error}") from None
         lease = attempt.delivery.lease
+        attempt.child = child
         try:
             attempt.start_timeout()
             reply = await child.run(
@@ -66,6 +67,7 @@ class ProcessCalls:
         except ChildDied as died:
             raise self._make_error(died, attempt.delivery, policy) from None
         finally:
+            attempt.child = None
             self._pool.release(child)
         return _read_reply(reply)
 

@@ -6,15 +6,13 @@ keeps its slot, so the worker runs fewer jobs at a time until it returns.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
-import sys
-import traceback
+import threading
 from collections.abc import Callable, Iterable
-from types import FrameType
 
 from nimburion.jobs.worker.attempt.attempt import Attempt, Interruption
+from nimburion.jobs.worker.attempt.handler_stacks import read_stack
 from nimburion.jobs.worker.attempt.reporter import make_extra
 
 _log = logging.getLogger("nimburion.worker")
@@ -99,7 +97,7 @@ class UnresponsiveHandlers:
             (delivery.name, delivery.lease.job_id, text),
             None,
             extra=make_extra(delivery),
-            sinfo=_format_stack(attempt) or None,
+            sinfo=_format_stack(attempt),
         )
         _log.handle(record)
 
@@ -124,28 +122,7 @@ def _describe_reason(attempt: Attempt) -> str:
             return "its timeout passed"
 
 
-def _format_stack(attempt: Attempt) -> str:
-    """Return the stack of the handler, as far as it can be found."""
-    call = attempt.call
-    if call is not None and attempt.in_thread:
-        frame = sys._current_frames().get(call.thread)  # noqa: SLF001 - as in `threading`
-        lines = [] if frame is None else traceback.format_stack(frame)
-    else:
-        frames = [] if attempt.task is None else _find_frames(attempt.task)
-        lines = [line for each in frames for line in traceback.format_stack(each, limit=1)]
-    return f"Stack of the handler:\n{''.join(lines).rstrip()}" if lines else ""
-
-
-def _find_frames(task: asyncio.Task[object]) -> list[FrameType]:
-    """Return the frames of a task that waits, the outermost first.
-
-    `Task.get_stack` returns one of them only.
-    """
-    frames: list[FrameType] = []
-    waiting: object = task.get_coro()
-    while waiting is not None:
-        frame = getattr(waiting, "cr_frame", None) or getattr(waiting, "gi_frame", None)
-        if isinstance(frame, FrameType):
-            frames.append(frame)
-        waiting = getattr(waiting, "cr_await", None) or getattr(waiting, "gi_yieldfrom", None)
-    return frames
+def _format_stack(attempt: Attempt) -> str | None:
+    """Return the stack of the handler, as far as it can be found. Call this on the loop."""
+    _, stack = read_stack(attempt, threading.get_ident())
+    return f"Stack of the handler:\n{stack}" if stack else None

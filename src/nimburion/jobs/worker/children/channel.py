@@ -27,6 +27,8 @@ from nimburion.jobs.worker.children.messages import (
     EnqueueReply,
     ProgressMade,
     ProgressReceived,
+    ShowStack,
+    StackShown,
     Start,
     ToHandler,
     ToMainThread,
@@ -53,6 +55,8 @@ class ParentChannel:
         self._numbers = count(1)
         self._waiting: dict[int, _Reply] = {}
         self._progress = _ProgressSender(self.send)
+        self.read_stack: Callable[[], str] = lambda: ""
+        """Returns the stack of the running handler. Called on the second thread."""
         os.register_at_fork(after_in_child=self._close_after_fork)
         threading.Thread(target=self._read, name="nimburion-parent", daemon=True).start()
 
@@ -128,6 +132,8 @@ class ParentChannel:
                     settle(message)
             case ProgressReceived():
                 self._progress.note_receipt()
+            case ShowStack():
+                self.send(StackShown(self.read_stack()))
 
     def _close_after_fork(self) -> None:
         """Close the sockets in a process that the handler forked: it must send no messages."""

@@ -62,6 +62,10 @@ class Stop(msgspec.Struct, tag=5, array_like=True, frozen=True):
     """Parent to child: end now. Sent only while no call runs."""
 
 
+class ShowStack(msgspec.Struct, tag=6, array_like=True, frozen=True):
+    """Parent to child: send the stack of the running handler."""
+
+
 class Ready(msgspec.Struct, tag=11, array_like=True, frozen=True):
     """Child to parent: the application is imported; these names are registered."""
 
@@ -135,10 +139,25 @@ class UnitsSpent(msgspec.Struct, tag=19, array_like=True, frozen=True):
     units: int
 
 
+class StackShown(msgspec.Struct, tag=20, array_like=True, frozen=True):
+    """Child to parent: the stack of the running handler."""
+
+    text: str
+
+
 ToMainThread = Start | Call | Stop
-ToHandler = EnqueueReply | ProgressReceived
+ToHandler = EnqueueReply | ProgressReceived | ShowStack
 ToParent = (
-    Ready | NotStarted | Returned | Raised | NotRun | ProgressMade | Logged | Enqueue | UnitsSpent
+    Ready
+    | NotStarted
+    | Returned
+    | Raised
+    | NotRun
+    | ProgressMade
+    | Logged
+    | Enqueue
+    | UnitsSpent
+    | StackShown
 )
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -39,6 +39,8 @@ from nimburion.jobs.worker.children.messages import (
     Raised,
     Ready,
     Returned,
+    ShowStack,
+    StackShown,
     Start,
     Stop,
     ToHandler,
@@ -99,6 +101,8 @@ class Child:
         self._call: Call | None = None
         self._reply: asyncio.Future[Returned | Raised | NotRun] | None = None
         self._report: ReceiveReport = _ignore_report
+        self._stack: asyncio.Future[str] | None = None
+        """The stack that somebody waits for."""
         self._memory_timer: asyncio.TimerHandle | None = None
         self._is_over_memory_limit = False
         self._is_stopping = False
@@ -224,6 +228,19 @@ class Child:
         finally:
             self._end_call()
 
+    async def read_stack(self) -> str:
+        """Return the stack of the running handler; empty if the process ends first."""
+        if self._is_disconnected:
+            return ""
+        if self._stack is None or self._stack.done():
+            self._stack = self._loop.create_future()
+            self._send_to_handler(ShowStack())
+        return await asyncio.shield(self._stack)
+
+    def _receive_stack(self, text: str) -> None:
+        if self._stack is not None and not self._stack.done():
+            self._stack.set_result(text)
+
     def _end_call(self) -> None:
         self._output.end_job()
         self._call = self._reply = None
@@ -269,12 +286,17 @@ class Child:
                 task = self._loop.create_task(self._enqueue(message))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+            case StackShown():
+                self._receive_stack(message.text)
             case Ready():
-                self._may_have_guard = message.has_guard
-                if not self._ready.done():
-                    self._ready.set_result(message)
+                self._note_ready(message)
             case NotStarted():
                 self._fail_start(f"{message.reason}\n{message.traceback}")
+
+    def _note_ready(self, message: Ready) -> None:
+        self._may_have_guard = message.has_guard
+        if not self._ready.done():
+            self._ready.set_result(message)
 
     def _acknowledge_progress(self) -> None:
         if not self._is_disconnected:
@@ -326,6 +348,7 @@ class Child:
         if self._end_timer is not None:
             self._end_timer.cancel()
         self._fail_start(f"the child process {self.describe_end()}")
+        self._receive_stack("")
         self._output.read()
         self._output.close()
         if self._reply is not None and not self._reply.done():

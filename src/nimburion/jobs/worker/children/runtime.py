@@ -8,6 +8,7 @@ import inspect
 import logging
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Awaitable
@@ -27,6 +28,11 @@ from nimburion.jobs.declaration.handler_hooks import HandlerCall, make_handler_c
 from nimburion.jobs.declaration.registry import Handler
 from nimburion.jobs.processor import Processor, get_handler_hooks, get_lifespan
 from nimburion.jobs.worker.attempt.forking import ForkGuard
+from nimburion.jobs.worker.attempt.handler_stacks import (
+    find_task_frames,
+    find_thread_frames,
+    format_frames,
+)
 from nimburion.jobs.worker.attempt.outcome import (
     AttemptFailed,
     CancelRequested,
@@ -124,6 +130,10 @@ class ChildRuntime:
         self._channel = channel
         self._logs = logs
         self._memory = MemoryWatch()
+        self._thread = threading.get_ident()
+        self._task: asyncio.Task[object] | None = None
+        """The task of an `async def` handler."""
+        channel.read_stack = self._read_stack
         self._loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
         self._guard = ForkGuard(self._loop)
@@ -190,14 +200,22 @@ class ChildRuntime:
         `run_until_complete` stops the loop one iteration later, which costs a tenth of a call. A
         handler that stops the loop itself runs on.
         """
-        task = self._loop.create_task(self._await_and_stop_loop(value))
+        self._task = task = self._loop.create_task(self._await_and_stop_loop(value))
         try:
             while not task.done():
                 self._loop.run_forever()
             return task.result()
         finally:
+            self._task = None
             if task.done() and not task.cancelled():
                 task.exception()  # SystemExit and KeyboardInterrupt leave the loop at once
+
+    def _read_stack(self) -> str:
+        """Return the stack of the running handler. Safe from any thread."""
+        task = self._task
+        if task is None:
+            return format_frames(find_thread_frames(self._thread))
+        return format_frames(find_task_frames(task, self._thread))
 
     async def _await_and_stop_loop(self, value: Awaitable[Any]) -> object:
         try:

@@ -19,10 +19,11 @@ from nimburion.core.backend import Backend
 from nimburion.core.errors import BackendError, SessionLost
 from nimburion.core.lease import Lease
 from nimburion.core.service import wait_for_first
-from nimburion.core.session import HeartbeatReply
+from nimburion.core.session import HeartbeatReply, WorkerCommand
 from nimburion.core.timing.clock import Clock
 from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.join_thread import join_thread
+from nimburion.jobs.worker.session.stack_requests import StackRequests
 from nimburion.jobs.worker.session.vitals import VitalsReader
 
 _log = logging.getLogger("nimburion.worker")
@@ -52,10 +53,13 @@ class Heartbeat:
         connectivity: BackendConnectivity,
         *,
         vitals: VitalsReader,
+        stacks: StackRequests,
         on_reply: Callable[[HeartbeatReply], None],
         on_end: Callable[[], None],
     ) -> None:
         self._vitals = vitals
+        self._stacks = stacks
+        self._command: WorkerCommand | None = None
         self._backend = backend
         self._session_id = session_id
         self._ttl = ttl
@@ -96,8 +100,9 @@ class Heartbeat:
         self._handle = handle = self._backend.new_handle()
         try:
             while not (stopping.is_set() or self.ended):
+                notified = self._requested.is_set()
                 self._requested.clear()
-                pause = await self._send(handle)
+                pause = await self._send(handle, notified=notified)
                 await wait_for_first(
                     self._clock.sleep(pause), self._requested.wait(), stopping.wait()
                 )
@@ -111,8 +116,10 @@ class Heartbeat:
         """
         self._requested.set()
 
-    async def _send(self, handle: Backend) -> float:
-        """Send one heartbeat and return the seconds until the next."""
+    async def _send(self, handle: Backend, *, notified: bool = False) -> float:
+        """Send one heartbeat and return the seconds until the next. `notified`: the backend has
+        news for the session.
+        """
         sent = self._clock.monotonic()
         try:
             async with asyncio.timeout(
@@ -136,7 +143,11 @@ class Heartbeat:
             self._note_answer(sent)
             self.fleet_size = reply.fleet_size
             self.no_expiry_before = sent + reply.next_expiry
+            is_news = bool(reply.cancel) or reply.command is not self._command
+            self._command = reply.command
             self._on_reply(reply)
+            if self._stacks.must_look(notified=notified and not is_news):
+                await self._stacks.answer(handle, self.interval / 2)
         return self.interval
 
     def _note_answer(self, sent: float) -> None:

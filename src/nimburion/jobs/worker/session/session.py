@@ -23,6 +23,7 @@ from nimburion.jobs.worker.exchange.completer import Completer
 from nimburion.jobs.worker.exchange.exchange_size import ExchangeSize
 from nimburion.jobs.worker.session.heartbeat import Heartbeat, HeartbeatTask, HeartbeatThread
 from nimburion.jobs.worker.session.session_listener import SessionListener
+from nimburion.jobs.worker.session.stack_requests import ReadStack, StackRequests
 from nimburion.jobs.worker.session.vitals import VitalsReader
 
 _log = logging.getLogger("nimburion.worker")
@@ -56,6 +57,7 @@ class WorkerSession:
         size: ExchangeSize,
         max_unsettled: int,
         vitals: VitalsReader,
+        read_stack: ReadStack,
         on_heartbeat: Callable[[], None],
         on_heartbeat_reply: Callable[[HeartbeatReply], None],
         on_end: Callable[[WorkerSession], None],
@@ -81,6 +83,11 @@ class WorkerSession:
             max_unsettled=max_unsettled,
             give_up_after=session.ttl * _MAX_FAILING_FRACTION,
         )
+        self._stacks = StackRequests(
+            session.id, clock, read_stack, polls=not backend.capabilities.notifies
+        )
+        self._is_reply_pending = False
+        """Whether the event loop has not processed the last reply to a heartbeat."""
         self.heartbeat: Heartbeat = Heartbeat(
             backend,
             session.id,
@@ -88,6 +95,7 @@ class WorkerSession:
             clock,
             connectivity,
             vitals=vitals,
+            stacks=self._stacks,
             on_reply=self._post_heartbeat_reply,
             on_end=self._post_end,
         )
@@ -201,13 +209,22 @@ class WorkerSession:
         ) and self._heartbeat_runner.close_session(timeout)
 
     def _post_heartbeat_reply(self, reply: HeartbeatReply) -> None:
+        self._stacks.is_loop_blocked, self._is_reply_pending = self._is_reply_pending, True
         if self._loop.is_closed():  # no worker uses the session any more: let it expire
             self.heartbeat.ended = True
         elif reply.cancel or reply.command is not self._command:
             self._command = reply.command
-            self._post(lambda: self._on_heartbeat_reply(reply))
+            self._post(lambda: self._apply_heartbeat_reply(reply))
         else:
-            self._post(self._on_heartbeat)
+            self._post(self._note_heartbeat)
+
+    def _apply_heartbeat_reply(self, reply: HeartbeatReply) -> None:
+        self._is_reply_pending = False
+        self._on_heartbeat_reply(reply)
+
+    def _note_heartbeat(self) -> None:
+        self._is_reply_pending = False
+        self._on_heartbeat()
 
     def _post_end(self) -> None:
         self.completer.closed = True

@@ -454,6 +454,16 @@ class Waiting:
         await wait_in_time(asyncio.wait(tasks))
         assert all(task.done() for task in tasks)
 
+    async def test_a_session_is_notified_by_a_request_for_stacks(self, fleet: Harness) -> None:
+        """No heartbeat reports it: the worker then reads the requests."""
+        if not fleet.backend.capabilities.notifies:
+            pytest.skip("this backend does not notify")
+        worker, command = await fleet.worker(), WorkerCommand.SHOW_STACKS
+        waiting = asyncio.create_task(fleet.handles[1].consuming.wait_for_session(worker.id))
+        ask = lambda: fleet.backend.maintenance.send_command(worker.id, command)  # noqa: E731
+        await repeat_until_done(ask, waiting)
+        assert waiting.done()
+
     @pytest.mark.parametrize("what", NOTIFYING_SESSIONS)
     async def test_a_session_is_notified_by(self, fleet: Harness, what: str) -> None:
         """The worker then learns it from a heartbeat at once; the clock does not move."""

@@ -358,11 +358,21 @@ class VitalsAndCommands:
         await harness.backend.maintenance.send_command(worker.id, None)
         assert (await worker.heartbeat()).command is None
 
+    async def test_a_request_for_stacks_leaves_the_last_command(self, harness: Harness) -> None:
+        worker, maintenance = await harness.worker(), harness.backend.maintenance
+        assert await maintenance.send_command(worker.id, WorkerCommand.SHOW_STACKS)
+        assert (await worker.heartbeat()).command is None
+        await maintenance.send_command(worker.id, WorkerCommand.QUIET)
+        assert await maintenance.send_command(worker.id, WorkerCommand.SHOW_STACKS)
+        assert (await worker.heartbeat()).command is WorkerCommand.QUIET
+
     async def test_a_session_that_ended_takes_no_command(self, harness: Harness) -> None:
         worker = await harness.worker()
         await worker.close()
         assert not await harness.backend.maintenance.send_command(worker.id, WorkerCommand.STOP)
         assert not await harness.backend.maintenance.send_command("0" * 32, WorkerCommand.STOP)
+        command = WorkerCommand.SHOW_STACKS
+        assert not await harness.backend.maintenance.send_command(worker.id, command)
 
 
 def _only(job_id: str) -> JobFilter:

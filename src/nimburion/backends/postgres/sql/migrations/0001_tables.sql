@@ -494,7 +494,7 @@ CREATE INDEX statistics_unmerged ON {schema}.statistics (step, start) WHERE sour
 -- What is only stored: the audit log, bulk operations and schedules. The positions of a kind have no gaps, unless one was
 -- deleted.
 CREATE TABLE {schema}.record (
-    kind text COLLATE "C" NOT NULL,     -- audit, bulk_operation or schedule
+    kind text COLLATE "C" NOT NULL,     -- audit, bulk_operation, schedule or stack
     position int8 NOT NULL,             -- in the order in which the records of the kind were added, from 1
     id text COLLATE "C" NOT NULL,
     version int8 NOT NULL,              -- the time for a new record; each write adds 1

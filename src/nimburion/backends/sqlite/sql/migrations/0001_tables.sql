@@ -368,7 +368,7 @@ CREATE INDEX job_statistics_unmerged ON job_statistics (step, start) WHERE sourc
 -- What is only stored: the audit log, bulk operations and schedules. The positions of a kind have no gaps, unless one was
 -- deleted; so the oldest records are found by position.
 CREATE TABLE record (
-    kind TEXT NOT NULL,                 -- audit, bulk_operation or schedule
+    kind TEXT NOT NULL,                 -- audit, bulk_operation, schedule or stack
     position INTEGER NOT NULL,          -- in the order in which the records of the kind were added
     id TEXT NOT NULL,
     version INTEGER NOT NULL,           -- the time for a new record; each write adds 1

@@ -12,11 +12,18 @@ from nimburion.core.diagnosis.explanations import (
     list_named_holders,
 )
 from nimburion.core.diagnosis.running_jobs import read_facts
-from nimburion.core.job import FINISHED, AttemptError, AttemptInfo, JobRecord
+from nimburion.core.job import FINISHED, AttemptError, AttemptInfo, JobRecord, State
 from nimburion.core.queries import JobFilter
+from nimburion.core.stacks import HandlerStack, get_stack
 from nimburion.server.api import dead_letters as dead_letter_operations
 from nimburion.server.api import jobs as job_operations
-from nimburion.server.api.jobs import CancelledJob, JobSummary, RunNowJob, summarize_job
+from nimburion.server.api.jobs import (
+    CancelledJob,
+    JobStack,
+    JobSummary,
+    RunNowJob,
+    summarize_job,
+)
 from nimburion.server.api.operation import NoQuery
 from nimburion.server.dashboard.charts import TimelineSpan
 from nimburion.server.dashboard.flows.waits import JobFlow, read_job_flow
@@ -88,6 +95,9 @@ class JobData(msgspec.Struct, frozen=True, kw_only=True):
     """Its place in its flow; None: it is in no flow, or the flow is not kept any more."""
     limit_holders: list[str]
     """The jobs that hold its limits, as far as a cause names them."""
+    stack: HandlerStack | None
+    """Where its handler is, if somebody asked in the last minute. It needs the right `stacks`."""
+    stack_parts: list[TracebackPart]
     data: ShownContents | None
     """None without the right `payloads`."""
     shape: ContentsShape | None
@@ -103,6 +113,7 @@ async def read_job(request: PageRequest[NoQuery]) -> JobData:
     job = facts.job
     contents, is_shown = await read_contents(request), "payloads" in request.caller.rights
     command = make_command(job.name, job.queue, contents.payload)
+    stack = await _read_stack(request, job)
     return JobData(
         now=facts.now,
         causes=find_causes(facts),
@@ -114,10 +125,21 @@ async def read_job(request: PageRequest[NoQuery]) -> JobData:
         key_holder=facts.key_holder,
         flow=await read_job_flow(readings, job, facts.now),
         limit_holders=list_named_holders(facts.limits),
+        stack=stack,
+        stack_parts=split_traceback(stack.text) if stack and stack.text else [],
         data=ShownContents(contents=msgspec.structs.replace(contents, errors=[]), command=command)
         if is_shown
         else None,
         shape=None if is_shown else describe_contents_shape(contents),
+    )
+
+
+async def _read_stack(request: PageRequest[NoQuery], job: JobRecord) -> HandlerStack | None:
+    if job.state is not State.PROCESSING or "stacks" not in request.caller.rights:
+        return None
+    readings = request.readings
+    return await readings.read(
+        f"stack {job.id}", lambda: get_stack(readings.backend, job.id, readings.now)
     )
 
 
@@ -212,7 +234,24 @@ def describe_run_now(job: RunNowJob) -> str:
     return "The job was due already, runs or has ended."
 
 
+def describe_stack(answer: JobStack) -> str:
+    """Return what came of a request for the stack of a job."""
+    return {
+        "shown": "The worker has answered: the stack is on the page of the job.",
+        "not running": "The job does not run now.",
+        "no answer": "The worker has not answered yet. If it does within a minute, the page shows "
+        "the stack.",
+    }[answer.outcome]
+
+
 ACTIONS = (
+    DashboardAction(
+        path="/jobs/{id}/stack",
+        operation=find_operation(job_operations.OPERATIONS, "show_stack"),
+        done="The worker is asked for the stack.",
+        back="/jobs/{id}",
+        describe=describe_stack,
+    ),
     DashboardAction(
         path="/jobs/{id}/run-now",
         operation=find_operation(job_operations.OPERATIONS, "run_job_now"),

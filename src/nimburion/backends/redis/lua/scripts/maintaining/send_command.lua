@@ -2,7 +2,7 @@
 -- Keys: session_state session_command
 -- Arguments: ARGV[3] session id, [4] command, '' to take it back
 -- Reply: 1, or 0 if the session is unknown or closed
--- Atomic: one script. Each later heartbeat returns the command. The session is notified.
+-- Atomic: one script. Each later heartbeat returns the command; show_stacks is not stored. The session is notified.
 -- Cost: O(1).
 local id, command = ARGV[3], ARGV[4]
 local state = redis.call('HGET', session_state_key, id)
@@ -11,7 +11,7 @@ if not state or read_session_state(state).status == SESSION_ENDED then
 end
 if command == '' then
   redis.call('HDEL', session_command_key, id)
-else
+elseif command ~= 'show_stacks' then
   redis.call('HSET', session_command_key, id, command)
 end
 notify_session(id)
