@@ -32,7 +32,7 @@ class ExportedFlow(msgspec.Struct, frozen=True, kw_only=True):
     cancelled: int
     max_failed: int
     added: int
-    open: bool
+    is_open: bool
     created_at: float
     finished_at: float | None
     groups: list[ExportedFlow]
@@ -109,7 +109,7 @@ def _export_tree(tree: FlowTree) -> ExportedFlow:
         cancelled=tree.cancelled,
         max_failed=tree.max_failed,
         added=tree.added,
-        open=tree.is_open,
+        is_open=tree.is_open,
         created_at=tree.created_at,
         finished_at=tree.finished_at,
         groups=[_export_tree(group) for group in tree.groups],

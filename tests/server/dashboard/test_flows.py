@@ -173,7 +173,7 @@ async def test_an_open_flow_says_so_and_misses_no_member(api: Api) -> None:
     jobs = [NewJob("i.a", "send", "default", b"{}", options=JobOptions(flow="i"))]
     await api.services.backend.producing.enqueue(jobs, [flow])
     shown = await read(api, "/i")
-    assert (shown["flow"]["open"], shown["missing"]) == (True, 0)
+    assert (shown["flow"]["is_open"], shown["missing"]) == (True, 0)
     assert ">open</span>" in (await api.client.get(f"{FLOWS}/i")).text
     assert ">open</span>" in (await api.client.get(FLOWS)).text
 
