@@ -23,9 +23,9 @@ async def test_members_are_added_from_outside() -> None:
         flow.add(fetch.job("f.csv"))
         await processor.enqueue_flow(flow, id="i")
         jobs = [count_rows.job("f", number) for number in range(2)]
+        added = ["i.late.0", "i.late.1"]
         for _ in range(2):
-            added = await processor.flows.add("i", jobs, name="late")
-            assert added == ["i.late.0", "i.late.1"]
+            assert await processor.flows.add("i", jobs, name="late") == added
         assert (await processor.flows.get("i")).members == 3
         (other,) = await processor.flows.add("i", fetch.job("g.csv"))
         await processor.drain()
@@ -158,7 +158,7 @@ async def test_only_a_member_adds_members() -> None:
     @processor.job
     def add_blocking(ctx: Context) -> str:
         with pytest.raises(NotSupported) as caught:
-            ctx.flow.add(fetch.job("f.csv"))
+            ctx.flow.add(fetch.job("f.csv"))  # type: ignore[unused-coroutine]
         errors.append(str(caught.value))
         return ctx.flow.id
 

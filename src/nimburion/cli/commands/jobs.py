@@ -40,13 +40,13 @@ from nimburion.cli.records import (
     record_to_data,
 )
 from nimburion.core.bulk_operations import BulkAction
-from nimburion.core.diagnosis.running_jobs import RunningJob, list_running_jobs
 from nimburion.core.job import FINISHED, UNFINISHED, State
 from nimburion.core.text.escaping import escape_controls, escape_lines
 
 if TYPE_CHECKING:
     from nimburion.actions.jobs import CancelOutcome, DueOutcome, StackAnswer
     from nimburion.core.backend import Backend
+    from nimburion.core.diagnosis.running_jobs import RunningJob
     from nimburion.core.queries import JobFilter, Page
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -142,6 +142,8 @@ def list_running(queue: str | None, name: str | None, limit: int) -> None:
     USUALLY is the time within which 95 % of the attempts of the name ended, in this hour and the
     one before. WORKER is the beginning of the session's id, as `workers stop` takes it.
     """
+    from nimburion.core.diagnosis.running_jobs import list_running_jobs  # for this command only
+
     found = current_invocation().run(
         lambda backend: list_running_jobs(backend, queue=queue, name=name, limit=limit)
     )

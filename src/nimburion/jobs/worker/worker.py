@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -30,7 +30,6 @@ from nimburion.core.service import wait_for_first
 from nimburion.core.session import HeartbeatReply, WorkerCommand
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Progressed, Spent
-from nimburion.core.stacks import Place
 from nimburion.core.timing.clock import Clock
 from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.worker.attempt.attempt import Attempt, Interruption
@@ -46,6 +45,9 @@ from nimburion.jobs.worker.job_starter import JobStarter
 from nimburion.jobs.worker.session.session import WorkerSession, make_session
 from nimburion.jobs.worker.session.vitals import VitalsReader
 from nimburion.jobs.worker.stop_conditions import RUN_UNTIL_STOPPED, StopConditions
+
+if TYPE_CHECKING:
+    from nimburion.core.stacks import Place
 
 _log = logging.getLogger("nimburion.worker")
 

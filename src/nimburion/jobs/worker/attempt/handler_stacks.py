@@ -7,10 +7,12 @@ import sys
 import traceback
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nimburion.core.stacks import Place
 from nimburion.jobs.worker.attempt.attempt import Attempt
+
+if TYPE_CHECKING:
+    from nimburion.core.stacks import Place
 
 
 def read_stack(attempt: Attempt, loop_thread: int) -> tuple[Place, str]:

@@ -9,20 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from nimburion.core.backend import Backend
 from nimburion.core.errors import BackendError
-from nimburion.core.stacks import (
-    KEEP,
-    Place,
-    answer_stack_request,
-    list_stack_requests,
-)
 from nimburion.core.timing.clock import Clock
+
+if TYPE_CHECKING:
+    from nimburion.core.stacks import Place
 
 _log = logging.getLogger("nimburion.worker")
 
-ReadStack = Callable[[str], Awaitable[tuple[Place, str] | None]]
+ReadStack = Callable[[str], Awaitable["tuple[Place, str] | None"]]
 """Returns where the handler of a job runs, and its stack; None if the job does not run here."""
 
 
@@ -58,6 +56,12 @@ class StackRequests:
             _log.exception("a request for a stack failed")
 
     async def _answer(self, backend: Backend) -> None:
+        from nimburion.core.stacks import (  # only where a stack is requested
+            KEEP,
+            answer_stack_request,
+            list_stack_requests,
+        )
+
         for request in await list_stack_requests(backend, self._session_id):
             found = await self._read_stack(request.job_id)
             if found is not None:
