@@ -7,9 +7,10 @@ import pytest
 from nimburion.core.diagnosis.explanations import find_causes
 from nimburion.core.errors import InvalidJob
 from nimburion.core.flows import FlowState, On
-from nimburion.core.job import JobOptions
+from nimburion.core.job import JobOptions, State
 from nimburion.core.maintenance import Retention
 from nimburion.core.queries import JobFilter
+from nimburion.core.settlement import Completed
 from nimburion.testing.contract.changing import delete, replay
 from nimburion.testing.contract.flows.graphs import (
     FLOW,
@@ -135,6 +136,19 @@ class PruningFlows:
         harness.clock.advance(50.0)
         await harness.backend.maintenance.prune(SHORT, 100)
         assert sum((await harness.backend.reads.count_jobs()).values()) == 0
+
+    async def test_a_member_stays_that_ended_after_the_clock_was_set_back(
+        self, harness: Harness
+    ) -> None:
+        """It ended before its flow was stored, as the clock says."""
+        await store(harness, [member("a"), member("b")])
+        worker = await harness.worker()
+        harness.clock.step_wall(-2.0)
+        await worker.settle(Completed((await worker.take_one()).lease))
+        for seconds in (11.5, 50.0):
+            harness.clock.advance(seconds)
+            assert await harness.backend.maintenance.prune(SHORT, 100) == 0
+            assert await harness.state("a") is State.COMPLETED
 
     async def test_a_member_stays_while_its_flow_runs_again(self, harness: Harness) -> None:
         await store(harness, [member("a"), member("b")])

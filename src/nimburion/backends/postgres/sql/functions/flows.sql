@@ -978,7 +978,7 @@ LANGUAGE sql STABLE SET jit TO off AS $$
 $$;
 
 -- name: find_running_flow
--- Find since when the oldest flow runs that has not ended. No job in a flow that runs ended before.
+-- Find since when the oldest flow runs that has not ended. No job in a flow that runs ended before, unless the clock was set back.
 -- Result: a time; NULL: no flow runs
 CREATE OR REPLACE FUNCTION {schema}.find_running_flow_1() RETURNS int8
 LANGUAGE plpgsql STABLE AS $$
@@ -989,32 +989,37 @@ BEGIN
 END $$;
 
 -- name: is_in_running_flow
--- Test whether a finished job is in a flow that runs.
+-- Test whether a finished job is in a flow that runs. Call it only for options with the text `"flow":`: reading an option is slow.
 -- Inputs: its options
 CREATE OR REPLACE FUNCTION {schema}.is_in_running_flow_1(p_options text) RETURNS bool
 LANGUAGE plpgsql STABLE AS $$
 BEGIN
-    RETURN strpos(p_options, '"flow":') > 0 AND EXISTS (
+    RETURN EXISTS (
         SELECT FROM {schema}.flow f WHERE f.finished_at IS NULL
             AND f.id = {schema}.encode_id_1(CAST({schema}.get_option_1(p_options, 'flow') AS json) #>> '{}')
     );
 END $$;
 
 -- name: keep_members
--- Keep finished jobs whose flow runs from being pruned: move them, and their results, to the partition of this time.
--- Inputs: the time; the time before which jobs or results are pruned (NULL: none are); since when the oldest flow runs
+-- Keep finished jobs whose flow runs from being pruned: move them, and their results, to the partition of this time. It reads the
+-- jobs between the horizon and a time, which are to be pruned next.
+-- Inputs: the time; `completed` or `result`: which horizon; the time before which these are pruned (NULL: none are)
 -- Locks: advisory lock 7044, shared; the rows that it moves
-CREATE OR REPLACE FUNCTION {schema}.keep_members_1(p_now int8, p_before int8, p_flow_since int8) RETURNS void
+CREATE OR REPLACE FUNCTION {schema}.keep_members_1(p_now int8, p_what text, p_before int8) RETURNS void
 LANGUAGE plpgsql SET enable_seqscan TO off SET jit TO off AS $$
+DECLARE
+    edge {schema}.horizon;
 BEGIN
-    IF p_flow_since IS NULL OR p_before IS NULL OR p_before <= p_flow_since THEN
+    SELECT h.* INTO edge FROM {schema}.horizon h WHERE h.what = p_what;
+    IF p_before IS NULL OR p_before <= edge.finished_at OR {schema}.find_running_flow_1() IS NULL THEN
         RETURN;
     END IF;
     PERFORM pg_advisory_xact_lock_shared(hashtextextended('{schema}.count_new_finished_1', 7044));
     WITH old AS MATERIALIZED (
-        SELECT d.id, d.seq, d.finished_at, d.lane, d.state FROM {schema}.finished_job d, {schema}.horizon h
-        WHERE h.what = 'completed' AND d.finished_at >= GREATEST(p_flow_since, h.finished_at) AND d.finished_at < p_before
-            AND (d.finished_at, d.seq) > (h.finished_at, h.seq) AND {schema}.is_in_running_flow_1(d.options)
+        SELECT d.id, d.seq, d.finished_at, d.lane, d.state FROM {schema}.finished_job d
+        WHERE d.finished_at >= edge.finished_at AND d.finished_at < p_before
+            AND (d.finished_at, d.seq) > (edge.finished_at, edge.seq)
+            AND CASE WHEN strpos(d.options, '"flow":') > 0 THEN {schema}.is_in_running_flow_1(d.options) END
     ), moved AS (
         UPDATE {schema}.finished_job d SET finished_at = p_now, ended_at = coalesce(d.ended_at, d.finished_at) FROM old o
         WHERE d.id = o.id AND d.seq = o.seq AND d.finished_at = o.finished_at

@@ -39,7 +39,8 @@ BEGIN
         SELECT FROM {schema}.session s WHERE s.number = t.session AND NOT s.is_drained
     );
     PERFORM {schema}.prune_keys_1(now);
-    PERFORM {schema}.keep_members_1(now, GREATEST(now - p_completed, now - p_results), flow_since);
+    PERFORM {schema}.keep_members_1(now, 'completed', now - p_completed);
+    PERFORM {schema}.keep_members_1(now, 'result', now - p_results);
     PERFORM {schema}.keep_dependents_1(now, now - p_completed, now - p_failed);
     available := available - {schema}.prune_members_1(now - p_completed, now - p_failed, now - p_results, available);
     available := available - {schema}.advance_retention_1('completed', now - p_completed, available);
@@ -48,7 +49,7 @@ BEGIN
     WHERE r.what = 'result' AND c.what = 'completed' AND (c.finished_at, c.seq) > (r.finished_at, r.seq);
     FOR expired IN
         SELECT d.seq FROM {schema}.dead_letter d WHERE d.finished_at < now - p_failed AND (
-            flow_since IS NULL OR d.finished_at < flow_since OR NOT EXISTS (
+            flow_since IS NULL OR NOT EXISTS (
                 SELECT FROM {schema}.job j JOIN {schema}.flow f ON f.number = abs(j.flow)
                 JOIN {schema}.flow r ON r.number = coalesce(f.root, f.number)
                 WHERE j.seq = d.seq AND r.finished_at IS NULL
@@ -195,7 +196,7 @@ BEGIN
         kept := kept - (
             SELECT count(*) FROM {schema}.finished_job o
             WHERE o.finished_at >= p_flow_since AND (o.finished_at, o.seq) > (h.finished_at, h.seq)
-                AND {schema}.is_in_running_flow_1(o.options)
+                AND CASE WHEN strpos(o.options, '"flow":') > 0 THEN {schema}.is_in_running_flow_1(o.options) END
         );
     END IF;
     kept := kept - (
@@ -209,7 +210,8 @@ BEGIN
         DELETE FROM {schema}.finished_job d USING (
             SELECT o.finished_at, o.seq FROM {schema}.finished_job o
             WHERE o.finished_at >= h.finished_at AND (o.finished_at, o.seq) > (h.finished_at, h.seq)
-                AND (p_flow_since IS NULL OR o.finished_at < p_flow_since OR NOT {schema}.is_in_running_flow_1(o.options))
+                AND CASE WHEN p_flow_since IS NOT NULL AND strpos(o.options, '"flow":') > 0
+                    THEN NOT {schema}.is_in_running_flow_1(o.options) ELSE true END
                 AND (o.state <> 3 OR o.reason IS NULL OR o.reason NOT IN ('dependency', 'not needed'))
             ORDER BY o.finished_at, o.seq LIMIT LEAST(p_limit, kept - p_most)
         ) o WHERE d.finished_at = o.finished_at AND d.seq = o.seq RETURNING d.seq, d.finished_at, d.lane, d.state
