@@ -30,7 +30,7 @@ def reads(api: Api, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         monkeypatch.setattr(owner, name, read)
 
-    for name in ("list_queues", "list_sessions", "list_limits", "count_jobs"):
+    for name in ("list_queues", "list_sessions", "list_limits", "list_flows", "count_jobs"):
         count(api.processor.backend.reads, name)
     count(api.processor.backend, "now")
     return made
@@ -93,7 +93,7 @@ async def test_the_limits_are_read_in_the_background(api: Api, reads: list[str])
     await api.services.metrics.slow_readings.start()
     try:
         await wait_until(lambda: "count_jobs" in reads, "the limits and the counts are read")
-        assert reads == ["list_limits", "count_jobs"]
+        assert reads == ["list_limits", "list_flows", "count_jobs"]
     finally:
         await api.services.metrics.slow_readings.stop()
     await api.services.metrics.slow_readings.stop()

@@ -6,8 +6,10 @@ import logging
 
 import pytest
 
+from nimburion.core.bulk_operations import BulkAction
 from nimburion.core.errors import BackendUnavailable
-from nimburion.core.job import NewJob
+from nimburion.core.flows import NewFlow
+from nimburion.core.job import JobOptions, NewJob
 from nimburion.core.limits import LimitChange, LimitRule
 from nimburion.core.metrics.counters import OTHER
 from nimburion.core.queries import JobCounts, QueueInfo
@@ -105,6 +107,28 @@ async def test_queues_sessions_and_limits(clock: FakeClock, backend: CountingBac
     assert read(metrics, "backend_durable") == {"": 0}
 
 
+async def test_the_flows_that_have_not_ended(backend: CountingBackend, clock: FakeClock) -> None:
+    metrics = BackendMetrics(backend)
+    await metrics.refresh_slow_readings()
+    assert read(metrics, "flows_running") == {}
+    assert read(metrics, "oldest_flow_seconds") == {"": 0}
+    for number, (name, members) in enumerate([("import", 2), ("import", 2), ("other", 1)]):
+        flow = NewFlow(id=f"f{number}", name=name, members=members)
+        options = JobOptions(flow=flow.id)
+        job = NewJob(f"f{number}.a", "send", "mail", b"{}", options=options)
+        await backend.producing.enqueue([job], [flow])
+        clock.advance(10)
+    await backend.maintenance.change_jobs(BulkAction.CANCEL, ["f0.a", "f2.a"])
+    await metrics.refresh_slow_readings()
+    assert read(metrics, "flows_running") == {"import": 2}
+    assert read(metrics, "flows_failing") == {"import": 1}
+    assert read(metrics, "oldest_flow_seconds") == {"": 30}
+    backend.down = True
+    await metrics.refresh()
+    assert [family.name for family in metrics.collect()][:2] == ["backend_up", "backend_durable"]
+    assert read(metrics, "flows_running") == {}
+
+
 async def test_a_refresh_makes_two_reads(backend: CountingBackend) -> None:
     metrics = BackendMetrics(backend)
     await metrics.refresh()
@@ -136,7 +160,7 @@ async def test_an_old_number_of_dead_letters_is_not_shown(
         await metrics.refresh_slow_readings()
         await metrics.refresh_slow_readings()
     assert read(metrics, "jobs_dead") == {}
-    assert caplog.text.count("the metrics of limits and dead letters are incomplete") == 1
+    assert caplog.text.count("the metrics of limits, flows and dead letters are incomplete") == 1
     backend.down = False
     await metrics.refresh_slow_readings()
     assert read(metrics, "jobs_dead") == {"": 0}

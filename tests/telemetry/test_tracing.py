@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 
+from nimburion import Flow
 from nimburion.core.errors import (
     Cancel,
     ConfigurationError,
@@ -676,3 +678,37 @@ async def test_an_attempt_that_is_not_sampled_is_no_exemplar(
     text, _ = processor.metrics.render("application/openmetrics-text")
     assert 'nimburion_jobs_duration_seconds_bucket{name="send"' in text
     assert " # " not in text
+
+
+@pytest.mark.parametrize("is_in_request", [False, True])
+async def test_a_flow_is_one_trace(
+    spans: Spans, nimburion_processor: MakeProcessor, is_in_request: bool
+) -> None:
+    processor = nimburion_processor(send)
+    instrument(processor, Tracing(spans.provider, creation_as_parent=True))
+    flow = Flow("mails", on_success=send.job())
+    flow.add(send.job(), depends_on=flow.add_all([send.job() for _ in range(3)], name="parts"))
+    tracer = spans.provider.get_tracer("test")
+    async with processor:
+        with tracer.start_as_current_span("request") if is_in_request else nullcontext():
+            await processor.enqueue_flow(flow, id="f")
+        await processor.drain()
+    sent, ran = spans.named("send"), spans.named("process")
+    assert (len(sent), len(ran)) == (5, 5)
+    assert len({trace_id(span) for span in spans.all()}) == 1
+    assert {read(span)[names.FLOW_ID] for span in sent} == {"f"}
+
+
+async def test_another_flow_is_another_trace(
+    spans: Spans, nimburion_processor: MakeProcessor
+) -> None:
+    processor = nimburion_processor(send)
+    instrument(processor, Tracing(spans.provider))
+    async with processor:
+        for flow_id in ("f", "g"):
+            flow = Flow("mails")
+            flow.add_all([send.job(), send.job()], name="parts")
+            await processor.enqueue_flow(flow, id=flow_id)
+    traces = {read(span)[names.FLOW_ID]: trace_id(span) for span in spans.named("send")}
+    assert len(set(traces.values())) == 2
+    assert len({trace_id(span) for span in spans.all()}) == 2

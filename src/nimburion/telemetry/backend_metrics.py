@@ -1,15 +1,18 @@
 """Metrics of the backend: queues, sessions, limits. The same for every process of the fleet.
 
 Export them from few processes (the management server), because each asks the backend. A scrape
-makes two reads, `list_queues` and `list_sessions`. Limits and the number of dead letters, which
-change slowly, are read apart from the scrapes.
+makes two reads, `list_queues` and `list_sessions`. Limits, running flows and the number of dead
+letters, which change slowly, are read apart from the scrapes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import msgspec
 
 from nimburion.core.backend import Backend
 from nimburion.core.diagnosis.unserved import find_unserved, is_live
@@ -24,12 +27,15 @@ from nimburion.telemetry.families import NO_LABELS, Family, Labels, Sample
 
 _log = logging.getLogger("nimburion.telemetry")
 
+_FLOWS_PAGE = 1_000
 READ_TIMEOUT = 5.0
 """Seconds after which a backend that has not answered counts as down."""
 MAX_QUEUES = 1_000
 """The maximum number of queues with series of their own; the others are added up as `other`."""
 MAX_TENANTS = 1_000
 """The maximum number of tenants that are read. None of them has series of its own."""
+MAX_FLOWS = 10_000
+"""The maximum number of running flows that are read, the ones that were stored last."""
 MAX_NAMES = 500
 """The maximum number of job names with series of their own."""
 
@@ -43,6 +49,7 @@ class BackendMetrics:
         self._limits: list[LimitInfo] = []
         self._tenants: list[TenantUse] = []
         self._dead: int | None = None
+        self._flows: _RunningFlows | None = None
         self._slow_readings_work = True
         self._labels: dict[tuple[str, str], Labels] = {}
 
@@ -59,30 +66,32 @@ class BackendMetrics:
         except (BackendError, TimeoutError) as error:
             _log.debug("the metrics of the backend could not be read: %r", error)
             self._families = [_make_up(0)]
-            self._limits, self._tenants, self._dead = [], [], None
+            self._limits, self._tenants, self._dead, self._flows = [], [], None, None
             return
         self._families = [_make_up(1), *self._describe(queues, sessions)]
 
     async def refresh_slow_readings(self) -> None:
-        """Read what changes slowly: limits, tenants, and the number of dead letters.
+        """Read what changes slowly: limits, tenants, running flows, and the number of dead letters.
 
-        The number of dead letters is left out when it cannot be read. The first failure is logged.
+        The numbers of flows and dead letters are left out when they cannot be read. The first
+        failure is logged.
         """
-        dead = None
+        dead = flows = None
         try:
             async with asyncio.timeout(READ_TIMEOUT):
                 self._limits = await self._backend.reads.list_limits(fullest=1, holders=0)
                 self._tenants = (await self._backend.reads.list_tenants(MAX_TENANTS)).tenants
+                flows = await _count_flows(self._backend)
                 dead = (await self._backend.reads.count_jobs(budget=None))[State.FAILED]
         except (BackendError, TimeoutError) as error:
             _log.log(
                 logging.WARNING if self._slow_readings_work else logging.DEBUG,
-                "the metrics of limits and dead letters are incomplete: they could not be read "
-                "within %g s (%r)",
+                "the metrics of limits, flows and dead letters are incomplete: they could not be "
+                "read within %g s (%r)",
                 READ_TIMEOUT,
                 error,
             )
-        self._dead = dead
+        self._dead, self._flows = dead, flows
         self._slow_readings_work = dead is not None
 
     def collect(self) -> Iterable[Family]:
@@ -149,9 +158,24 @@ class BackendMetrics:
                 help="Dead letters that are kept.",
                 samples=[Sample(NO_LABELS, self._dead)],
             )
+        if self._flows is not None:
+            yield from self._describe_flows(self._flows)
         yield from self._describe_limits()
         if self._tenants:
             yield from self._describe_tenants()
+
+    def _describe_flows(self, flows: _RunningFlows) -> Iterable[Family]:
+        for name, text, values in (
+            ("flows_running", "Flows that have not ended.", flows.running),
+            ("flows_failing", "Those of them that are certain to fail.", flows.failing),
+        ):
+            yield self._gauge(name, text, _bound_names(values), "name")
+        yield Family(
+            name="oldest_flow_seconds",
+            kind="gauge",
+            help="Seconds since the oldest flow that has not ended was stored.",
+            samples=[Sample(NO_LABELS, flows.oldest_age)],
+        )
 
     def _describe_tenants(self) -> Iterable[Family]:
         live: dict[str, set[str]] = {}
@@ -230,6 +254,36 @@ class BackendMetrics:
                 self._labels.clear()
             labels = self._labels[key] = Labels({label: value})
         return labels
+
+
+class _RunningFlows(msgspec.Struct, frozen=True):
+    """What is known of the flows that have not ended."""
+
+    running: dict[str, int]
+    """Their number by name."""
+    failing: dict[str, int]
+    """How many of them have more failed or cancelled members than they tolerate, by name."""
+    oldest_age: float
+    """The age of the oldest in seconds; 0 if there is none."""
+
+
+async def _count_flows(backend: Backend) -> _RunningFlows:
+    """Count the flows that have not ended, up to `MAX_FLOWS`."""
+    running: dict[str, int] = {}
+    failing: dict[str, int] = {}
+    oldest = math.inf
+    after: str | None = None
+    for _ in range(MAX_FLOWS // _FLOWS_PAGE):
+        page = await backend.reads.list_flows(running=True, limit=_FLOWS_PAGE, after=after)
+        for flow in page.flows:
+            running[flow.name] = running.get(flow.name, 0) + 1
+            failing[flow.name] = failing.get(flow.name, 0) + flow.has_failed
+            oldest = min(oldest, flow.created_at)
+        after = page.next
+        if after is None:
+            break
+    age = await backend.now() - oldest if running else 0.0
+    return _RunningFlows(running, failing, age)
 
 
 _QUEUE_GAUGES: tuple[tuple[str, str, Callable[[QueueInfo], float]], ...] = (

@@ -28,7 +28,15 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from opentelemetry import trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context, attach, get_current
-from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+)
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from nimburion.core.errors import Cancel, ConfigurationError, RateLimitExceeded, Retry, Snooze
@@ -63,12 +71,16 @@ JOB_FAILURES = "nimburion.job.failures"
 JOB_LOST = "nimburion.job.lost"
 JOB_WAIT_TIME = "nimburion.job.wait_time"
 JOB_OUTCOME = "nimburion.job.outcome"
+FLOW_ID = "nimburion.flow.id"
 SCHEDULE_NAME = "nimburion.schedule.name"
 SESSION_ID = "nimburion.session.id"
 TENANT = "nimburion.tenant"
 
 MAX_RETRIES_REMEMBERED = 10_000
 """The maximum number of jobs whose last attempt is remembered, to link the next one to it."""
+
+MAX_FLOWS_REMEMBERED = 1_000
+"""The maximum number of flows whose first span is remembered, to make the others its children."""
 
 _TRACEPARENT = "traceparent"
 _SCHEDULE_HEADER = "nimburion-schedule"
@@ -136,6 +148,11 @@ class TracedAttempt(Protocol):
 
 class TracedOptions(Protocol):
     """The part of the options of a new job that is traced."""
+
+    @property
+    def flow(self) -> str | None:
+        """The flow to which the job belongs."""
+        ...
 
     @property
     def tenant(self) -> str | None:
@@ -311,6 +328,8 @@ class Tracing:
         """Attempts whose start was observed. Their spans end with the event of their end."""
         self._previous: OrderedDict[str, SpanContext] = OrderedDict()
         """By job id: the span of the last attempt here, if another one follows."""
+        self._flows: OrderedDict[str, SpanContext] = OrderedDict()
+        """By id: the span of the first job of a flow that was enqueued without a current span."""
         self._session_id: str | None = None
 
     # Enqueue
@@ -325,14 +344,18 @@ class Tracing:
         here = trace.get_current_span().get_span_context()
         if custom is not None and here.is_valid and custom.context.trace_id == here.trace_id:
             custom = None
+        flow = enqueueing.options.flow
         with self._tracer.start_as_current_span(
             self._name_span("send", enqueueing.queue, enqueueing.name),
+            context=None if flow is None or here.is_valid else self._find_flow_context(flow),
             kind=SpanKind.PRODUCER if custom is None else SpanKind.CLIENT,
             attributes=self._describe_enqueue(enqueueing),
             links=() if custom is None else (custom,),
             record_exception=False,
             set_status_on_exception=False,
         ) as span:
+            if flow is not None:
+                self._remember_flow(flow, span.get_span_context())
             if custom is None:
                 enqueueing.add_headers(**self._inject())
             try:
@@ -345,6 +368,18 @@ class Tracing:
                 span.set_attribute(MESSAGE_ID, str(job_id))
             return job_id
 
+    def _find_flow_context(self, flow: str) -> Context | None:
+        """Return the context of the first job of a flow, so that a flow is one trace; None: the job
+        is the first one.
+        """
+        first = self._flows.get(flow)
+        return None if first is None else trace.set_span_in_context(NonRecordingSpan(first))
+
+    def _remember_flow(self, flow: str, first: SpanContext) -> None:
+        self._flows.setdefault(flow, first)
+        if len(self._flows) > MAX_FLOWS_REMEMBERED:
+            self._flows.popitem(last=False)
+
     def _inject(self) -> dict[str, str]:
         """Return the headers of the current context."""
         headers: dict[str, str] = {}
@@ -356,6 +391,8 @@ class Tracing:
     def _describe_enqueue(self, enqueueing: TracedEnqueue) -> _Attributes:
         attributes = self._describe_message("send", enqueueing.queue, enqueueing.id)
         attributes[JOB_NAME] = enqueueing.name
+        if enqueueing.options.flow is not None:
+            attributes[FLOW_ID] = enqueueing.options.flow
         attributes[JOB_PRIORITY] = enqueueing.priority
         at = enqueueing.at
         delay = enqueueing.after if at is None else at - time.time()
@@ -512,7 +549,10 @@ class Tracing:
         return attributes
 
     def _add_origin(
-        self, attributes: _Attributes, options: TracedOptions, headers: Mapping[str, str]
+        self,
+        attributes: _Attributes,
+        options: TracedOptions | TracedAttempt,
+        headers: Mapping[str, str],
     ) -> None:
         """Add the attributes that say where a job comes from."""
         if options.correlation_id is not None:
