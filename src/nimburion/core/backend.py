@@ -570,7 +570,8 @@ class Inspecting(Protocol):
         """Return a page of jobs, most recently enqueued first.
 
         `after` is the `next` of the previous page; None: start at the newest job. Pages stay stable
-        while jobs are inserted. Records carry their payload only with `payloads`.
+        while jobs are inserted. Records carry their payload only with `payloads`. The cursor of one
+        filter continues with any other: it is a place in the order of storage (`move_cursor`).
 
         The call examines at most `budget` records. If it stops there, the page has fewer jobs
         than `limit` and a `next` that continues at the record after the last one examined. Where

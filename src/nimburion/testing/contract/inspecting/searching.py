@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from nimburion.core.job import JobOptions, State
-from nimburion.core.queries import EVERY_JOB, JobFilter
+from nimburion.core.queries import EVERY_JOB, JobFilter, move_cursor
 from nimburion.core.settlement import Completed, Failed, Retried
 from nimburion.core.text.fingerprints import LOST_FINGERPRINT
 from nimburion.testing.contract.changing import delete, replay
@@ -94,6 +94,20 @@ class Searching:
         assert await list_ids(harness, which) == ["a"]
         groups = (await harness.backend.reads.group_failures(JobFilter(tag="media"))).groups
         assert [(group.count, group.job_id) for group in groups] == [(1, "a")]
+
+    async def test_a_cursor_continues_in_any_list_of_jobs(self, harness: Harness) -> None:
+        """It is a place in the order of storage, so a search can begin near a job that is known."""
+        await harness.add("a", "b", "c", "d", "e")
+        reads = harness.backend.reads
+        known = await reads.list_jobs(JobFilter(ids=("b", "d")), limit=1)
+        assert [job.id for job in known.jobs] == ["d"]
+        assert known.next is not None
+        rest = await reads.list_jobs(after=known.next)
+        assert [job.id for job in rest.jobs] == ["c", "b", "a"]
+        found = await reads.list_jobs(after=move_cursor(known.next, 1))
+        assert [job.id for job in found.jobs] == ["d", "c", "b", "a"]
+        newer = await reads.list_jobs(after=move_cursor(known.next, 10**9), limit=2)
+        assert [job.id for job in newer.jobs] == ["e", "d"]
 
     async def test_jobs_are_found_by_their_failures(self, harness: Harness) -> None:
         await harness.add("a", "b")
