@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 
-from nimburion import Flow
+from nimburion import Flow, config
 from nimburion.core.errors import (
     Cancel,
     ConfigurationError,
@@ -157,22 +157,53 @@ async def test_an_enqueue_and_its_attempt_are_two_linked_spans(
         "nimburion.job.wait_time": 0.0,
         "nimburion.job.outcome": "completed",
     }
-    assert attempt.parent is None
+    assert attempt.parent is not None
+    assert attempt.parent.span_id == span_id(enqueue)
     assert linked(attempt) == [span_id(enqueue)]
-    assert trace_id(attempt) != trace_id(enqueue)
+    assert trace_id(attempt) == trace_id(enqueue)
     assert attempt.status.status_code is StatusCode.UNSET
 
 
-async def test_the_creation_context_can_be_the_parent(
+async def test_an_attempt_can_be_a_trace_of_its_own(
     nimburion_processor: MakeProcessor, spans: Spans
 ) -> None:
     processor = nimburion_processor(send)
-    instrument(processor, Tracing(spans.provider, creation_as_parent=True))
+    instrument(processor, Tracing(spans.provider, attempts="linked"))
     await run(processor)
     enqueue, attempt = spans.all()
-    assert attempt.parent is not None
-    assert attempt.parent.span_id == span_id(enqueue)
-    assert trace_id(attempt) == trace_id(enqueue)
+    assert attempt.parent is None
+    assert linked(attempt) == [span_id(enqueue)]
+    assert trace_id(attempt) != trace_id(enqueue)
+
+
+@pytest.mark.parametrize("traces", ["none", "nested", "linked"])
+async def test_the_configuration_says_whether_and_how_jobs_are_traced(
+    traces: str, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: spans.provider)
+    telemetry = {"traces": traces, "span_name": "job", "trace_tenant": True}
+    loaded = config.load(jobs={"url": "memory://"}, telemetry=telemetry)
+    processor = Processor.from_config(loaded)
+    processor.register(send)
+    async with processor:
+        await processor.enqueue(send.job(), tenant="acme")
+        await processor.drain()
+    if traces == "none":
+        assert not spans.all()
+        return
+    enqueue, attempt = spans.all()
+    assert (enqueue.name, attempt.name) == ("send send", "process send")
+    assert read(attempt)["nimburion.tenant"] == "acme"
+    assert (attempt.parent is not None) == (traces == "nested")
+
+
+def test_traces_without_opentelemetry_are_a_wrong_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "nimburion.telemetry.tracing", None)
+    loaded = config.load(jobs={"url": "memory://"}, telemetry={"traces": "nested"})
+    with pytest.raises(ConfigurationError, match=r"pip install 'nimburion\[opentelemetry\]'"):
+        Processor.from_config(loaded)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +297,7 @@ async def test_retries_in_one_process_link_to_the_previous_attempt(
     assert linked(first) == [span_id(enqueue)]
     assert linked(second) == [span_id(enqueue), span_id(first)]
     assert linked(third) == [span_id(enqueue), span_id(second)]
-    assert len({trace_id(span) for span in (enqueue, first, second, third)}) == 4
+    assert len({trace_id(span) for span in (enqueue, first, second, third)}) == 1
     assert [read(span)["nimburion.job.attempt"] for span in (first, second, third)] == [1, 2, 3]
     assert read(third)["nimburion.job.outcome"] == "failed"
     assert not tracing._previous
@@ -451,7 +482,8 @@ async def test_a_span_around_the_worker_is_a_link_and_no_parent(
         with spans.provider.get_tracer("test").start_as_current_span("around"):
             await processor.drain()
     (around,), (attempt,) = spans.named("around"), spans.named("process")
-    assert attempt.parent is None
+    assert attempt.parent is not None
+    assert attempt.parent.span_id == span_id(spans.named("send")[0])
     assert linked(attempt)[-1] == span_id(around)
 
 
@@ -580,7 +612,7 @@ async def deliver(to: str) -> None:
 async def main():
     processor = Processor(database)
     processor.register(deliver)
-    instrument(processor, Tracing(provider, creation_as_parent=parent == "parent"))
+    instrument(processor, Tracing(provider, attempts=parent))
     async with processor:
         assert await processor.process_one()
 
@@ -600,7 +632,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("parent", ["parent", "link"])
+@pytest.mark.parametrize("parent", ["nested", "linked"])
 async def test_one_trace_from_a_request_through_a_failed_attempt_to_the_retry_in_another_process(
     parent: str, tmp_path: Path, spans: Spans
 ) -> None:
@@ -629,7 +661,7 @@ async def test_one_trace_from_a_request_through_a_failed_attempt_to_the_retry_in
         assert attempt["name"] == "process mail"
         assert attempt["attributes"]["nimburion.job.attempt"] == number
         assert creation.items() <= attempt["links"][0]["context"].items()
-        if parent == "parent":
+        if parent == "nested":
             assert attempt["parent_id"] == creation["span_id"]
             assert attempt["context"]["trace_id"] == creation["trace_id"]
         else:

@@ -351,6 +351,19 @@ class TelemetrySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     log_format: Literal["text", "json"] = "text"
     """How `nimburion worker` formats its log."""
+    traces: Literal["none", "nested", "linked"] = "none"
+    """Whether a processor that is made from the configuration traces its jobs with OpenTelemetry.
+    `nested`: the attempts belong to the trace of the enqueue. `linked`: each attempt is a trace of
+    its own with a link to the enqueue.
+    """
+    span_name: Literal["queue", "job"] = "queue"
+    """What the names of spans end with."""
+    trace_tenant: bool = False
+    """Whether spans have the attribute `nimburion.tenant`."""
+    trace_baggage: bool = False
+    """Whether the baggage travels from the enqueue to the attempts."""
+    trace_exceptions: bool = True
+    """Whether spans have the exceptions of handlers, with their tracebacks."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

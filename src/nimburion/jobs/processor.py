@@ -42,6 +42,7 @@ from nimburion.core.settings import (
     Recycle,
     Settings,
     SettingsOptions,
+    TelemetrySettings,
     TenantSettings,
     read_bounds,
 )
@@ -228,6 +229,7 @@ class Processor(Client):
             random=random,
             entropy=entropy,
         )
+        trace_as_configured(processor, config.telemetry)
         _log.info("settings: %s", config.source or "defaults (no file) and environment")
         return processor
 
@@ -925,6 +927,31 @@ class Processor(Client):
         await self.backend.close()
         logging.shutdown()
         os._exit(0)
+
+
+def trace_as_configured(processor: Processor, settings: TelemetrySettings) -> None:
+    """Trace the jobs of a processor with OpenTelemetry, as the section `telemetry` says.
+
+    Call it before other middleware is added. `ConfigurationError` is raised if OpenTelemetry is
+    wanted and not installed.
+    """
+    if settings.traces == "none":
+        return
+    try:
+        from nimburion.telemetry.tracing import Tracing, instrument
+    except ImportError as error:
+        raise ConfigurationError(
+            f"telemetry.traces is {settings.traces!r}, and OpenTelemetry is not installed: "
+            "pip install 'nimburion[opentelemetry]'"
+        ) from error
+    tracing = Tracing(
+        attempts=settings.traces,
+        span_name=settings.span_name,
+        tenant=settings.trace_tenant,
+        baggage=settings.trace_baggage,
+        record_exceptions=settings.trace_exceptions,
+    )
+    instrument(processor, tracing)
 
 
 def get_handler_hooks(processor: Processor) -> HandlerHooks:

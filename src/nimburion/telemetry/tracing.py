@@ -8,7 +8,9 @@ from nimburion.telemetry.tracing import instrument
 instrument(processor)
 ```
 
-An enqueue is a span `send {queue}`, and each attempt a span `process {queue}`. The headers
+A processor that is made from the configuration does so by itself with `telemetry.traces: nested`.
+
+An enqueue is a span `send {queue}`, and each attempt a span `process {queue}` below it. The headers
 `traceparent` and `tracestate` of the job carry the context of the first to the second.
 
 The conventions: https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/. They have
@@ -289,8 +291,8 @@ class Tracing:
         tracer_provider: where the spans go; None: the global provider.
         span_name: what stands behind `send` and `process` in the name of a span: the queue, as the
             conventions ask, or the name of the job.
-        creation_as_parent: make the span of the enqueue the parent of each attempt, so that all are
-            one trace. By default an attempt begins a trace of its own, which links to that span.
+        attempts: `nested` makes the span of the enqueue the parent of each attempt, so that all are
+            one trace. `linked` begins a trace for each attempt. Both link to that span.
         link_retries: link an attempt to the previous one, if that ran in this process.
         baggage: carry the baggage from the enqueue to the attempts, in the header `baggage`.
         tenant: set the attribute `nimburion.tenant`.
@@ -304,7 +306,7 @@ class Tracing:
         tracer_provider: TracerProvider | None = None,
         *,
         span_name: Literal["queue", "job"] = "queue",
-        creation_as_parent: bool = False,
+        attempts: Literal["nested", "linked"] = "nested",
         link_retries: bool = True,
         baggage: bool = False,
         tenant: bool = False,
@@ -313,11 +315,13 @@ class Tracing:
     ) -> None:
         if span_name not in {"queue", "job"}:
             raise ConfigurationError(f"span_name must be 'queue' or 'job', not {span_name!r}")
+        if attempts not in {"nested", "linked"}:
+            raise ConfigurationError(f"attempts must be 'nested' or 'linked', not {attempts!r}")
         self._tracer = trace.get_tracer(
             "nimburion", __version__, tracer_provider, schema_url=SCHEMA_URL
         )
         self._names_by_job = span_name == "job"
-        self._creation_as_parent = creation_as_parent
+        self._nests_attempts = attempts == "nested"
         self._link_retries = link_retries
         self._baggage = W3CBaggagePropagator() if baggage else None
         self._shows_tenant = tenant
@@ -454,10 +458,10 @@ class Tracing:
         return labels
 
     def _find_parent(self, headers: Mapping[str, str]) -> Context:
-        """Return the context in which an attempt starts. It is empty by default: what is current
-        in a worker is what was current when the worker was started."""
+        """Return the context in which an attempt starts: that of the enqueue, or an empty one. What
+        is current in a worker is what was current when the worker was started."""
         context = Context()
-        if self._creation_as_parent:
+        if self._nests_attempts:
             context = self._trace_context.extract(headers, context)
         if self._baggage is not None:
             context = self._baggage.extract(headers, context)

@@ -36,7 +36,7 @@ from nimburion.integrations.django.project_settings import ProjectSettings, read
 from nimburion.jobs.client.client import Client
 from nimburion.jobs.client.collector import JobCollector, enqueue_collected
 from nimburion.jobs.outbox.outbox import Outbox
-from nimburion.jobs.processor import Processor, SyncProcessor
+from nimburion.jobs.processor import Processor, SyncProcessor, trace_as_configured
 from nimburion.jobs.worker.inline import InlineRunner
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ class DjangoProcessor(Processor):
         backend, problem = _open_backend(project)
         super().__init__(backend, project.config.jobs, import_path=IMPORT_PATH)
         self.outbox: Outbox | None = _make_outbox(project)
+        trace_as_configured(self, project.config.telemetry)
         self._project = project
         self._problem = problem
         self._database_name = self._first_database_name = _read_database_name(project)
