@@ -717,7 +717,7 @@ async def test_a_flow_is_one_trace(
     spans: Spans, nimburion_processor: MakeProcessor, is_in_request: bool
 ) -> None:
     processor = nimburion_processor(send)
-    instrument(processor, Tracing(spans.provider, creation_as_parent=True))
+    instrument(processor, Tracing(spans.provider))
     flow = Flow("mails", on_success=send.job())
     flow.add(send.job(), depends_on=flow.add_all([send.job() for _ in range(3)], name="parts"))
     tracer = spans.provider.get_tracer("test")
