@@ -15,8 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
+import msgspec
+
 from benchmarks.chaos.event_log import (
     EventWriter,
+    Joined,
     Reserved,
     RunEnded,
     RunStarted,
@@ -39,6 +42,10 @@ SHARES = {"brief": 895, "threaded": 50, "lengthy": 30, "flaky": 18, "broken": 2,
 """How many of 1,000 jobs have each name."""
 UNWANTED = "unwanted"
 """The name of the jobs that the producer cancels as soon as they are acknowledged."""
+
+
+JOIN = "join"
+"""The name of the jobs of flows that take results of others."""
 
 
 def choose_name(random: Random) -> str:
@@ -75,6 +82,7 @@ class Handlers:
         processor.register(UNWANTED, self.lengthy)
         processor.register("flaky", self.flaky)
         processor.register("broken", self.broken)
+        processor.register(JOIN, self.join)
         for name in instant_names:
             processor.register(name, self.instant)
 
@@ -106,6 +114,12 @@ class Handlers:
     async def broken(self, ctx: Context, _: bytes) -> str:
         """Always fails, and becomes a dead letter."""
         return await self._run(ctx, 0.002, PermanentError("broken"))
+
+    async def join(self, ctx: Context, payload: bytes) -> str:
+        """Logs the results that it takes."""
+        results = msgspec.json.decode(payload, type=dict[str, list[str]])["results"]
+        self._writer.write(Joined(now(), ctx.job_id, results))
+        return await self._run(ctx, 0.002)
 
     async def _run(self, ctx: Context, seconds: float, error: Exception | None = None) -> str:
         token = self._log_start(ctx)

@@ -75,6 +75,13 @@ class RunEnded(Event, frozen=True, gc=False):
     outcome: str
 
 
+class Joined(Event, frozen=True, gc=False):
+    """A join began, with these results of other members: the tokens of those that completed."""
+
+    job: str
+    results: list[str]
+
+
 class Fault(Event, frozen=True, gc=False):
     """The harness did this, from `at` to `until`. `processes`: the pids of the workers it hit."""
 
@@ -93,6 +100,7 @@ Line = (
     | Settled
     | RunStarted
     | RunEnded
+    | Joined
     | Fault
 )  # fmt: skip
 

@@ -41,6 +41,8 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     """With a number, the jobs have so many names, and their handlers do nothing."""
     least_alive: int = 1
     """A worker process is killed or paused only while so many are ready: others rescue its jobs."""
+    flows: int = 0
+    """With a number, the jobs are those of so many flows."""
     filled: bool = False
     """Whether all jobs are enqueued before the workers start."""
     ttl: float = 2.0

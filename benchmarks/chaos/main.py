@@ -12,6 +12,7 @@ from benchmarks.chaos.run import run_chaos
 from benchmarks.chaos.targets import TARGETS
 
 JOBS_PER_SECOND = 600
+FLOWS = 2_000
 KILLS_PER_SECOND = 1.2
 PAUSE_SECONDS = 5.0
 
@@ -33,6 +34,14 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=whole.processes)
     parser.add_argument("--sessions", type=int, default=whole.sessions, help="of each process")
     parser.add_argument("--names", type=int, default=whole.names, help="of jobs that do nothing")
+    parser.add_argument(
+        "--flows",
+        type=int,
+        nargs="?",
+        const=FLOWS,
+        default=whole.flows,
+        help="of 5 to 200 members, instead of single jobs",
+    )
     parser.add_argument("--filled", action="store_true", help="enqueue all before workers start")
     parser.add_argument("--least-alive", type=int, default=whole.least_alive)
     parser.add_argument("--jobs-per-second", type=float, default=JOBS_PER_SECOND)
@@ -51,7 +60,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 def make_size(options: argparse.Namespace) -> Size:
     """Return the size of the run: it lasts as long as its jobs and its faults need."""
     seconds = max(
-        0.0 if options.filled else options.jobs / options.jobs_per_second,
+        0.0 if options.filled or options.flows else options.jobs / options.jobs_per_second,
         options.kills / options.kills_per_second,
         options.pauses * PAUSE_SECONDS,
         1.0,
@@ -68,6 +77,7 @@ def make_size(options: argparse.Namespace) -> Size:
         sessions=options.sessions,
         least_alive=options.least_alive,
         names=options.names,
+        flows=options.flows,
         filled=options.filled,
         workers=options.workers,
         processes=options.processes,
@@ -86,7 +96,7 @@ def main(arguments: list[str]) -> int:
             heading = make_heading()
             run = asyncio.run(run_chaos(name, size, seed, options.folder))
             print(heading, show(run), describe_violations(run), sep="\n\n", flush=True)
-            broken |= bool(run.reconciliation.violations)
+            broken |= bool(run.violations)
             if options.save:
                 keep(name, heading, run)
     print(LIMITS)

@@ -16,6 +16,7 @@ from random import Random
 
 from benchmarks.chaos.application import UNWANTED, choose_name, list_instant_names
 from benchmarks.chaos.event_log import Acknowledged, EventWriter, now
+from benchmarks.chaos.flows import PlannedFlow, make_flows
 from nimburion import config
 from nimburion.core.errors import BackendUnavailable
 from nimburion.jobs import Processor
@@ -47,6 +48,29 @@ async def produce(jobs: int, seconds: float, random: Random, writer: EventWriter
             writer.write(Acknowledged(now(), [*group]))
             unwanted = [job for job, name in group.items() if name == UNWANTED]
             await asyncio.gather(*(cancel_until_answered(processor, job) for job in unwanted))
+
+
+async def produce_flows(flows: int, seconds: float, seed: int, writer: EventWriter) -> None:
+    """Enqueue so many flows, spread over so many seconds."""
+    planned = make_flows(flows, seed)
+    async with Processor.from_config(config.load()) as processor:
+        began = now()
+        for number, flow in enumerate(planned):
+            await asyncio.sleep(began + seconds * number / flows - now())
+            await enqueue_flow_until_acknowledged(processor, flow)
+            writer.write(Acknowledged(now(), [job.id for job in flow.jobs]))
+            unwanted = [job.id for job in flow.jobs if job.name == UNWANTED]
+            await asyncio.gather(*(cancel_until_answered(processor, job) for job in unwanted))
+
+
+async def enqueue_flow_until_acknowledged(processor: Processor, flow: PlannedFlow) -> None:
+    """Enqueue a flow, again and again, until the backend has acknowledged it."""
+    while True:
+        try:
+            await processor.backend.producing.enqueue(flow.jobs, flow.flows)
+        except BackendUnavailable:
+            continue
+        return
 
 
 async def wait_for_workers(processor: Processor) -> None:
@@ -84,7 +108,11 @@ def main(arguments: list[str]) -> None:
     """Produce what the arguments say."""
     jobs, seconds, seed = int(arguments[0]), float(arguments[1]), int(arguments[2])
     writer = EventWriter(Path(os.environ["CHAOS_FOLDER"]), "producer")
-    asyncio.run(produce(jobs, seconds, Random(seed), writer))
+    flows = int(os.environ["CHAOS_FLOWS"])
+    if flows:
+        asyncio.run(produce_flows(flows, seconds, seed, writer))
+    else:
+        asyncio.run(produce(jobs, seconds, Random(seed), writer))
 
 
 if __name__ == "__main__":

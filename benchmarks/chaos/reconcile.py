@@ -24,6 +24,7 @@ import msgspec
 from benchmarks.chaos.event_log import (
     Acknowledged,
     Fault,
+    Joined,
     Line,
     Reserved,
     RunEnded,
@@ -112,6 +113,8 @@ class EventLog:
         """Each job's deliveries, oldest first."""
         self.faults: list[Fault] = []
         self.lost_sessions: set[str] = set()
+        self.joined: dict[str, list[Joined]] = defaultdict(list)
+        """Each run of a join."""
         events = list(events)
         for pid, event in events:
             self._add(pid, event)
@@ -135,6 +138,8 @@ class EventLog:
                 self._add_deliveries(pid, event)
             case Fault():
                 self.faults.append(event)
+            case Joined():
+                self.joined[event.job].append(event)
             case SessionOver(how="lost"):
                 self.lost_sessions.add(event.session)
             case _:

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.chaos.fault_plan import Size
+from benchmarks.chaos.flows import FlowFigures
 from benchmarks.chaos.reconcile import Reconciliation
 from benchmarks.chaos.run import RunOutcome
 from benchmarks.report import Rows, at, table
@@ -53,7 +54,27 @@ def show(run: RunOutcome) -> str:
         f"{f' in {size.workers} processes' if size.sessions > 1 else ''}, "
         f"session TTL {size.ttl:g} s, seed {run.seed}, {run.seconds:.0f} s"
     )
-    return "\n".join([table(title, ["", "jobs"], list_counts(found)), show_faults(found, size.ttl)])
+    tables = [table(title, ["", "jobs"], list_counts(found)), show_faults(found, size.ttl)]
+    if run.flows is not None:
+        tables.insert(1, table("Flows", ["", "number"], list_flow_counts(run.flows)))
+    return "\n".join(tables)
+
+
+def list_flow_counts(found: FlowFigures) -> Rows:
+    """Return the rows of the table of flows."""
+    rows = {
+        "flows": found.flows,
+        "members": found.members,
+        "jobs that waited for others": found.joins,
+        "of these, run": found.joins_run,
+        "of these, cancelled because of others": found.joins_cancelled,
+        "joins whose results were compared": found.results_compared,
+        "**flows that did not end with the counts of their members**": len(found.running),
+        "**joins missing**": len(found.missing),
+        "**joins that ran without their conditions**": len(found.needless),
+        "**joins with wrong results**": len(found.wrong),
+    }
+    return [[name, f"{count:,}"] for name, count in rows.items()]
 
 
 def list_counts(found: Reconciliation) -> Rows:
@@ -114,7 +135,7 @@ def describe_violations(run: RunOutcome) -> str:
     """Return a line for each violation, with the first jobs."""
     return "\n".join(
         f"VIOLATION on {run.target}: {name}: {len(jobs)} jobs, {', '.join(jobs[:10])}"
-        for name, jobs in run.reconciliation.violations.items()
+        for name, jobs in run.violations.items()
     )
 
 
@@ -125,6 +146,7 @@ def describe_kind(size: Size) -> str:
         "-sessions": size.sessions > 1,
         "-rolling": size.rolling_restarts > 0,
         "-names": size.names > 0,
+        "-flows": size.flows > 0,
     }
     return "".join(kind for kind, is_this in kinds.items() if is_this)
 

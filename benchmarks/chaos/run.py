@@ -18,6 +18,7 @@ from benchmarks.chaos.event_log import EventWriter, now
 from benchmarks.chaos.fault_injector import FaultInjector
 from benchmarks.chaos.fault_plan import Size, make_plan
 from benchmarks.chaos.fleet import ROOT, Fleet, make_environment
+from benchmarks.chaos.flows import FlowFigures, count_jobs, make_flows, reconcile_flows
 from benchmarks.chaos.progress import Progress
 from benchmarks.chaos.reconcile import End, Reconciliation, describe_end, read_log, reconcile
 from benchmarks.chaos.targets import PROXIES, Target, TargetName, serve
@@ -37,6 +38,14 @@ class RunOutcome(msgspec.Struct):
     seconds: float
     """From the start of the workers to the end of the last job."""
     reconciliation: Reconciliation
+    flows: FlowFigures | None = None
+    """What became of the flows; None: the run has none."""
+
+    @property
+    def violations(self) -> dict[str, list[str]]:
+        """The jobs and flows of each violation that occurred."""
+        of_flows = {} if self.flows is None else self.flows.violations
+        return self.reconciliation.violations | of_flows
 
 
 async def run_chaos(name: TargetName, size: Size, seed: int, folder: str | None) -> RunOutcome:
@@ -57,6 +66,9 @@ async def run_chaos(name: TargetName, size: Size, seed: int, folder: str | None)
 
 async def run_on_target(target: Target, size: Size, seed: int, folder: Path) -> RunOutcome:
     """Run the plan of a seed on a backend that was started."""
+    planned = make_flows(size.flows, seed)
+    if size.flows:
+        size = msgspec.structs.replace(size, jobs=count_jobs(planned))
     counts = size.count_faults(has_server=target.has_server)
     plan = make_plan(counts, size, Random(seed))
     began = now()
@@ -79,8 +91,15 @@ async def run_on_target(target: Target, size: Size, seed: int, folder: Path) -> 
             seconds = now() - began
             await fleet.stop()
         ends = await read_ends(backend)
-    outcome = reconcile(read_log(folder), ends)
-    return RunOutcome(target.title, seed, size, Counter(f.kind for f in plan), seconds, outcome)
+        infos = [info for one in planned for info in await backend.reads.get_flow(one.flows[0].id)]
+    log = read_log(folder)
+    outcome = RunOutcome(
+        target.title, seed, size, Counter(f.kind for f in plan), seconds, reconcile(log, ends)
+    )
+    if planned:
+        by_id = {info.id: info for info in infos}
+        outcome.flows = reconcile_flows(planned, log, ends, by_id)
+    return outcome
 
 
 @asynccontextmanager

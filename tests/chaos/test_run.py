@@ -22,3 +22,15 @@ async def test_killed_and_paused_workers_on_sqlite_lose_nothing(tmp_path: Path) 
     assert outcome.runs >= 290  # a few are cancelled before they run
     assert {kind: one.count for kind, one in outcome.faults.items()} == {"kill": 3, "pause": 1}
     assert "300 jobs, 2 workers" in show(run)
+
+
+@pytest.mark.slow
+async def test_killed_and_paused_workers_on_sqlite_run_each_join_once(tmp_path: Path) -> None:
+    size = Size(flows=10, kills=3, pauses=1, workers=2, ttl=1.0, seconds=3.0)
+    run = await run_chaos("sqlite", size, seed=1, folder=str(tmp_path))
+    assert run.violations == {}, describe_violations(run)
+    assert run.flows is not None
+    assert (run.flows.flows, run.flows.joins) == (10, 50)
+    assert run.flows.joins_run + run.flows.joins_cancelled == 50
+    assert run.flows.results_compared
+    assert "joins missing" in show(run)

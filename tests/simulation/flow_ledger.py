@@ -41,13 +41,22 @@ class FlowLedger:
         """Flows and groups, by id."""
         self.jobs: dict[str, NewJob] = {}
         """Members and callbacks that were stored, by id."""
+        self._members: dict[str, list[str]] = {}
+        """The jobs that each flow or group counts, and ..."""
+        self._groups: dict[str, list[str]] = {}
+        """... the groups inside it."""
         self._replayed: set[str] = set()
         """Flows of which a member was replayed. Their failures may have been undone."""
 
     def note_enqueued(self, jobs: Iterable[NewJob], flows: Iterable[NewFlow]) -> None:
         """Note that these jobs of these flows are stored."""
-        self.flows.update({flow.id: flow for flow in flows})
-        self.jobs.update({job.id: job for job in jobs})
+        for flow in flows:
+            if self.flows.setdefault(flow.id, flow) is flow and flow.parent is not None:
+                self._groups.setdefault(flow.parent, []).append(flow.id)
+        for job in jobs:
+            counted = job.options.counted_flow
+            if self.jobs.setdefault(job.id, job) is job and counted is not None:
+                self._members.setdefault(counted, []).append(job.id)
 
     def note_replayed(self, job_id: str) -> None:
         """Note that a job was replayed."""
@@ -70,12 +79,12 @@ class FlowLedger:
             # A replay may undo what met a condition before. A job that succeeded is not replayed.
             is_lasting = condition == WaitCondition(WaitSource(SourceKind.JOB, condition.source.id))
             was_met = self.is_replayed(job_id) and not is_lasting
-            assert was_met or self._judge(condition), f"{job_id} came before {condition}"
+            assert was_met or self.judge(condition), f"{job_id} came before {condition}"
 
     def check_end(self, record: JobRecord, *, has_run: bool) -> None:
         """Check that a job which has ended had a reason to run, or not to run."""
         conditions = self.jobs[record.id].options.conditions
-        impossible = [one for one in conditions if self._judge(one) is False]
+        impossible = [one for one in conditions if self.judge(one) is False]
         if record.reason in REOPENED_REASONS:
             assert impossible, f"{record.id} was cancelled, and no condition is impossible"
         elif record.state is not State.CANCELLED and not self.is_replayed(record.id):
@@ -84,35 +93,33 @@ class FlowLedger:
 
     def check_flow(self, info: FlowInfo) -> None:
         """Check that a flow has ended, with the counts of its members."""
-        counts = self.count(info.id)
-        assert counts.unfinished == 0, f"{info.id} has not ended: {counts}"
-        found = (info.unfinished, info.completed, info.failed, info.cancelled, info.has_failed)
-        assert found == counts, f"{info.id} counts {found}, its members say {counts}"
+        assert self.agrees(info), f"{info} has not ended as its members: {self.count(info.id)}"
+
+    def agrees(self, info: FlowInfo) -> bool:
+        """Tell whether a flow has ended, with the counts of its members."""
+        counts = info.unfinished, info.completed, info.failed, info.cancelled, info.has_failed
+        return not info.unfinished and counts == self.count(info.id)
 
     def count(self, flow_id: str) -> Counts:
         """Count the members of a flow or a group."""
         flow = self.flows[flow_id]
-        ends = [
-            self._ended[job.id]
-            for job in self.jobs.values()
-            if job.options.counted_flow == flow_id and job.id in self._ended
-        ]
+        members = self._members.get(flow_id, ())
+        ends = [self._ended[job_id] for job_id in members if job_id in self._ended]
         unfinished = flow.members - len(ends)
         completed, failed, cancelled = map(
             ends.count, (State.COMPLETED, State.FAILED, State.CANCELLED)
         )
-        for group in self.flows.values():
-            if group.parent == flow_id:
-                inside = self.count(group.id)
-                unfinished -= not inside.unfinished
-                completed += not inside.unfinished and not inside.has_failed
-                failed += inside.has_failed and inside.failed > 0
-                cancelled += inside.has_failed and inside.failed == 0
+        for group in self._groups.get(flow_id, ()):
+            inside = self.count(group)
+            unfinished -= not inside.unfinished
+            completed += not inside.unfinished and not inside.has_failed
+            failed += inside.has_failed and inside.failed > 0
+            cancelled += inside.has_failed and inside.failed == 0
         return Counts(
             unfinished, completed, failed, cancelled, failed + cancelled > flow.max_failed
         )
 
-    def _judge(self, condition: WaitCondition) -> bool | None:
+    def judge(self, condition: WaitCondition) -> bool | None:
         """Return whether a condition is met or impossible; None: neither yet."""
         source = condition.source
         if source.kind is SourceKind.FLOW:
