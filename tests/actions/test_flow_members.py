@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nimburion import Flow, Processor
 from nimburion.actions.flow_members import list_group, read_dependencies, read_members
 from nimburion.actions.flows import read_tree
-from nimburion.core.flows import On
+from nimburion.core.flows import FlowState, On
 from nimburion.core.job import NewJob, State
-from nimburion.core.queries import SCAN_BUDGET, JobFilter
+from nimburion.core.queries import SCAN_BUDGET, JobFilter, Page
 from tests.jobs.flows.flow_jobs import add_up, count_rows, fetch, make_processor, note
+from tests.overridden import OverridableBackend
 
 
 def make_import(parts: int) -> Flow:
@@ -81,3 +84,42 @@ async def test_the_jobs_of_a_group_in_parts() -> None:
             records, start = await list_group(processor.backend, group, which, start, 3)
             found += [record.id for record in records]
         assert found == [f"i.parts.{n}" for n in range(7)]
+
+
+class CountingBackend(OverridableBackend):
+    """A memory backend that counts the jobs that its searches examine."""
+
+    examined = 0
+
+    async def list_jobs(self, *arguments: Any, **options: Any) -> Page:
+        page = await super().list_jobs(*arguments, **options)
+        self.examined += page.examined
+        return page
+
+
+async def test_a_cancel_ends_with_the_last_member_and_examines_no_other_jobs() -> None:
+    backend = CountingBackend()
+    processor = Processor(backend)
+    processor.register(fetch, count_rows, add_up, note)
+    async with processor:
+        await enqueue_others(processor, 5 * SCAN_BUDGET)
+        await processor.enqueue_flow(make_import(50), id="i")
+        await enqueue_others(processor, 5 * SCAN_BUDGET)
+        backend.examined = 0
+        ids = await processor.flows.cancel("i")
+        flow = await processor.flows.get("i")
+        assert (flow.state, flow.unfinished) == (FlowState.CANCELLED, 0)
+        assert "i.fetch" in ids
+        assert backend.examined < 3 * SCAN_BUDGET
+
+
+async def test_a_cancel_finds_members_that_were_added_later() -> None:
+    async with make_processor() as processor:
+        flow = Flow("import", open=True)
+        flow.add_all([count_rows.job("a", 1), count_rows.job("a", 2)], name="first")
+        await processor.enqueue_flow(flow, id="i")
+        await enqueue_others(processor, SCAN_BUDGET)
+        await processor.flows.add("i", note.job("late"), name="late")
+        await processor.flows.close("i")
+        await processor.flows.cancel("i")
+        assert (await processor.flows.get("i")).state is FlowState.CANCELLED

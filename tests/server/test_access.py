@@ -69,6 +69,7 @@ RECORDS: dict[str, tuple[str, str, int | None]] = {
     "replay_edited_dead_letter": ("dead.replay_edited", "c", 1),
     "command_worker": ("worker.quiet", "a", 1),
     "replay_flow": ("flows.replay", "flow", 0),
+    "close_flow": ("flows.close", "flow", None),
     "cancel_flow": ("flows.cancel", "flow", 0),
     "start_replay": ("operations.start_replay", "new", None),
     "start_run_now": ("operations.start_run_now", "new", None),

@@ -13,7 +13,7 @@ from nimburion.actions.dead_letters import Ids
 from nimburion.actions.jobs import STEP, ReportProgress
 from nimburion.actions.operator import Operator, SubjectActions
 from nimburion.core.backend import Backend
-from nimburion.core.bulk_operations import BulkAction
+from nimburion.core.bulk_operations import BulkAction, narrow_to_action
 from nimburion.core.errors import FlowNotFound, WaitTimeout
 from nimburion.core.flows import FlowInfo, FlowState, Growth, NewFlow
 from nimburion.core.job import DEPENDENCY, FAILED_ONLY, State
@@ -129,7 +129,40 @@ class FlowActions(SubjectActions):
 
         Raises `FlowNotFound`.
         """
-        return await self._change(flow_id, BulkAction.CANCEL, "flows.cancel", reason, report)
+        from nimburion.actions.flow_members import read_members  # for a cancel only
+
+        flow = await self.get(flow_id)
+        start = (await read_members(self._backend, flow)).start
+        async with self._operator.record(
+            self._backend, "flows.cancel", flow.id, reason=reason
+        ) as change:
+            ids, is_complete = await self._cancel_from(flow.id, start, report)
+            if not is_complete and start is not None:  # members that were added later are newer
+                ids += (await self._cancel_from(flow.id, None, report))[0]
+            change.count = len(ids)
+            return ids
+
+    async def _cancel_from(
+        self, flow_id: str, after: str | None, report: ReportProgress
+    ) -> tuple[Ids, bool]:
+        """Cancel members from a cursor on. Return their ids, and whether none is left."""
+        which = narrow_to_action(JobFilter(flow=flow_id), BulkAction.CANCEL)
+        ids: Ids = []
+        running = 0
+        while True:
+            page = await self._backend.reads.list_jobs(which, limit=STEP, after=after)
+            if page.jobs:
+                members = [record.id for record in page.jobs]
+                changes = await self._backend.maintenance.change_jobs(
+                    BulkAction.CANCEL, members, states=which.states
+                )
+                ids += changes.ids
+                running += sum(record.state is State.PROCESSING for record in page.jobs)
+                report(len(changes.ids))
+            left = count_unfinished_jobs(await self.get(flow_id))
+            after = page.next
+            if left <= running or after is None:
+                return ids, left <= running
 
     async def preview_replay(self, flow_id: str | UUID) -> ReplayPreview:
         """Return what `replay` would do now. Raises `FlowNotFound`.
@@ -164,29 +197,28 @@ class FlowActions(SubjectActions):
         of them wait again, under their ids. Those that completed stay as they are. A callback that
         was called is not called a second time. Raises `FlowNotFound`.
         """
-        return await self._change(flow_id, BulkAction.REPLAY, "flows.replay", reason, report)
-
-    async def _change(
-        self,
-        flow_id: str | UUID,
-        action: BulkAction,
-        name: str,
-        reason: str,
-        report: ReportProgress,
-    ) -> Ids:
         flow = await self.get(flow_id)
         which = JobFilter(flow=flow.id)
         changed: Ids = []
-        async with self._operator.record(self._backend, name, flow.id, reason=reason) as change:
+        async with self._operator.record(
+            self._backend, "flows.replay", flow.id, reason=reason
+        ) as change:
             after: str | None = None
             while True:
-                step = await change_matching(self._backend, action, which, STEP, after)
+                step = await change_matching(self._backend, BulkAction.REPLAY, which, STEP, after)
                 changed += step.ids
                 change.count = len(changed)
                 report(len(step.ids) + len(step.held))
                 after = step.next
                 if after is None:
                     return changed
+
+
+def count_unfinished_jobs(tree: FlowTree) -> int:
+    """Return how many jobs of a flow have not ended, or are not stored yet."""
+    groups = sum(group.unfinished > 0 for group in tree.groups)
+    inside = sum(map(count_unfinished_jobs, tree.groups))
+    return tree.unfinished - tree.is_open - groups + inside
 
 
 async def read_tree(backend: Backend, flow_id: str) -> FlowTree:

@@ -176,6 +176,9 @@ async def test_an_open_flow_says_so_and_misses_no_member(api: Api) -> None:
     assert (shown["flow"]["is_open"], shown["missing"]) == (True, 0)
     assert ">open</span>" in (await api.client.get(f"{FLOWS}/i")).text
     assert ">open</span>" in (await api.client.get(FLOWS)).text
+    await api.client.post(f"{FLOWS}/i/close", headers=OWN_PAGE)
+    assert (await read(api, "/i"))["flow"]["is_open"] is False
+    assert "Close this flow" not in (await api.client.get(f"{FLOWS}/i")).text
 
 
 async def test_the_page_of_a_job_has_its_place_in_the_flow(failed: Api) -> None:

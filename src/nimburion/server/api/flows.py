@@ -122,6 +122,14 @@ async def cancel_flow(request: ApiRequest[NoQuery, FlowChangeBody]) -> FlowChang
     return _report_change(await flows.get(flow_id), ids)
 
 
+async def close_flow(request: ApiRequest[NoQuery, NoBody]) -> FlowView:
+    """Close an open flow: it ends with its last member. Closing it again changes nothing."""
+    flows, flow_id = request.actions.flows, request.path["flow"]
+    await flows.get(flow_id)
+    await flows.close(flow_id)
+    return make_view(await flows.get(flow_id))
+
+
 def _report_change(flow: FlowTree, ids: list[str]) -> FlowChangeReport:
     return FlowChangeReport(flow=make_view(flow), changed=len(ids), ids=ids[:MAX_IDS])
 
@@ -172,5 +180,12 @@ OPERATIONS: tuple[AnyOperation, ...] = (
         action="flows.cancel",
         body=FlowChangeBody,
         answer=FlowChangeReport,
+    ),
+    Operation(
+        method="POST",
+        path="/flows/{flow}/close",
+        handle=close_flow,
+        action="flows.close",
+        answer=FlowView,
     ),
 )

@@ -185,4 +185,10 @@ ACTIONS = (
         back="/flows/{flow}",
         describe=describe_cancel,
     ),
+    DashboardAction(
+        path="/flows/{flow}/close",
+        operation=find_operation(flow_operations.OPERATIONS, "close_flow"),
+        done="The flow is closed: it ends with its last member.",
+        back="/flows/{flow}",
+    ),
 )
