@@ -27,6 +27,14 @@ hide:
 
 """
 
+NOT_SEARCHED = """---
+search:
+  exclude: true
+---
+
+"""
+"""The front matter of a page that the search of the site leaves out."""
+
 
 class BuildFailed(Exception):
     """The site was not built; the message lists why."""
@@ -85,9 +93,24 @@ def read_pages(repository: str) -> dict[str, str]:
         rewrite = make_link_rewriter(path.relative_to(ROOT).as_posix(), repository, files)
         text = adapt_page(path.read_text(encoding="utf-8"), rewrite)
         pages[path.relative_to(docs).as_posix()] = text
+    for name in filter(is_for_maintainers, pages):
+        pages[name] = NOT_SEARCHED + pages[name]
     pages["index.md"] = HOME + make_buttons(pages["index.md"])
     pages[API_PAGE] += "\n" + list_reference()
     return pages
+
+
+def is_for_maintainers(path: str) -> bool:
+    """Return whether users have no use for a page: the search finds how-tos and reference instead.
+
+    Records of decisions and contract cases use each word of the product many times. `names.md` has
+    in a row what the pages of the modules have in sections.
+    """
+    return path.startswith("decisions/0") or path in {
+        "reference/contract-cases.md",
+        "reference/names.md",
+        "reference/guide-map.md",
+    }
 
 
 def make_buttons(home: str) -> str:

@@ -152,3 +152,23 @@ def test_the_markdown_of_a_page_is_named_in_its_html(tmp_path: Path) -> None:
     assert html.read_text() == f"<head>{link}</head>"
     assert find_html("index.md") == "index.html"
     assert find_html("decisions/README.md") == "decisions/index.html"
+
+
+def test_the_search_leaves_out_what_only_maintainers_need() -> None:
+    """Else it finds contract cases and decisions before how-tos."""
+    pages = read_pages(REPOSITORY)
+    hidden = {path for path, text in pages.items() if "search:\n  exclude: true" in text}
+    assert "reference/contract-cases.md" in hidden
+    assert {path for path in pages if path.startswith("decisions/0")} <= hidden
+    assert not any(path.startswith(("how-to/", "tutorial/", "explanation/")) for path in hidden)
+    assert not hidden & {"decisions/README.md", "reference/api.md", "reference/cli.md"}
+
+
+def test_the_home_page_has_three_reading_orders_before_the_lists() -> None:
+    home = (DOCS / "index.md").read_text(encoding="utf-8")
+    start = home.partition("## Where to start")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (build|operate|maintain) .*$", start, re.MULTILINE)
+    assert rows == ["build", "operate", "maintain"]
+    first = home.partition("### For maintainers")[0].partition("## Where to start")[0]
+    assert "decisions/" not in first
+    assert "Go guide" not in home
