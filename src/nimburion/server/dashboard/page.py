@@ -52,6 +52,10 @@ class DashboardPage(msgspec.Struct, Generic[QueryT], frozen=True, kw_only=True):
     """The tables that the page has as CSV, the most important one first: fields of what `read`
     returns, or of a field of it (`report.checks`).
     """
+    redirect: Callable[[Any], str | None] | None = None
+    """Returns the path below `/dashboard` of a page to open instead, from what `read` returns. A
+    page with it that is not live waits for its values.
+    """
     constants: dict[str, Any] = msgspec.field(default_factory=dict)
     """Further values for the template, the same for each request."""
 

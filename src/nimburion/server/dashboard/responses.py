@@ -150,7 +150,8 @@ class PageVisit:
         If the values are not read in time, the page comes without them, and its script asks for
         them.
         """
-        policy = self._services.page_policy if refill is None else FOR_DATA
+        must_read = refill is not None or (self._page.redirect and self._page.interval is None)
+        policy = FOR_DATA if must_read else self._services.page_policy
         readings = self._make_readings(policy)
         shown: msgspec.Struct | None
         try:
@@ -159,6 +160,9 @@ class PageVisit:
             shown = None
         if refill is not None:
             shown = refill(shown)
+        target = self._page.redirect(shown) if self._page.redirect and shown else None
+        if target is not None:
+            return RedirectResponse(f"{self._base}{target}", HTTPStatus.SEE_OTHER)
         nonce = make_nonce()
         values = {
             **self._make_values(shown, readings),

@@ -15,6 +15,7 @@ from nimburion.server.dashboard.pages import (
     metrics,
     overview,
     schedules,
+    search,
     workers,
 )
 from nimburion.server.dashboard.pages.flows import flow, flow_list, flow_replay
@@ -70,6 +71,7 @@ PAGES: tuple[AnyPage, ...] = (
     bulk_operations.NEW_OPERATION,
     audit.AUDIT,
     about.ABOUT,
+    search.SEARCH,
 )
 
 ACTIONS: tuple[DashboardAction, ...] = (

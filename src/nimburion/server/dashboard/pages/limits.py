@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from nimburion.core.limits import (
+    LIMIT_PATTERN,
     LimitInfo,
     closes_lane,
     get_limited_queue,
@@ -14,7 +17,6 @@ from nimburion.core.limits import (
     make_queue_limit_name,
 )
 from nimburion.server.api import limits as limit_operations
-from nimburion.server.api.operation import NoQuery
 from nimburion.server.dashboard.page import (
     DashboardAction,
     DashboardPage,
@@ -24,6 +26,15 @@ from nimburion.server.dashboard.page import (
 from nimburion.server.dashboard.readings import SIDE_AGE, UPDATE_AGE
 
 MAX_LIMITS = 200
+MAX_KEY_CHARACTERS = 512
+
+
+class LimitsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which limit to show, and for which key its form is open."""
+
+    limit: Annotated[str, Meta(pattern=LIMIT_PATTERN)] | None = None
+    """One limit. The form can make it, if it is that of a job name or of a queue."""
+    key: Annotated[str, Meta(max_length=MAX_KEY_CHARACTERS)] | None = None
 
 
 class LimitRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +61,7 @@ class LimitsData(msgspec.Struct, frozen=True, kw_only=True):
     total: int
 
 
-async def read_limits(request: PageRequest[NoQuery]) -> LimitsData:
+async def read_limits(request: PageRequest[LimitsQuery]) -> LimitsData:
     """Read all limits, and the waiting jobs of their names."""
     readings = request.readings
     limits = await readings.list_limits(UPDATE_AGE)
@@ -60,6 +71,9 @@ async def read_limits(request: PageRequest[NoQuery]) -> LimitsData:
         for name, count in queue.names.items():
             limit = make_job_limit_name(name)
             waiting[limit] = waiting.get(limit, 0) + count
+    wanted = request.query.limit
+    if wanted is not None:
+        limits = [limit for limit in limits if limit.name == wanted] or [LimitInfo(name=wanted)]
     rows = [make_row(limit, waiting) for limit in limits]
     rows.sort(key=lambda row: (not (row.is_full and row.waiting), row.limit.name))
     return LimitsData(limits=rows[:MAX_LIMITS], total=len(rows))
@@ -97,6 +111,7 @@ LIMITS = DashboardPage(
     read=read_limits,
     template="limits.html",
     tables=("limits",),
+    query=LimitsQuery,
 )
 
 ACTIONS = (

@@ -246,16 +246,15 @@
   }
 
   function onKey(event) {
-    if (event.key === "Escape") closeForms();
+    if (event.key === "Escape") {
+      closeForms();
+      if (event.target.id === "find") event.target.blur();
+    }
     if (event.ctrlKey || event.metaKey || event.altKey || store.get("keys") === "off") return;
     if (event.target.matches("input, select, textarea") || document.querySelector("dialog[open]")) return;
     if (event.key === "/") {
-      const search = document.getElementById("search");
-      if (search) {
-        event.preventDefault();
-        search.focus();
-        search.select?.();
-      }
+      event.preventDefault();
+      document.getElementById("find").select();
     } else if (event.key === "r") poll();
     else if (event.key === "?") document.getElementById("help").showModal();
     else document.querySelector(`nav a[data-key="${CSS.escape(event.key)}"]`)?.click();

@@ -67,6 +67,8 @@ class JobListData(msgspec.Struct, frozen=True, kw_only=True):
     """Why the qualifiers cannot be used; no job is listed then."""
     now: float
     """When the page was read, in epoch seconds."""
+    only: str | None = None
+    """The id of the job that an id alone, or a part of one, names."""
 
 
 async def read_jobs(request: PageRequest[JobListQuery]) -> JobListData:
@@ -82,7 +84,8 @@ async def read_jobs(request: PageRequest[JobListQuery]) -> JobListData:
         page = await readings.backend.reads.list_jobs(
             which, limit=PAGE_SIZE, after=query.after, payloads=payloads, budget=SEARCH_BUDGET
         )
-        if not page.jobs and which == JobFilter(ids=which.ids) and len(which.ids or ()) == 1:
+        is_id = which == JobFilter(ids=which.ids) and len(which.ids or ()) == 1
+        if not page.jobs and is_id:
             page = await _find_similar_ids(readings.backend, query.q.strip())
         return JobListData(
             jobs=[make_row(job) for job in page.jobs],
@@ -90,6 +93,7 @@ async def read_jobs(request: PageRequest[JobListQuery]) -> JobListData:
             examined=page.examined,
             partial=page.next is not None and len(page.jobs) < PAGE_SIZE,
             now=readings.now,
+            only=page.jobs[0].id if is_id and len(page.jobs) == 1 else None,
         )
 
     return await readings.read(f"jobs {which} {query.after} {payloads}", read)
@@ -113,6 +117,11 @@ async def _find_similar_ids(backend: Backend, text: str) -> Page:
     return Page(found[:PAGE_SIZE], None, newest.examined)
 
 
+def find_only_job(data: JobListData) -> str | None:
+    """Return the page of the job that an id alone names."""
+    return None if data.only is None else f"/jobs/{data.only}"
+
+
 JOBS = DashboardPage(
     path="/jobs",
     title="Jobs",
@@ -121,6 +130,7 @@ JOBS = DashboardPage(
     template="jobs/jobs.html",
     tables=("jobs",),
     query=JobListQuery,
+    redirect=find_only_job,
     constants={"qualifiers": QUALIFIERS, "format_qualifier": format_qualifier},
 )
 
