@@ -6,7 +6,8 @@ import pytest
 from playwright.async_api import Page, expect
 
 from nimburion.core.exchange import Lane, ReserveRequest
-from nimburion.core.job import NewJob, State
+from nimburion.core.job import JobOptions, NewJob, State
+from nimburion.core.limits import LimitRule
 from nimburion.core.session import Session
 from nimburion.testing.contract.harness import make_limits
 from tests.browser.action_cases import fail, make_name, wait_for_state
@@ -20,10 +21,9 @@ async def read_why(subject: Subject, page: Page, job_id: str) -> str:
     first.
     """
     await page.goto(subject.dashboard.address)
-    await page.keyboard.press("j")
-    await page.locator("#search").fill(job_id)
+    await page.keyboard.press("/")
+    await page.keyboard.type(job_id)
     await page.keyboard.press("Enter")
-    await page.locator(f"#job-{job_id}").get_by_role("link").first.click()
     return await page.locator(".why").inner_text()
 
 
@@ -111,3 +111,33 @@ async def test_a_pause_for_an_hour_and_who_did_it(subject: Subject, page: Page) 
     await expect(row).to_contain_text("queue.pause")
     await expect(row).to_contain_text("the CRM is down")
     await expect(row).to_contain_text("dashboard")
+
+
+async def test_the_flood_of_a_customer_is_limited_from_its_queue(
+    subject: Subject, page: Page
+) -> None:
+    backend, name = subject.backend, make_name()
+    limit, customer = f"{name}:customer", "mega corp"
+    worker = Session(
+        id=name.ljust(32, "0"),
+        ttl=600.0,
+        queues=(name,),
+        names=(name,),
+        limits={name: {limit: LimitRule(concurrency=2)}},
+    )
+    await backend.consuming.open_session(worker)
+    options = JobOptions(limit_keys={limit: customer})
+    jobs = [NewJob(f"{name}-{n}", name, name, b"{}", options=options) for n in range(8)]
+    await backend.producing.enqueue(jobs)
+    for number in range(1, 5):
+        request = ReserveRequest(total=4, lanes=(Lane(name, name),))
+        await backend.consuming.exchange(worker.id, number, [], request)
+    await page.goto(f"{subject.dashboard.address}/queues/{name}")
+    causes = page.locator("#causes")
+    await expect(causes).to_contain_text(f"6 of 6 wait for key {customer}")
+    await causes.get_by_role("link", name="Change…").click()
+    await expect(page.get_by_role("combobox", name="Key")).to_have_value(customer)
+    await page.get_by_role("spinbutton", name="Maximum").fill("1")
+    await page.get_by_role("textbox", name="Reason").fill("a flood")
+    await page.get_by_role("button", name=f"Change {limit}").click()
+    await expect(page.locator("#notice")).to_contain_text("is changed")

@@ -11,8 +11,9 @@ import msgspec
 
 from nimburion.core.backend import Backend
 from nimburion.core.errors import BackendError, NimburionError
+from nimburion.core.job import State
 from nimburion.core.limits import LimitInfo
-from nimburion.core.queries import QueueInfo
+from nimburion.core.queries import JobFilter, Page, QueueInfo
 from nimburion.core.session import SessionInfo
 from nimburion.core.text.escaping import escape_controls
 from nimburion.core.timing.clock import Clock
@@ -57,6 +58,8 @@ MAX_STALENESS = 600.0
 """Seconds for which values are shown while the backend does not answer, or while nobody asks."""
 MAX_LIVE_AGE = 5.0
 """Values with a longer maximum age do not count for the time of a page."""
+MAX_RUNNING = 100
+"""The maximum number of running jobs that pages show, the most recently enqueued ones."""
 MAX_ENTRIES = 200
 """The maximum number of values that are kept. The one that was not read for longest is dropped."""
 
@@ -439,6 +442,13 @@ class PageReadings:
     async def list_limits(self, max_age: float = SIDE_AGE) -> list[LimitInfo]:
         """Return all limits with their fullest keys and their holders."""
         return await self.read("limits", self.backend.reads.list_limits, max_age)
+
+    async def list_running(self, max_age: float = UPDATE_AGE) -> Page:
+        """Return the jobs that run, at most `MAX_RUNNING`."""
+        which = JobFilter(states=frozenset({State.PROCESSING}))
+        return await self.read(
+            "running", lambda: self.backend.reads.list_jobs(which, limit=MAX_RUNNING), max_age
+        )
 
     async def read_hour(self, max_age: float = 10.0) -> RecentHour:
         """Return the statistics of the last hour by queue, minute by minute."""

@@ -8,8 +8,6 @@ from typing import Literal
 import msgspec
 
 from nimburion.core.diagnosis.running_jobs import read_usual_times
-from nimburion.core.job import State
-from nimburion.core.queries import JobFilter
 from nimburion.core.session import SessionInfo
 from nimburion.jobs.processor import Processor
 from nimburion.server.api import jobs as job_operations
@@ -23,9 +21,6 @@ from nimburion.server.dashboard.page import (
 )
 from nimburion.server.dashboard.pages.jobs.job import describe_cancelled
 from nimburion.server.dashboard.readings import PageReadings
-
-MAX_RUNNING = 100
-"""The maximum number of jobs that the page shows, the most recently enqueued ones."""
 
 
 class RunningRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,9 +53,8 @@ class RunningData(msgspec.Struct, frozen=True, kw_only=True):
 
 async def read_running(request: PageRequest[NoQuery]) -> RunningData:
     """Read the jobs that are processing, their workers, and the usual times of their names."""
-    readings, backend = request.readings, request.readings.backend
-    which = JobFilter(states=frozenset({State.PROCESSING}))
-    page = await readings.read("running", lambda: backend.reads.list_jobs(which, limit=MAX_RUNNING))
+    readings = request.readings
+    page = await readings.list_running()
     sessions = {session.id: session for session in await readings.list_sessions()}
     usual = await _read_usual_times(readings)
     processor = request.services.processor

@@ -23,9 +23,11 @@ from nimburion.core.limits import (
     make_queue_limit_name,
 )
 from nimburion.core.metrics.statistics import STEPS, Counters, Statistics
+from nimburion.core.queries import QueueInfo
 from nimburion.core.session import SessionInfo
 from nimburion.server.dashboard.charts import Series, fill_intervals
 from nimburion.server.dashboard.page import DashboardPage, PageRequest
+from nimburion.server.dashboard.pages.queues.queue_causes import QueueCause, find_queue_causes
 from nimburion.server.dashboard.pages.queues.queue_list import (
     QueueRow,
     compute_failed_share,
@@ -121,6 +123,8 @@ class QueueData(msgspec.Struct, frozen=True, kw_only=True):
     """One queue."""
 
     queue: QueueRow
+    causes: list[QueueCause]
+    """Why its due jobs wait, the cause of most jobs first."""
     names: list[QueueName]
     workers: list[SessionInfo]
     """The live workers that serve the queue, at most `MAX_WORKERS`."""
@@ -152,7 +156,9 @@ async def read_queue(request: PageRequest[QueueQuery]) -> QueueData:
         for one in {*history.names, *queue.names}
     ]
     names.sort(key=lambda one: (-one.waiting, -one.completed, one.name))
+    info = next((one for one in queues if one.name == name), None)
     return QueueData(
+        causes=await _find_causes(readings, info, queues, limits, serving) if info else [],
         queue=make_row(queue, await readings.read_hour(), len(serving)),
         names=names[:MAX_NAMES],
         workers=serving[:MAX_WORKERS],
@@ -161,6 +167,18 @@ async def read_queue(request: PageRequest[QueueQuery]) -> QueueData:
         limit=make_limit(name, limits),
         turns=await read_turns(readings, name),
     )
+
+
+async def _find_causes(
+    readings: PageReadings,
+    queue: QueueInfo,
+    queues: list[QueueInfo],
+    limits: Mapping[str, LimitInfo],
+    serving: list[SessionInfo],
+) -> list[QueueCause]:
+    parks = any(limit.parked and limit.rules.keys() & queue.names for limit in limits.values())
+    running = (await readings.list_running(LIMIT_AGE)).jobs if parks else []
+    return find_queue_causes(queue, queues, limits, running, serving)
 
 
 def make_limit(queue: str, limits: Mapping[str, LimitInfo]) -> QueueLimit:
