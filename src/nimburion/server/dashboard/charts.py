@@ -94,14 +94,19 @@ class Run(Protocol):
     def seconds(self) -> float | None: ...
 
 
+MIN_RUN_PLACES = 60
+"""The places of a strip of runs. Fewer runs stand at its right end, so that one is no slab."""
+
+
 def draw_runs(runs: Sequence[Run]) -> Markup:
     """Return a strip of runs, oldest first. The height of a bar is the time of its run."""
     if not runs:
         return Markup()
     longest = max(run.seconds or 0.0 for run in runs) or 1.0
+    first = MIN_RUN_PLACES - len(runs) if len(runs) < MIN_RUN_PLACES else 0
     bars = Markup().join(
         Markup('<rect class="{}" x="{}" y="{:.1f}" width="8" height="{:.1f}"/>').format(
-            f"span {run.state}", 10 * index, 40 - height, height
+            f"span {run.state}", 10 * (first + index), 40 - height, height
         )
         for index, run in enumerate(runs)
         for height in (max(4.0, 40 * (run.seconds or 0.0) / longest),)
@@ -109,7 +114,7 @@ def draw_runs(runs: Sequence[Run]) -> Markup:
     return Markup(
         '<svg class="runs" viewBox="0 0 {} 40" preserveAspectRatio="none" role="img">'
         "<title>{} runs, the latest on the right; height is the time of a run</title>{}</svg>"
-    ).format(10 * len(runs), len(runs), bars)
+    ).format(10 * (first + len(runs)), len(runs), bars)
 
 
 class Mark(NamedTuple):

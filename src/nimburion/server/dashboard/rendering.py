@@ -15,8 +15,10 @@ import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from nimburion.core.errors import DefinitionError
 from nimburion.core.text.escaping import escape_controls, escape_in_json, escape_lines
 from nimburion.core.text.shortening import shorten
+from nimburion.core.timing.timezones import find_zone
 from nimburion.server.dashboard.charts import (
     draw_chart,
     draw_marks,
@@ -73,6 +75,7 @@ def make_environment() -> Environment:
             "short_id": shorten_id,
             "state": format_state,
             "time": format_time,
+            "time_in": format_time_in,
         }
     )
     return environment
@@ -194,6 +197,19 @@ def format_time(at: float | None, element_id: str = "") -> Markup:
     name = Markup(' id="{}"').format(element_id) if element_id else ""
     shown = moment.strftime("%Y-%m-%d %H:%M:%S")
     return Markup('<time%s datetime="%s">%s UTC</time>') % (name, exact, shown)
+
+
+def format_time_in(at: float, zone: str) -> str:
+    """Return a time in a zone, with its name; empty if this host does not know the zone.
+
+    >>> format_time_in(1_790_000_000, "Europe/Rome"), format_time_in(0, "Europe/Nowhere")
+    ('2026-09-21 16:13 Europe/Rome', '')
+    """
+    try:
+        moment = datetime.fromtimestamp(at, find_zone(zone))
+    except (DefinitionError, OverflowError, OSError, ValueError):
+        return ""
+    return f"{moment:%Y-%m-%d %H:%M} {zone}"
 
 
 def format_lines(text: str | bytes | msgspec.Raw | None) -> Markup:

@@ -20,6 +20,8 @@
   const day = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" });
   const exact = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "long" });
 
+  const zone = exact.resolvedOptions().timeZone;
+
   function showTimes(root) {
     const today = new Date().toDateString();
     for (const element of root.querySelectorAll("time[datetime]")) {
@@ -72,7 +74,6 @@
     if (!text === banner.hidden && (!text || banner.textContent === text)) return;
     banner.hidden = !text;
     banner.textContent = text || "";
-    document.body.classList.toggle("stale", Boolean(text));
   }
 
   function explainStatus(status) {
@@ -262,6 +263,7 @@
 
   addEventListener("DOMContentLoaded", () => {
     showTimes(document);
+    for (const element of document.querySelectorAll(".zone")) element.textContent = zone;
     setTheme(store.get("theme") || "system");
     for (const button of document.querySelectorAll("[data-theme-choice]")) {
       button.addEventListener("click", () => setTheme(button.dataset.themeChoice));
