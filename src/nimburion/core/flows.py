@@ -107,6 +107,10 @@ class NewFlow(msgspec.Struct, frozen=True, kw_only=True):
     """The id of the flow of which this group is a member; None: it is no group."""
     max_failed: int = 0
     """How many members may fail or be cancelled without failure of the flow."""
+    fail_fast: bool = False
+    """Whether its failure cancels the jobs in it and in its groups that have not started. Not for
+    groups.
+    """
     growth: Growth = Growth.NONE
     """With `ADD` or `CLOSE`, only `id` and `parent` say which flow it is."""
 
@@ -145,6 +149,8 @@ class FlowInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The members that were cancelled. A group that fails counts here while none of its own members
     has failed."""
     max_failed: int = 0
+    fail_fast: bool = False
+    """Whether its failure cancels the members that have not started."""
     added: int = 0
     """The members that it did not declare when it was stored."""
     created_at: float = 0.0

@@ -19,7 +19,7 @@ from nimburion.backends.planning.flows import (
 )
 from nimburion.backends.planning.settle import Effect
 from nimburion.core.flows import FlowInfo, On, WaitSource
-from nimburion.core.job import State
+from nimburion.core.job import WAITING, State
 from nimburion.core.timing.clock import MICRO
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class FlowTables:
         if flow.parent is not None:
             self.groups[flow.parent].add(flow.id)
 
-    def add_condition(self, source: WaitSource, job_id: str, on: On) -> None:
+    def add_condition(self, source: WaitSource, job_id: str, on: On | None) -> None:
         self.waiters[source][job_id] = ConditionEntry(on)
         self.sources[job_id].add(source)
 
@@ -63,6 +63,10 @@ class FlowTables:
         """Remove all conditions of a job."""
         for source in list(self.sources.get(job_id, ())):
             self.remove_condition(source, job_id)
+
+    def must_wait(self, job_id: str) -> bool:
+        """Return whether a job has a condition with an end that is not met."""
+        return any(entry.on is not None for _, entry in self.list_conditions(job_id))
 
     def list_conditions(self, job_id: str) -> list[tuple[WaitSource, ConditionEntry]]:
         """Return the conditions of a job that are not met, in the order of their sources."""
@@ -100,7 +104,8 @@ class FlowTables:
 class ConditionEntry(msgspec.Struct, eq=False):
     """A condition that is not met."""
 
-    on: On
+    on: On | None
+    """None: the job is cancelled if the flow fails."""
     is_impossible: bool = False
     """Whether its job was cancelled for it."""
 
@@ -128,13 +133,14 @@ class MemoryFlowData(FlowData):
             if entry.is_impossible is (change is Transition.REOPENED)
             and not (change is Transition.FAILING and entry.on is On.FINISHED)
         ]
-        return [waiter for _, waiter in sorted(found)[:limit]]
+        found.sort(key=lambda one: (one[0], one[1].source))
+        return [waiter for _, waiter in found[:limit]]
 
     def meet(self, waiters: Sequence[Waiter]) -> None:
         for waiter in waiters:
             self._data.remove_condition(waiter.source, waiter.job_id)
             entry = self._step.state.jobs[waiter.job_id]
-            if entry.is_suspended and waiter.job_id not in self._data.sources:
+            if entry.is_suspended and not self._data.must_wait(waiter.job_id):
                 self._step.resume(entry)
 
     def cancel(self, waiters: Sequence[Waiter]) -> list[FlowMember]:
@@ -142,7 +148,8 @@ class MemoryFlowData(FlowData):
         for waiter in waiters:
             self._data.waiters[waiter.source][waiter.job_id].is_impossible = True
             entry = self._step.state.jobs[waiter.job_id]
-            if entry.is_suspended:
+            may_wait = waiter.on is None and entry.get_state(self._step.now) in WAITING
+            if entry.is_suspended or may_wait:
                 reason = choose_reason(waiter.on)
                 self._step.apply_effect(entry, Effect(State.CANCELLED, reason=reason))
                 cancelled.append(describe_member(entry))
@@ -161,6 +168,8 @@ class MemoryFlowData(FlowData):
                 and not any(condition.is_impossible for _, condition in conditions)
             ):
                 self._step.suspend_again(entry)
+                if not self._data.must_wait(waiter.job_id):
+                    self._step.resume(entry)
                 reopened.append(describe_member(entry))
         return reopened
 

@@ -193,7 +193,7 @@ def _replay(step: AtomicStep, entry: JobEntry) -> bool:
     if holder is None:
         step.take_key(entry)
     if entry.options.flow is not None:
-        step.get_flow_changes().note_reopened(describe_member(entry), State.FAILED)
+        step.get_flow_changes().note_replay(describe_member(entry))
     entry.final_state, entry.finished_at, entry.reason = None, None, None
     entry.ended_by = None
     entry.failures = entry.lost = 0

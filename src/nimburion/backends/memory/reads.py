@@ -24,7 +24,7 @@ from nimburion.core.fairness import (
     TenantUse,
     TenantUses,
 )
-from nimburion.core.flows import FlowInfo, FlowPage, SourceKind, WaitCondition, WaitSource
+from nimburion.core.flows import FlowInfo, FlowPage, On, SourceKind, WaitCondition, WaitSource
 from nimburion.core.job import FAILED_ONLY, PROCESSING_ONLY, JobRecord, State
 from nimburion.core.limits import LimitInfo, closes_lane, concerns_lane
 from nimburion.core.metrics.statistics import Statistics, add_statistics, check_interval
@@ -302,7 +302,9 @@ def find_unmet(state: MemoryState, entry: JobEntry) -> list[tuple[WaitSource, Co
     """Return the open conditions of a suspended job, or the impossible ones of a cancelled job."""
     is_cancelled = entry.final_state is State.CANCELLED
     conditions = state.flow_tables.list_conditions(entry.id)
-    return [one for one in conditions if one[1].is_impossible is is_cancelled]
+    if is_cancelled:
+        return [one for one in conditions if one[1].is_impossible]
+    return [one for one in conditions if one[1].on is not None and not one[1].is_impossible]
 
 
 def list_unmet(step: AtomicStep, entry: JobEntry) -> list[Unmet]:
@@ -314,7 +316,7 @@ def list_unmet(step: AtomicStep, entry: JobEntry) -> list[Unmet]:
         job = jobs.get(source.id) if is_job else None
         unmet.append(
             Unmet(
-                condition=WaitCondition(source, condition.on),
+                condition=WaitCondition(source, condition.on or On.SUCCESS),
                 job=None if job is None else job.make_record(step.now, payloads=False),
                 flow=None if is_job else flows.get(source.id),
             )

@@ -54,7 +54,7 @@ from nimburion.backends.planning.settle import (
 )
 from nimburion.backends.waiters import JobCounts, make_session_name
 from nimburion.core.errors import JobNotFound
-from nimburion.core.flows import Growth, NewFlow, SourceKind
+from nimburion.core.flows import Growth, NewFlow, SourceKind, WaitSource
 from nimburion.core.ids import compute_digest
 from nimburion.core.job import REPEAT_WINDOW, WAITING, Enqueued, NewJob, Progress
 from nimburion.core.limits import LimitKey, get_limited_job
@@ -188,6 +188,8 @@ class AtomicStep:
         state.jobs[job.id] = state.jobs_by_seq[entry.seq] = entry
         if job.options.unique_key is not None:
             self.take_key(entry)
+        if job.options.flow is not None:
+            self._guard(entry)
         if job.options.conditions:
             self._suspend(entry)
             return
@@ -286,6 +288,15 @@ class AtomicStep:
             elif source.id in self.state.jobs:
                 ended = self.state.jobs[source.id].get_state(self.now)
                 self.get_flow_changes().note_condition(source, ended)
+
+    def _guard(self, entry: JobEntry) -> None:
+        """Let a new job be cancelled if its flow fails, if the flow says so."""
+        flow_id, options = entry.options.flow, entry.options
+        flow = None if flow_id is None else self.state.flow_tables.flows.get(flow_id)
+        if flow is not None and flow.fail_fast and options.counted_flow is not None:
+            source = WaitSource(SourceKind.FLOW, flow.id)
+            self.state.flow_tables.add_condition(source, entry.id, None)
+            self.get_flow_changes().note_condition(source, flow)
 
     def resume(self, entry: JobEntry) -> None:
         """Let a job wait for a worker whose conditions are met. It is due now, if it was before."""
@@ -405,7 +416,7 @@ class AtomicStep:
             self._requeue(entry, effect.due)
             return
         if entry.options.flow is not None or entry.is_suspended:
-            self._end_member(entry, effect)
+            self._end_member(entry, effect, lease)
         entry.final_state = effect.state
         entry.ended_by = None if lease is None else lease.session
         entry.finished_at = self.now
@@ -420,10 +431,10 @@ class AtomicStep:
         if entry.options.unique_key is not None:
             self.release_key(entry, entry.options.unique_key)
 
-    def _end_member(self, entry: JobEntry, effect: Effect) -> None:
+    def _end_member(self, entry: JobEntry, effect: Effect, lease: LeaseEntry | None) -> None:
         """Note that a member of a flow or a suspended job ends."""
         was_suspended, entry.is_suspended = entry.is_suspended, False
-        if was_suspended and effect.reason in REOPENED_REASONS:
+        if lease is None and effect.reason in REOPENED_REASONS:
             return  # the resolver notes the jobs that it cancels
         if was_suspended:
             self.state.flow_tables.remove_conditions(entry.id)

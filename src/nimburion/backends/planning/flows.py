@@ -61,7 +61,8 @@ class Waiter(NamedTuple):
 
     source: WaitSource
     job_id: str
-    on: On
+    on: On | None
+    """None: the job does not wait for the flow. It is cancelled if the flow fails (`fail_fast`)."""
 
 
 class FlowMember(NamedTuple):
@@ -76,6 +77,9 @@ class FlowData(Protocol):
 
     A condition is *open* while its job waits for it. It is removed when it is met. One that is
     impossible stays with the cancelled job, so that a replay can open it again.
+
+    Each member of a flow with `fail_fast` has a condition without an end (`Waiter.on` is None) on
+    the flow. No job is suspended for it. It stays when its job ends, and goes with the flow.
     """
 
     def get_flow(self, flow_id: str) -> FlowInfo | None:
@@ -96,11 +100,12 @@ class FlowData(Protocol):
         ...
 
     def meet(self, waiters: Sequence[Waiter]) -> None:
-        """Remove these conditions. Resume each suspended job that has no other one."""
+        """Remove these conditions. Resume each suspended job that has no other one with an end."""
         ...
 
     def cancel(self, waiters: Sequence[Waiter]) -> list[FlowMember]:
         """Mark these conditions as impossible, and cancel those of their jobs that are suspended.
+        A condition without an end also cancels a job that waits for a worker.
 
         The reason is `choose_reason(waiter.on)`, and the jobs keep their payload. Returns the jobs
         that were cancelled.
@@ -110,8 +115,9 @@ class FlowData(Protocol):
     def reopen(self, waiters: Sequence[Waiter]) -> list[FlowMember]:
         """Open these conditions again.
 
-        Suspend the cancelled jobs that have no impossible condition left. Such a job takes its
-        unique key again, unless another job holds it. Returns the jobs that were suspended.
+        Suspend the cancelled jobs that have no impossible condition left, or let them wait for a
+        worker if no open one has an end. Such a job takes its unique key again, unless another job
+        holds it. Returns these jobs.
         """
         ...
 
@@ -156,6 +162,17 @@ class FlowResolver:
         )
         if member.flow is not None:
             self._ended[member.flow, state] += 1
+
+    def note_replay(self, member: FlowMember) -> None:
+        """Note that a dead letter waits again.
+
+        If its flow has `fail_fast`, what that cancelled waits again too, also if other members stay
+        failed. The next failure cancels it again.
+        """
+        self.note_reopened(member, State.FAILED)
+        root = self._read_root(member.flow)
+        if root is not None and root.fail_fast:
+            self._note(SourceKind.FLOW, root.id, Transition.REOPENED)
 
     def note_reopened(self, member: FlowMember, state: State) -> None:
         """Note that a job, which had ended in this state, waits again."""
@@ -274,6 +291,23 @@ class FlowResolver:
                 }
                 left = flow.unfinished - sum(ended[flow_id, state] for state in FINISHED)
                 self._change_flow(flow, counts | {"unfinished": left})
+                if ended[flow_id, State.FAILED] > 0 or ended[flow_id, State.CANCELLED] > 0:
+                    self._note_failure(self._read_root(flow_id))
+
+    def _note_failure(self, root: FlowInfo | None) -> None:
+        """Note that a member failed, if the failure of its flow cancels the others."""
+        if root is None or not (root.fail_fast and root.has_failed and root.unfinished):
+            return
+        change = SourceChange(WaitSource(SourceKind.FLOW, root.id), Transition.FAILING)
+        if change not in self._changes:
+            self._changes.append(change)
+
+    def _read_root(self, flow_id: str | None) -> FlowInfo | None:
+        """Return the flow that a flow or a group is in."""
+        flow = self._read_flow(flow_id)
+        while flow is not None and flow.parent is not None:
+            flow = self._read_flow(flow.parent)
+        return flow
 
     def _read_flow(self, flow_id: str | None) -> FlowInfo | None:
         if flow_id is None:
@@ -312,7 +346,7 @@ class FlowResolver:
         self._changes.append(SourceChange(WaitSource(kind, source_id), change))
 
 
-def judge(on: On, change: Transition) -> bool | None:
+def judge(on: On | None, change: Transition) -> bool | None:
     """Return whether a change meets a condition, or makes it impossible; None: it is open again.
 
     >>> judge(On.SUCCESS, Transition.FAILING), judge(On.FAILURE, Transition.FAILING)
@@ -322,16 +356,18 @@ def judge(on: On, change: Transition) -> bool | None:
         return None
     if on is On.FINISHED:
         return True
+    if on is None:
+        return change is Transition.SUCCEEDED
     return (change is Transition.SUCCEEDED) is (on is On.SUCCESS)
 
 
-def choose_reason(on: On) -> str:
+def choose_reason(on: On | None) -> str:
     """Return why a job is cancelled whose condition is impossible.
 
     >>> choose_reason(On.SUCCESS), choose_reason(On.FAILURE)
     ('dependency', 'not needed')
     """
-    return DEPENDENCY if on is On.SUCCESS else NOT_NEEDED
+    return NOT_NEEDED if on is On.FAILURE else DEPENDENCY
 
 
 def find_change(ended: State | FlowInfo) -> Transition | None:
@@ -356,6 +392,7 @@ def make_flow(new: NewFlow, now: float) -> FlowInfo:
         members=members,
         unfinished=members,
         max_failed=new.max_failed,
+        fail_fast=new.fail_fast,
         added=int(is_open),
         created_at=now,
         grown_at=now if is_open else None,
@@ -440,8 +477,8 @@ def add_ended_flows(
 def check_same_flow(new: NewFlow, stored: FlowInfo) -> None:
     """Raise `InvalidJob` if a stored flow is another one with the same id."""
     declared = stored.members - stored.added
-    values = (stored.name, stored.parent, declared, stored.max_failed)
-    if values != (new.name, new.parent, new.members, new.max_failed):
+    values = (stored.name, stored.parent, declared, stored.max_failed, stored.fail_fast)
+    if values != (new.name, new.parent, new.members, new.max_failed, new.fail_fast):
         raise InvalidJob(
             f"another flow with the id {new.id!r} is kept: it has the name {stored.name!r} and"
             f" {declared} members; use another id"

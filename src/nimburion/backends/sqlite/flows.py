@@ -27,7 +27,12 @@ from nimburion.backends.planning.flows import (
 )
 from nimburion.backends.sqlite.connection.database import Database, Row
 from nimburion.backends.sqlite.unique_keys import retake_key
-from nimburion.backends.sqlite.waiting import CANCELLED, cancel_suspended
+from nimburion.backends.sqlite.waiting import (
+    CANCELLED,
+    cancel_suspended,
+    end_waiting,
+    remove_waiting,
+)
 from nimburion.core.flows import FlowInfo, FlowPage, Growth, NewFlow, On, SourceKind, WaitSource
 from nimburion.core.job import JobOptions, NewJob, State
 from nimburion.core.timing.clock import MICRO, to_micros
@@ -57,15 +62,21 @@ class SQLiteFlowData(FlowData):
         found = []
         for source, change in changes:
             is_impossible = change is Transition.REOPENED
-            left_out = On.FINISHED if change is Transition.FAILING else ""
+            left_out = On.FINISHED if change is Transition.FAILING else "none"
             values = (source.kind, source.id, is_impossible, left_out, limit)
             for seq, job_id, awaited in self._db.run("list_waiters", *values):
-                found.append((seq, Waiter(source, job_id, On(awaited))))
-        return [waiter for _, waiter in sorted(found)[:limit]]
+                on = On(awaited) if awaited else None
+                found.append((seq, Waiter(source, job_id, on)))
+        found.sort(key=lambda one: (one[0], one[1].source))
+        return [waiter for _, waiter in found[:limit]]
 
     def meet(self, waiters: Sequence[Waiter]) -> None:
         self._db.run("delete_conditions", _list_conditions(waiters))
-        ids = _encode(sorted({waiter.job_id for waiter in waiters})).decode()
+        self._resume(sorted({waiter.job_id for waiter in waiters}))
+
+    def _resume(self, job_ids: Sequence[str]) -> None:
+        """Let those of these suspended jobs wait for a worker that wait for no condition."""
+        ids = _encode(job_ids).decode()
         seqs = [seq for (seq,) in self._db.run("resume_jobs", ids).fetchall()]
         if not seqs:
             return
@@ -86,6 +97,11 @@ class SQLiteFlowData(FlowData):
                 seq, lane, options = row
                 cancel_suspended(self._db, seq, lane, choose_reason(waiter.on))
                 cancelled.append(make_member(waiter.job_id, options))
+            elif waiter.on is None and (row := self._db.fetch_one("find_waiting", waiter.job_id)):
+                seq, lane, options = row
+                remove_waiting(self._db, seq, lane)
+                end_waiting(self._db, seq, lane, choose_reason(None), keeps_payload=True)
+                cancelled.append(make_member(waiter.job_id, options))
         return cancelled
 
     def reopen(self, waiters: Sequence[Waiter]) -> list[FlowMember]:
@@ -103,6 +119,8 @@ class SQLiteFlowData(FlowData):
             self._db.run("insert_suspended", seq, lane)
             self._db.run("count_finished", lane, CANCELLED, -1)
             reopened.append(make_member(waiter.job_id, options))
+        if any(waiter.on is None for waiter in waiters):
+            self._resume([member.job_id for member in reopened])
         return reopened
 
     def take_changes(self) -> list[SourceChange]:
@@ -199,7 +217,7 @@ def insert_flows(db: Database, flows: Sequence[NewFlow]) -> None:
     """Store flows."""
     for flow in flows:
         values = (flow.id, flow.name, flow.parent, flow.members, flow.max_failed)
-        db.run("insert_flow", *values, flow.growth is Growth.OPEN, db.now)
+        db.run("insert_flow", *values, flow.fail_fast, flow.growth is Growth.OPEN, db.now)
         stored = make_flow(flow, db.now / MICRO)
         if not stored.unfinished:
             get_flow_changes(db).note_new_flow(stored)
@@ -224,6 +242,7 @@ def suspend_new_jobs(db: Database, last_before: int) -> None:
     """Suspend the jobs after this seq that have conditions, before they are added to lanes."""
     db.run("suspend_new", last_before)
     db.run("insert_conditions", last_before)
+    db.run("insert_fail_fast", last_before)
     for kind, source_id, state in db.run("list_ended_sources", last_before).fetchall():
         ended = find_flow(db, source_id) if state is None else _STATES[state]
         if ended is not None:
@@ -250,7 +269,7 @@ def make_flow_info(row: Row) -> FlowInfo:
     """Convert a row of `find_flow`."""
     (
         flow_id, name, parent, declared, unfinished, completed, failed, cancelled, max_failed,
-        added, created_at, grown_at, finished_at,
+        fail_fast, added, created_at, grown_at, finished_at,
     ) = row  # fmt: skip
     return FlowInfo(
         id=flow_id,
@@ -262,6 +281,7 @@ def make_flow_info(row: Row) -> FlowInfo:
         failed=failed,
         cancelled=cancelled,
         max_failed=max_failed,
+        fail_fast=bool(fail_fast),
         added=added,
         created_at=created_at / MICRO,
         grown_at=None if grown_at is None else grown_at / MICRO,

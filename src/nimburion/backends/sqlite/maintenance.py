@@ -179,7 +179,7 @@ def _replay(db: Database, job_ids: Sequence[str]) -> tuple[list[str], list[str]]
             names, tenant = db.get_lane(lane), _decode_options(options).fair_tenant
             lane = db.find_or_add_tenant_lane(names.queue, names.name, tenant)
         if options is not None and _decode_options(options).flow is not None:
-            get_flow_changes(db).note_reopened(make_member(job_id, options), State.FAILED)
+            get_flow_changes(db).note_replay(make_member(job_id, options))
         db.run("reset_dead_letter", seq, db.now, lane)
         db.run("count_finished", lane, FAILED, -1)
         put_in_lane(db, lane, priority, db.now, seq, retry=False)

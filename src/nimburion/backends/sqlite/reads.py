@@ -311,7 +311,7 @@ def list_unmet(db: Database, seq: int, state: State) -> list[Unmet]:
         row = db.fetch_one("find_job", source_id) if is_job else None
         unmet.append(
             Unmet(
-                condition=WaitCondition(source, On(awaited)),
+                condition=WaitCondition(source, On(awaited or On.SUCCESS)),
                 job=None if row is None else read_jobs(db, [row[0]], payloads=False)[0],
                 flow=None if is_job else find_flow(db, source_id),
             )

@@ -26,6 +26,7 @@ from nimburion.backends.sqlite.waiting import (
     end_waiting,
     put_in_lane,
     release_unique_key,
+    remove_waiting,
 )
 from nimburion.core.job import State
 from nimburion.core.lease import Lease, Token
@@ -310,8 +311,5 @@ def cancel_waiting(db: Database, seq: int, lane: int) -> None:
             db.run("delete_conditions_of_jobs", f"[{seq}]")
             end_waiting(db, seq, lane, None, keeps_payload=False)
             return
-    db.run("delete_ready", seq)
-    db.run("delete_scheduled", seq)
-    if not db.run("delete_parked", seq).rowcount:
-        limits.pass_turns(db, lane, seq)
+    remove_waiting(db, seq, lane)
     end_waiting(db, seq, lane, None, keeps_payload=False)

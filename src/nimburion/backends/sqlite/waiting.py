@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nimburion.backends.sqlite.connection.database import Database
+from nimburion.backends.sqlite.limits import pass_turns
 
 COMPLETED, FAILED, CANCELLED = 1, 2, 3
 """The values of `job.state` for finished jobs."""
@@ -13,6 +14,14 @@ def put_in_lane(db: Database, lane: int, priority: int, due: int, seq: int, *, r
     where = "insert_ready" if due <= db.now else "insert_scheduled"
     db.run(where, lane, -priority, due, seq, int(retry))
     db.notify([db.get_lane(lane).queue])
+
+
+def remove_waiting(db: Database, seq: int, lane: int) -> None:
+    """Remove a job from the jobs that wait for a worker. Others have its turn."""
+    db.run("delete_ready", seq)
+    db.run("delete_scheduled", seq)
+    if not db.run("delete_parked", seq).rowcount:
+        pass_turns(db, lane, seq)
 
 
 def cancel_suspended(db: Database, seq: int, lane: int, reason: str) -> None:

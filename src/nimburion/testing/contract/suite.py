@@ -54,6 +54,7 @@ from nimburion.testing.contract.flows.dependencies import (
     Resuming,
     Suspending,
 )
+from nimburion.testing.contract.flows.failing_fast import FailingFast, ReplayingFast
 from nimburion.testing.contract.flows.growing import Growing, OpenFlows, TransactionalGrowth
 from nimburion.testing.contract.flows.reading import PruningFlows, ReadingFlows
 from nimburion.testing.contract.flows.replaying import ReplayingMembers
@@ -178,6 +179,8 @@ class BackendContract(
     Growing,
     OpenFlows,
     TransactionalGrowth,
+    FailingFast,
+    ReplayingFast,
 ):
     """Every promise of `nimburion.core.backend`, as cases.
 

@@ -7,9 +7,9 @@
 -- name: find_flow
 -- Read a flow or a group.
 -- Inputs: ?1 id
--- Result: id, name, parent, members that it declared, unfinished, completed, failed, cancelled, max_failed, added, created_at, grown_at,
+-- Result: id, name, parent, members that it declared, unfinished, completed, failed, cancelled, max_failed, fail_fast, added, created_at, grown_at,
 --   finished_at; or no row
-SELECT id, name, parent, members, unfinished, completed, failed, cancelled, max_failed, added, created_at, grown_at,
+SELECT id, name, parent, members, unfinished, completed, failed, cancelled, max_failed, fail_fast, added, created_at, grown_at,
     finished_at
 FROM flow WHERE id = ?1;
 
@@ -20,7 +20,7 @@ FROM flow WHERE id = ?1;
 WITH RECURSIVE inside (id) AS (
     SELECT ?1 UNION ALL SELECT f.id FROM inside CROSS JOIN flow AS f ON f.parent = inside.id
 )
-SELECT f.id, name, parent, members, unfinished, completed, failed, cancelled, max_failed, added, created_at, grown_at,
+SELECT f.id, name, parent, members, unfinished, completed, failed, cancelled, max_failed, fail_fast, added, created_at, grown_at,
     finished_at
 FROM inside CROSS JOIN flow AS f ON f.id = inside.id ORDER BY f.id <> ?1, f.id;
 
@@ -28,15 +28,15 @@ FROM inside CROSS JOIN flow AS f ON f.id = inside.id ORDER BY f.id <> ?1, f.id;
 -- List flows that are no groups, the newest first.
 -- Inputs: ?1 the number before which to list, ?2 whether only those that run, ?3 the maximum number
 -- Result: number, and the columns of `find_flow`
-SELECT number, id, name, parent, members, unfinished, completed, failed, cancelled, max_failed, added, created_at, grown_at,
+SELECT number, id, name, parent, members, unfinished, completed, failed, cancelled, max_failed, fail_fast, added, created_at, grown_at,
     finished_at
 FROM flow WHERE parent IS NULL AND number < ?1 AND (NOT ?2 OR finished_at IS NULL) ORDER BY number DESC LIMIT ?3;
 
 -- name: insert_flow
 -- Store a flow or a group.
--- Inputs: ?1 id, ?2 name, ?3 parent, ?4 number of members, ?5 max_failed, ?6 whether it is open, ?7 now
-INSERT INTO flow (id, name, parent, members, unfinished, max_failed, added, created_at, grown_at, finished_at)
-VALUES (?1, ?2, ?3, ?4, ?4 + ?6, ?5, ?6, ?7, iif(?6, ?7, NULL), iif(?4 + ?6 = 0, ?7, NULL));
+-- Inputs: ?1 id, ?2 name, ?3 parent, ?4 number of members, ?5 max_failed, ?6 fail_fast, ?7 whether it is open, ?8 now
+INSERT INTO flow (id, name, parent, members, unfinished, max_failed, fail_fast, added, created_at, grown_at, finished_at)
+VALUES (?1, ?2, ?3, ?4, ?4 + ?7, ?5, ?6, ?7, ?8, iif(?7, ?8, NULL), iif(?4 + ?7 = 0, ?8, NULL));
 
 -- name: save_flow
 -- Store the counts of a flow.
@@ -86,6 +86,14 @@ SELECT json_extract(c.value, '$.source.kind'), json_extract(c.value, '$.source.i
     coalesce(json_extract(c.value, '$.on'), 'success')
 FROM job AS j CROSS JOIN json_each(j.options, '$.conditions') AS c WHERE j.seq > ?1;
 
+-- name: insert_fail_fast
+-- Let new members be cancelled if their flow fails, if it has `fail_fast`.
+-- Inputs: ?1 the last seq before the new jobs
+INSERT INTO wait_condition (source_kind, source, waiter, awaited)
+SELECT 'flow', f.id, j.seq, ''
+FROM job AS j CROSS JOIN flow AS f ON f.id = json_extract(j.options, '$.flow')
+WHERE j.seq > ?1 AND f.fail_fast AND coalesce(json_extract(j.options, '$.group'), ' ') <> '';
+
 -- name: list_ended_sources
 -- List the jobs that have ended, and the flows that have ended or failed, for which new jobs wait.
 -- Inputs: ?1 the last seq before the new jobs
@@ -115,7 +123,7 @@ WHERE j.options IS NOT NULL AND json_extract(j.options, '$.flow') IS NOT NULL;
 -- List the conditions on a source, in the order of their jobs. The primary key has this order.
 -- Inputs: ?1 kind, ?2 id of the source, ?3 whether those that are impossible, ?4 a value of awaited that is left out,
 --   ?5 the maximum number
--- Result: seq and id of the job that waits, awaited
+-- Result: seq and id of the job that waits, awaited (empty: the job is cancelled if the flow fails)
 SELECT c.waiter, j.id, c.awaited
 FROM wait_condition AS c CROSS JOIN job AS j ON j.seq = c.waiter
 WHERE c.source_kind = ?1 AND c.source = ?2 AND c.is_impossible = ?3 AND c.awaited <> ?4
@@ -148,7 +156,7 @@ DELETE FROM wait_condition WHERE waiter IN (SELECT value FROM json_each(?1));
 -- Result: seq
 DELETE FROM suspended WHERE seq IN (
     SELECT s.seq FROM json_each(?1) AS x CROSS JOIN job AS j ON j.id = x.value CROSS JOIN suspended AS s ON s.seq = j.seq
-    WHERE NOT EXISTS (SELECT 1 FROM wait_condition AS c WHERE c.waiter = s.seq)
+    WHERE NOT EXISTS (SELECT 1 FROM wait_condition AS c WHERE c.waiter = s.seq AND c.awaited <> '')
 )
 RETURNING seq;
 
@@ -182,6 +190,13 @@ SELECT lane, count(*) FROM job WHERE seq IN (SELECT value FROM json_each(?1)) GR
 -- Inputs: ?1 id
 -- Result: seq, lane, options; or no row
 SELECT j.seq, j.lane, j.options FROM job AS j CROSS JOIN suspended AS s ON s.seq = j.seq WHERE j.id = ?1;
+
+-- name: find_waiting
+-- Find a job that waits for a worker.
+-- Inputs: ?1 id
+-- Result: seq, lane, options; or no row
+SELECT j.seq, j.lane, j.options FROM job AS j
+WHERE j.id = ?1 AND j.state = 0 AND NOT EXISTS (SELECT 1 FROM lease AS l WHERE l.seq = j.seq);
 
 -- name: delete_suspended
 -- Delete a job from `suspended`.
@@ -225,13 +240,14 @@ SELECT EXISTS (SELECT 1 FROM flow_change);
 -- List open or impossible conditions of a job.
 -- Inputs: ?1 seq, ?2 whether those that are impossible, ?3 the maximum number
 -- Result: kind, id of the source, awaited
-SELECT source_kind, source, awaited FROM wait_condition WHERE waiter = ?1 AND is_impossible = ?2
+SELECT source_kind, source, awaited FROM wait_condition
+WHERE waiter = ?1 AND is_impossible = ?2 AND (is_impossible OR awaited <> '')
 ORDER BY source_kind DESC, source LIMIT ?3;
 
 -- name: count_unmet
 -- Count the open or the impossible conditions of a job.
 -- Inputs: ?1 seq, ?2 whether those that are impossible
-SELECT count(*) FROM wait_condition WHERE waiter = ?1 AND is_impossible = ?2;
+SELECT count(*) FROM wait_condition WHERE waiter = ?1 AND is_impossible = ?2 AND (is_impossible OR awaited <> '');
 
 -- name: delete_old_flows
 -- Delete the flows that ended before a time, with the groups inside them.

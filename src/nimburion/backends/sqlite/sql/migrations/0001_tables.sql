@@ -105,7 +105,7 @@ CREATE TABLE wait_condition (
     source_kind TEXT NOT NULL,          -- job or flow
     source TEXT NOT NULL,               -- its id
     waiter INTEGER NOT NULL,            -- the seq of the job that waits
-    awaited TEXT NOT NULL,              -- success, failure or finished
+    awaited TEXT NOT NULL,              -- success, failure or finished; or nothing: the job is cancelled if the flow fails
     is_impossible INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (source_kind, source, is_impossible, waiter)
 ) STRICT, WITHOUT ROWID;
@@ -122,6 +122,7 @@ CREATE TABLE flow (
     failed INTEGER NOT NULL DEFAULT 0,
     cancelled INTEGER NOT NULL DEFAULT 0,
     max_failed INTEGER NOT NULL,        -- how many members may fail or be cancelled without failure of the flow
+    fail_fast INTEGER NOT NULL,         -- whether its failure cancels the members that have not started
     added INTEGER NOT NULL DEFAULT 0,   -- the members that came later; those of `members` were declared
     created_at INTEGER NOT NULL,
     grown_at INTEGER,                   -- when an open flow got members last; NULL: it is not open
