@@ -31,6 +31,7 @@ from nimburion.core.flows import (
     FlowPage,
     Growth,
     NewFlow,
+    On,
     SourceKind,
     WaitCondition,
     WaitSource,
@@ -104,7 +105,7 @@ class NamedSources:
 def encode_identity(flow: NewFlow) -> bytes:
     """Return the end of the record of a flow: what does not change."""
     parent = b"" if flow.parent is None else encode_id(flow.parent)
-    head = FLOW_IDENTITY.pack(flow.members, flow.max_failed, len(parent))
+    head = FLOW_IDENTITY.pack(flow.members, flow.max_failed, flow.fail_fast, len(parent))
     return head + parent + flow.name.encode()
 
 
@@ -119,7 +120,7 @@ def decode_flow(flow_id: bytes, record: bytes) -> FlowInfo:
     unfinished, completed, failed, cancelled, added, created, finished, grown = FLOW.unpack_from(
         record
     )
-    declared, max_failed, length = FLOW_IDENTITY.unpack_from(record, FLOW.size)
+    declared, max_failed, fail_fast, length = FLOW_IDENTITY.unpack_from(record, FLOW.size)
     at = FLOW.size + FLOW_IDENTITY.size
     return FlowInfo(
         id=decode_id(flow_id),
@@ -131,6 +132,7 @@ def decode_flow(flow_id: bytes, record: bytes) -> FlowInfo:
         failed=failed,
         cancelled=cancelled,
         max_failed=max_failed,
+        fail_fast=fail_fast,
         added=added,
         created_at=decode_time(created),
         grown_at=None if grown == NO_TIME else decode_time(grown),
@@ -174,7 +176,7 @@ def make_unmet(kind: bytes, source_id: bytes, on: bytes, source: object) -> Unme
     return Unmet(
         condition=WaitCondition(
             WaitSource(SourceKind.JOB if is_job else SourceKind.FLOW, decode_id(source_id)),
-            _ONS[on],
+            _ONS.get(on, On.SUCCESS),  # without an end: the flow that cancelled the job has failed
         ),
         job=source if isinstance(source, JobRecord) else None,
         flow=decode_flow(source_id, source) if isinstance(source, bytes) else None,

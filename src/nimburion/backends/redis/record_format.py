@@ -137,7 +137,9 @@ FLOW = struct.Struct(">iiiiiQQQ8x")
 """unfinished, completed, failed, cancelled, added, created, finished, grown; the position is
 skipped, and the identity follows.
 """
-FLOW_IDENTITY = struct.Struct(">IIH")
-"""members, max failed, length of the parent's id that follows; the name follows it."""
+FLOW_IDENTITY = struct.Struct(">II?H")
+"""members, max failed, whether it fails fast, length of the parent's id that follows; the name
+follows it.
+"""
 NO_TIME = 0
 """When a flow that runs has finished, or one that is not open got members."""

@@ -85,7 +85,7 @@ _CHANGE_PARTS = ("session_names", "job_changes")
 _KEY_HOLDER_PARTS = ("ids", "key_holders")
 _NEW_JOB_PARTS = (*_KEY_HOLDER_PARTS, "enqueue_jobs")
 _MEMBER_PARTS = ("job_ids", "flow_names", "flow_members")
-_FLOW_GROUP = (*_KEY_HOLDER_PARTS, *_MEMBER_PARTS, "flow_data", "flows")
+_FLOW_GROUP = (*_KEY_HOLDER_PARTS, *_MEMBER_PARTS, "cancel_waiting", "flow_data", "flows")
 _FLOW_PARTS = (*_FLOW_GROUP, "settles_members")
 _SETTLING = ("allow-oom", (_FLOW_GROUP,))
 """The flags and the deferred parts of scripts that end jobs, of which few are members of flows."""

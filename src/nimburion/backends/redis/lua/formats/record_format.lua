@@ -41,12 +41,12 @@
 -- limit_change      time 8 | change (JSON)
 -- limit_use         leased jobs, and, if a rate was used: spent until, opens at (- if unknown), with spaces between (decimal)
 -- flow              unfinished 4 | completed 4 | failed 4 | cancelled 4 | added 4 | created 8 | finished 8 (zeros: it runs)
---                   | grown 8 (zeros: it is not open) | position 8 | members 4 | max failed 4 | parent 2 + n (empty: none) | name
+--                   | grown 8 (zeros: it is not open) | position 8 | members 4 | max failed 4 | fails fast 1 | parent 2 + n (empty: none) | name
 -- flow_order        parent 2 + n (empty: none) | position 8 | id
 -- running_flow      position 8 | id
 -- condition         source | class 1 (e open, on the end; o open, on success or failure; x impossible) | seq 8 | on 1
 --                   A source is kind 1 (j job, f flow) | id 2 + n.
--- unmet             conditions that are not met 2 | impossible ones among them 2
+-- unmet             conditions that are not met 2 | impossible ones 2, also of a flow that fails fast, for which the job does not wait
 -- flow_change       number 8 | transition 1 (see planning/flows.lua) | source
 -- flow_finished     flow 2 + n | seq 8
 -- changed_lane      of a lane: the last member of ready that returned, or nothing; of a lane and a key: how many jobs still return (decimal)

@@ -1,6 +1,6 @@
 -- Part of planning: what follows from the end of members of flows (backends/planning/flows.py): the counts, and the jobs that waited.
 -- Keys: open_flow
--- Provides: note_new_flow(flow), note_growth(flow, count), note_closed(flow, is_late), note_condition(source, transition), note_reopened(field, body, code)
+-- Provides: note_new_flow(flow), note_growth(flow, count), note_closed(flow, is_late), note_condition(source, transition), note_replay(field, body)
 --   resolve_changes(defers_uses): applies what was noted, the ends of members in this script, and what earlier scripts have left. It
 --     writes the buffer (see write_buffer.lua) after each level. The script calls it after its own write_buffer.
 --   read_flow(id) -> a flow with its new counts, or nil; get_transition(code), get_flow_transition(flow): the change that a new condition on an ended job or on a flow follows, or nil
@@ -75,6 +75,20 @@ end
 
 local COUNTS = { [COMPLETED] = 'completed', [FAILED] = 'failed', [CANCELLED] = 'cancelled' }
 
+-- Note that a member failed, if the failure of its flow cancels the others.
+local function note_failure(root)
+  if not root or not root.fails_fast or not has_flow_failed(root) or root.unfinished == 0 then
+    return
+  end
+  local source = pack_source(FLOW_SOURCE, root.id)
+  for _, change in ipairs(changes) do
+    if change.source == source and change.transition == FAILING then
+      return
+    end
+  end
+  note(source, FAILING)
+end
+
 local function note_end(field, body, code)
   local member = read_member(body)
   note(pack_source(JOB_SOURCE, member.id), code == COMPLETED and SUCCEEDED or UNSUCCESSFUL)
@@ -85,6 +99,9 @@ local function note_end(field, body, code)
   local flow = read_flow(member.counted)
   if flow then
     change_flow(flow, { unfinished = -1, [COUNTS[code]] = 1 })
+    if code ~= COMPLETED then
+      note_failure(read_flow(member.flow))
+    end
   end
 end
 
@@ -96,6 +113,15 @@ local function note_reopened(field, body, code)
   local flow = read_flow(member.counted)
   if flow then
     change_flow(flow, { unfinished = 1, [COUNTS[code]] = -1 })
+  end
+end
+
+-- Note that a dead letter waits again. What its flow cancelled because of `fail_fast` waits again too. `body`: before.
+local function note_replay(field, body)
+  note_reopened(field, body, FAILED)
+  local root = read_flow(read_member(body).flow)
+  if root and root.fails_fast then
+    note(pack_source(FLOW_SOURCE, root.id), REOPENED)
   end
 end
 
@@ -182,11 +208,14 @@ local function judge(on, transition)
   if on == ON_FINISHED then
     return true
   end
+  if on == FAILS_FAST then
+    return transition == SUCCEEDED
+  end
   return (transition == SUCCEEDED) == (on == ON_SUCCESS)
 end
 
 local function choose_reason(on)
-  return on == ON_SUCCESS and 'dependency' or 'not needed'
+  return on == ON_FAILURE and 'not needed' or 'dependency'
 end
 
 -- Apply the changes of a level to these conditions.

@@ -1,7 +1,7 @@
 -- Shared part of enqueue and fire: stores new jobs, gives a waiting job what a new job of the same unique key brings, or says why it
 -- does neither.
 -- Keys: counters lane_number lane_name job job_seq payload ready scheduled lane_counts attempt_state replacement replacement_expiry
--- Provides: enqueue_jobs(names, positions, first, past, is_same_flow) -> codes, holders, suspended
+-- Provides: enqueue_jobs(names, positions, first, past, is_same_flow) -> codes, holders, suspended, the seq before the first new job
 --   past: {index of a job: true}: these were stored before, and may have been deleted. nil: none
 --   is_same_flow(field, new_body): whether a stored job is in the flow of the new one. nil: it does not matter
 --   names: the full lane names
@@ -297,6 +297,7 @@ local function enqueue_jobs(names, positions, first, past, is_same_flow)
     end
   end
   local seq = redis.call('HINCRBY', counters_key, 'seq', created) - created
+  local seq_before = seq
   local jobs, ids, ready, scheduled, prepared, suspended = {}, {}, {}, {}, {}, nil
   local next_large_payload = first + #codes
   for i, code in ipairs(codes) do
@@ -355,5 +356,5 @@ local function enqueue_jobs(names, positions, first, past, is_same_flow)
     redis.call('ZADD', scheduled_key, unpack(scheduled))
   end
   write_turns()
-  return codes, holders, suspended
+  return codes, holders, suspended, seq_before
 end

@@ -1,9 +1,8 @@
 -- Shared part: reads and changes flows and conditions for planning/flows.lua, as `FlowData` of backends/planning/flows.py says.
--- Keys: job flow condition unmet flow_change running_flow ended_flow released_flow
+-- Keys: job lease flow condition unmet flow_change running_flow ended_flow released_flow
 -- Provides: save_flow(flow), list_waiters(level, limit), meet(waiters), cancel(waiters), reopen(waiters), take_changes(), put_changes(changes)
 --   A waiter is {source, field, on, seq, reason}; `reason` is why its job is cancelled if the condition is impossible. cancel and reopen return {{field, body, code}, ...} of the jobs that they changed.
 --   release_flow(id): lets `prune` see the ended members of a flow that does not run
---   describe_waiting(body) -> what finish_job needs of a job that was never leased
 -- Atomic: what these functions write directly cannot fail. Changes of jobs are in the buffer (see write_buffer.lua).
 -- Cost: O(log n) per condition, for n conditions and waiting jobs.
 local REOPENED_REASONS = { dependency = true, ['not needed'] = true }
@@ -94,7 +93,10 @@ local function read_unmet(waiters)
   end
   for i, record in ipairs(get_in_batches(unmet_key, fields)) do
     local numbers = unmet[fields[i]]
-    numbers.total, numbers.impossible = unpack_struct('>I2I2', record)
+    numbers.total, numbers.impossible = 0, 0
+    if record then
+      numbers.total, numbers.impossible = unpack_struct('>I2I2', record)
+    end
   end
   return unmet, fields
 end
@@ -102,7 +104,7 @@ end
 local function write_unmet(unmet)
   local kept, dropped = {}, {}
   for field, numbers in pairs(unmet) do
-    if numbers.total > 0 then
+    if numbers.total + numbers.impossible > 0 then
       push_pair(kept, field, pack_struct('>I2I2', numbers.total, numbers.impossible))
     else
       push(dropped, field)
@@ -137,23 +139,31 @@ local function meet(waiters)
   for _, waiter in ipairs(waiters) do
     local numbers = unmet[waiter.field]
     push(removed, get_condition(waiter.source, get_condition_class(waiter.on), waiter.field, waiter.on))
-    numbers.total = numbers.total - 1
-    if numbers.total == 0 then
-      push(ready, waiter.field)
+    if waiter.on ~= FAILS_FAST then
+      numbers.total = numbers.total - 1
+      if numbers.total == 0 then
+        push(ready, waiter.field)
+      end
     end
   end
   call_in_batches('ZREM', condition_key, removed)
   write_unmet(unmet)
   local bodies = read_waiting_bodies(ready)
   for _, field in ipairs(ready) do
-    if is_suspended(bodies[field]) then
+    if bodies[field] and is_suspended(bodies[field]) then
       resume(field, bodies[field])
     end
   end
 end
 
-local function describe_waiting(body)
-  return { due8 = get_due(body), started8 = NO_TIME, counts = NO_COUNTS, fence4 = NO_FENCE, settled = NO_TOKEN }
+-- Return whether a job cannot run again, also after a replay.
+local function has_ended_for_good(body)
+  return not body or has_flag(body, FLAG_FINISHED) and read_job_end(body).code ~= FAILED
+end
+
+-- Return whether a job waits for a worker.
+local function may_cancel(field, body)
+  return not has_flag(body, FLAG_FINISHED) and not is_suspended(body) and redis.call('HEXISTS', lease_key, field) == 0
 end
 
 local function cancel(waiters)
@@ -163,9 +173,14 @@ local function cancel(waiters)
     local field = waiter.field
     local body, numbers = bodies[field], unmet[field]
     push(removed, get_condition(waiter.source, get_condition_class(waiter.on), field, waiter.on))
-    push_pair(added, 0, get_condition(waiter.source, IMPOSSIBLE, field, waiter.on))
-    numbers.impossible = numbers.impossible + 1
-    if body and is_suspended(body) then
+    if not (waiter.on == FAILS_FAST and has_ended_for_good(body)) then
+      push_pair(added, 0, get_condition(waiter.source, IMPOSSIBLE, field, waiter.on))
+      numbers.impossible = numbers.impossible + 1
+    end
+    if body and waiter.on == FAILS_FAST and may_cancel(field, body) then
+      cancel_waiting(field, body, waiter.reason, true)
+      bodies[field] = nil
+    elseif body and is_suspended(body) then
       local lane = get_lane(get_lane_number(body))
       lane[SUSPENDED] = lane[SUSPENDED] - 1
       finish_job(field, body, lane, CANCELLED, describe_waiting(body), waiter.reason, nil, true)
@@ -181,14 +196,18 @@ local function cancel(waiters)
   return cancelled
 end
 
--- Suspend a job again that was cancelled for a condition.
-local function suspend_again(field, body)
+-- Suspend a job again that was cancelled for a condition, or let it wait for a worker if it has nothing to wait for.
+local function suspend_again(field, body, has_conditions)
   local lane = get_lane(get_lane_number(body))
-  local suspended = make_pending_job(body, get_due(body))
+  local waiting = make_pending_job(body, get_due(body))
   lane[CANCELLED], lane[SUSPENDED] = lane[CANCELLED] - 1, lane[SUSPENDED] + 1
-  put_job(field, suspended)
+  if has_conditions then
+    put_job(field, waiting)
+  else
+    resume(field, waiting)
+  end
   if has_flag(body, FLAG_UNIQUE_KEY) and not find_key_holder((get_key_field(body, lane.name))) then
-    take_key(suspended, lane.name)
+    take_key(waiting, lane.name)
   end
 end
 
@@ -201,10 +220,10 @@ local function reopen(waiters)
     push(removed, get_condition(waiter.source, IMPOSSIBLE, field, waiter.on))
     push_pair(added, 0, get_condition(waiter.source, get_condition_class(waiter.on), field, waiter.on))
     numbers.impossible = numbers.impossible - 1
-    if numbers.impossible == 0 and has_flag(body, FLAG_FINISHED) and has_flag(body, FLAG_PAYLOAD_KEPT) then
+    if body and numbers.impossible == 0 and has_flag(body, FLAG_FINISHED) and has_flag(body, FLAG_PAYLOAD_KEPT) then
       local job_end = read_job_end(body)
       if job_end.code == CANCELLED and REOPENED_REASONS[job_end.reason] then
-        suspend_again(field, body)
+        suspend_again(field, body, numbers.total > 0)
         push(reopened, { field, body, CANCELLED })
       end
     end

@@ -1,6 +1,7 @@
 -- Shared part: the members of flows, their conditions, and how long they are kept.
 -- Keys: flow condition unmet finished dead_letter_time result result_time flow_finished
--- Provides: read_member(body) -> {id, flow or nil, counted, conditions}; `counted` is the flow or the group that counts the job, or nil
+-- Provides: read_member(body) -> {id, flow or nil, counted, conditions, own_source}; `counted` is the flow or the group that counts the job,
+--   or nil; own_source: its flow as a source, or nil
 --   get_condition_class(on); get_condition(source, class, field, on) -> a member of `condition`
 --   remove_conditions(field, member)
 --   read_flow_record(id, record) -> a flow; find_flow(id) -> a flow or nil
@@ -12,10 +13,12 @@
 -- What `prune` finds by the ends of jobs, in `finished`, `dead_letter_time` and `result_time`, has no member of a flow that runs.
 -- Those are in `flow_finished`, until their flow has ended and `prune` moves them.
 local JOB_SOURCE, FLOW_SOURCE = 'j', 'f'
-local ON_SUCCESS, ON_FAILURE, ON_FINISHED = 's', 'f', 'e'
+local ON_SUCCESS, ON_FAILURE, ON_FINISHED, FAILS_FAST = 's', 'f', 'e', 'n'
 local OPEN_ON_END, OPEN, IMPOSSIBLE = 'e', 'o', 'x'
 local ON_CODES = { success = ON_SUCCESS, failure = ON_FAILURE, finished = ON_FINISHED }
 local FLOW_IDENTITY = 53
+-- FAILS_FAST is in place of an end: the job does not wait for its flow, but is cancelled if the flow fails. `unmet` counts such a
+-- condition only while it is impossible.
 
 local flow_ids = {}
 
@@ -37,7 +40,8 @@ local function read_member(body)
   if options.group then
     counted = options.group ~= '' and encode_flow_id(options.group) or nil -- empty: a callback, which nothing counts
   end
-  return { id = get_id(body), flow = flow, counted = counted, conditions = conditions }
+  local own = counted and pack_source(FLOW_SOURCE, flow) or nil
+  return { id = get_id(body), flow = flow, counted = counted, conditions = conditions, own_source = own }
 end
 
 local function get_condition_class(on)
@@ -50,11 +54,12 @@ end
 
 -- Remove all conditions of a job that are not met.
 local function remove_conditions(field, member)
-  if #member.conditions == 0 or redis.call('HDEL', unmet_key, field) == 0 then
-    return
+  local removed, has_unmet = {}, redis.call('HDEL', unmet_key, field) == 1
+  if member.own_source then
+    push(removed, get_condition(member.own_source, OPEN, field, FAILS_FAST))
+    push(removed, get_condition(member.own_source, IMPOSSIBLE, field, FAILS_FAST))
   end
-  local removed = {}
-  for _, condition in ipairs(member.conditions) do
+  for _, condition in ipairs(has_unmet and member.conditions or {}) do
     push(removed, get_condition(condition.source, get_condition_class(condition.on), field, condition.on))
     push(removed, get_condition(condition.source, IMPOSSIBLE, field, condition.on))
   end
@@ -62,11 +67,11 @@ local function remove_conditions(field, member)
 end
 
 local function read_flow_record(id, record)
-  local unfinished, completed, failed, cancelled, added, created8, finished8, grown8, position8, members, max_failed, length, rest
-    = unpack_struct('>i4i4i4i4i4c8c8c8c8I4I4I2', record)
+  local unfinished, completed, failed, cancelled, added, created8, finished8, grown8, position8, members, max_failed, fails_fast, length, rest
+    = unpack_struct('>i4i4i4i4i4c8c8c8c8I4I4I1I2', record)
   return {
     id = id, unfinished = unfinished, completed = completed, failed = failed, cancelled = cancelled,
-    added = added, created8 = created8, finished8 = finished8, grown8 = grown8, position8 = position8, members = members, max_failed = max_failed,
+    added = added, created8 = created8, finished8 = finished8, grown8 = grown8, position8 = position8, members = members, max_failed = max_failed, fails_fast = fails_fast == 1,
     parent = length > 0 and sub(record, rest, rest + length - 1) or nil, identity = sub(record, FLOW_IDENTITY),
   }
 end

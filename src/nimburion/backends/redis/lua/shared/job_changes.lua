@@ -28,30 +28,7 @@ local function cancel_job(field, body)
     finish_job(field, body, lane, CANCELLED, describe_waiting(body))
     return 'cancelled'
   end
-  local attempts
-  local state = redis.call('HGET', attempt_state_key, field)
-  if state then
-    push(writes.drop_state, field)
-    attempts = read_attempt_state(state)
-  else
-    attempts = { due8 = get_due(body), started8 = NO_TIME, counts = NO_COUNTS, fence4 = NO_FENCE, settled = NO_TOKEN }
-  end
-  local lane, rank, failed = get_lane(get_lane_number(body)), get_rank(body), has_failures(attempts.counts)
-  local tenant, member, code = get_tenant(body), lane.number .. rank .. attempts.due8 .. field, failed and RETRYING or PENDING
-  if drop_parked(member) then
-    code = failed and RETRYING or PENDING
-  elseif redis.call('ZSCORE', ready_key, member) then
-    push(writes.drop_ready, member)
-    pass_turns(body, lane)
-  elseif tenant and drop_turn(lane, rank, attempts.due8, field, tenant) then
-    pass_turns(body, lane)
-  else
-    pass_turns(body, lane)
-    code = failed and RETRY_SCHEDULED or SCHEDULED
-    push(writes.drop_scheduled, attempts.due8 .. field .. lane.number .. rank .. code .. get_tenant_suffix(tenant))
-  end
-  lane[code] = lane[code] - 1
-  finish_job(field, body, lane, CANCELLED, attempts)
+  cancel_waiting(field, body)
   return 'cancelled'
 end
 

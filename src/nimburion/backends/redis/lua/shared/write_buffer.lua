@@ -1,6 +1,6 @@
 -- Shared part: collects the writes of scripts that move jobs, and performs them at the end with a few commands.
 -- Keys: job payload attempt_state ready scheduled lease session_leases cancel_requested finished dead_letter dead_letter_time
--- Provides: end_lease, add_waiting, requeue, finish_job, put_job, and write_buffer(defers_uses), which performs all writes, but leaves those
+-- Provides: end_lease, add_waiting, drop_waiting, requeue, finish_job, put_job, and write_buffer(defers_uses), which performs all writes, but leaves those
 --   of the uses of keys to the caller if `defers_uses`. restart_buffer(): forgets the writes, which were performed.
 --   The caller of write_buffer then calls resolve_flows (see settles_members.lua) if a job may have ended. `field` is a seq as 8 bytes,
 --   `body` a record of `job`, `lease` a result of read_lease. A settlement first sets `counts` and `settled` of the lease.
@@ -53,6 +53,19 @@ local function requeue(field, lease, lane, due8)
   push_pair(writes.put_state, field, make_attempt_state(lease, due8))
   add_waiting(field, lane, lease.rank, due8, has_failures(lease.counts), lease.tenant)
   mark_queue(lane.queue)
+end
+
+-- Remove what is stored of a job that waits for a worker. `ready`, `scheduled`: its member of one of these, or nil.
+local function drop_waiting(field, has_state, ready, scheduled)
+  if has_state then
+    push(writes.drop_state, field)
+  end
+  if ready then
+    push(writes.drop_ready, ready)
+  end
+  if scheduled then
+    push(writes.drop_scheduled, scheduled)
+  end
 end
 
 local function put_job(field, body)

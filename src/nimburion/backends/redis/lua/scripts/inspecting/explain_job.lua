@@ -50,7 +50,11 @@ end
 -- Return the first open conditions of a suspended job, or the first impossible ones of a cancelled job.
 local function describe_unmet()
   local found = {}
-  for _, condition in ipairs(unmet_numbers and read_member(body).conditions or {}) do
+  local member = unmet_numbers and read_member(body) or { conditions = {} }
+  if code == CANCELLED and member.own_source then
+    push(member.conditions, { source = member.own_source, on = FAILS_FAST })
+  end
+  for _, condition in ipairs(member.conditions) do
     local source, on = condition.source, condition.on
     local class = code == CANCELLED and IMPOSSIBLE or get_condition_class(on)
     local is_unmet = redis.call('ZSCORE', condition_key, get_condition(source, class, field, on))

@@ -47,7 +47,7 @@ local ACTIONS = {
       local is_replayed = replay_job(field, bodies[i])
       push(is_replayed and changed or held, get_id(bodies[i]))
       if is_replayed and is_member(bodies[i]) then
-        note_reopened(field, bodies[i], FAILED)
+        note_replay(field, bodies[i])
         has_members = true
       end
     end

@@ -199,6 +199,26 @@ local function find_ended_jobs(ids)
   return transitions
 end
 
+-- Let new members be cancelled if their flow fails, if it has `fail_fast`. `seq`: that before the first new job.
+local function add_fail_fast(codes, seq)
+  local added = {}
+  for i, code in ipairs(codes) do
+    if code == CREATED then
+      seq = seq + 1
+      local member = get_member(ARGV[next_value + i - 1])
+      local root = member and member.own_source and read_flow(member.flow)
+      if root and root.fails_fast then
+        push_pair(added, 0, get_condition(member.own_source, OPEN, pack_struct('>I8', seq), FAILS_FAST))
+        local transition = get_flow_transition(root)
+        if transition then
+          note_condition(member.own_source, transition)
+        end
+      end
+    end
+  end
+  call_in_batches('ZADD', condition_key, added)
+end
+
 -- Add the conditions of the new jobs. Note those whose sources ended before.
 local function add_conditions(suspended)
   local added, unmet, sources, seen, job_ids = {}, {}, {}, {}, {}
@@ -246,9 +266,9 @@ local ended = find_ended_flow()
 if ended then
   return { 'ended', ended, redis.call('HGET', flow_key, ended) }
 end
-local codes, holders, suspended = {}, {}, nil
+local codes, holders, suspended, seq = {}, {}, nil, 0
 if positions ~= '' then
-  codes, holders, suspended = enqueue_jobs(names, positions, next_value, past, is_same_flow)
+  codes, holders, suspended, seq = enqueue_jobs(names, positions, next_value, past, is_same_flow)
 end
 local details, is_refused = {}, false
 for _, code in ipairs(codes) do
@@ -263,6 +283,7 @@ if not is_refused then
   end
   grow_flows(codes)
   add_conditions(suspended or {})
+  add_fail_fast(codes, seq)
   resolve_changes()
 end
 write_lane_counts()
