@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import msgspec
+
 from nimburion.backends.postgres import exchange as exchanging
 from nimburion.backends.postgres import sessions
 from nimburion.backends.postgres.database import PostgresDatabase, make_call
@@ -19,6 +21,7 @@ from nimburion.backends.waiters import EVERY_QUEUE
 from nimburion.core.backend import Consuming, SharedListening
 from nimburion.core.errors import BackendError
 from nimburion.core.exchange import Reply, ReserveRequest
+from nimburion.core.flows import MAX_RESOLVED
 from nimburion.core.lease import Lease
 from nimburion.core.listener import ShareListener
 from nimburion.core.maintenance import Promoted, Rescued
@@ -29,6 +32,8 @@ from nimburion.core.settlement import Settlement
 _OPEN_SESSION = make_call("open_session_1", 10)
 _CLOSE_SESSION = make_call("close_session_1", 5)
 _RELEASE = make_call("release_leases_1", 6)
+_CANCEL_FAILED_MEMBERS = make_call("cancel_failed_members_1", 2)
+_CONTINUE_FLOWS = make_call("continue_flows_1", 1)
 _RESCUE = make_call("rescue_jobs_1", 6)
 _HEARTBEAT = make_call("heartbeat_1", 4)
 _PUT_STATISTICS = make_call("put_statistics_1", 6)
@@ -104,9 +109,26 @@ class PostgresConsuming(Consuming, SharedListening):
             _RESCUE, self._database.now(), self._database.monotonic(), *arguments
         )
         self._database.notify(rows[-1][2])
-        return sessions.decode_rescued(rows)
+        rescued = sessions.decode_rescued(rows)
+        is_left = await self._cancel_failed_members()
+        return msgspec.structs.replace(rescued, more=rescued.more or is_left)
+
+    async def _cancel_failed_members(self) -> bool:
+        """Cancel members whose flow has failed. Return whether more may be left.
+
+        What follows is applied in another transaction: it waits for other locks.
+        """
+        ((notified, is_left),) = await self._database.fetch_for_worker(
+            _CANCEL_FAILED_MEMBERS, self._database.now(), MAX_RESOLVED
+        )
+        if notified is None:
+            return bool(is_left)
+        ((resumed,),) = await self._database.fetch_for_worker(_CONTINUE_FLOWS, self._database.now())
+        self._database.notify([*notified, *resumed])
+        return bool(is_left)
 
     async def promote(self, limit: int) -> Promoted:
+        await self._cancel_failed_members()
         statement = """SELECT p.moved, p.next_due, ARRAY(
             SELECT a.queue FROM unnest(p.lanes) l (lane) JOIN {schema}.lane a ON a.id = l.lane
         ) || {schema}.continue_flows_1($1) FROM {schema}.promote_due_1(

@@ -39,7 +39,7 @@ from nimburion.core.job import JobOptions, JobRecord, NewJob
 class _Graph(msgspec.Struct, frozen=True):
     """The graph of an enqueue, as `enqueue_flow_1` takes it. Ids are hexadecimal."""
 
-    flows: list[tuple[str, str, str | None, int, int, bool]]
+    flows: list[tuple[str, str, str | None, int, int, bool, bool]]
     grown: list[tuple[str, bool]]
     members: list[tuple[str, bool] | None]
     conditions: list[tuple[int, str, str, str]]
@@ -67,6 +67,7 @@ def encode_graph(jobs: Sequence[NewJob], flows: Sequence[NewFlow]) -> str:
                 None if flow.parent is None else _encode_hex(flow.parent),
                 flow.members,
                 flow.max_failed,
+                flow.fail_fast,
                 flow.growth is Growth.OPEN,
             )
             for flow in _sort_by_depth(select_new_flows(flows))
@@ -123,7 +124,9 @@ def check_graph_stored(
     `unknown` and `other` are its results.
     """
     if other is not None:
-        stored_id, name, parent, members, max_failed, failed, cancelled = msgspec.json.decode(other)
+        stored_id, name, parent, members, max_failed, fail_fast, failed, cancelled = (
+            msgspec.json.decode(other)
+        )
         stored = FlowInfo(
             id=_decode_hex(stored_id),
             name=name,
@@ -133,6 +136,7 @@ def check_graph_stored(
             failed=failed,
             cancelled=cancelled,
             max_failed=max_failed,
+            fail_fast=fail_fast,
         )
         for flow in flows:
             if flow.id == stored.id and flow.growth.adds:
@@ -169,6 +173,7 @@ def decode_flow(row: Any) -> FlowInfo:  # noqa: ANN401 - a row
         failed=row["failed"],
         cancelled=row["cancelled"],
         max_failed=row["max_failed"],
+        fail_fast=row["fail_fast"],
         added=row["added"],
         created_at=to_seconds(row["created_at"]),
         grown_at=to_optional_seconds(row["grown_at"]),
@@ -194,7 +199,7 @@ def decode_unmet(
         is_job = source.kind is SourceKind.JOB
         unmet.append(
             Unmet(
-                condition=WaitCondition(source, On(needs)),
+                condition=WaitCondition(source, On(needs or On.SUCCESS)),
                 job=jobs_by_id.get(source.id) if is_job else None,
                 flow=None if is_job else flows_by_id.get(source.id),
             )

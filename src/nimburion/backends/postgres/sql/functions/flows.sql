@@ -98,6 +98,7 @@ DECLARE
     blocked {schema}.flow_change[] := '{}';
     ends {schema}.flow_change[];
     waiters record;
+    reopened int8[];
     available int4 := p_limit;
 BEGIN
     is_cut := false;
@@ -128,7 +129,7 @@ BEGIN
     IF taken IS NULL THEN
         RETURN;
     END IF;
-    changes := {schema}.find_changes_1(taken) || {schema}.count_changes_1(p_now, taken);
+    changes := {schema}.find_changes_1(taken) || {schema}.count_changes_1(p_now, taken) || {schema}.find_replayed_1(taken);
     WHILE changes <> '{}' AND available > 0 LOOP
         -- The first change of each source; later ones follow in the next round, or stay behind a blocked one.
         SELECT coalesce(array_agg(c.change ORDER BY c.place) FILTER (WHERE c.nth = 1 AND NOT c.is_blocked), '{}'),
@@ -162,6 +163,11 @@ BEGIN
                 );
             ELSE
                 ends := ends || waiters.ends;
+                IF EXISTS (SELECT FROM unnest(waiters.open) o WHERE o.needs = '') THEN
+                    reopened := ARRAY(SELECT o.waiter FROM unnest(waiters.open) o);
+                    DELETE FROM {schema}.failed_member m WHERE m.seq = ANY (reopened);
+                    to_notify := to_notify || {schema}.resume_dependents_1(p_now, reopened);
+                END IF;
             END IF;
         END IF;
         IF waiters.is_cut THEN
@@ -199,6 +205,8 @@ DECLARE
     has_ended bool;
     had_failed bool;
     has_failed bool;
+    member_flow int8;
+    has_failures bool;
     change text;
     changes {schema}.flow_change[] := '{}';
 BEGIN
@@ -211,6 +219,8 @@ BEGIN
             FROM unnest(p_changes) u WHERE u.flow > 0
         ) c GROUP BY c.flow ORDER BY c.flow DESC
     LOOP
+        member_flow := sums.number;
+        has_failures := coalesce(sums.failed, 0) + coalesce(sums.cancelled, 0) > 0;
         LOOP
             SELECT f.* INTO before FROM {schema}.flow f WHERE f.number = sums.number;
             EXIT WHEN NOT FOUND;
@@ -242,6 +252,12 @@ BEGIN
             INTO sums;
             EXIT WHEN sums.number IS NULL OR sums.ended = 0 AND sums.completed = 0 AND sums.failed = 0 AND sums.cancelled = 0;
         END LOOP;
+        IF has_failures THEN  -- each failure of a member cancels those that have not started, also after a replay
+            SELECT changes || array_agg(CAST(ROW(NULL, NULL, r.number, 'flow', r.id, 'failing', NULL) AS {schema}.flow_change))
+            INTO changes FROM {schema}.flow f JOIN {schema}.flow r ON r.number = coalesce(f.root, f.number)
+            WHERE f.number = member_flow AND r.fail_fast AND r.failed + r.cancelled > r.max_failed AND r.unfinished > 0
+                AND NOT EXISTS (SELECT FROM unnest(changes) c WHERE c.source = r.id AND c.source_kind = 'flow');
+        END IF;
     END LOOP;
     RETURN changes;
 END $$;
@@ -260,6 +276,23 @@ BEGIN
                 ELSE {schema}.find_change_1(t.root, t.source_kind, t.source) END AS change
         ) f
         WHERE f.change IS NOT NULL ORDER BY t.place
+    );
+END $$;
+
+-- name: find_replayed
+-- Find the flows with `fail_fast` of members that were replayed: what their failure cancelled waits again.
+-- Inputs: the rows, which are counted in this call
+-- Result: the changes of the flows
+CREATE OR REPLACE FUNCTION {schema}.find_replayed_1(p_taken {schema}.flow_change[]) RETURNS {schema}.flow_change[]
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM unnest(p_taken) t WHERE t.change = 'reopened' AND t.flow IS NOT NULL) THEN
+        RETURN '{}';
+    END IF;
+    RETURN ARRAY(
+        SELECT CAST(ROW(NULL, NULL, r.number, 'flow', r.id, 'reopened', NULL) AS {schema}.flow_change)
+        FROM {schema}.flow r WHERE r.fail_fast
+            AND r.number IN (SELECT t.root FROM unnest(p_taken) t WHERE t.change = 'reopened' AND t.flow IS NOT NULL)
     );
 END $$;
 
@@ -344,6 +377,9 @@ BEGIN
                 AND (d.root IS NULL OR d.root = ANY (roots) OR NOT EXISTS (SELECT FROM {schema}.flow f WHERE f.number = d.root))
             ORDER BY d.seq FOR UPDATE SKIP LOCKED
         );
+        IF EXISTS (SELECT FROM unnest(found) c WHERE c.needs = '') THEN
+            locked := locked || {schema}.lock_members_1(ARRAY(SELECT c.waiter FROM unnest(found) c WHERE c.needs = ''));
+        END IF;
     END IF;
     SELECT coalesce(array_agg(v.condition ORDER BY v.place) FILTER (WHERE v.verdict = 'met'), '{}'),
         coalesce(array_agg(v.condition ORDER BY v.place) FILTER (WHERE v.verdict = 'impossible'), '{}'),
@@ -354,11 +390,31 @@ BEGIN
         SELECT CAST(ROW(c.waiter, c.is_impossible, c.source_kind, c.source, c.needs) AS {schema}.condition) AS condition, c.place,
             CAST(ROW(l.*) AS {schema}.flow_change) AS change,
             CASE WHEN c.waiter <> ALL (locked) THEN 'blocked' WHEN l.change = 'reopened' THEN 'open'
-                WHEN c.needs = 'finished' OR (l.change = 'succeeded') = (c.needs = 'success') THEN 'met'
+                WHEN c.needs = 'finished' OR c.needs <> '' AND (l.change = 'succeeded') = (c.needs = 'success')
+                    OR c.needs = '' AND l.change = 'succeeded' THEN 'met'
                 ELSE 'impossible' END AS verdict
         FROM unnest(found) WITH ORDINALITY AS c (waiter, is_impossible, source_kind, source, needs, place)
         JOIN unnest(p_level) l ON l.source_kind = c.source_kind AND l.source = c.source
     ) v;
+END $$;
+
+-- name: lock_members
+-- Lock members that do not wait for a condition, so that no other transaction cancels them because their flow has failed.
+-- Inputs: the seqs of the jobs
+-- Result: the jobs that are not in `dependent`, and that no other transaction cancels
+-- Locks: rows of `failed_member`. Those that another transaction has locked are skipped.
+CREATE OR REPLACE FUNCTION {schema}.lock_members_1(p_seqs int8[]) RETURNS int8[]
+LANGUAGE plpgsql AS $$
+DECLARE
+    others int8[] := ARRAY(
+        SELECT s.seq FROM unnest(p_seqs) AS s (seq) WHERE NOT EXISTS (SELECT FROM {schema}.dependent d WHERE d.seq = s.seq)
+    );
+    due int8[] := ARRAY(SELECT m.seq FROM {schema}.failed_member m WHERE m.seq = ANY (others));
+    locked int8[] := ARRAY(
+        SELECT m.seq FROM {schema}.failed_member m WHERE m.seq = ANY (due) ORDER BY m.seq FOR UPDATE SKIP LOCKED
+    );
+BEGIN
+    RETURN locked || ARRAY(SELECT s.seq FROM unnest(others) AS s (seq) WHERE s.seq <> ALL (due));
 END $$;
 
 -- name: meet_conditions
@@ -367,15 +423,25 @@ END $$;
 -- Result: the lane of each job that is due now; NULL: none
 CREATE OR REPLACE FUNCTION {schema}.meet_conditions_1(p_now int8, p_met {schema}.condition[]) RETURNS int4[]
 LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM {schema}.condition c USING unnest(p_met) m
+    WHERE c.source_kind = m.source_kind AND c.source = m.source AND c.is_impossible = m.is_impossible AND c.waiter = m.waiter;
+    RETURN {schema}.resume_dependents_1(p_now, ARRAY(SELECT m.waiter FROM unnest(p_met) m));
+END $$;
+
+-- name: resume_dependents
+-- Resume those of these jobs that are suspended and wait for no condition.
+-- Inputs: the time; the seqs of the jobs. Their rows of `dependent` are locked.
+-- Result: the lane of each job that is due now; NULL: none
+CREATE OR REPLACE FUNCTION {schema}.resume_dependents_1(p_now int8, p_seqs int8[]) RETURNS int4[]
+LANGUAGE plpgsql AS $$
 DECLARE
     resumed int8[];
     lanes int4[];
 BEGIN
-    DELETE FROM {schema}.condition c USING unnest(p_met) m
-    WHERE c.source_kind = m.source_kind AND c.source = m.source AND c.is_impossible = m.is_impossible AND c.waiter = m.waiter;
     WITH deleted AS (
-        DELETE FROM {schema}.dependent d WHERE d.seq = ANY (ARRAY(SELECT m.waiter FROM unnest(p_met) m))
-            AND NOT EXISTS (SELECT FROM {schema}.condition c WHERE c.waiter = d.seq) RETURNING d.seq
+        DELETE FROM {schema}.dependent d WHERE d.seq = ANY (p_seqs) AND d.cancelled_at IS NULL
+            AND NOT EXISTS (SELECT FROM {schema}.condition c WHERE c.waiter = d.seq AND c.needs <> '') RETURNING d.seq
     )
     SELECT array_agg(d.seq) INTO resumed FROM deleted d;
     IF resumed IS NULL THEN
@@ -410,7 +476,7 @@ BEGIN
         UPDATE {schema}.dependent d SET cancelled_at = p_now FROM (
             SELECT DISTINCT ON (m.waiter) m.waiter, m.needs FROM unnest(p_impossible) m ORDER BY m.waiter, m.source_kind, m.source
         ) m WHERE d.seq = m.waiter AND d.cancelled_at IS NULL
-        RETURNING d.seq, d.flow, d.root, CASE m.needs WHEN 'success' THEN 'dependency' ELSE 'not needed' END AS reason
+        RETURNING d.seq, d.flow, d.root, CASE m.needs WHEN 'failure' THEN 'not needed' ELSE 'dependency' END AS reason
     ), deleted AS (
         DELETE FROM {schema}.job j USING cancelled c WHERE j.seq = c.seq
         RETURNING j.seq, j.due, j.created_at, j.lane, j.id, j.digest, j.unique_key, j.options, j.payload, c.flow, c.root, c.reason
@@ -427,6 +493,13 @@ BEGIN
     INTO ended FROM deleted d;
     IF ended.keys IS NOT NULL THEN
         PERFORM {schema}.free_unique_keys_1(ended.seqs, ended.lanes, ended.keys);
+    END IF;
+    IF EXISTS (SELECT FROM unnest(p_impossible) m WHERE m.needs = '') THEN  -- for `cancel_failed_members_1`
+        INSERT INTO {schema}.failed_member (seq)
+        SELECT j.seq FROM unnest(p_impossible) m JOIN {schema}.job j ON j.seq = m.waiter
+        WHERE m.needs = '' AND NOT EXISTS (SELECT FROM {schema}.dependent d WHERE d.seq = j.seq)
+            AND NOT EXISTS (SELECT FROM {schema}.dead_letter d WHERE d.seq = j.seq)
+        ON CONFLICT DO NOTHING;
     END IF;
     RETURN ended.changes;
 END $$;
@@ -499,6 +572,38 @@ BEGIN
     RETURN changes;
 END $$;
 
+-- name: cancel_failed_members
+-- Cancel members that wait for a worker, and whose flow has failed. They keep their payload. The caller then continues with
+-- `continue_flows_1` in another transaction.
+-- Inputs: the time or NULL; the maximum number
+-- Result: the queues to notify; whether more may be left. NULL, false: there were none.
+-- Locks: rows of `failed_member` that are not locked; then as `cancel_job_1`. A transaction that holds roots must not call it: it waits for
+--   unique keys, limits and jobs, whose holders may wait for roots.
+CREATE OR REPLACE FUNCTION {schema}.cancel_failed_members_1(p_now int8, p_limit int4, OUT to_notify text[], OUT is_left bool)
+LANGUAGE plpgsql AS $$
+DECLARE
+    member record;
+    answer record;
+BEGIN
+    is_left := false;
+    FOR member IN
+        SELECT m.seq, j.id, j.flow, j.lane FROM {schema}.failed_member m LEFT JOIN {schema}.job j ON j.seq = m.seq
+        ORDER BY m.seq LIMIT p_limit FOR UPDATE OF m SKIP LOCKED
+    LOOP
+        to_notify := coalesce(to_notify, '{}');
+        DELETE FROM {schema}.failed_member m WHERE m.seq = member.seq;
+        CONTINUE WHEN member.id IS NULL;
+        answer := {schema}.cancel_job_1(p_now, member.id, ARRAY['pending', 'scheduled', 'retrying'], 'dependency');
+        IF answer.answer = 'cancelled' THEN
+            to_notify := array_remove(to_notify || answer.to_notify, NULL);
+            INSERT INTO {schema}.dependent (seq, flow, root, cancelled_at, lane, id)
+            SELECT member.seq, member.flow, coalesce(f.root, f.number), {schema}.get_write_time_1(p_now), member.lane, member.id
+            FROM {schema}.flow f WHERE f.number = abs(member.flow);
+        END IF;
+    END LOOP;
+    is_left := EXISTS (SELECT FROM {schema}.failed_member);
+END $$;
+
 -- name: try_unique_key
 -- Assign a unique key to a job, unless another job holds it or another transaction has locked it.
 -- Inputs: as for `take_unique_key_1`
@@ -528,7 +633,8 @@ END $$;
 -- name: enqueue_flow
 -- Store flows and their jobs. The call is idempotent by the ids of flows and jobs.
 -- Inputs: as for `enqueue_1`; then the graph, as a JSON object whose ids are hexadecimal:
---   flows         [id, name, parent or null, members, max_failed, whether it is open] of each flow; groups come after their flow
+--   flows         [id, name, parent or null, members, max_failed, fail_fast, whether it is open] of each flow; groups come after their
+--     flow
 --   grown         [id, whether it is closed] of each stored flow that gets members
 --   members       for each job null or [flow, whether it counts the job]
 --   conditions    [index of the job from 1, kind of the source, source, needs] of each condition
@@ -536,7 +642,7 @@ END $$;
 --   Then whether what follows from the state of these sources is applied now: not in a caller's transaction
 -- Result: codes and holders as of `enqueue_1`. If something in the graph is refused, nothing is stored:
 --   unknown       a JSON array of [kind, id] of the flows and jobs that are unknown; NULL: none
---   other         [id, name, parent or null, members, max_failed, failed, cancelled] of a stored flow that is another one, or of one
+--   other         [id, name, parent or null, members, max_failed, fail_fast, failed, cancelled] of a stored flow that is another one, or of one
 --     that has ended and gets no members; NULL: none
 --   to_notify     the lanes of jobs that were resumed
 -- Locks: the stored flows that are named FOR KEY SHARE; then as `enqueue_1` and, if changes are applied, `resolve_flows_1`. A call that
@@ -599,6 +705,11 @@ BEGIN
         PERFORM {schema}.count_stored_members_1(p_ids, codes, flows, new_flows, p_since);
     END IF;
     PERFORM {schema}.store_conditions_1(p_ids, codes, p_graph, new_flows);
+    IF EXISTS (SELECT FROM {schema}.flow f WHERE f.fail_fast AND f.number = ANY (flows)) OR EXISTS (
+        SELECT FROM {schema}.flow f JOIN {schema}.flow r ON r.number = f.root WHERE r.fail_fast AND f.number = ANY (flows))
+    THEN
+        PERFORM {schema}.store_fail_fast_1(p_ids, codes, flows, new_flows);
+    END IF;
     IF p_resolves AND NOT is_grown AND EXISTS (SELECT FROM {schema}.flow_change) THEN
         SELECT r.to_notify INTO to_notify FROM {schema}.resolve_flows_1(now) r;
     END IF;
@@ -619,27 +730,29 @@ DECLARE
 BEGIN
     FOR new IN
         SELECT decode(f ->> 0, 'hex') AS id, f ->> 1 AS name, decode(f ->> 2, 'hex') AS parent, CAST(f ->> 3 AS int8) AS members,
-            CAST(f ->> 4 AS int8) AS max_failed, CAST(CAST(f ->> 5 AS bool) AS int4) AS is_open
+            CAST(f ->> 4 AS int8) AS max_failed, CAST(f ->> 5 AS bool) AS fail_fast,
+            CAST(CAST(f ->> 6 AS bool) AS int4) AS is_open
         FROM json_array_elements(p_flows) f
     LOOP
         FOR attempt IN 1..2 LOOP  -- the second one finds a flow that another transaction has just stored
             SELECT f.*, (SELECT p.id FROM {schema}.flow p WHERE p.number = f.parent) AS parent_id INTO stored
             FROM {schema}.flow f WHERE f.id = new.id FOR KEY SHARE OF f;
             IF FOUND THEN
-                IF (stored.name, stored.members, stored.max_failed) <> (new.name, new.members, new.max_failed)
+                IF (stored.name, stored.members, stored.max_failed, stored.fail_fast)
+                        <> (new.name, new.members, new.max_failed, new.fail_fast)
                     OR stored.parent_id IS DISTINCT FROM new.parent
                 THEN
                     other := CAST(json_build_array(encode(stored.id, 'hex'), stored.name, encode(stored.parent_id, 'hex'),
-                        stored.members, stored.max_failed, stored.failed, stored.cancelled) AS text);
+                        stored.members, stored.max_failed, stored.fail_fast, stored.failed, stored.cancelled) AS text);
                     RETURN;
                 END IF;
                 EXIT;
             END IF;
             SELECT f.* INTO parent FROM {schema}.flow f WHERE f.id = new.parent;
             INSERT INTO {schema}.flow (
-                id, parent, root, members, added, unfinished, max_failed, created_at, grown_at, finished_at, name)
+                id, parent, root, members, added, unfinished, max_failed, fail_fast, created_at, grown_at, finished_at, name)
             VALUES (new.id, parent.number, coalesce(parent.root, parent.number), new.members, new.is_open, new.members + new.is_open,
-                new.max_failed, p_now, CASE new.is_open WHEN 1 THEN p_now END,
+                new.max_failed, new.fail_fast, p_now, CASE new.is_open WHEN 1 THEN p_now END,
                 CASE WHEN new.members + new.is_open = 0 THEN p_now END, new.name)
             ON CONFLICT (id) DO NOTHING;
             IF FOUND THEN
@@ -685,7 +798,7 @@ BEGIN
         ) m;
         IF is_missing OR stored.unfinished = 0 AND new_count > 0 THEN
             RETURN CAST(json_build_array(encode(stored.id, 'hex'), stored.name, NULL, stored.members, stored.max_failed,
-                stored.failed, stored.cancelled) AS text);
+                stored.fail_fast, stored.failed, stored.cancelled) AS text);
         END IF;
         grown.is_closed := grown.is_closed AND stored.grown_at IS NOT NULL;
         IF new_count > 0 OR stored.grown_at IS NOT NULL THEN
@@ -886,6 +999,24 @@ BEGIN
     WHERE EXISTS (SELECT FROM named n WHERE n.kind = o.kind AND n.source = o.id);
 END $$;
 
+-- name: store_fail_fast
+-- Let new members be cancelled if their flow fails, if it has `fail_fast`. The flows that were stored before may have failed.
+-- Inputs: the ids of the jobs; what happened to each, as of `enqueue_1`; their flows, as in `job`; the ids of the new flows
+CREATE OR REPLACE FUNCTION {schema}.store_fail_fast_1(p_ids bytea[], p_codes text, p_flows int8[], p_added bytea[]) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    WITH members AS MATERIALIZED (
+        SELECT j.seq, r.number, r.id FROM unnest(p_ids, p_flows) WITH ORDINALITY AS g (id, flow, place)
+        JOIN {schema}.flow f ON f.number = g.flow JOIN {schema}.flow r ON r.number = coalesce(f.root, f.number) AND r.fail_fast
+        JOIN {schema}.job j ON j.id = g.id
+        WHERE p_codes IS NULL OR substr(p_codes, CAST(g.place AS int4), 1) = 'c'
+    ), stored AS (
+        INSERT INTO {schema}.condition (waiter, source_kind, source, needs) SELECT m.seq, 'flow', m.id, '' FROM members m
+    )
+    INSERT INTO {schema}.flow_change (root, source_kind, source, change)
+    SELECT DISTINCT m.number, 'flow', m.id, 'stored' FROM members m WHERE p_added IS NULL OR m.id <> ALL (p_added);
+END $$;
+
 -- name: find_root
 -- Find the flow in which a job or a flow is.
 -- Inputs: job or flow; the id
@@ -921,7 +1052,7 @@ END $$;
 -- Result: one row for each flow: the flow first, then the groups in the order of their ids; no row: there is no such flow
 CREATE OR REPLACE FUNCTION {schema}.get_flows_1(p_id bytea) RETURNS TABLE (
     number int8, id bytea, name text, parent bytea, members int8, unfinished int8, completed int8, failed int8, cancelled int8,
-    max_failed int8, added int8, created_at int8, grown_at int8, finished_at int8
+    max_failed int8, fail_fast bool, added int8, created_at int8, grown_at int8, finished_at int8
 )
 LANGUAGE sql STABLE SET jit TO off AS $$
     WITH RECURSIVE tree AS (
@@ -931,7 +1062,7 @@ LANGUAGE sql STABLE SET jit TO off AS $$
             SELECT coalesce(o.root, o.number) FROM {schema}.flow o WHERE o.id = p_id
         )
     )
-    SELECT f.number, f.id, f.name, p.id, f.members, f.unfinished, f.completed, f.failed, f.cancelled, f.max_failed, f.added,
+    SELECT f.number, f.id, f.name, p.id, f.members, f.unfinished, f.completed, f.failed, f.cancelled, f.max_failed, f.fail_fast, f.added,
         f.created_at, f.grown_at, f.finished_at
     FROM tree t JOIN {schema}.flow f ON f.number = t.number LEFT JOIN {schema}.flow p ON p.number = f.parent
     ORDER BY f.id <> p_id, f.id
@@ -943,19 +1074,19 @@ $$;
 -- Result: as of `get_flows_1`
 CREATE OR REPLACE FUNCTION {schema}.list_flows_1(p_running bool, p_before int8, p_limit int4) RETURNS TABLE (
     number int8, id bytea, name text, parent bytea, members int8, unfinished int8, completed int8, failed int8, cancelled int8,
-    max_failed int8, added int8, created_at int8, grown_at int8, finished_at int8
+    max_failed int8, fail_fast bool, added int8, created_at int8, grown_at int8, finished_at int8
 )
 LANGUAGE plpgsql STABLE SET jit TO off AS $$
 #variable_conflict use_column
 BEGIN
     IF p_running THEN
         RETURN QUERY SELECT f.number, f.id, f.name, CAST(NULL AS bytea), f.members, f.unfinished, f.completed, f.failed, f.cancelled,
-            f.max_failed, f.added, f.created_at, f.grown_at, f.finished_at
+            f.max_failed, f.fail_fast, f.added, f.created_at, f.grown_at, f.finished_at
         FROM {schema}.flow f WHERE f.parent IS NULL AND f.finished_at IS NULL AND f.number < p_before
         ORDER BY f.number DESC LIMIT p_limit;
     ELSE
         RETURN QUERY SELECT f.number, f.id, f.name, CAST(NULL AS bytea), f.members, f.unfinished, f.completed, f.failed, f.cancelled,
-            f.max_failed, f.added, f.created_at, f.grown_at, f.finished_at
+            f.max_failed, f.fail_fast, f.added, f.created_at, f.grown_at, f.finished_at
         FROM {schema}.flow f WHERE f.parent IS NULL AND f.number < p_before ORDER BY f.number DESC LIMIT p_limit;
     END IF;
 END $$;
@@ -974,7 +1105,7 @@ LANGUAGE sql STABLE SET jit TO off AS $$
         UNION
         SELECT f.seq FROM {schema}.finished_job f WHERE f.id = p_id
     ) j JOIN {schema}.dependent d ON d.seq = j.seq JOIN {schema}.condition c ON c.waiter = d.seq
-    WHERE c.is_impossible = (d.cancelled_at IS NOT NULL) ORDER BY c.source_kind, c.source LIMIT p_limit
+    WHERE c.is_impossible = (d.cancelled_at IS NOT NULL) AND (c.is_impossible OR c.needs <> '') ORDER BY c.source_kind, c.source LIMIT p_limit
 $$;
 
 -- name: find_running_flow
@@ -1111,6 +1242,8 @@ BEGIN
         ORDER BY f.finished_at LIMIT 10000 FOR UPDATE SKIP LOCKED
     );
     IF roots <> '{}' THEN
+        DELETE FROM {schema}.condition c WHERE c.needs = '' AND c.source_kind = 'flow'
+            AND c.source IN (SELECT f.id FROM {schema}.flow f WHERE f.number = ANY (roots) AND f.fail_fast);
         DELETE FROM {schema}.flow f WHERE f.root = ANY (roots);
         DELETE FROM {schema}.flow f WHERE f.number = ANY (roots);
     END IF;

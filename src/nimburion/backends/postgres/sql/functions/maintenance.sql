@@ -6,13 +6,15 @@
 
 -- name: cancel_job
 -- Cancel a waiting job, or request that the worker of a running job cancels it.
--- Inputs: the time or NULL; the id; the states in which the job is cancelled (NULL: each)
+-- Inputs: the time or NULL; the id; the states in which the job is cancelled (NULL: each); the reason. With a reason, a job that waits
+--   keeps its payload.
 --   If the answer is `cancelled`, the caller continues with `continue_flows_1`.
 -- Result: cancelled, requested, finished, missing or skipped (it is in another state); the queue to notify, or `@` and the id of the session (NULL: none)
 -- Locks: the unique key of the job; its row in `ready` or `scheduled`
 -- Atomic: each attempt is one step. An attempt fails only if the job changes its state at that moment, so the loop ends.
-CREATE OR REPLACE FUNCTION {schema}.cancel_job_1(p_now int8, p_id bytea, p_states text[], OUT answer text, OUT to_notify text)
-LANGUAGE plpgsql
+CREATE OR REPLACE FUNCTION {schema}.cancel_job_1(
+    p_now int8, p_id bytea, p_states text[], p_reason text DEFAULT NULL, OUT answer text, OUT to_notify text
+) LANGUAGE plpgsql
 SET enable_seqscan TO off SET enable_bitmapscan TO off SET enable_hashjoin TO off
 SET enable_mergejoin TO off SET enable_material TO off SET jit TO off
 SET plan_cache_mode TO force_generic_plan AS $$
@@ -76,7 +78,7 @@ BEGIN
             IF was_suspended AND body.flow IS NULL THEN  -- of a member, `finish_job_1` notes it
                 PERFORM {schema}.note_changes_1(ARRAY[p_id], ARRAY[NULL::int8], 'failed', 'cancelled');
             END IF;
-            lane := {schema}.finish_job_1(now, attempts, NULL, 3::int2, NULL, NULL);
+            lane := {schema}.finish_job_1(now, attempts, NULL, 3::int2, p_reason, NULL, p_reason IS NOT NULL);
             SELECT a.queue INTO to_notify FROM {schema}.lane a WHERE a.id = CASE WHEN unparked THEN body.lane ELSE lane END;
             RETURN;
         END IF;

@@ -88,7 +88,7 @@ BEGIN
         min(CASE WHEN s.ended_at IS NOT NULL OR s.expires_at > alive_now + s.ttl + 1000000 THEN 0
             ELSE GREATEST(0, s.expires_at - alive_now) END)
     INTO fleet_size, next_expiry FROM {schema}.session s WHERE NOT s.is_drained;
-    IF EXISTS (SELECT FROM {schema}.flow_change) THEN  -- a rescue continues them
+    IF EXISTS (SELECT FROM {schema}.flow_change) OR EXISTS (SELECT FROM {schema}.failed_member) THEN  -- a rescue continues them
         next_expiry := 0;
     END IF;
     RETURN NEXT;

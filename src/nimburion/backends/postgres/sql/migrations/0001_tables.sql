@@ -213,6 +213,7 @@ CREATE TABLE {schema}.flow (
     failed int8 NOT NULL DEFAULT 0,     -- a group counts here as soon as it fails
     cancelled int8 NOT NULL DEFAULT 0,
     max_failed int8 NOT NULL,
+    fail_fast bool NOT NULL,            -- whether its failure cancels the members that have not started
     created_at int8 NOT NULL,
     grown_at int8,                      -- when an open flow got members last; NULL: it is not open
     finished_at int8,                   -- NULL: some members have not ended
@@ -242,11 +243,16 @@ CREATE TABLE {schema}.condition (
     is_impossible bool NOT NULL DEFAULT false,
     source_kind text COLLATE "C" NOT NULL,      -- job or flow
     source bytea NOT NULL,              -- the id of the job or flow whose end meets the condition
-    needs text COLLATE "C" NOT NULL,    -- which end meets it: success, failure or finished
+    needs text COLLATE "C" NOT NULL,    -- which end meets it: success, failure or finished. Empty: the job does not wait for
+                                        -- it, but is cancelled if the flow, which has `fail_fast`, fails
     PRIMARY KEY (source_kind, source, is_impossible, waiter)
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
     vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX condition_waiter ON {schema}.condition (waiter);
+-- Members that wait for a worker, and are to be cancelled because their flow has failed (`fail_fast`).
+CREATE TABLE {schema}.failed_member (
+    seq int8 PRIMARY KEY
+) WITH (autovacuum_vacuum_threshold = 2000, vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
 -- Changes of jobs and flows that others may wait for, until `resolve_flows_1` applies them. Normally the transaction that adds a
 -- row deletes it.
 CREATE TABLE {schema}.flow_change (
