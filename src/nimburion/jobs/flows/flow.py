@@ -137,6 +137,9 @@ class Flow:
 
     A member whose dependency does not complete is cancelled, and so are those that depend on it.
 
+    With `fail_fast=True`, all members that have not started are cancelled as soon as the flow has
+    failed: at the first failure, or when more than `max_failed` members failed.
+
     With `open=True`, the flow does not end before `processor.flows.close`. Until then,
     `processor.flows.add` adds members.
     """
@@ -149,12 +152,15 @@ class Flow:
         on_failure: JobReturning[Any] | None = None,
         on_finished: JobReturning[Any] | None = None,
         max_failed: Tolerance = 0,
+        fail_fast: bool = False,
         open: bool = False,  # noqa: A002 (the name of the option)
     ) -> None:
         self.name: str = check_name("the name of a flow", name)
         """What the flow does, for people; flows of one kind share it."""
         self.max_failed: Tolerance = _check_tolerance(f"flow {name!r}", max_failed)
         """How many members may fail or be cancelled without failure of the flow."""
+        self.fail_fast: bool = fail_fast
+        """Whether its failure cancels the members that have not started."""
         self.open: bool = open
         """Whether more members may come after it was enqueued, until it is closed."""
         if open and isinstance(max_failed, str):

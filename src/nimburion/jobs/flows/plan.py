@@ -81,6 +81,7 @@ class FlowPlan:
             name=flow.name,
             members=len(self._entries),
             max_failed=count_tolerated(flow.max_failed, len(self._entries)),
+            fail_fast=flow.fail_fast,
             growth=Growth.OPEN if flow.open else Growth.NONE,
         )
         self.groups: dict[str, NewFlow] = {
