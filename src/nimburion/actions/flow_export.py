@@ -31,6 +31,7 @@ class ExportedFlow(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
     cancelled: int
     max_failed: int
+    fail_fast: bool
     added: int
     is_open: bool
     created_at: float
@@ -108,6 +109,7 @@ def _export_tree(tree: FlowTree) -> ExportedFlow:
         failed=tree.failed,
         cancelled=tree.cancelled,
         max_failed=tree.max_failed,
+        fail_fast=tree.fail_fast,
         added=tree.added,
         is_open=tree.is_open,
         created_at=tree.created_at,

@@ -167,6 +167,10 @@ class Producing(Protocol):
           met any more, and with `not needed` when one on a failure cannot. It keeps its payload.
         - A flow counts each member once. It ends with its last member; one without members ends at
           once.
+        - Each failure of a member of a flow with `fail_fast` that has failed cancels its members
+          that have not started, with the reason `dependency`. They keep their payload. Those that
+          run are left alone, also when they are retried or return later. A member that waits for a
+          worker may be cancelled by a later step: `promote` and `rescue` do so at the latest.
 
         A flow repeats as a job does: the same id with the same values changes nothing. A job of a
         flow that has ended is not stored, because it was before: its outcome is `exists`, also if
@@ -424,7 +428,8 @@ class Maintaining(Protocol):
         - `replay`: a failed job becomes pending again. Its failures and losses start at zero; its
           id, payload and history stay. A job whose unique key another job holds stays failed. The
           jobs that were cancelled only because of its failure are suspended again, and its flow
-          runs again.
+          runs again. What a flow with `fail_fast` cancelled waits again with the first replay of
+          one of its members, also if others stay failed.
         - `run_now`: a scheduled job, or one that waits for its next attempt, becomes due. Its due
           time is the time of the call, so it comes after the jobs of its priority that are due
           already. Everything else stays, also failures and losses.

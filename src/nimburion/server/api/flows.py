@@ -30,6 +30,8 @@ class FlowView(msgspec.Struct, frozen=True, kw_only=True):
     cancelled: int
     max_failed: int
     """How many members may fail or be cancelled without failure of the flow."""
+    fail_fast: bool
+    """Whether its failure cancels the members that have not started."""
     added: int
     """How many of its members were added after it was stored."""
     is_open: bool
@@ -148,6 +150,7 @@ def make_view(flow: FlowInfo) -> FlowView:
         failed=flow.failed,
         cancelled=flow.cancelled,
         max_failed=flow.max_failed,
+        fail_fast=flow.fail_fast,
         added=flow.added,
         is_open=flow.is_open,
         created_at=flow.created_at,
