@@ -123,7 +123,7 @@ LIMIT_MUTANTS = (
     Mutant(
         "keys: a cancelled job keeps its turn",
         "backends/sqlite/*.py",
-        'if not $db.run("delete_parked", $seq).rowcount:\n        limits.pass_turns($db, $lane, $seq)',
+        'if not $db.run("delete_parked", $seq).rowcount:\n        pass_turns($db, $lane, $seq)',
         'if not $db.run("delete_parked", $seq).rowcount:\n        pass',
         (f"{SQLITE}test_the_turn_of_a_cancelled_job_passes_on",),
     ),

@@ -39,8 +39,8 @@ REDIS_FLOW_MUTANTS = (
     Mutant(
         "Redis: a job waits for the first of its conditions only",
         SCRIPTS,
-        "    if $numbers.total == 0 then\n      push($ready, $waiter.field)\n    end",
-        "    push($ready, $waiter.field)",
+        "      if $numbers.total == 0 then\n        push($ready, $waiter.field)\n      end",
+        "      push($ready, $waiter.field)",
         (f"{REDIS}test_it_waits_for_all_of_its_conditions",),
     ),
     Mutant(
@@ -67,9 +67,37 @@ REDIS_FLOW_MUTANTS = (
     Mutant(
         "Redis: a job with two impossible conditions is reopened by one replay",
         SCRIPTS,
-        "if $numbers.impossible == 0 and has_flag",
-        "if has_flag",
+        "if $body and $numbers.impossible == 0 and has_flag",
+        "if $body and has_flag",
         (f"{REDIS}test_a_job_with_two_failed_sources_waits_for_both_replays",),
+    ),
+    Mutant(
+        "Redis: a flow that has ended gets members",
+        SCRIPTS,
+        "local $ended = find_ended_flow()",
+        "local $ended = nil",
+        (f"{REDIS}test_a_flow_that_has_ended_gets_no_members",),
+    ),
+    Mutant(
+        "Redis: a repeat counts an added member again",
+        SCRIPTS,
+        "local $member = $codes[$i] == CREATED and get_member(ARGV[$next_value + $i - 1])\n    if $member and $counts",
+        "local $member = get_member(ARGV[$next_value + $i - 1])\n    if $member and $counts",
+        (f"{REDIS}test_a_repeat_adds_nothing_twice",),
+    ),
+    Mutant(
+        "Redis: the failure of a flow meets what must not fail",
+        SCRIPTS,
+        "  if $on == FAILS_FAST then\n    return $transition == SUCCEEDED\n  end\n",
+        "",
+        (f"{REDIS}test_pending_and_retrying_members",),
+    ),
+    Mutant(
+        "Redis: a member that waits again stays suspended",
+        SCRIPTS,
+        "suspend_again($field, $body, $numbers.total > 0)",
+        "suspend_again($field, $body, true)",
+        (f"{REDIS}test_members_wait_again",),
     ),
     Mutant(
         "Redis: a flow that is stored twice counts its group twice",

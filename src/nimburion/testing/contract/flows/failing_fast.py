@@ -261,6 +261,22 @@ class ReplayingFast:
             await continue_all(harness)
         assert set(await list_waiting(worker)) == {"a", "b"}
 
+    async def test_the_next_failure_cancels_what_a_replay_let_wait(self, harness: Harness) -> None:
+        """The replay of one member is enough, also if the flow has failed without it."""
+        jobs = [member("a"), member("b"), member("c"), member("d", after("c"))]
+        await store_fast(harness, jobs)
+        worker = await harness.worker()
+        await fail(worker, "a", "b")
+        await continue_all(harness)
+        assert await read_counts(harness) == (FlowState.FAILED, 0, 0, 2, 2)
+        await replay(harness.backend, JobFilter(ids=("a",)), 1)
+        await continue_all(harness)
+        assert await read_states(harness, "c", "d") == [State.PENDING, State.SUSPENDED]
+        assert await read_counts(harness) == (FlowState.RUNNING, 3, 0, 1, 0)
+        await fail(worker, "a")
+        await continue_all(harness)
+        assert await read_counts(harness) == (FlowState.FAILED, 0, 0, 2, 2)
+
     async def test_what_someone_cancelled_stays_cancelled(self, harness: Harness) -> None:
         await store_fast(harness, [member("a"), member("b"), member("c")], max_failed=1)
         worker = await harness.worker()
