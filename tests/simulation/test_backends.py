@@ -33,8 +33,9 @@ from tests.simulation.world import Make, in_memory
 
 SEEDS_EACH = 20
 FIRST_SEED = 62
-"""From here on, each fault occurs in 20 seeds, with and without notifications. In seed 61, Redis parks
-a job with a key one exchange earlier than the memory backend, so others are woken."""
+"""From here on, each fault occurs in 20 seeds, with and without notifications. In seed 61, Redis
+parks a job with a key one exchange earlier than the memory backend, so others are woken.
+"""
 SEEDS_BEFORE_OTHERS = 10
 """How many of them `dev.py test` simulates; `dev.py wide` simulates the others."""
 PARTS = 1
