@@ -63,7 +63,14 @@ def _make_flow(flow_id: str, random: Random) -> PlannedFlow:
         for number in range(count)
     ]
     parts = WaitSource(SourceKind.FLOW, group)
-    join = _make_job(f"{flow_id}.join", JOIN, flow_id, None, source=parts, on=random.choice([*On]))
+    join = _make_job(
+        f"{flow_id}.join",
+        JOIN,
+        flow_id,
+        None,
+        source=parts,
+        on=random.choice((On.SUCCESS, On.FINISHED)),
+    )
     results = {"results": ResultRef(group, count)}
     options = msgspec.structs.replace(join.options, results=results)
     behind = WaitSource(SourceKind.JOB, join.id)
