@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from nimburion import Flow, Processor
+from nimburion import Flow, Processor, chain
 from nimburion.actions.flow_members import list_group, read_dependencies, read_members
 from nimburion.actions.flows import read_tree
 from nimburion.core.flows import FlowState, On
 from nimburion.core.job import NewJob, State
 from nimburion.core.queries import SCAN_BUDGET, JobFilter, Page
+from nimburion.core.session import Session
 from tests.jobs.flows.flow_jobs import add_up, count_rows, fetch, make_processor, note
 from tests.overridden import OverridableBackend
 
@@ -51,6 +52,17 @@ async def test_a_flow_whose_jobs_are_far_away_says_how_many_are_missing() -> Non
         await enqueue_others(processor, SCAN_BUDGET)
         members = await read_members(processor.backend, await read_tree(processor.backend, "i"))
         assert (members.missing, members.examined) == (2, SCAN_BUDGET)
+
+
+async def test_a_chain_is_found_by_the_names_that_workers_know() -> None:
+    async with make_processor() as processor:
+        await processor.enqueue_flow(chain(fetch.job("a"), note.job("b"), note.job("c")), id="i")
+        await enqueue_others(processor, 2 * SCAN_BUDGET)
+        backend = processor.backend
+        await backend.consuming.open_session(Session(id="a" * 32, names=("fetch", "note")))
+        members = await read_members(backend, await read_tree(backend, "i"))
+        assert {*members.records} == {"i.fetch", "i.note", "i.note-2"}
+        assert (members.missing, members.examined) == (0, 0)
 
 
 async def test_what_members_wait_for_and_what_waits_for_them() -> None:

@@ -16,7 +16,8 @@ from nimburion.core.bulk_operations import (
     start_bulk_operation,
 )
 from nimburion.core.exchange import Lane, ReserveRequest
-from nimburion.core.job import AttemptError, NewJob, State
+from nimburion.core.flows import NewFlow, SourceKind, WaitCondition, WaitSource
+from nimburion.core.job import AttemptError, JobOptions, NewJob, State
 from nimburion.core.limits import LimitRule
 from nimburion.core.queries import JobFilter
 from nimburion.core.session import Session, WorkerCommand
@@ -178,6 +179,55 @@ async def test_replay_and_delete_dead_letters_of_a_group(
     expected_problems.append("dialog: Delete selected the selected jobs for good")
     await page.get_by_role("button", name="Delete selected").click()
     await expect(page.locator(f"#job-{third}")).to_have_count(0)
+
+
+async def fail_flow(subject: Subject, name: str) -> None:
+    """Store a flow of two jobs, one after the other, of which the first fails."""
+    source = WaitCondition(WaitSource(SourceKind.JOB, f"{name}.first"))
+    jobs = [
+        NewJob(f"{name}.first", "send", name, b'{"to":"a"}', options=JobOptions(flow=name)),
+        NewJob(
+            f"{name}.second",
+            "send",
+            name,
+            b'{"to":"b"}',
+            options=JobOptions(flow=name, conditions=(source,)),
+        ),
+    ]
+    flow = NewFlow(id=name, name="pair", members=2)
+    await subject.backend.producing.enqueue(jobs, [flow])
+    session = Session(id=name.ljust(32, "0"), queues=(name,), names=("send",))
+    await subject.backend.consuming.open_session(session)
+    request = ReserveRequest(total=1, lanes=(Lane(name, "send"),))
+    reply = await subject.backend.consuming.exchange(session.id, 1, [], request)
+    error = AttemptError(1, "failure", "Broken", "no room")
+    settled = [Failed(one.lease, "exhausted", error) for one in reply.deliveries]
+    await subject.backend.consuming.exchange(session.id, 2, settled, ReserveRequest(total=0))
+    await subject.backend.consuming.close_session(session.id)
+
+
+async def test_replay_the_failed_part_of_a_flow(subject: Subject, page: Page) -> None:
+    name = make_name()
+    await fail_flow(subject, name)
+    await page.goto(f"{subject.dashboard.address}/flows?state=failed")
+    await page.locator(f"#flow-{name}").get_by_role("link", name=name).click()
+    picture = page.get_by_role("region", name="Picture of the graph")
+    await expect(picture.get_by_role("link", name="first (job, send): 1 failed")).to_be_visible()
+    await page.get_by_role("link", name="Replay the failed part").click()
+    await expect(page.locator("#live")).to_contain_text("1 job will run again")
+    await expect(page.locator("#live")).to_contain_text("1 job will wait again")
+    await page.get_by_label("Reason").fill("there is room again")
+    await page.get_by_role("button", name="Replay 1 job").click()
+    await expect(page.locator("#notice")).to_contain_text("1 job replayed")
+    await wait_for_state(subject, f"{name}.first", State.PENDING)
+    await wait_for_state(subject, f"{name}.second", State.SUSPENDED)
+    await page.goto(f"{subject.dashboard.address}/flows/{name}")
+    await expect(page.locator("#live")).to_contain_text("which is pending")
+    await page.locator("summary", has_text="Cancel").click()
+    await page.get_by_role("button", name="Cancel this flow").click()
+    await expect(page.locator("#notice")).to_contain_text("cancelled")
+    await wait_for_state(subject, f"{name}.second", State.CANCELLED)
+    await expect(page.locator("#live .head .state").first).to_have_text("cancelled")
 
 
 async def test_quiet_resume_and_stop_a_worker(subject: Subject, page: Page) -> None:

@@ -71,14 +71,18 @@ async def read_members(backend: Backend, tree: FlowTree) -> FlowMembers:
     """Read the members of a flow, as far as they are found.
 
     Backends have no index of the members. Some jobs of each group and the callbacks are read by
-    their ids. Single members are found among the jobs that were stored shortly before and after
-    these, or because another one waits for them.
+    their ids, and so are members with the names of jobs that workers know. The others are found
+    among the jobs that were stored shortly before and after these, or because another one waits for
+    them.
     """
     search = _Search(backend, tree)
     groups = list(iterate_groups(tree))[:MAX_GROUPS]
     ends = [f"{group.id}.{number}" for group in groups for number in (0, group.members - 1)]
     await search.read_ids([*ends, *(f"{tree.id}.{name}" for name in _CALLBACKS)])
     await search.follow_dependencies()
+    if search.missing:
+        await search.read_names()
+        await search.follow_dependencies()
     await search.find_start()
     if search.missing:
         await search.scan()
@@ -155,6 +159,14 @@ class _Search:
             self._asked.update(wanted)
             page = await self._reads.list_jobs(JobFilter(ids=wanted), limit=len(wanted))
             self._keep(page.jobs)
+
+    async def read_names(self) -> None:
+        """Read the members that are named after a job that a worker knows."""
+        sessions = await self._reads.list_sessions()
+        names = sorted({name.replace(".", "_") for session in sessions for name in session.names})
+        await self.read_ids(
+            f"{self._tree.id}.{name}{repeat}" for name in names for repeat in ("", "-2", "-3")
+        )
 
     async def follow_dependencies(self) -> None:
         """Read the jobs for which those that were found wait, and so on."""

@@ -48,7 +48,7 @@ class FlowPageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     group: Name | None = None
     """The id of the group whose jobs are listed; None: the jobs of the whole flow."""
     start: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
-    """The number of the first job of the group to list."""
+    """The number of the first job of the group to list, or of the jobs that were found."""
     after: JobCursor | None = None
     """Where the list of the whole flow continues."""
 
@@ -78,7 +78,7 @@ class FlowPageData(msgspec.Struct, frozen=True, kw_only=True):
     next: str | None
     """Where the list of the jobs of the whole flow continues."""
     next_start: int | None
-    """The number of the job of the group with which the list continues."""
+    """The `start` with which the list continues."""
     examined: int
     """The number of jobs that were examined for the list."""
 
@@ -139,10 +139,32 @@ async def _list_members(
         examined = max(0, (group.members if following is None else following) - query.start)
         rows = await _make_rows(backend, members, records, now)
         return _ListedMembers(rows=rows, next_start=following, examined=examined, now=now)
+    if not members.tree.groups and not members.missing:
+        return await _list_known(request, members, now)
     after = query.after or members.start
     page = await backend.reads.list_jobs(which, limit=PAGE_SIZE, after=after)
     rows = await _make_rows(backend, members, page.jobs, now)
     return _ListedMembers(rows=rows, next=page.next, examined=page.examined, now=now)
+
+
+async def _list_known(
+    request: PageRequest[FlowPageQuery], members: FlowMembers, now: float
+) -> _ListedMembers:
+    """List members that were all found, the one stored last first."""
+    query = request.query
+    known = [
+        record
+        for record in sorted(members.records.values(), key=lambda one: one.created_at, reverse=True)
+        if record.options.counted_flow is not None and query.state in (None, record.state)
+    ]
+    shown = known[query.start : query.start + PAGE_SIZE]
+    end = query.start + len(shown)
+    return _ListedMembers(
+        rows=await _make_rows(request.readings.backend, members, shown, now),
+        next_start=end if end < len(known) else None,
+        examined=len(members.records),
+        now=now,
+    )
 
 
 async def _make_rows(
