@@ -345,3 +345,10 @@ def test_the_result_cannot_be_changed() -> None:
     loaded = config.load()
     with pytest.raises(AttributeError):
         loaded.jobs.concurrency = 1  # type: ignore[misc]
+
+
+def test_a_queue_may_be_only_a_name(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("jobs:\n  queues: [mail, {name: slow, priority: 1}]\n")
+    queues = config.load(file).jobs.queues
+    assert [(queue.name, queue.priority) for queue in queues] == [("mail", 0), ("slow", 1)]

@@ -216,6 +216,8 @@ from nimburion.telemetry.logs import configure_logging
 configure_logging(format=sys.argv[1], level="warning")
 configure_logging(format="text", level="debug")  # too late: nothing changes
 logging.getLogger("a").info("not shown")
+logging.getLogger("library").setLevel("INFO")
+logging.getLogger("library").info("not shown")
 logging.getLogger("a").warning("shown")
 """
 

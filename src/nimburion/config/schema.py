@@ -33,6 +33,7 @@ from nimburion.core.settings import (
     BatchSettings,
     JobSettings,
     Kind,
+    QueueSettings,
     SchedulerSettings,
     ServerSettings,
     Settings,
@@ -202,10 +203,14 @@ SIZES = Section(
 )
 
 BATCH = msgspec.structs.replace(make_section(BatchSettings), shorthand="size")
+QUEUES = make_list(msgspec.structs.replace(make_section(QueueSettings), shorthand="name"))
 OVERRIDES = make_list(make_section(JobSettings, batch=BATCH))
 
 JOBS = Section(
-    {**BACKEND_KEYS, **make_section(Settings, url=None, sizes=SIZES, overrides=OVERRIDES).keys}
+    {
+        **BACKEND_KEYS,
+        **make_section(Settings, url=None, sizes=SIZES, queues=QUEUES, overrides=OVERRIDES).keys,
+    }
 )
 
 TASK = make_section(TaskSettings, place=None)

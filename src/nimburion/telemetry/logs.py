@@ -238,6 +238,7 @@ def configure_logging(
     if format not in FORMATS:
         raise ConfigurationError(f"the log format is one of text, json, not {format!r}")
     handler = logging.StreamHandler(stream)
+    handler.setLevel(level.upper())  # a library may have set the level of its own logger
     handler.setFormatter(JSONFormatter() if format == "json" else TextFormatter())
     handler.addFilter(AttemptFilter(find_attempt, arguments=arguments))
     logging.basicConfig(level=level.upper(), handlers=[handler])
