@@ -45,7 +45,8 @@ EXPOSED = (
     "OPS_TOKEN}]`, or set `host: 127.0.0.1`"
 )
 WANTED_RIGHTS = (
-    "a list, each one of read, payloads, operate, admin, found a list (item 1 is none of these)"
+    "a list, each one of read, payloads, stacks, operate, admin, "
+    "found a list (item 1 is none of these)"
 )
 NOT_READ = (
     "not in this version yet; remove the section "

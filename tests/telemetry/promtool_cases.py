@@ -5,6 +5,7 @@ They need promtool, a Debian package: `NB_TEST_PROMTOOL` names the binary, else 
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -32,6 +33,38 @@ def test_the_alert_rules_are_valid() -> None:
 
 def test_the_alerts_fire_when_they_should() -> None:
     assert find_complaints("test", "rules", "alerts_test.yaml") == ""
+
+
+DRAIN = """\
+evaluation_interval: 1m
+tests:
+  - interval: 1m
+    input_series:
+      - {{series: 'nimburion_jobs_queue_size{{queue="shrinks"}}', values: '600x20'}}
+      - {{series: 'nimburion_jobs_processed_total{{queue="shrinks",outcome="completed"}}', values: '0+180x20'}}
+      - {{series: 'nimburion_jobs_processed_total{{queue="shrinks",outcome="retried"}}', values: '0+900x20'}}
+      - {{series: 'nimburion_jobs_enqueued_total{{queue="shrinks"}}', values: '0+60x20'}}
+      - {{series: 'nimburion_jobs_queue_size{{queue="grows"}}', values: '600x20'}}
+      - {{series: 'nimburion_jobs_processed_total{{queue="grows",outcome="completed"}}', values: '0+60x20'}}
+      - {{series: 'nimburion_jobs_enqueued_total{{queue="grows"}}', values: '0+180x20'}}
+      - {{series: 'nimburion_jobs_queue_size{{queue="last"}}', values: '60x20'}}
+      - {{series: 'nimburion_jobs_processed_total{{queue="last",outcome="failed"}}', values: '0+60x20'}}
+    promql_expr_test:
+      - expr: {expression}
+        eval_time: 10m
+        exp_samples:
+          - {{labels: '{{queue="shrinks"}}', value: 300}}
+          - {{labels: '{{queue="last"}}', value: 60}}
+"""  # noqa: E501 - lines of YAML
+
+
+def test_the_time_to_drain_agrees_with_both_rates(tmp_path: Path) -> None:
+    panels = json.loads((FILES / "grafana.json").read_text(encoding="utf-8"))["panels"]
+    (panel,) = (one for one in panels if one["title"] == "Time to drain")
+    expression = panel["targets"][0]["expr"].replace("$queue", ".*")
+    file = tmp_path / "drain.yaml"
+    file.write_text(DRAIN.format(expression=json.dumps(expression)), encoding="utf-8")
+    assert find_complaints("test", "rules", str(file)) == ""
 
 
 async def test_the_page_is_valid() -> None:
