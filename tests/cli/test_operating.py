@@ -67,7 +67,17 @@ def application(nimburion: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Comm
 
 def test_a_group_without_a_command_lists(nimburion: CommandLine) -> None:
     nimburion.enqueue("a", after=600)
-    groups = ("jobs", "queues", "workers", "limits", "tenants", "schedules", "dead", "operations")
+    groups = (
+        "jobs",
+        "queues",
+        "workers",
+        "limits",
+        "tenants",
+        "schedules",
+        "dead",
+        "operations",
+        "flows",
+    )
     for group in groups:
         assert nimburion(group) == nimburion(group, "list")
         assert nimburion(group, "--json") == nimburion(group, "list", "--json")

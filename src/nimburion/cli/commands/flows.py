@@ -10,6 +10,7 @@ import msgspec
 from nimburion.cli.exit_codes import BadInput
 from nimburion.cli.filters import format_count
 from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.listing_groups import listing_group
 from nimburion.cli.operators import make_actions
 from nimburion.cli.output import format_time, print_fields, print_result, print_table
 from nimburion.core.text.escaping import escape_controls
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from nimburion.core.flows import FlowInfo, FlowPage
 
 
-@click.group()
+@listing_group
 def flows() -> None:
     """List, show, close, cancel, replay and export flows (jobs that wait for each other)."""
 
