@@ -8,7 +8,7 @@ from playwright.async_api import Page, expect
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import JobOptions, NewJob, State
 from nimburion.core.limits import LimitRule
-from nimburion.core.session import Session
+from nimburion.core.session import Session, WorkerCommand
 from nimburion.testing.contract.harness import make_limits
 from tests.browser.action_cases import fail, make_name, wait_for_state
 from tests.browser.conftest import Subject
@@ -84,10 +84,10 @@ async def test_the_error_that_grew_is_found_and_replayed_at_a_rate(
 ) -> None:
     queue = make_name()
     ids = await fail(subject, queue, 12)
-    await page.goto(f"{subject.dashboard.address}/dead-letters")
+    await page.goto(subject.dashboard.address)
     await page.get_by_role("link", name="Most in the last hour").click()
-    await page.locator("tr", has_text=f"no {queue}").get_by_role("link").first.click()
-    await page.get_by_role("link", name="Replay all").click()
+    row = page.locator("tr", has_text=f"no {queue}")
+    await row.get_by_role("link", name="Replay…").click()
     await page.get_by_label("Jobs per second").fill("10")
     await page.get_by_role("button", name="Replay 12 jobs").click()
     await expect(page.locator("#notice, #live")).not_to_have_count(0)
@@ -141,3 +141,37 @@ async def test_the_flood_of_a_customer_is_limited_from_its_queue(
     await page.get_by_role("textbox", name="Reason").fill("a flood")
     await page.get_by_role("button", name=f"Change {limit}").click()
     await expect(page.locator("#notice")).to_contain_text("is changed")
+
+
+async def test_the_worker_of_a_stuck_job_is_stopped_from_the_running_jobs(
+    subject: Subject, page: Page
+) -> None:
+    backend, name = subject.backend, make_name()
+    worker = await open_worker(subject, name, name)
+    jobs = [NewJob(f"{name}-{number}", name, name, b"{}") for number in range(2)]
+    await backend.producing.enqueue(jobs)
+    request = ReserveRequest(total=2, lanes=(Lane(name, name),))
+    await backend.consuming.exchange(worker.id, 1, [], request)
+    await page.goto(subject.dashboard.address)
+    await page.locator("nav").get_by_role("link", name="Running").click()
+    row = page.locator(f"#job-{name}-0")
+    await row.locator("summary", has_text="Stop worker").click()
+    await expect(row).to_contain_text("runs 1 other of these jobs")
+    await row.get_by_role("button", name="Stop this worker").click()
+    await expect(page.locator("#notice")).to_contain_text("The worker stops")
+    sessions = {one.id: one.command for one in await backend.reads.list_sessions()}
+    assert sessions[worker.id] is WorkerCommand.STOP
+
+
+async def test_all_queues_are_paused_before_a_deploy(subject: Subject, page: Page) -> None:
+    backend, reason = subject.backend, "deploy 17"
+    await page.goto(subject.dashboard.address)
+    await page.locator("summary", has_text="Pause all").click()
+    await page.get_by_role("textbox", name="Reason").fill(reason)
+    await page.get_by_role("button", name="Pause all queues").click()
+    await expect(page.locator("#notice")).to_contain_text("paused")
+    queues = await backend.reads.list_queues()
+    assert all(queue.paused for queue in queues)
+    for queue in queues:  # the others of this module need them
+        if queue.pause is not None and queue.pause.reason == reason:
+            await backend.maintenance.pause_queue(queue.name, paused=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from nimburion.core.flows import NewFlow
 from nimburion.core.job import JobOptions, NewJob
 from nimburion.core.session import Session
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
@@ -27,6 +28,8 @@ async def filled(api: Api) -> Api:
             NewJob("01a2-second-xyz2", "export", "exports", b"{}"),
         ]
     )
+    flow = NewFlow(id="flow-17b4", name="import", members=0)
+    await api.processor.backend.producing.enqueue([], [flow])
     worker = Session(id="w" * 28 + "f95d", host="web-7", queues=("mail",), names=("send",))
     await api.processor.backend.consuming.open_session(worker)
     return api
@@ -39,6 +42,8 @@ async def filled(api: Api) -> Api:
         ("xyz2", "/jobs/01a2-second-xyz2"),
         (" 01a2-second ", "/jobs/01a2-second-xyz2"),
         ("mail", "/queues/mail"),
+        ("import", "/flows?name=import"),
+        ("17b4", "/flows/flow-17b4"),
         ("export", "/jobs?q=name%3Aexport"),
         ("acme inc", "/jobs?q=tenant%3A%22acme%20inc%22"),
         ("media", "/jobs?q=tag%3Amedia"),

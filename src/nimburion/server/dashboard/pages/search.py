@@ -11,6 +11,7 @@ import msgspec
 
 from nimburion.actions.search import UnusableSearch, format_qualifier, parse_search
 from nimburion.core.errors import InvalidJob, JobNotFound
+from nimburion.core.flows import FlowInfo
 from nimburion.core.job import JobRecord
 from nimburion.core.size_limits import check_name
 from nimburion.core.text.suggestions import find_nearest
@@ -23,6 +24,8 @@ from nimburion.server.dashboard.pages.jobs.job_list import (
 from nimburion.server.dashboard.readings import PageReadings
 
 MAX_MATCHES = 50
+MAX_FLOWS = 200
+"""The newest flows that are examined."""
 
 
 class SearchQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,6 +39,7 @@ class SearchMatch(msgspec.Struct, frozen=True, order=True):
 
     kind: Literal[
         "job",
+        "flow",
         "queue",
         "name",
         "tenant",
@@ -103,7 +107,11 @@ async def _read_newest(readings: PageReadings) -> list[JobRecord]:
     return (await readings.backend.reads.list_jobs(limit=ID_BUDGET)).jobs
 
 
-_Kind = Literal["queue", "name", "key", "worker"]
+async def _read_flows(readings: PageReadings) -> list[FlowInfo]:
+    return (await readings.backend.reads.list_flows(limit=MAX_FLOWS)).flows
+
+
+_Kind = Literal["flow", "queue", "name", "key", "worker"]
 _Named = tuple[_Kind, str, str]
 """Kind, label and page of something with a name."""
 
@@ -116,6 +124,9 @@ async def _read_names(readings: PageReadings) -> list[_Named]:
     names = {name for queue in queues for name in queue.names}
     names |= {name for session in sessions for name in session.names}
     named |= {("name", name, _make_jobs_path(name, "name")) for name in names}
+    for flow in await readings.read("newest flows", lambda: _read_flows(readings), 4.0):
+        named.add(("flow", flow.id, f"/flows/{flow.id}"))
+        named.add(("flow", flow.name, f"/flows?{urlencode({'name': flow.name})}"))
     for session in sessions:
         named.add(("worker", session.id, f"/workers#worker-{session.id}"))
         named.add(("worker", session.host, f"/workers#worker-{session.id}"))
@@ -138,7 +149,9 @@ def _find_names(known: list[_Named], text: str) -> Iterator[SearchMatch]:
     if re.fullmatch("[0-9a-f]{16}", text):
         yield SearchMatch("dead letters", text, f"/dead-letters/{text}")
     for kind, label, path in known:
-        is_part = kind == "worker" and len(text) >= MIN_ID_CHARACTERS and label.endswith(text)
+        is_part = (
+            kind in {"worker", "flow"} and len(text) >= MIN_ID_CHARACTERS and label.endswith(text)
+        )
         if label == text or is_part:
             yield SearchMatch(kind, label, path)
 
