@@ -98,7 +98,7 @@ async def draw_page(page: Page, url: str, name: str) -> None:
     )
     await page.set_viewport_size({"width": WIDTH, "height": min(MAX_HEIGHT, int(height))})
     for theme in THEMES:
-        await page.locator(f"[data-theme-choice={theme}]").click()
+        await page.locator(f".status [data-theme-choice={theme}]").click()
         await page.mouse.move(WIDTH / 2, 0)
         await page.screenshot(path=PICTURES / f"{name}-{theme}.png", animations="disabled")
 
