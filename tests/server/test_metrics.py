@@ -93,7 +93,7 @@ async def test_the_limits_are_read_in_the_background(api: Api, reads: list[str])
     await api.services.metrics.slow_readings.start()
     try:
         await wait_until(lambda: "count_jobs" in reads, "the limits and the counts are read")
-        assert reads == ["list_limits", "list_flows", "count_jobs"]
+        assert reads == ["list_limits", "list_flows", "list_flows", "count_jobs"]
     finally:
         await api.services.metrics.slow_readings.stop()
     await api.services.metrics.slow_readings.stop()

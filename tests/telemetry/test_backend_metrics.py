@@ -8,12 +8,14 @@ import pytest
 
 from nimburion.core.bulk_operations import BulkAction
 from nimburion.core.errors import BackendUnavailable
+from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.flows import NewFlow
-from nimburion.core.job import JobOptions, NewJob
+from nimburion.core.job import AttemptError, JobOptions, NewJob
 from nimburion.core.limits import LimitChange, LimitRule
 from nimburion.core.metrics.counters import OTHER
 from nimburion.core.queries import JobCounts, QueueInfo
 from nimburion.core.session import Session, SessionInfo
+from nimburion.core.settlement import Failed
 from nimburion.telemetry.backend_metrics import MAX_NAMES, MAX_QUEUES, BackendMetrics
 from nimburion.telemetry.registry import MetricsRegistry
 from nimburion.testing import FakeClock
@@ -127,6 +129,26 @@ async def test_the_flows_that_have_not_ended(backend: CountingBackend, clock: Fa
     await metrics.refresh()
     assert [family.name for family in metrics.collect()][:2] == ["backend_up", "backend_durable"]
     assert read(metrics, "flows_running") == {}
+
+
+async def test_failed_flows_count_until_they_are_replayed(backend: CountingBackend) -> None:
+    metrics = BackendMetrics(backend)
+    for name in ("a", "b"):
+        job = NewJob(f"{name}.job", "send", "mail", b"{}", options=JobOptions(flow=name))
+        await backend.producing.enqueue([job], [NewFlow(id=name, name="import", members=1)])
+    worker = Session(id="a" * 32, queues=("mail",), names=("send",))
+    await backend.consuming.open_session(worker)
+    request = ReserveRequest(total=1, lanes=(Lane("mail", "send"),))
+    reply = await backend.consuming.exchange(worker.id, 1, [], request)
+    error = AttemptError(1, "failure", "Broken")
+    settled = [Failed(one.lease, "permanent", error) for one in reply.deliveries]
+    await backend.consuming.exchange(worker.id, 2, settled, ReserveRequest(total=0))
+    await metrics.refresh_slow_readings()
+    assert read(metrics, "flows_failed") == {"import": 1}
+    assert read(metrics, "flows_running") == {"import": 1}
+    await backend.maintenance.change_jobs(BulkAction.REPLAY, ["a.job"])
+    await metrics.refresh_slow_readings()
+    assert read(metrics, "flows_failed") == {"import": 0}
 
 
 async def test_a_refresh_makes_two_reads(backend: CountingBackend) -> None:

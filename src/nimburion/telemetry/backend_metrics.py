@@ -18,6 +18,7 @@ from nimburion.core.backend import Backend
 from nimburion.core.diagnosis.unserved import find_unserved, is_live
 from nimburion.core.errors import BackendError
 from nimburion.core.fairness import TenantUse
+from nimburion.core.flows import FlowState
 from nimburion.core.job import State
 from nimburion.core.limits import LimitInfo, get_limited_job
 from nimburion.core.metrics.counters import OTHER
@@ -49,7 +50,7 @@ class BackendMetrics:
         self._limits: list[LimitInfo] = []
         self._tenants: list[TenantUse] = []
         self._dead: int | None = None
-        self._flows: _RunningFlows | None = None
+        self._flows: _FlowCounts | None = None
         self._slow_readings_work = True
         self._labels: dict[tuple[str, str], Labels] = {}
 
@@ -164,10 +165,11 @@ class BackendMetrics:
         if self._tenants:
             yield from self._describe_tenants()
 
-    def _describe_flows(self, flows: _RunningFlows) -> Iterable[Family]:
+    def _describe_flows(self, flows: _FlowCounts) -> Iterable[Family]:
         for name, text, values in (
             ("flows_running", "Flows that have not ended.", flows.running),
             ("flows_failing", "Those of them that are certain to fail.", flows.failing),
+            ("flows_failed", "Failed flows among those that were stored last.", flows.failed),
         ):
             yield self._gauge(name, text, _bound_names(values), "name")
         yield Family(
@@ -256,19 +258,23 @@ class BackendMetrics:
         return labels
 
 
-class _RunningFlows(msgspec.Struct, frozen=True):
-    """What is known of the flows that have not ended."""
+class _FlowCounts(msgspec.Struct, frozen=True):
+    """How many flows have not ended, and how many have failed."""
 
     running: dict[str, int]
     """Their number by name."""
     failing: dict[str, int]
     """How many of them have more failed or cancelled members than they tolerate, by name."""
+    failed: dict[str, int]
+    """How many of the newest flows have failed, by name."""
     oldest_age: float
     """The age of the oldest in seconds; 0 if there is none."""
 
 
-async def _count_flows(backend: Backend) -> _RunningFlows:
-    """Count the flows that have not ended, up to `MAX_FLOWS`."""
+async def _count_flows(backend: Backend) -> _FlowCounts:
+    """Count the flows that have not ended, up to `MAX_FLOWS`, and the failed ones among the newest
+    `_FLOWS_PAGE`.
+    """
     running: dict[str, int] = {}
     failing: dict[str, int] = {}
     oldest = math.inf
@@ -282,8 +288,11 @@ async def _count_flows(backend: Backend) -> _RunningFlows:
         after = page.next
         if after is None:
             break
+    failed: dict[str, int] = {}
+    for flow in (await backend.reads.list_flows(limit=_FLOWS_PAGE)).flows:
+        failed[flow.name] = failed.get(flow.name, 0) + (flow.state is FlowState.FAILED)
     age = await backend.now() - oldest if running else 0.0
-    return _RunningFlows(running, failing, age)
+    return _FlowCounts(running, failing, failed, age)
 
 
 _QUEUE_GAUGES: tuple[tuple[str, str, Callable[[QueueInfo], float]], ...] = (

@@ -68,6 +68,7 @@ INSTRUMENTS: Mapping[str, Instrument] = {
     "jobs_dead": Instrument("gauge", _JOBS),
     "flows_running": Instrument("gauge", "{flow}"),
     "flows_failing": Instrument("gauge", "{flow}"),
+    "flows_failed": Instrument("gauge", "{flow}"),
     "oldest_flow_seconds": Instrument("gauge", _SECONDS),
     "backend_up": Instrument("gauge", _ONE),
     "jobs_queue_size": Instrument("gauge", _JOBS),
