@@ -7,10 +7,14 @@ from typing import Any
 from nimburion import Flow, Processor, chain
 from nimburion.actions.flow_members import list_group, read_dependencies, read_members
 from nimburion.actions.flows import read_tree
-from nimburion.core.flows import FlowState, On
-from nimburion.core.job import NewJob, State
+from nimburion.core.exchange import Lane, ReserveRequest
+from nimburion.core.flows import FlowState, Growth, NewFlow, On
+from nimburion.core.job import JobOptions, NewJob, State
+from nimburion.core.lease import Delivery
+from nimburion.core.maintenance import JobChanges
 from nimburion.core.queries import SCAN_BUDGET, JobFilter, Page
 from nimburion.core.session import Session
+from nimburion.core.settlement import Completed
 from tests.jobs.flows.flow_jobs import add_up, count_rows, fetch, make_processor, note
 from tests.overridden import OverridableBackend
 
@@ -135,3 +139,56 @@ async def test_a_cancel_finds_members_that_were_added_later() -> None:
         await processor.flows.close("i")
         await processor.flows.cancel("i")
         assert (await processor.flows.get("i")).state is FlowState.CANCELLED
+
+
+async def test_a_cancel_is_complete_when_only_running_members_are_left_that_were_asked() -> None:
+    backend = CountingBackend()
+    processor = Processor(backend)
+    processor.register(fetch, count_rows, add_up, note)
+    async with processor:
+        await enqueue_others(processor, 5 * SCAN_BUDGET)
+        await processor.enqueue_flow(make_import(5), id="i")
+        await backend.consuming.open_session(Session(id="a" * 32, names=("fetch",)))
+        request = ReserveRequest(total=1, lanes=(Lane("default", "fetch"),))
+        (running,) = (await backend.consuming.exchange("a" * 32, 1, [], request)).deliveries
+        backend.examined = 0
+        await processor.flows.cancel("i")
+        assert backend.examined < 3 * SCAN_BUDGET
+        flow = await processor.flows.get("i")
+        assert (flow.state, flow.unfinished) == (FlowState.RUNNING, 1)
+        settled = [Completed(running.lease, b"1")]
+        await backend.consuming.exchange("a" * 32, 2, settled, ReserveRequest(total=0))
+        assert (await processor.flows.get("i")).state is FlowState.CANCELLED
+
+
+async def test_a_running_member_that_ends_during_a_cancel_hides_no_other_one() -> None:
+    """Its end must not be taken for that of a member that the cancel has not reached yet."""
+
+    class EndingBackend(CountingBackend):
+        """Completes the running member right after it was asked to end."""
+
+        async def change_jobs(self, *arguments: Any, **options: Any) -> JobChanges:
+            changed = await super().change_jobs(*arguments, **options)
+            if running:
+                settled = [Completed(running.pop().lease, b"1")]
+                await self.exchange("a" * 32, 2, settled, ReserveRequest(total=0))
+            return changed
+
+    backend = EndingBackend()
+    processor = Processor(backend)
+    processor.register(fetch, note)
+    async with processor:
+        flow = Flow("pair")
+        flow.add(note.job("old"))
+        await processor.enqueue_flow(flow, id="i")
+        await enqueue_others(processor, SCAN_BUDGET)
+        running: list[Delivery] = []
+        options = JobOptions(flow="i")
+        added = NewFlow(id="i", growth=Growth.ADD)
+        late = NewJob("i.late", "fetch", "default", b'{"url":"a"}', options=options)
+        await backend.producing.enqueue([late], [added])
+        await backend.consuming.open_session(Session(id="a" * 32, names=("fetch",)))
+        request = ReserveRequest(total=1, lanes=(Lane("default", "fetch"),))
+        running += (await backend.consuming.exchange("a" * 32, 1, [], request)).deliveries
+        await processor.flows.cancel("i")
+        assert (await processor.get_status("i.note")).state is State.CANCELLED

@@ -16,7 +16,7 @@ from nimburion.core.backend import Backend
 from nimburion.core.bulk_operations import BulkAction, narrow_to_action
 from nimburion.core.errors import FlowNotFound, WaitTimeout
 from nimburion.core.flows import FlowInfo, FlowState, Growth, NewFlow
-from nimburion.core.job import DEPENDENCY, FAILED_ONLY, State
+from nimburion.core.job import DEPENDENCY, FAILED_ONLY, PROCESSING_ONLY, State
 from nimburion.core.paging import change_matching, iterate_items
 from nimburion.core.queries import JobFilter
 from nimburion.core.size_limits import check_name
@@ -148,7 +148,7 @@ class FlowActions(SubjectActions):
         """Cancel members from a cursor on. Return their ids, and whether none is left."""
         which = narrow_to_action(JobFilter(flow=flow_id), BulkAction.CANCEL)
         ids: Ids = []
-        running = 0
+        running: Ids = []
         while True:
             page = await self._backend.reads.list_jobs(which, limit=STEP, after=after)
             if page.jobs:
@@ -157,12 +157,22 @@ class FlowActions(SubjectActions):
                     BulkAction.CANCEL, members, states=which.states
                 )
                 ids += changes.ids
-                running += sum(record.state is State.PROCESSING for record in page.jobs)
+                running += [one.id for one in page.jobs if one.state is State.PROCESSING]
                 report(len(changes.ids))
-            left = count_unfinished_jobs(await self.get(flow_id))
+            is_complete = await self._is_cancelled(flow_id, running)
             after = page.next
-            if left <= running or after is None:
-                return ids, left <= running
+            if is_complete or after is None:
+                return ids, is_complete
+
+    async def _is_cancelled(self, flow_id: str, asked: Ids) -> bool:
+        """Return whether no member is left but running ones that were asked to end."""
+        left = count_unfinished_jobs(await self.get(flow_id))
+        if not left or not left <= len(asked) <= STEP:
+            return not left
+        # Read after the count: a job that runs now had not ended then.
+        which = JobFilter(ids=tuple(asked), states=PROCESSING_ONLY)
+        page = await self._backend.reads.list_jobs(which, limit=STEP)
+        return left <= len(page.jobs)
 
     async def preview_replay(self, flow_id: str | UUID) -> ReplayPreview:
         """Return what `replay` would do now. Raises `FlowNotFound`.
