@@ -500,11 +500,11 @@ class CommandCases(TransactionTestCase):
 
     def test_an_enqueue_is_checked_and_does_what_the_job_declares(self) -> None:
         written = io.StringIO()
-        with redirect_stdout(written), redirect_stderr(io.StringIO()) as said:
+        with redirect_stdout(written), redirect_stderr(io.StringIO()) as printed:
             call_command("nimburion", "enqueue", "greet", "--args", '{"name": "ann"}')
         job_id = written.getvalue().strip()
         self.assertEqual(get_processor().sync.get_status(job_id).queue, "mail")
-        self.assertIn("1 job 'greet' waits in queue 'mail'", said.getvalue())
+        self.assertIn("1 job 'greet' waits in queue 'mail'", printed.getvalue())
         for wrong in (("gret",), ("greet", "--args", '{"name": 5}')):
             with redirect_stderr(io.StringIO()), self.assertRaises(CommandError) as caught:
                 call_command("nimburion", "enqueue", *wrong)
