@@ -28,7 +28,7 @@ MAX_FLOWS = 200
 """The newest flows that are examined."""
 
 
-class SearchQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SearchInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What to search for."""
 
     q: SearchText = ""
@@ -67,7 +67,7 @@ class SearchData(msgspec.Struct, frozen=True, kw_only=True):
     """Why the text cannot be used as qualifiers."""
 
 
-async def search(request: PageRequest[SearchQuery]) -> SearchData:
+async def search(request: PageRequest[SearchInput]) -> SearchData:
     """Find what a text names. The id of a job comes first, then qualifiers, then all else."""
     text, readings = request.query.q.strip(), request.readings
     if not text:
@@ -186,7 +186,7 @@ SEARCH = DashboardPage(
     read=search,
     template="search.html",
     tables=("matches",),
-    query=SearchQuery,
+    query=SearchInput,
     interval=None,
     redirect=find_only_match,
 )
