@@ -37,7 +37,9 @@ def make_fast_flow(members: int, *, max_failed: int = 0) -> NewFlow:
     )
 
 
-async def store_fast(harness: Harness, jobs: Sequence[NewJob], *, max_failed: int = 0) -> None:
+async def enqueue_failing_fast(
+    harness: Harness, jobs: Sequence[NewJob], *, max_failed: int = 0
+) -> None:
     """Store a flow with `fail_fast` and these members."""
     await store(harness, jobs, make_fast_flow(len(jobs), max_failed=max_failed))
 
@@ -64,7 +66,7 @@ class FailingFast:
             member("scheduled", after=600.0),
             member("always", after("scheduled", on=On.FINISHED)),
         ]
-        await store_fast(harness, jobs)
+        await enqueue_failing_fast(harness, jobs)
         await FAILING_ENDS[way](harness, await harness.worker(), "a")
         await continue_all(harness)
         for job in jobs[1:]:
@@ -78,7 +80,7 @@ class FailingFast:
         assert await list_waiting(await harness.worker()) == []
 
     async def test_pending_and_retrying_members(self, harness: Harness) -> None:
-        await store_fast(harness, [member(job_id) for job_id in "abcd"])
+        await enqueue_failing_fast(harness, [member(job_id) for job_id in "abcd"])
         worker = await harness.worker()
         first, second, third = await worker.take(3)
         await worker.settle(
@@ -95,7 +97,7 @@ class FailingFast:
         assert await read_counts(harness) == (FlowState.FAILED, 0, 0, 1, 3)
 
     async def test_members_that_run_are_left_alone(self, harness: Harness) -> None:
-        await store_fast(harness, [member("a"), member("b"), member("c")])
+        await enqueue_failing_fast(harness, [member("a"), member("b"), member("c")])
         worker = await harness.worker()
         first, second = await worker.take(2)
         await worker.settle(Failed(first.lease, "permanent", FAILURE))
@@ -106,7 +108,7 @@ class FailingFast:
         assert await read_counts(harness) == (FlowState.FAILED, 0, 1, 1, 1)
 
     async def test_nothing_is_cancelled_up_to_the_tolerance(self, harness: Harness) -> None:
-        await store_fast(harness, [member(job_id) for job_id in "abcd"], max_failed=1)
+        await enqueue_failing_fast(harness, [member(job_id) for job_id in "abcd"], max_failed=1)
         worker = await harness.worker()
         await fail(worker, "a")
         await continue_all(harness)
@@ -148,7 +150,7 @@ class FailingFast:
         assert await read_counts(harness) == (FlowState.RUNNING, 1, 0, 1, 2)
 
     async def test_other_flows_and_jobs_stay(self, harness: Harness) -> None:
-        await store_fast(harness, [member("a"), member("b")])
+        await enqueue_failing_fast(harness, [member("a"), member("b")])
         await store(harness, [member("c", flow="other")], NewFlow(id="other", members=1))
         await harness.add("d")
         worker = await harness.worker()
@@ -157,7 +159,7 @@ class FailingFast:
         assert await list_waiting(worker) == ["c", "d"]
 
     async def test_a_flow_that_succeeds(self, harness: Harness) -> None:
-        await store_fast(harness, [member("a"), member("b", after("a"))])
+        await enqueue_failing_fast(harness, [member("a"), member("b", after("a"))])
         worker = await harness.worker()
         facts = await harness.backend.reads.explain_job("b")
         assert [one.condition for one in facts.unmet] == [*after("a")]
@@ -167,7 +169,7 @@ class FailingFast:
         assert await read_counts(harness) == (FlowState.COMPLETED, 0, 2, 0, 0)
 
     async def test_it_says_what_cancelled_a_member(self, harness: Harness) -> None:
-        await store_fast(harness, [member("a"), member("b")])
+        await enqueue_failing_fast(harness, [member("a"), member("b")])
         await fail(await harness.worker(), "a")
         await continue_all(harness)
         (unmet,) = (await harness.backend.reads.explain_job("b")).unmet
@@ -177,7 +179,7 @@ class FailingFast:
     async def test_it_frees_unique_keys_and_places(self, harness: Harness) -> None:
         options = JobOptions(flow=FLOW, unique_key="k")
         jobs = [member("a"), NewJob("b", "mail", "default", b'{"a":1}', options=options)]
-        await store_fast(harness, jobs)
+        await enqueue_failing_fast(harness, jobs)
         await fail(await harness.worker(), "a")
         await continue_all(harness)
         await harness.put(harness.job("c", options=JobOptions(unique_key="k")))
@@ -187,7 +189,7 @@ class FailingFast:
         """They waited for the key of a limit, and let others have it."""
         options = JobOptions(flow=FLOW, limit_keys={"site": "x"})
         jobs = [NewJob(job_id, "mail", "default", b"{}", options=options) for job_id in "abc"]
-        await store_fast(harness, jobs)
+        await enqueue_failing_fast(harness, jobs)
         free = JobOptions(limit_keys={"site": "x"})
         await harness.put(NewJob("d", "mail", "default", b"{}", options=free))
         worker = await harness.worker(keyed={"mail": {"site": LimitRule(1)}})
@@ -200,7 +202,7 @@ class FailingFast:
     async def test_several_steps_cancel(self, harness: Harness) -> None:
         count = 2 * MAX_RESOLVED + 1
         waiting = [member(f"w{number:04}") for number in range(count)]
-        await store_fast(harness, [member("a", priority=9), *waiting])
+        await enqueue_failing_fast(harness, [member("a", priority=9), *waiting])
         worker = await harness.worker()
         assert (await worker.heartbeat()).next_expiry > 0
         (first,) = await worker.take(1)
@@ -214,7 +216,7 @@ class FailingFast:
         assert await read_counts(harness) == (FlowState.FAILED, 0, 0, 1, count)
 
     async def test_fail_fast_belongs_to_the_flow(self, harness: Harness) -> None:
-        await store_fast(harness, [member("a")])
+        await enqueue_failing_fast(harness, [member("a")])
         other = NewFlow(id=FLOW, name="import file", members=1)
         with pytest.raises(InvalidJob, match=FLOW):
             await harness.backend.producing.enqueue([member("a")], [other])
@@ -230,7 +232,7 @@ class ReplayingFast:
             member("suspended", after("pending")),
             member("scheduled", after=600.0),
         ]
-        await store_fast(harness, jobs)
+        await enqueue_failing_fast(harness, jobs)
         worker = await harness.worker()
         await fail(worker, "a")
         await continue_all(harness)
@@ -251,7 +253,7 @@ class ReplayingFast:
         assert await read_counts(harness) == (FlowState.COMPLETED, 0, 4, 0, 0)
 
     async def test_a_second_failure_cancels_them_again(self, harness: Harness) -> None:
-        await store_fast(harness, [member("a"), member("b")])
+        await enqueue_failing_fast(harness, [member("a"), member("b")])
         worker = await harness.worker()
         for _ in range(2):
             await fail(worker, "a")
@@ -264,7 +266,7 @@ class ReplayingFast:
     async def test_the_next_failure_cancels_what_a_replay_let_wait(self, harness: Harness) -> None:
         """The replay of one member is enough, also if the flow has failed without it."""
         jobs = [member("a"), member("b"), member("c"), member("d", after("c"))]
-        await store_fast(harness, jobs)
+        await enqueue_failing_fast(harness, jobs)
         worker = await harness.worker()
         await fail(worker, "a", "b")
         await continue_all(harness)
@@ -278,7 +280,7 @@ class ReplayingFast:
         assert await read_counts(harness) == (FlowState.FAILED, 0, 0, 2, 2)
 
     async def test_what_someone_cancelled_stays_cancelled(self, harness: Harness) -> None:
-        await store_fast(harness, [member("a"), member("b"), member("c")], max_failed=1)
+        await enqueue_failing_fast(harness, [member("a"), member("b"), member("c")], max_failed=1)
         worker = await harness.worker()
         await harness.backend.producing.cancel("b")
         await fail(worker, "a")
