@@ -213,6 +213,19 @@ class FailureGroupCases:
         unasked = await harness.backend.reads.group_failures()
         assert [group.counts_since for group in unasked.groups] == [(), ()]
 
+    async def test_groups_have_only_what_failed_in_a_time(self, harness: Harness) -> None:
+        start = harness.clock.now()
+        for job_id, fingerprint in (("a", FIRST), ("b", SECOND), ("c", SECOND), ("d", FIRST)):
+            await fail(harness, job_id, fingerprint)
+            harness.clock.advance(10.0)
+        which = JobFilter(finished_from=start + 10.0, finished_to=start + 40.0)
+        found = await harness.backend.reads.group_failures(which)
+        assert [(group.fingerprint, group.count) for group in found.groups] == [
+            (SECOND, 2),
+            (FIRST, 1),
+        ]
+        assert found.groups[1].first == found.groups[1].last == start + 30.0
+
     async def test_groups_are_limited_and_filtered(self, harness: Harness) -> None:
         await fail(harness, "a", FIRST)
         await fail(harness, "b", SECOND)
