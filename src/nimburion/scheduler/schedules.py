@@ -326,6 +326,8 @@ async def list_histories(
                 TickOutcome(tick=tick, job=job_id, state=states.get(job_id))
                 for tick in found
                 for job_id in (make_job_id(record.name, tick),)
+                # No scheduler has decided ticks from before it was added or resumed.
+                if job_id in states or tick > _parse_spec_or_stub(record).since
             ],
             overdue_since=_find_overdue(record, now) if info.condition == "active" else None,
         )
