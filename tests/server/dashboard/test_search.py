@@ -32,6 +32,8 @@ async def filled(api: Api) -> Api:
     await api.processor.backend.producing.enqueue([], [flow])
     worker = Session(id="w" * 28 + "f95d", host="web-7", queues=("mail",), names=("send",))
     await api.processor.backend.consuming.open_session(worker)
+    beside = Session(id="x" * 32, host="web-7", queues=("mail",), names=("send",))
+    await api.processor.backend.consuming.open_session(beside)
     return api
 
 

@@ -48,6 +48,7 @@ class SearchMatch(msgspec.Struct, frozen=True, order=True):
         "correlation",
         "dead letters",
         "worker",
+        "host",
         "jobs",
     ]
     label: str
@@ -111,7 +112,7 @@ async def _read_flows(readings: PageReadings) -> list[FlowInfo]:
     return (await readings.backend.reads.list_flows(limit=MAX_FLOWS)).flows
 
 
-_Kind = Literal["flow", "queue", "name", "key", "worker"]
+_Kind = Literal["flow", "queue", "name", "key", "worker", "host"]
 _Named = tuple[_Kind, str, str]
 """Kind, label and page of something with a name."""
 
@@ -127,9 +128,11 @@ async def _read_names(readings: PageReadings) -> list[_Named]:
     for flow in await readings.read("newest flows", lambda: _read_flows(readings), 4.0):
         named.add(("flow", flow.id, f"/flows/{flow.id}"))
         named.add(("flow", flow.name, f"/flows?{urlencode({'name': flow.name})}"))
+    hosts: dict[str, str] = {}
     for session in sessions:
         named.add(("worker", session.id, f"/workers#worker-{session.id}"))
-        named.add(("worker", session.host, f"/workers#worker-{session.id}"))
+        hosts.setdefault(session.host, f"/workers#worker-{session.id}")
+    named |= {("host", host, path) for host, path in hosts.items()}
     for limit in await readings.list_limits():
         path = f"/limits?{urlencode({'limit': limit.name})}"
         named.add(("key", limit.name, path))

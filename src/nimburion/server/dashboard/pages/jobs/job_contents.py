@@ -108,6 +108,8 @@ def shorten_arguments(payload: bytes | None) -> str:
 
     >>> shorten_arguments(b'{"to": "a","order":  7}'), shorten_arguments(b"{}")
     ('to: "a", order: 7', '')
+    >>> shorten_arguments(b'{"lines": [{"sku":"A-1","count":2}]}')
+    'lines: [{ sku: "A-1", count: 2}]'
     """
     if payload is None:
         return ""
@@ -115,7 +117,7 @@ def shorten_arguments(payload: bytes | None) -> str:
     words = " ".join(start.split())
     if len(payload) <= len(start.encode()) and words.startswith("{") and words.endswith("}"):
         words = words[1:-1].strip()
-    named = re.sub(r',? ?"(\w+)": ?', r", \1: ", words).removeprefix(", ")
+    named = re.sub(r'(^|[{,]) ?"(\w+)": ?', r"\1 \2: ", words).lstrip()
     return shorten(named, MAX_SHOWN_CHARACTERS)
 
 
