@@ -78,6 +78,30 @@ async def test_a_handler_in_a_thread_and_one_on_the_loop_show_where_they_are() -
     assert SECRET not in first.stack.text + second.stack.text
 
 
+async def test_a_job_that_ignores_its_cancel_shows_where_it_is() -> None:
+    """Each heartbeat repeats the cancel request."""
+    release, started = threading.Event(), threading.Event()
+
+    @job(name="block")
+    def block() -> None:
+        started.set()
+        release.wait()
+
+    processor = Processor(MemoryBackend(), session_ttl=60.0)  # no regular heartbeat comes
+    processor.register(block)
+    async with processor:
+        await processor.start()
+        job_id = await processor.enqueue(block.job())
+        await wait_until(started.is_set, "the handler runs")
+        await processor.backend.producing.cancel(job_id)
+        try:
+            first, second = await ask(processor, job_id), await ask(processor, job_id)
+        finally:
+            release.set()
+    assert first.stack
+    assert second.stack
+
+
 async def test_a_worker_whose_loop_is_blocked_answers() -> None:
     backend = MemoryBackend()
     answers: list[StackAnswer] = []

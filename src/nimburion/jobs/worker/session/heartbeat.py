@@ -59,7 +59,8 @@ class Heartbeat:
     ) -> None:
         self._vitals = vitals
         self._stacks = stacks
-        self._command: WorkerCommand | None = None
+        self._requests: tuple[WorkerCommand | None, frozenset[Lease]] = (None, frozenset())
+        """The command and the cancel requests of the last reply."""
         self._backend = backend
         self._session_id = session_id
         self._ttl = ttl
@@ -143,8 +144,8 @@ class Heartbeat:
             self._note_answer(sent)
             self.fleet_size = reply.fleet_size
             self.no_expiry_before = sent + reply.next_expiry
-            is_news = bool(reply.cancel) or reply.command is not self._command
-            self._command = reply.command
+            requests = (reply.command, frozenset(reply.cancel))  # each reply repeats them
+            is_news, self._requests = requests != self._requests, requests
             self._on_reply(reply)
             if self._stacks.must_look(notified=notified and not is_news):
                 await self._stacks.answer(handle, self.interval / 2)
