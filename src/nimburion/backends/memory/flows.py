@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -117,12 +117,15 @@ class MemoryFlowData(FlowData):
         self._step = step
         self._data: FlowTables = step.state.flow_tables
 
-    def get_flow(self, flow_id: str) -> FlowInfo | None:
-        return self._data.flows.get(flow_id)
+    def read_flows(self, ids: Collection[str]) -> list[FlowInfo]:
+        return [self._data.flows[flow_id] for flow_id in ids if flow_id in self._data.flows]
 
     def save_flow(self, flow: FlowInfo) -> None:
         finished_at = None if flow.unfinished else self._step.now / MICRO
         self._data.flows[flow.id] = msgspec.structs.replace(flow, finished_at=finished_at)
+
+    def select_awaited(self, changes: Sequence[SourceChange]) -> list[SourceChange]:
+        return [change for change in changes if change.source in self._data.waiters]
 
     def list_waiters(self, changes: Sequence[SourceChange], limit: int) -> list[Waiter]:
         jobs = self._step.state.jobs

@@ -82,12 +82,16 @@ class FlowData(Protocol):
     the flow. No job is suspended for it. It stays when its job ends, and goes with the flow.
     """
 
-    def get_flow(self, flow_id: str) -> FlowInfo | None:
-        """Return a flow or a group; None: it is not kept."""
+    def read_flows(self, ids: Collection[str]) -> list[FlowInfo]:
+        """Return those of these flows and groups that are kept."""
         ...
 
     def save_flow(self, flow: FlowInfo) -> None:
         """Store the counts of a flow. It has ended if `unfinished` is 0."""
+        ...
+
+    def select_awaited(self, changes: Sequence[SourceChange]) -> list[SourceChange]:
+        """Return the changes of those sources that conditions name, in their order."""
         ...
 
     def list_waiters(self, changes: Sequence[SourceChange], limit: int) -> list[Waiter]:
@@ -230,7 +234,7 @@ class FlowResolver:
         """Resume, cancel and suspend the jobs that the noted changes concern, and store all."""
         self._count_ended()
         while self._changes and self._left > 0:
-            changes = self._take_level()
+            changes = self._data.select_awaited(self._take_level())
             waiters = self._data.list_waiters(changes, self._left + 1)
             if len(waiters) > self._left:
                 del waiters[self._left :]
@@ -238,6 +242,7 @@ class FlowResolver:
             self._left -= len(waiters)
             self._apply(waiters, {change.source: change.change for change in changes})
             self._count_ended()
+        self._changes = self._data.select_awaited(self._changes)
         if self._changes:
             self._data.put_changes(self._changes)
             self._changes = []
@@ -282,6 +287,7 @@ class FlowResolver:
     def _count_ended(self) -> None:
         """Count the members that have ended, or wait again, in their flows."""
         ended, self._ended = self._ended, Counter()
+        self._read_flows({flow_id for flow_id, _ in ended})
         for flow_id in {flow_id: None for flow_id, _ in ended}:
             flow = self._read_flow(flow_id)
             if flow is not None:
@@ -312,9 +318,15 @@ class FlowResolver:
     def _read_flow(self, flow_id: str | None) -> FlowInfo | None:
         if flow_id is None:
             return None
-        if flow_id not in self._flows:
-            self._flows[flow_id] = self._data.get_flow(flow_id)
+        self._read_flows([flow_id])
         return self._flows[flow_id]
+
+    def _read_flows(self, ids: Collection[str]) -> None:
+        """Read those of these flows that were not read yet, at once."""
+        missing = [flow_id for flow_id in ids if flow_id not in self._flows]
+        if missing:
+            self._flows |= dict.fromkeys(missing)
+            self._flows |= {flow.id: flow for flow in self._data.read_flows(missing)}
 
     def _change_flow(self, flow: FlowInfo, counts: dict[str, int]) -> None:
         """Change the counts of a flow. Note its failure, its end, or that it runs again."""

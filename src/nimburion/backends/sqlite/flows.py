@@ -50,15 +50,26 @@ class SQLiteFlowData(FlowData):
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    def get_flow(self, flow_id: str) -> FlowInfo | None:
-        return find_flow(self._db, flow_id)
+    def read_flows(self, ids: Collection[str]) -> list[FlowInfo]:
+        listed = _encode(list(ids)).decode()
+        return [make_flow_info(row) for row in self._db.run("list_flows_by_id", listed)]
 
     def save_flow(self, flow: FlowInfo) -> None:
         counts = (flow.unfinished, flow.completed, flow.failed, flow.cancelled)
         grown_at = None if flow.grown_at is None else to_micros(flow.grown_at)
         self._db.run("save_flow", flow.id, *counts, flow.added, grown_at, self._db.now)
 
+    def select_awaited(self, changes: Sequence[SourceChange]) -> list[SourceChange]:
+        if not changes:
+            return []
+        listed = _encode([(source.kind, source.id) for source, _ in changes]).decode()
+        return [changes[place] for (place,) in self._db.run("select_awaited", listed)]
+
     def list_waiters(self, changes: Sequence[SourceChange], limit: int) -> list[Waiter]:
+        if len(changes) > 1:
+            waiters = self._list_few_waiters(changes, limit)
+            if waiters is not None:
+                return waiters
         found = []
         for source, change in changes:
             is_impossible = change is Transition.REOPENED
@@ -69,6 +80,22 @@ class SQLiteFlowData(FlowData):
                 found.append((seq, Waiter(source, job_id, on)))
         found.sort(key=lambda one: (one[0], one[1].source))
         return [waiter for _, waiter in found[:limit]]
+
+    def _list_few_waiters(self, changes: Sequence[SourceChange], limit: int) -> list[Waiter] | None:
+        """Return the conditions if there are less than `limit`, else None. It is one statement."""
+        listed = [
+            (source.kind, source.id, change is Transition.REOPENED, change is Transition.FAILING)
+            for source, change in changes
+        ]
+        rows = self._db.run("list_few_waiters", _encode(listed).decode(), limit).fetchall()
+        if len(rows) == limit:
+            return None
+        return [
+            Waiter(changes[place].source, job_id, On(awaited))
+            for _, place, job_id, awaited in sorted(
+                rows, key=lambda row: (row[0], changes[row[1]].source)
+            )
+        ]
 
     def meet(self, waiters: Sequence[Waiter]) -> None:
         self._db.run("delete_conditions", _list_conditions(waiters))

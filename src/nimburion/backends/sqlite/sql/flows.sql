@@ -13,6 +13,14 @@ SELECT id, name, parent, members, unfinished, completed, failed, cancelled, max_
     finished_at
 FROM flow WHERE id = ?1;
 
+-- name: list_flows_by_id
+-- Read flows and groups.
+-- Inputs: ?1 JSON array of ids
+-- Result: as `find_flow`
+SELECT f.id, f.name, f.parent, members, unfinished, completed, failed, cancelled, max_failed, fail_fast, added, created_at, grown_at,
+    finished_at
+FROM json_each(?1) AS x CROSS JOIN flow AS f ON f.id = x.value;
+
 -- name: list_flow_tree
 -- Read a flow and the groups inside it, at any depth.
 -- Inputs: ?1 id
@@ -118,6 +126,27 @@ FROM json_each(?1) AS each CROSS JOIN job AS j ON j.id = each.value;
 SELECT j.id, nullif(coalesce(json_extract(j.options, '$.group'), json_extract(j.options, '$.flow')), '')
 FROM json_each(?1) AS x CROSS JOIN job AS j ON j.seq = x.value
 WHERE j.options IS NOT NULL AND json_extract(j.options, '$.flow') IS NOT NULL;
+
+-- name: select_awaited
+-- Select the sources that conditions name.
+-- Inputs: ?1 JSON array of [kind, id of the source]
+-- Result: the positions of these sources in the array, in their order
+SELECT x.key FROM json_each(?1) AS x
+WHERE EXISTS (
+    SELECT 1 FROM wait_condition AS c
+    WHERE c.source_kind = json_extract(x.value, '$[0]') AND c.source = json_extract(x.value, '$[1]')
+);
+
+-- name: list_few_waiters
+-- List the conditions on sources, in no order. For many conditions, `list_waiters` lists those of each source.
+-- Inputs: ?1 JSON array of [kind, id of the source, whether those that are impossible, whether those on its end are left out], ?2 the
+--   maximum number
+-- Result: seq of the job that waits, the position of the source in the array, id of the job, awaited
+SELECT c.waiter, x.key, j.id, c.awaited
+FROM json_each(?1) AS x CROSS JOIN wait_condition AS c ON c.source_kind = json_extract(x.value, '$[0]')
+    AND c.source = json_extract(x.value, '$[1]') AND c.is_impossible = json_extract(x.value, '$[2]')
+CROSS JOIN job AS j ON j.seq = c.waiter
+WHERE NOT (json_extract(x.value, '$[3]') AND c.awaited = 'finished') LIMIT ?2;
 
 -- name: list_waiters
 -- List the conditions on a source, in the order of their jobs. The primary key has this order.
