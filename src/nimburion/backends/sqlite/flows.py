@@ -66,36 +66,33 @@ class SQLiteFlowData(FlowData):
         return [changes[place] for (place,) in self._db.run("select_awaited", listed)]
 
     def list_waiters(self, changes: Sequence[SourceChange], limit: int) -> list[Waiter]:
-        if len(changes) > 1:
-            waiters = self._list_few_waiters(changes, limit)
-            if waiters is not None:
-                return waiters
-        found = []
-        for source, change in changes:
-            is_impossible = change is Transition.REOPENED
-            left_out = On.FINISHED if change is Transition.FAILING else "none"
-            values = (source.kind, source.id, is_impossible, left_out, limit)
-            for seq, job_id, awaited in self._db.run("list_waiters", *values):
-                on = On(awaited) if awaited else None
-                found.append((seq, Waiter(source, job_id, on)))
+        rows = self._list_few_conditions(changes, limit) if len(changes) > 1 else None
+        if rows is None:
+            rows = self._list_conditions_by_source(changes, limit)
+        found = [
+            (seq, Waiter(changes[place].source, job_id, On(awaited) if awaited else None))
+            for seq, place, job_id, awaited in rows
+        ]
         found.sort(key=lambda one: (one[0], one[1].source))
         return [waiter for _, waiter in found[:limit]]
 
-    def _list_few_waiters(self, changes: Sequence[SourceChange], limit: int) -> list[Waiter] | None:
-        """Return the conditions if there are less than `limit`, else None. It is one statement."""
+    def _list_few_conditions(self, changes: Sequence[SourceChange], limit: int) -> list[Row] | None:
+        """Read the conditions in one statement, if there are less than `limit`, else None."""
         listed = [
-            (source.kind, source.id, change is Transition.REOPENED, change is Transition.FAILING)
+            (source.kind, source.id, change is Transition.REOPENED, _choose_left_out(change))
             for source, change in changes
         ]
         rows = self._db.run("list_few_waiters", _encode(listed).decode(), limit).fetchall()
-        if len(rows) == limit:
-            return None
-        return [
-            Waiter(changes[place].source, job_id, On(awaited))
-            for _, place, job_id, awaited in sorted(
-                rows, key=lambda row: (row[0], changes[row[1]].source)
-            )
-        ]
+        return None if len(rows) == limit else rows
+
+    def _list_conditions_by_source(self, changes: Sequence[SourceChange], limit: int) -> list[Row]:
+        rows: list[Row] = []
+        for place, (source, change) in enumerate(changes):
+            left_out = _choose_left_out(change)
+            values = (source.kind, source.id, change is Transition.REOPENED, left_out, limit)
+            for seq, job_id, awaited in self._db.run("list_waiters", *values):
+                rows.append((seq, place, job_id, awaited))
+        return rows
 
     def meet(self, waiters: Sequence[Waiter]) -> None:
         self._db.run("delete_conditions", _list_conditions(waiters))
@@ -160,6 +157,11 @@ class SQLiteFlowData(FlowData):
     def put_changes(self, changes: Sequence[SourceChange]) -> None:
         for source, change in changes:
             self._db.run("put_flow_change", source.kind, source.id, change)
+
+
+def _choose_left_out(change: Transition) -> str:
+    """Return the value of `awaited` of the conditions that a change does not concern."""
+    return On.FINISHED if change is Transition.FAILING else "none"
 
 
 def get_flow_changes(db: Database) -> FlowResolver:

@@ -139,14 +139,14 @@ WHERE EXISTS (
 
 -- name: list_few_waiters
 -- List the conditions on sources, in no order. For many conditions, `list_waiters` lists those of each source.
--- Inputs: ?1 JSON array of [kind, id of the source, whether those that are impossible, whether those on its end are left out], ?2 the
+-- Inputs: ?1 JSON array of [kind, id of the source, whether those that are impossible, a value of awaited that is left out], ?2 the
 --   maximum number
 -- Result: seq of the job that waits, the position of the source in the array, id of the job, awaited
 SELECT c.waiter, x.key, j.id, c.awaited
 FROM json_each(?1) AS x CROSS JOIN wait_condition AS c ON c.source_kind = json_extract(x.value, '$[0]')
     AND c.source = json_extract(x.value, '$[1]') AND c.is_impossible = json_extract(x.value, '$[2]')
 CROSS JOIN job AS j ON j.seq = c.waiter
-WHERE NOT (json_extract(x.value, '$[3]') AND c.awaited = 'finished') LIMIT ?2;
+WHERE c.awaited <> json_extract(x.value, '$[3]') LIMIT ?2;
 
 -- name: list_waiters
 -- List the conditions on a source, in the order of their jobs. The primary key has this order.
