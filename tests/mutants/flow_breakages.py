@@ -289,14 +289,14 @@ FLOW_MUTANTS = (
         "return bool(self.$list_conditions($job_id))",
         (f"{MEMORY}test_a_flow_that_succeeds",),
     ),
-    Mutant(
-        "flows: callbacks of a failed flow are cancelled",
-        "backends/memory/*.py",
-        "and $flow.fail_fast and $options.counted_flow is not None:",
-        "and $flow.fail_fast:",
-        (f"{MEMORY}test_callbacks_are_called",),
-    ),
     # SQLite
+    Mutant(
+        "flows: callbacks of a failed flow are cancelled (SQLite)",
+        "backends/sqlite/*.sql",
+        "WHERE $j.seq > ?1 AND $f.fail_fast AND coalesce(json_extract($j.options, '$$.group'), ' ') <> '';",
+        "WHERE $j.seq > ?1 AND $f.fail_fast;",
+        (f"{SQLITE}test_callbacks_are_called",),
+    ),
     Mutant(
         "flows: a job is resumed at its first condition (SQLite)",
         "backends/sqlite/*.sql",
