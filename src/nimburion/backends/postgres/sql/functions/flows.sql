@@ -131,7 +131,8 @@ BEGIN
     END IF;
     changes := {schema}.find_changes_1(taken) || {schema}.count_changes_1(p_now, taken) || {schema}.find_replayed_1(taken);
     WHILE changes <> '{}' AND available > 0 LOOP
-        -- The first change of each source; later ones follow in the next round, or stay behind a blocked one.
+        -- The first change of each source; later ones follow in the next round, or stay behind a blocked one. Sources that no
+        -- condition names are left out.
         SELECT coalesce(array_agg(c.change ORDER BY c.place) FILTER (WHERE c.nth = 1 AND NOT c.is_blocked), '{}'),
             coalesce(array_agg(c.change ORDER BY c.place) FILTER (WHERE c.nth > 1 AND NOT c.is_blocked), '{}'),
             blocked || array_agg(c.change ORDER BY c.place) FILTER (WHERE c.is_blocked)
@@ -142,7 +143,9 @@ BEGIN
                 (u.source_kind, u.source) IN (SELECT b.source_kind, b.source FROM unnest(blocked) b) AS is_blocked
             FROM unnest(changes) WITH ORDINALITY
                 AS u (number, flow, root, source_kind, source, change, outcome, place)
+            WHERE EXISTS (SELECT FROM {schema}.condition w WHERE w.source_kind = u.source_kind AND w.source = u.source)
         ) c;
+        EXIT WHEN level = '{}';
         waiters := {schema}.lock_waiters_1(level, roots, available);
         roots := waiters.roots;
         available := CASE WHEN waiters.is_cut THEN 0 ELSE available - waiters.number END;
