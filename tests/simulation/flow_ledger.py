@@ -51,12 +51,14 @@ class FlowLedger:
     def note_enqueued(self, jobs: Iterable[NewJob], flows: Iterable[NewFlow]) -> None:
         """Note that these jobs of these flows are stored."""
         for flow in flows:
-            if self.flows.setdefault(flow.id, flow) is flow and flow.parent is not None:
+            if flow.id not in self.flows and flow.parent is not None:
                 self._groups.setdefault(flow.parent, []).append(flow.id)
+            self.flows[flow.id] = flow
         for job in jobs:
             counted = job.options.counted_flow
-            if self.jobs.setdefault(job.id, job) is job and counted is not None:
+            if job.id not in self.jobs and counted is not None:
                 self._members.setdefault(counted, []).append(job.id)
+            self.jobs[job.id] = job
 
     def note_replayed(self, job_id: str) -> None:
         """Note that a job was replayed."""
