@@ -285,7 +285,7 @@ async def test_a_raw_job_takes_bytes_as_they_are_and_a_dict_as_json(processor: P
         ("hook", [1], "the payload must be bytes or a dict"),
         ("hook", {"a": {"b": NAIVE}}, "job 'hook', field 'a.b': a datetime must have a time zone"),
         ("hook", {"a": float("nan")}, "job 'hook', field 'a': a number must be finite"),
-        ("hook", {"a": object()}, "object cannot be encoded as JSON"),
+        ("hook", {"a": object()}, "`object` cannot be encoded as JSON"),
         ("hook", b"x" * (1024 * 1024 + 1), "1048577 bytes, over the limit of 1048576"),
     ],
 )

@@ -217,7 +217,7 @@ def test_a_near_value_becomes_the_declared_one(kind: Any, value: Any, back: Any)
         (Order, Order.model_construct(number="x"), "it", "number: Input should be"),
         (Order, Order(number=1, placed=NAIVE), "it.placed", "time zone"),
         (Order, Order(number=1, total=float("nan")), "it.total", "finite"),
-        (Any, object(), "it", "object cannot be encoded as JSON"),
+        (Any, object(), "it", "`object` cannot be encoded as JSON"),
         (Any, {"a": Opaque()}, "it", "cannot be encoded as JSON"),
         (Any, {"a": {"b": NAIVE}}, "it.a.b", "time zone"),
         (str, "\ud800", "it", "lone surrogate"),

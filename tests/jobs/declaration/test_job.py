@@ -447,7 +447,7 @@ def test_results_are_kept_as_json_of_the_declared_type() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (object(), "object cannot be encoded as JSON"),
+        (object(), "`object` cannot be encoded as JSON"),
         ("x" * 300_000, "300002 bytes, over the limit of 262144"),
         ("\ud800", "lone surrogate"),
         (b"\xff".decode("utf-8", "surrogateescape"), "lone surrogate"),

@@ -6,11 +6,12 @@ import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
-from nimburion import Flow, Processor, State, chain
+from nimburion import Flow, Processor, State, chain, job
 from nimburion.core.errors import (
     DuplicateJob,
     InvalidJob,
@@ -196,6 +197,30 @@ async def test_a_result_inside_a_list_is_refused() -> None:
         with pytest.raises(InvalidJob, match="whole argument"):
             await processor.enqueue(count_rows.job("a", first.result))
         assert await list_states(processor) == {}
+
+
+async def test_a_result_inside_another_value_is_refused() -> None:
+    """`InvalidJob` names the argument, whatever the types are."""
+
+    @job
+    async def take(found: list[dict[str, int]], more: dict[str, object] | None = None) -> None: ...
+
+    async with make_processor() as processor:
+        for place in ("found", "more"):
+            flow = Flow("import")
+            first: Any = flow.add(fetch.job("a")).result
+            flow.add(take.job([first]) if place == "found" else take.job([], {"a": first}))
+            with pytest.raises(InvalidJob, match=f"member 'take'.*'{place}'.* whole argument"):
+                await processor.enqueue_flow(flow)
+
+
+async def test_a_member_in_place_of_its_result_is_refused() -> None:
+    async with make_processor() as processor:
+        flow = Flow("import")
+        first: Any = flow.add(fetch.job("a"))
+        flow.add(note.job(first))
+        with pytest.raises(InvalidJob, match=r"expected `str`, got `Member` .*`member\.result`"):
+            await processor.enqueue_flow(flow)
 
 
 async def test_ids_that_would_be_too_long() -> None:

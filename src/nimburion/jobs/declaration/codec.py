@@ -125,16 +125,21 @@ class Codec:
         field = self._find_faulty_field(arguments, type(error))
         path = error.path if isinstance(error, NotJson) else []
         place = _join_path([field, *path] if field else path)
-        return f"job {self.name!r}" + (f", field {place!r}: " if place else ": ") + _describe(error)
+        where = f", field {place!r}" if place else ""
+        return f"job {self.name!r}{where}: {_describe(error)}{_give_hint(error)}"
 
     def _find_faulty_field(self, arguments: dict[str, Any], kind: type[Exception]) -> str | None:
-        """Return the first field that raises an error of this kind when encoded by itself."""
+        """Return the first field that raises an error of this kind when encoded by itself, or else
+        the first that raises another error."""
+        other: str | None = None
         for field, value in arguments.items():
             try:
                 _encode(_to_builtins(value, builtin_types=_NATIVE_TYPES, enc_hook=enc_hook))
             except kind:
                 return field
-        return None
+            except _CONVERSION_ERRORS:
+                other = other or field
+        return other
 
 
 class ResultCodec:
@@ -224,9 +229,13 @@ def _locate(error: Exception) -> str:
 
 def _give_hint(error: Exception) -> str:
     """Return a hint if an id may be None because its row is not written yet, or if the value is a
-    part of an argument and not known yet."""
+    part of an argument and not known yet, or if it is a member of a flow in place of its result."""
     if "`MemberResult`" in str(error):
         return " (the result of a member of a flow can only be a whole argument of another member)"
+    if "`Member`" in str(error):
+        return " (to pass the result of a member of a flow, write `member.result`)"
+    if "`Members`" in str(error):
+        return " (to pass the results of a group of a flow, write `group.results`)"
     is_missing_id = str(error).startswith(
         ("Expected `int`, got `null`", "Expected `uuid`, got `null`")
     )

@@ -48,7 +48,7 @@ def enc_hook(value: Any) -> Any:  # noqa: ANN401 (msgspec's hook)
     for kind, plainly in _BASES:
         if isinstance(value, kind):
             return plainly(value)
-    raise TypeError(f"{type(value).__qualname__} cannot be encoded as JSON")
+    raise TypeError(f"`{type(value).__qualname__}` cannot be encoded as JSON")
 
 
 def dec_hook(kind: Any, value: Any) -> Any:  # noqa: ANN401 (msgspec's hook)

@@ -36,7 +36,7 @@ class MemberResult:
         def _refuse(self, *_: object) -> NoReturn:
             raise InvalidJob(
                 f"the result of member {self.source.name!r} is not known while the flow is built; "
-                "pass it as an argument of another member, and use it in that job"
+                "pass it as a whole argument of another member, and use it in that job"
             )
 
         __str__ = __bool__ = __int__ = __float__ = __index__ = __bytes__ = __format__ = _refuse
