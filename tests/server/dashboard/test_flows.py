@@ -117,6 +117,17 @@ async def test_a_flow_that_failed(failed: Api) -> None:
     assert (shown["missing"], shown["flow"]["state"]) == (0, "failed")
 
 
+async def test_a_tolerated_failure_stops_nothing(api: Api) -> None:
+    api.processor.register(count_part, report)
+    flow = Flow("import")
+    counted = flow.add_all((count_part.job("file", n) for n in range(5)), max_failed=1)
+    flow.add(report.job(counted.results))
+    await api.processor.enqueue_flow(flow, id="t")
+    await api.processor.drain()
+    html = (await api.client.get(f"{FLOWS}/t")).text
+    assert re.findall(r'class="edge on-success( failed)?"', html) == [""]
+
+
 async def test_what_a_suspended_job_waits_for(api: Api) -> None:
     api.processor.register(fetch, count_part, report)
     await api.processor.enqueue_flow(make_import(5), id="i")

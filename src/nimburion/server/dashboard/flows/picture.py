@@ -108,7 +108,7 @@ def draw_flow(boxes: Sequence[FlowBox], base: str) -> Markup:
             layout.boxes[source],
             layout.lines[source, number],
             layout.boxes[number],
-            _choose_line(boxes[source], on),
+            _choose_line(boxes[source], boxes[number], on),
         )
         for source, number, on in edges[:MAX_LINES]
     )
@@ -123,9 +123,12 @@ def draw_flow(boxes: Sequence[FlowBox], base: str) -> Markup:
     ).format(layout.width, layout.height, more, lines, shapes)
 
 
-def _choose_line(source: FlowBox, on: On) -> str:
-    """Return the classes of a line: which end is waited for, and whether its source failed."""
-    return f"edge on-{on} {'failed' if source.state == State.FAILED else ''}".rstrip()
+def _choose_line(source: FlowBox, target: FlowBox, on: On) -> str:
+    """Return the classes of a line: which end is waited for, and whether failed jobs of its source
+    stopped its target, which a tolerated failure does not.
+    """
+    stopped = source.state == State.FAILED and target.counts.get(State.CANCELLED, 0)
+    return f"edge on-{on} {'failed' if stopped else ''}".rstrip()
 
 
 def _draw_line(start: Point, between: Iterable[Point], end: Point, kind: str) -> Markup:
