@@ -21,12 +21,12 @@ async def add_up(counts: list[int]) -> int:
     return sum(counts)
 
 
-async def store(backend: Backend) -> None:
+async def store(backend: Backend, flow_id: str = "i") -> None:
     flow = Flow("import")
     parts = flow.add_all((part.job(number) for number in range(3)), name="parts")
     flow.add(add_up.job(parts.results))
     async with Processor(backend) as processor:
-        await processor.enqueue_flow(flow, id="i")
+        await processor.enqueue_flow(flow, id=flow_id)
 
 
 async def run(backend: Backend) -> None:
@@ -74,7 +74,7 @@ def test_the_failed_part_is_shown_and_replayed(nimburion: CommandLine) -> None:
     preview = nimburion("flows", "replay", "i")
     assert preview.code == 2
     assert "i.parts.1" in preview.out
-    assert "1 job waited for members that did not complete" in preview.out
+    assert "1 job cancelled because others did not complete" in preview.out
     assert "1 job of flow i would be replayed; nothing was done" in preview.err
     assert nimburion("flows", "replay", "i", "--yes").out == "1 job replayed\n"
     assert nimburion("flows", "show", "i", "--json").data["state"] == "running"
@@ -91,6 +91,36 @@ def test_the_rest_of_a_flow_is_cancelled(nimburion: CommandLine) -> None:
     assert set(cancelled) <= {"i.add_up", "i.parts.0", "i.parts.1", "i.parts.2"}
     assert nimburion("flows", "show", "i", "--json").data["state"] in {"cancelled", "failed"}
     assert "flows.cancel" in nimburion("audit").out
+
+
+def test_a_flow_in_place_of_a_job_is_refused(nimburion: CommandLine) -> None:
+    nimburion.call_backend(lambda backend: store(backend, "import-1"))
+    for command in (["why"], ["status"], ["jobs", "show"]):
+        refused = nimburion(*command, "import-1")
+        assert (refused.code, refused.err) == (
+            2,
+            "nimburion: 'import-1' is a flow, not a job: use `nimburion flows show import-1`\n",
+        )
+    assert "'import-1.parts' is a group of a flow" in nimburion("why", "import-1.parts").err
+
+
+def test_a_group_is_not_changed_in_place_of_its_flow(nimburion: CommandLine) -> None:
+    nimburion.call_backend(store)
+    for action in ("cancel", "replay"):
+        for options in ((), ("--yes",)):
+            refused = nimburion("flows", action, "i.parts", *options)
+            assert refused.code == 2
+            assert "'i.parts' is a group: pass the id of its flow, 'i'" in refused.err
+    assert nimburion("flows", "show", "i", "--json").data["unfinished"] == 2
+
+
+def test_a_flow_with_nothing_to_change(nimburion: CommandLine) -> None:
+    nimburion.call_backend(store)
+    assert "nothing to replay" in nimburion("flows", "replay", "i").err
+    nimburion("flows", "cancel", "i", "--yes")
+    assert "nothing to cancel" in nimburion("flows", "cancel", "i").err
+    assert nimburion("flows", "close", "i").out == "i was not open\n"
+    assert nimburion("flows", "close", "other").code == 4
 
 
 def test_a_flow_is_exported_for_support_without_data(nimburion: CommandLine) -> None:

@@ -14,7 +14,7 @@ from nimburion.actions.jobs import STEP, ReportProgress
 from nimburion.actions.operator import Operator, SubjectActions
 from nimburion.core.backend import Backend
 from nimburion.core.bulk_operations import BulkAction, narrow_to_action
-from nimburion.core.errors import FlowNotFound, WaitTimeout
+from nimburion.core.errors import FlowNotFound, InvalidJob, WaitTimeout
 from nimburion.core.flows import FlowInfo, FlowState, Growth, NewFlow
 from nimburion.core.job import DEPENDENCY, FAILED_ONLY, PROCESSING_ONLY, State
 from nimburion.core.paging import change_matching, iterate_items
@@ -103,7 +103,7 @@ class FlowActions(SubjectActions):
     async def close(self, flow_id: str | UUID) -> None:
         """Close an open flow: it ends with its last member. Closing it again changes nothing.
 
-        Raises `InvalidJob` if the flow is unknown.
+        Raises `FlowNotFound`.
         """
         flow = check_name("flow id", str(flow_id))
         async with self._operator.record(self._backend, "flows.close", flow):
@@ -127,11 +127,11 @@ class FlowActions(SubjectActions):
         A flow of which only a part is stored does not end: the members that are not stored count
         as not ended. Repeat `enqueue_flow` with its id and the same jobs, then cancel it again.
 
-        Raises `FlowNotFound`.
+        Raises `FlowNotFound`, and `InvalidJob` for the id of a group.
         """
         from nimburion.actions.flow_members import read_members  # for a cancel only
 
-        flow = await self.get(flow_id)
+        flow = await self._get_whole(flow_id)
         start = (await read_members(self._backend, flow)).start
         async with self._operator.record(
             self._backend, "flows.cancel", flow.id, reason=reason
@@ -141,6 +141,11 @@ class FlowActions(SubjectActions):
                 ids += (await self._cancel_from(flow.id, None, report))[0]
             change.count = len(ids)
             return ids
+
+    async def _get_whole(self, flow_id: str | UUID) -> FlowTree:
+        flow = await self.get(flow_id)
+        check_is_whole(flow)
+        return flow
 
     async def _cancel_from(
         self, flow_id: str, after: str | None, report: ReportProgress
@@ -175,13 +180,14 @@ class FlowActions(SubjectActions):
         return left <= len(page.jobs)
 
     async def preview_replay(self, flow_id: str | UUID) -> ReplayPreview:
-        """Return what `replay` would do now. Raises `FlowNotFound`.
+        """Return what `replay` would do now. Raises `FlowNotFound`, and `InvalidJob` for the id of
+        a group.
 
         The cancelled members are searched among the jobs that were stored with the flow.
         """
         from nimburion.actions.flow_members import read_members  # for a preview only
 
-        flow = await self.get(flow_id)
+        flow = await self._get_whole(flow_id)
         members = await read_members(self._backend, flow)
         failed = JobFilter(flow=flow.id, states=FAILED_ONLY)
         cancelled = JobFilter(flow=flow.id, states=frozenset({State.CANCELLED}), reason=DEPENDENCY)
@@ -205,9 +211,11 @@ class FlowActions(SubjectActions):
 
         The members that failed become pending again. The members that were cancelled only because
         of them wait again, under their ids. Those that completed stay as they are. A callback that
-        was called is not called a second time. Raises `FlowNotFound`.
+        was called is not called a second time.
+
+        Raises `FlowNotFound`, and `InvalidJob` for the id of a group.
         """
-        flow = await self.get(flow_id)
+        flow = await self._get_whole(flow_id)
         which = JobFilter(flow=flow.id)
         changed: Ids = []
         async with self._operator.record(
@@ -222,6 +230,12 @@ class FlowActions(SubjectActions):
                 after = step.next
                 if after is None:
                     return changed
+
+
+def check_is_whole(flow: FlowInfo) -> None:
+    """Raise `InvalidJob` for a group: the members are found by the id of the whole flow."""
+    if flow.parent is not None:
+        raise InvalidJob(f"{flow.id!r} is a group: pass the id of its flow, {flow.parent!r}")
 
 
 def count_unfinished_jobs(tree: FlowTree) -> int:

@@ -27,7 +27,7 @@ async def resolve_job_id(backend: Backend, text: str) -> str:
     Only the newest `SCAN_BUDGET` jobs are searched for a prefix or suffix.
 
     Raises:
-        BadInput: several jobs match.
+        BadInput: several jobs match, or it is the id of a flow or of a group.
         JobNotFound: no job matches.
     """
     try:
@@ -35,6 +35,9 @@ async def resolve_job_id(backend: Backend, text: str) -> str:
     except JobNotFound:
         if len(text) < _MIN_CHARACTERS:
             raise
+    if flows := await backend.reads.get_flow(text):
+        kind = "flow" if flows[0].parent is None else "group of a flow"
+        raise BadInput(f"{text!r} is a {kind}, not a job: use `nimburion flows show {text}`")
     found: list[str] = []
     after: str | None = None
     examined = 0

@@ -131,8 +131,17 @@ def print_flow(tree: FlowTree) -> None:
 @add_shared_options
 def close_flow(flow_id: str) -> None:
     """Close an open flow, which then ends with its last member."""
-    current_invocation().run(lambda backend: make_actions(backend).flows.close(flow_id))
-    print_result({"closed": flow_id}, lambda: click.echo(f"{escape_controls(flow_id)} closed"))
+    was_open = current_invocation().run(lambda backend: _close(backend, flow_id))
+    said = "closed" if was_open else "was not open"
+    print_result({"closed": flow_id}, lambda: click.echo(f"{escape_controls(flow_id)} {said}"))
+
+
+async def _close(backend: Backend, flow_id: str) -> bool:
+    """Close a flow, and return whether it was open."""
+    actions = make_actions(backend).flows
+    was_open = (await actions.get(flow_id)).is_open
+    await actions.close(flow_id)
+    return was_open
 
 
 @flows.command("export")
@@ -169,7 +178,12 @@ def cancel_flow(flow_id: str, reason: str, yes: bool) -> None:  # noqa: FBT001 (
 async def _cancel(backend: Backend, flow_id: str, reason: str, *, yes: bool) -> list[str]:
     actions = make_actions(backend).flows
     if not yes:
+        from nimburion.actions.flows import check_is_whole  # for this command only
+
         flow = await actions.get(flow_id)
+        check_is_whole(flow)
+        if not flow.unfinished:
+            raise BadInput(f"flow {flow.id} has ended; there is nothing to cancel")
         members = format_count(flow.unfinished, "member")
         raise BadInput(
             f"{members} of flow {flow.id} would be cancelled; nothing was done. Add --yes to "
@@ -199,6 +213,8 @@ async def _replay(backend: Backend, flow_id: str, reason: str, *, yes: bool) -> 
     actions = make_actions(backend).flows
     if not yes:
         preview = await actions.preview_replay(flow_id)
+        if preview.failed.complete and not preview.failed.count:
+            raise BadInput(f"no member of flow {flow_id} failed; there is nothing to replay")
         if not current_invocation().as_json:
             _print_preview(preview)
         raise BadInput(
@@ -215,8 +231,8 @@ def _print_preview(preview: ReplayPreview) -> None:
     print_records(preview.failed.first, "no member failed")
     if preview.cancelled.count:
         click.echo(
-            f"{_format_preview(preview.cancelled)} waited for members that did not complete; those "
-            "whose members run again wait for them again"
+            f"{_format_preview(preview.cancelled)} cancelled because others did not complete: each "
+            "waits again if those run again"
         )
 
 
