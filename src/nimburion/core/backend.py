@@ -187,6 +187,7 @@ class Producing(Protocol):
             InvalidJob: the source of a condition or a flow of a job is unknown, a source is a job
                 of no flow of the call, another flow with the same id is kept, or a flow that gets
                 members has ended. Nothing was stored.
+            FlowNotFound: a flow that gets members, or is closed, is not stored. Nothing was stored.
             EnqueueBlocked: a transaction that is still open enqueued the same id or unique key.
                 Nothing was stored; repeat the call. The client does so, apart from other jobs.
         """

@@ -138,7 +138,7 @@ def test_what_is_no_job() -> None:
     flow = Flow("import")
     with pytest.raises(InvalidJob, match=re.escape("pass fetch.job(…)")):
         flow.add(fetch)  # type: ignore[arg-type]
-    with pytest.raises(InvalidJob, match="add_all takes jobs, not fetch"):
+    with pytest.raises(InvalidJob, match=r"add_all takes several jobs, .* not fetch"):
         flow.add_all(fetch.job("a"))  # type: ignore[arg-type]
     with pytest.raises(InvalidJob, match="is not a job"):
         flow.add_all([fetch.job("a"), 5])  # type: ignore[arg-type]

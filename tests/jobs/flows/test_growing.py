@@ -6,7 +6,7 @@ import pytest
 
 from nimburion import Context, Flow, Processor, State
 from nimburion.backends.memory import MemoryBackend
-from nimburion.core.errors import InvalidJob, JobConflict, NotSupported
+from nimburion.core.errors import FlowNotFound, InvalidJob, JobConflict, NotSupported
 from nimburion.core.flows import FlowState
 from nimburion.testing import FakeClock
 from tests.jobs.flows.flow_jobs import count_rows, fetch, make_processor, note
@@ -50,8 +50,10 @@ async def test_an_open_flow_ends_after_it_is_closed() -> None:
             await processor.flows.close("i")
         assert (await processor.flows.wait("i", 10)).state is FlowState.COMPLETED
         assert (await processor.get_status("i.on_success")).state is State.PENDING
-        with pytest.raises(InvalidJob, match="unknown flow: 'j'"):
+        with pytest.raises(FlowNotFound, match="no flow 'j'"):
             await processor.flows.close("j")
+        with pytest.raises(FlowNotFound, match="no flow 'j'"):
+            await processor.flows.add("j", fetch.job("0.csv"))
         actions = [record.action async for record in processor.audit.list()]
         assert set(actions) == {"flows.close"}
 
@@ -69,11 +71,11 @@ async def test_what_cannot_be_added() -> None:
         flow = Flow("import", open=True)
         file = flow.add(fetch.job("f.csv"))
         await processor.enqueue_flow(flow, id="i")
-        with pytest.raises(InvalidJob, match="takes no results"):
+        with pytest.raises(InvalidJob, match=r"job 'count_rows'.*takes no results"):
             await processor.flows.add("i", count_rows.job(file.result, 1))
         with pytest.raises(InvalidJob, match="limit of 128"):
             await processor.flows.add("i", fetch.job("f"), name="n" * 127)
-        with pytest.raises(InvalidJob, match="takes jobs"):
+        with pytest.raises(InvalidJob, match="takes several jobs"):
             await processor.flows.add("i", "jobs")  # type: ignore[arg-type]
         assert await list_members(processor) == ["i.fetch"]
 
@@ -174,7 +176,7 @@ async def test_only_a_member_adds_members() -> None:
                 "`processor.sync.flows.add(ctx.flow.id, …, name=…)`"
             ),
             *sorted(
-                f"job {one} is no member of a flow; only members add others"
+                f"job {one} is not a member of a flow, so `ctx.flow` has none to add to"
                 for one in (job_id, "i.on_success")
             ),
         ]

@@ -71,3 +71,4 @@ async def test_a_change_of_an_unknown_flow(api: Api) -> None:
     for change in ("replay", "cancel"):
         answer = await api.client.post(f"{API_PATH}/flows/other/{change}", json={})
         assert answer.status_code == 404
+    assert (await api.client.post(f"{API_PATH}/flows/other/close")).status_code == 404

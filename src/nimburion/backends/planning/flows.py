@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from nimburion.backends.planning.enqueue import KnownJobs
-from nimburion.core.errors import InvalidJob
+from nimburion.core.errors import FlowNotFound, InvalidJob
 from nimburion.core.flows import (
     MAX_RESOLVED,
     FlowInfo,
@@ -423,7 +423,8 @@ def check_growth(
     stored: Mapping[str, FlowInfo],
     known_jobs: Collection[str],
 ) -> None:
-    """Raise `InvalidJob` if a flow that gets members is unknown, or ended before it got them.
+    """Raise `FlowNotFound` if a flow that gets members is unknown, and `InvalidJob` if it ended
+    before it got them.
 
     `known_jobs`: those jobs of the call that are stored. They are in the flow already.
     """
@@ -440,10 +441,10 @@ def check_growth(
 
 
 def check_grown(flows: Sequence[NewFlow], known_flows: Collection[str]) -> None:
-    """Raise `InvalidJob` if a flow that gets members is unknown."""
+    """Raise `FlowNotFound` if a flow that gets members, or is closed, is unknown."""
     for flow in flows:
         if flow.growth.adds and flow.id not in known_flows:
-            raise InvalidJob(f"no members can be added to an unknown flow: {flow.id!r}")
+            raise FlowNotFound(flow.id)
 
 
 def make_ended_error(flow: FlowInfo) -> InvalidJob:
@@ -493,7 +494,7 @@ def check_same_flow(new: NewFlow, stored: FlowInfo) -> None:
     if values != (new.name, new.parent, new.members, new.max_failed, new.fail_fast):
         raise InvalidJob(
             f"another flow with the id {new.id!r} is kept: it has the name {stored.name!r} and"
-            f" {declared} members; use another id"
+            f" {declared} {'member' if declared == 1 else 'members'}; use another id"
         )
 
 

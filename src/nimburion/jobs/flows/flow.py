@@ -395,7 +395,9 @@ def check_key_arguments(name: str, declaration: Declaration, results: Iterable[s
 def list_jobs(jobs: object) -> list[AnyJob]:
     """Return the jobs of an iterable. Raises `InvalidJob` if it is none."""
     if isinstance(jobs, str) or not isinstance(jobs, Iterable):
-        raise InvalidJob(f"add_all takes jobs, not {shorten(repr(jobs), 80)}")
+        raise InvalidJob(
+            f"add_all takes several jobs, as a list or a generator, not {shorten(repr(jobs), 80)}"
+        )
     return list(jobs)
 
 

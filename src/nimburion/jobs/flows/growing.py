@@ -12,7 +12,7 @@ from nimburion.core.flows import Growth, NewFlow
 from nimburion.core.ids import compute_digest
 from nimburion.core.size_limits import NAME_PATTERN, check_name, check_text
 from nimburion.jobs.declaration.attempt_record import AttemptRecord
-from nimburion.jobs.declaration.job import AnyJob, JobId, JobReturning
+from nimburion.jobs.declaration.job import AnyJob, JobId, JobReturning, require_declaration
 from nimburion.jobs.declaration.loop_calls import find_running_loop
 from nimburion.jobs.flows.flow import find_results, list_jobs
 from nimburion.jobs.flows.plan import PlannedJob
@@ -49,8 +49,8 @@ class Flows(FlowActions):
 
         Inside a handler that is itself a member, use `ctx.flow.add`. Errors:
 
-        - `InvalidJob`: the flow is unknown or has ended, or an argument is not valid. Nothing was
-          stored.
+        - `FlowNotFound`: the flow is unknown. Nothing was stored.
+        - `InvalidJob`: the flow has ended, or an argument is not valid. Nothing was stored.
         - `JobConflict`, `DuplicateJob` and `BackendUnavailable`: see `enqueue_flow`.
         """
         flow = check_name("flow id", str(flow_id))
@@ -69,7 +69,9 @@ class MemberFlow:
         options = record.delivery.options
         if options.flow is None or options.counted_flow is None:
             job_id = record.delivery.lease.job_id
-            raise InvalidJob(f"job {job_id} is no member of a flow; only members add others")
+            raise InvalidJob(
+                f"job {job_id} is not a member of a flow, so `ctx.flow` has none to add to"
+            )
         self.id: str = options.flow
         """The id of the flow."""
         self.group: str | None = options.group
@@ -142,7 +144,10 @@ def plan_additions(
     for number, job in enumerate(jobs):
         member, job_id = f"{name}.{number}", f"{flow_id}.{name}.{number}"
         if find_results(job):
-            raise InvalidJob(f"member {member!r}: a job that is added takes no results of members")
+            raise InvalidJob(
+                f"job {require_declaration(job).name!r}: a job that is added to a stored flow "
+                "takes no results of members; pass values that are known"
+            )
         if NAME_PATTERN.fullmatch(job_id) is None:
             raise InvalidJob(
                 f"member {member!r}: its id {job_id!r} would have {len(job_id)} characters, over "
