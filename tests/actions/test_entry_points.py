@@ -179,24 +179,29 @@ CASES = {
     ),
     "stop a worker": Case(
         "worker.stop",
-        lambda p: p.workers.stop("worker-1"),
-        ("workers", "stop", "worker-1"),
+        lambda p: p.workers.stop("worker-1", reason="stuck"),
+        ("workers", "stop", "worker-1", "--reason", "stuck"),
         "/workers/worker-1/command",
-        {"command": "stop"},
-        ("/workers/worker-1/stop", {}),
-        lambda p: p.sync.workers.stop("worker-1"),
+        {"command": "stop", "reason": "stuck"},
+        ("/workers/worker-1/stop", {"reason": "stuck"}),
+        lambda p: p.sync.workers.stop("worker-1", reason="stuck"),
     ),
     "start a bulk operation": Case(
         "operations.start_replay",
-        lambda p: p.bulk.start("replay", states=["failed"], queue="other", rate="10/s", limit=5),
+        lambda p: p.bulk.start(
+            "replay", states=["failed"], queue="other", rate="10/s", limit=5, why="fixed"
+        ),
         (
             *("dead", "replay", "--queue", "other", "--in-background", "--rate", "10/s"),
-            *("--limit", "5", "--yes"),
+            *("--limit", "5", "--why", "fixed", "--yes"),
         ),
         "/operations/replay",
-        {"queue": "other", "state": ["failed"], "rate": 10, "limit": 5},
-        ("/operations/replay", {"queue": "other", "state": "failed", "rate": "10", "limit": "5"}),
-        lambda p: p.sync.bulk.start("replay", OTHER, rate=10.0, limit=5),
+        {"queue": "other", "state": ["failed"], "rate": 10, "limit": 5, "why": "fixed"},
+        (
+            "/operations/replay",
+            {"queue": "other", "state": "failed", "rate": "10", "limit": "5", "why": "fixed"},
+        ),
+        lambda p: p.sync.bulk.start("replay", OTHER, rate=10.0, limit=5, why="fixed"),
     ),
     "cancel a bulk operation": Case(
         "operations.cancel",

@@ -108,13 +108,15 @@ class BulkActions(SubjectActions):
         rate: str | float | None = None,
         limit: int | None = None,
         id: str | None = None,  # noqa: A002 (the name of the option)
+        why: str = "",
         **filters: Unpack[FilterOptions],
     ) -> BulkOperation:
         """Start a bulk operation. A worker or a management server then runs it.
 
         `rate` is the maximum number of jobs in a time, as `"10/s"`, `"90/min"`, `"500/h"` or a
         number per second. `limit` is the maximum number of jobs. With your own `id`, a repeat
-        starts no second operation. Without a filter, all jobs match that the action can change.
+        starts no second operation. Without a filter, all jobs match that the action can change. The
+        audit record has `why`; `reason` is a filter of dead letters.
 
         ```python
         await processor.bulk.start("replay", queue="mail", rate="10/s")
@@ -145,6 +147,7 @@ class BulkActions(SubjectActions):
             **describe_filter(which),
             rate=None if per_second is None else f"{per_second:g}/s",
             limit=limit,
+            why=why,
         ):
             started = await start_bulk_operation(self._backend, new)
             if any(getattr(started, field) != getattr(new, field) for field in _WHAT_IT_DOES):

@@ -21,7 +21,8 @@ class WorkerActions(SubjectActions):
         await processor.workers.stop(worker.id)
     ```
 
-    A worker is named by the id of its session. It gets a command with a heartbeat, at once.
+    A worker is named by the id of its session. It gets a command with a heartbeat, at once. The
+    audit record has the `reason`.
     `WorkerNotFound` is raised if no session has the id.
     """
 
@@ -30,26 +31,32 @@ class WorkerActions(SubjectActions):
         for session in await self._backend.reads.list_sessions():
             yield session
 
-    async def quiet(self, session: str) -> None:
+    async def quiet(self, session: str, *, reason: str = "") -> None:
         """Let a worker start no further job. Its running jobs continue."""
-        await self._send(session, "quiet", WorkerCommand.QUIET)
+        await self._send(session, "quiet", WorkerCommand.QUIET, reason)
 
-    async def resume(self, session: str) -> None:
+    async def resume(self, session: str, *, reason: str = "") -> None:
         """Let a quiet worker start jobs again."""
-        await self._send(session, "resume", None)
+        await self._send(session, "resume", None, reason)
 
-    async def stop(self, session: str) -> None:
+    async def stop(self, session: str, *, reason: str = "") -> None:
         """Stop a worker as SIGTERM does: running jobs have the grace time to end."""
-        await self._send(session, "stop", WorkerCommand.STOP)
+        await self._send(session, "stop", WorkerCommand.STOP, reason)
 
-    async def _send(self, session: str, command: Command, stored: WorkerCommand | None) -> None:
-        async with self._operator.record(self._backend, f"worker.{command}", session) as change:
+    async def _send(
+        self, session: str, command: Command, stored: WorkerCommand | None, reason: str
+    ) -> None:
+        async with self._operator.record(
+            self._backend, f"worker.{command}", session, reason=reason
+        ) as change:
             if not await self._backend.maintenance.send_command(session, stored):
                 raise WorkerNotFound(session)
             change.count = 1
 
 
-async def send_command(workers: WorkerActions, session: str, command: Command) -> None:
+async def send_command(
+    workers: WorkerActions, session: str, command: Command, *, reason: str = ""
+) -> None:
     """Send a command by its name. Raises `WorkerNotFound`."""
     send = {"quiet": workers.quiet, "resume": workers.resume, "stop": workers.stop}[command]
-    await send(session)
+    await send(session, reason=reason)

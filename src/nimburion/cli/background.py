@@ -39,6 +39,7 @@ class BackgroundOptions(Search, frozen=True, kw_only=True):
     in_background: bool = False
     rate: str | None = None
     limit: int | None = None
+    why: str = ""
 
     @property
     def are_for_background(self) -> bool:
@@ -51,8 +52,8 @@ def add_background_options(command: F) -> F:
     flag = click.option(
         "--in-background",
         is_flag=True,
-        help="Only start it; a worker or management server does it. A rate, a limit or a search "
-        "implies it.",
+        help="Only start it; a worker or management server does it. A rate, a limit, a search or "
+        "--why implies it.",
     )
     return flag(add_bulk_options(command))
 
@@ -63,7 +64,8 @@ def add_bulk_options(command: F) -> F:
         "--rate", metavar="RATE", help="At most this many jobs in a time: 10/s, 90/min, 500/h."
     )
     limit = click.option("--limit", type=click.IntRange(1), help="Change at most N jobs.")
-    return add_search_options(rate(limit(command)))
+    why = click.option("--why", metavar="TEXT", default="", help="Why, for the audit log.")
+    return add_search_options(rate(limit(why(command))))
 
 
 def _parse_rate(text: str) -> float:
@@ -112,7 +114,8 @@ async def _preview_and_start(
             f"{format_preview(preview)} would be {_PAST[action]}; nothing was started. "
             "Add --yes to confirm"
         )
-    return await bulk.start(action, narrowed, rate=rate, limit=options.limit), preview
+    started = await bulk.start(action, narrowed, rate=rate, limit=options.limit, why=options.why)
+    return started, preview
 
 
 def format_preview(preview: BulkPreview) -> str:

@@ -36,6 +36,7 @@ async def test_the_form_of_a_preview_starts_what_it_shows(site: Api) -> None:
     await fail_alike(site, "x", "y")
     query = {"action": "replay", "q": f"fingerprint:{FINGERPRINT} created:2h failures:1"}
     html = (await site.client.get(f"{PATH}/new", params=query)).text
+    assert '<input name="why"' in html
     fields = re.findall(r'<input type="hidden" name="([^"]+)" value="([^"]+)">', html)
     form = {name: value.replace("&#43;", "+") for name, value in fields if name != "action"}
     assert set(form) == {"fingerprint", "created_from", "min_failures"}

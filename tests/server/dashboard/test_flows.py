@@ -179,6 +179,16 @@ async def test_members_that_were_not_found_are_counted(api: Api) -> None:
     assert "2 members are not shown" in html
 
 
+async def test_a_flow_that_fails_fast_says_so(api: Api) -> None:
+    flows = [
+        NewFlow(id="i", name="import", members=0, fail_fast=True),
+        NewFlow(id="j", name="import", members=0),
+    ]
+    await api.services.backend.producing.enqueue([], flows)
+    assert ">fail fast</span>" in (await api.client.get(f"{FLOWS}/i")).text
+    assert ">fail fast</span>" not in (await api.client.get(f"{FLOWS}/j")).text
+
+
 async def test_an_open_flow_says_so_and_misses_no_member(api: Api) -> None:
     flow = NewFlow(id="i", name="import", members=1, growth=Growth.OPEN)
     jobs = [NewJob("i.a", "send", "default", b"{}", options=JobOptions(flow="i"))]

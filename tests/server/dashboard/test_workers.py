@@ -60,3 +60,8 @@ async def test_a_quiet_worker_can_be_resumed(site: Api) -> None:
         html = (await site.client.get(PATH)).text
         assert f'action="{PATH}/a/{offered}"' in html
         assert f'action="{PATH}/a/{command}"' not in html
+
+
+async def test_the_form_that_stops_a_worker_asks_why(site: Api) -> None:
+    form = (await site.client.get(PATH)).text.partition(f'action="{PATH}/a/stop"')[2]
+    assert '<input name="reason"' in form.partition("</form>")[0]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 import msgspec
@@ -19,6 +20,16 @@ from nimburion.core.text.escaping import escape_controls
 if TYPE_CHECKING:
     from nimburion.actions.workers import Command
     from nimburion.core.backend import Backend
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def add_reason_option(command: F) -> F:
+    """Add the option `--reason` to a command."""
+    option = click.option(
+        "--reason", metavar="TEXT", default="", help="Why; kept in the audit record."
+    )
+    return option(command)
 
 
 @listing_group
@@ -82,31 +93,36 @@ def describe_slots(session: SessionInfo) -> str | None:
 
 @workers.command("quiet")
 @click.argument("session", metavar="ID")
+@add_reason_option
 @add_shared_options
-def quiet(session: str) -> None:
+def quiet(session: str, reason: str) -> None:
     """Tell a worker to start no further job. Running jobs continue."""
-    send(session, "quiet")
+    send(session, "quiet", reason)
 
 
 @workers.command("resume")
 @click.argument("session", metavar="ID")
+@add_reason_option
 @add_shared_options
-def resume(session: str) -> None:
+def resume(session: str, reason: str) -> None:
     """Let a quiet worker start jobs again."""
-    send(session, "resume")
+    send(session, "resume", reason)
 
 
 @workers.command("stop")
 @click.argument("session", metavar="ID")
+@add_reason_option
 @add_shared_options
-def stop(session: str) -> None:
+def stop(session: str, reason: str) -> None:
     """Tell a worker to stop, as SIGTERM does: running jobs get their time to finish."""
-    send(session, "stop")
+    send(session, "stop", reason)
 
 
-def send(text: str, command: Command) -> None:
+def send(text: str, command: Command, reason: str) -> None:
     """Send a command to the worker that `text` names, and say when it takes effect."""
-    session = current_invocation().run(lambda backend: find_and_send(backend, text, command))
+    session = current_invocation().run(
+        lambda backend: find_and_send(backend, text, command, reason)
+    )
     sent = "was sent before" if session.command == command else "is sent"
     print_result(
         {"session": session.id, "command": command},
@@ -117,7 +133,7 @@ def send(text: str, command: Command) -> None:
     )
 
 
-async def find_and_send(backend: Backend, text: str, command: Command) -> SessionInfo:
+async def find_and_send(backend: Backend, text: str, command: Command, reason: str) -> SessionInfo:
     """Send a command. Return the session as it was before.
 
     Raises `WorkerNotFound` if no session has this id, prefix or suffix, `BadInput` if several have.
@@ -131,5 +147,5 @@ async def find_and_send(backend: Backend, text: str, command: Command) -> Sessio
         raise BadInput(f"{text!r} matches {len(found)} workers: give more characters")
     if not found:
         raise WorkerNotFound(text)
-    await send_command(make_actions(backend).workers, found[0].id, command)
+    await send_command(make_actions(backend).workers, found[0].id, command, reason=reason)
     return found[0]

@@ -20,7 +20,7 @@ from nimburion.core.job import State
 from nimburion.core.queries import JobFilter
 from nimburion.server.api.body_rules import include_state, select_jobs
 from nimburion.server.api.jobs import JobSearch, JobSummary, check_selection, summarize_job
-from nimburion.server.api.names import Name, PageQuery
+from nimburion.server.api.names import Name, PageQuery, ReasonText
 from nimburion.server.api.operation import (
     AnyOperation,
     ApiRequest,
@@ -70,6 +70,8 @@ class StartBody(BulkSelection, frozen=True, kw_only=True, forbid_unknown_fields=
     """The maximum number of jobs per second."""
     limit: Annotated[int, Meta(ge=1)] | None = None
     """The maximum number of jobs that it changes."""
+    why: ReasonText = ""
+    """The reason of the operator, for the audit log. `reason` is that of dead letters."""
 
     def make_selection(self) -> JobFilter:
         """Return the filter. Raises `Problem` for a combination that makes no sense."""
@@ -166,7 +168,12 @@ async def _start(request: ApiRequest[NoQuery, StartBody], action: BulkAction) ->
     if operation_id is None and key is not None:
         operation_id = make_repeatable_id(request.caller.name, key)
     started = await request.actions.bulk.start(
-        action, body.make_selection(), rate=body.rate, limit=body.limit, id=operation_id
+        action,
+        body.make_selection(),
+        rate=body.rate,
+        limit=body.limit,
+        id=operation_id,
+        why=body.why,
     )
     request.services.bulk_operations.wake()
     return make_view(started)

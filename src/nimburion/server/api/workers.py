@@ -7,7 +7,7 @@ import msgspec
 from nimburion.actions.workers import Command, send_command
 from nimburion.core.diagnosis.unserved import is_live
 from nimburion.core.session import SessionInfo, Vitals, WorkerCommand
-from nimburion.server.api.names import PageQuery
+from nimburion.server.api.names import PageQuery, ReasonText
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
 
 
@@ -51,6 +51,8 @@ class CommandBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     command: Command
     """`quiet`: start no further job. `resume`: start jobs again. `stop`: stop as on SIGTERM."""
+    reason: ReasonText = ""
+    """Why, for the audit log."""
 
 
 class SentCommand(msgspec.Struct, frozen=True):
@@ -75,7 +77,7 @@ async def list_workers(request: ApiRequest[PageQuery, NoBody]) -> WorkerPage:
 async def command_worker(request: ApiRequest[NoQuery, CommandBody]) -> SentCommand:
     """Tell a worker to start no further job, to start jobs again, or to stop."""
     session, command = request.path["id"], request.body.command
-    await send_command(request.actions.workers, session, command)
+    await send_command(request.actions.workers, session, command, reason=request.body.reason)
     return SentCommand(session, command)
 
 
