@@ -111,6 +111,7 @@ def test_a_group_is_not_changed_in_place_of_its_flow(nimburion: CommandLine) -> 
             refused = nimburion("flows", action, "i.parts", *options)
             assert refused.code == 2
             assert "'i.parts' is a group: pass the id of its flow, 'i'" in refused.err
+    assert "'i.parts' is a group" in nimburion("flows", "export", "i.parts").err
     assert nimburion("flows", "show", "i", "--json").data["unfinished"] == 2
 
 

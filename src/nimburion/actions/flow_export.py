@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import msgspec
 
 from nimburion.actions.flow_members import MAX_RECORDS, read_members
-from nimburion.actions.flows import FlowTree
+from nimburion.actions.flows import FlowTree, check_is_whole
 from nimburion.core.audit import AuditRecord, list_audit
 from nimburion.core.backend import Backend
 from nimburion.core.flows import FlowState, WaitCondition
@@ -81,7 +81,11 @@ class FlowExport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def read_export(backend: Backend, tree: FlowTree) -> FlowExport:
-    """Return a flow as data for support. At most some thousand jobs are read."""
+    """Return a flow as data for support. At most some thousand jobs are read.
+
+    Raises `InvalidJob` for a group.
+    """
+    check_is_whole(tree)
     members = await read_members(backend, tree)
     which = JobFilter(flow=tree.id, states=FAILED_ONLY)
     failed = await backend.reads.list_jobs(which, limit=MAX_RECORDS)

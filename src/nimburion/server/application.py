@@ -200,7 +200,8 @@ class Application:
                 raise
             raise ConfigurationError(
                 f"the management server needs {missing.name!r}, which is not installed; pip "
-                "install 'nimburion[server]', or set `enabled: false` under server"
+                "install 'nimburion[server]'; or, for a worker without it, set `enabled: false` "
+                "under server"
             ) from missing
         settings = self._config.server
         health = HealthChecks(

@@ -113,7 +113,7 @@ async def test_a_flow_that_failed(failed: Api) -> None:
     assert [box["label"] for box in shown["boxes"]] == ["fetch", "parts", "report", "on_failure"]
     (cancelled,) = [row for row in shown["members"] if row["job"]["state"] == "cancelled"]
     (source,) = cancelled["sources"]
-    assert (source["text"], source["is_met"]) == ("i.parts, which is failed", False)
+    assert (source["text"], source["is_met"]) == ("i.parts, which has failed", False)
     assert (shown["missing"], shown["flow"]["state"]) == (0, "failed")
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from nimburion.core.diagnosis.unserved import Unserved, find_unserved, is_live
 from nimburion.core.fairness import TenantTurn
-from nimburion.core.flows import FlowInfo, On, WaitCondition
+from nimburion.core.flows import FlowInfo, FlowState, On, WaitCondition
 from nimburion.core.job import DEPENDENCY, NOT_NEEDED, JobRecord, State
 from nimburion.core.limits import KeyUse, LimitInfo, get_limited_job, get_limited_queue
 from nimburion.core.queries import Pause, QueueInfo
@@ -184,7 +184,7 @@ def describe_source(unmet: Unmet, now: float) -> str:
     source, job, flow = unmet.condition.source, unmet.job, unmet.flow
     if flow is not None:
         if not flow.unfinished:
-            return f"{source.id}, which is {flow.state}"
+            return f"{source.id}, which {_describe_state(flow.state)}"
         failed = f", and {flow.failed} failed" if flow.failed else ""
         return f"{flow.unfinished} of {flow.members} members of {source.id}{failed}"
     if job is None:
@@ -192,7 +192,11 @@ def describe_source(unmet: Unmet, now: float) -> str:
     wait = ""
     if job.state in {State.SCHEDULED, State.RETRYING} and job.due > now:
         wait = f", next in {_format_seconds(job.due - now)}"
-    return f"job {source.id}, which is {job.state}{wait}"
+    return f"job {source.id}, which {_describe_state(job.state)}{wait}"
+
+
+def _describe_state(state: State | FlowState) -> str:
+    return "has failed" if state in {State.FAILED, FlowState.FAILED} else f"is {state}"
 
 
 def _explain_waiting(facts: Facts) -> Iterable[Cause]:

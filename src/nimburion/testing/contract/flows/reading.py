@@ -107,7 +107,7 @@ class ReadingFlows:
         (unmet,) = facts.unmet
         assert (unmet.condition, facts.unmet_count) == (after("a")[0], 1)
         (cause,) = find_causes(facts)
-        assert cause.text == "It is cancelled, reason: dependency: job a, which is failed."
+        assert cause.text == "It is cancelled, reason: dependency: job a, which has failed."
         assert [one.condition for one in (await reads.explain_job("d")).unmet] == [*after("c")]
         assert (await reads.explain_job("e")).unmet == []
         await replay(harness.backend, JobFilter(ids=("a",)), 1)
