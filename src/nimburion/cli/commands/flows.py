@@ -132,8 +132,8 @@ def print_flow(tree: FlowTree) -> None:
 def close_flow(flow_id: str) -> None:
     """Close an open flow, which then ends with its last member."""
     was_open = current_invocation().run(lambda backend: _close(backend, flow_id))
-    said = "closed" if was_open else "was not open"
-    print_result({"closed": flow_id}, lambda: click.echo(f"{escape_controls(flow_id)} {said}"))
+    message = "closed" if was_open else "was not open"
+    print_result({"closed": flow_id}, lambda: click.echo(f"{escape_controls(flow_id)} {message}"))
 
 
 async def _close(backend: Backend, flow_id: str) -> bool:
