@@ -63,6 +63,8 @@ def test_why_a_member_waits(nimburion: CommandLine) -> None:
     nimburion.call_backend(store)
     why = nimburion("why", "i.add_up").out
     assert "It waits for 3 of 3 members of i.parts." in why
+    (row,) = nimburion("jobs", "list", "--state", "suspended").out.splitlines()[1:]
+    assert row.split()[-3:] == ["5", "-", "-"]
     nimburion.call_backend(run)
     why = nimburion("why", "i.add_up").out
     assert "It is cancelled, reason: dependency" in why

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from nimburion.cli.output import format_duration, format_time, print_fields, print_table
-from nimburion.core.job import JobRecord
+from nimburion.core.job import JobRecord, State
 from nimburion.core.result_errors import decode_result_error
 from nimburion.core.text.escaping import escape_controls, escape_lines
 
@@ -42,6 +42,11 @@ def bytes_to_text(content: bytes | None) -> str | None:
     return None if content is None else content.decode("utf-8", errors="backslashreplace")
 
 
+def _format_due(record: JobRecord) -> str | None:
+    """Return when a job is or was due; None while it waits for other jobs."""
+    return None if record.state is State.SUSPENDED else format_time(record.due)
+
+
 def print_records(records: list[JobRecord], empty: str) -> None:
     """Print a table with one line per job, or `empty` if there are no jobs."""
     print_table(
@@ -54,7 +59,7 @@ def print_records(records: list[JobRecord], empty: str) -> None:
                 record.state.value,
                 record.attempt,
                 record.priority,
-                format_time(record.due),
+                _format_due(record),
                 summarize_error(record),
             )
             for record in records
@@ -94,7 +99,7 @@ def print_record(record: JobRecord) -> None:
             "lost": record.lost or None,
             "priority": record.priority,
             "created": format_time(record.created_at),
-            "due": format_time(record.due),
+            "due": _format_due(record),
             "started": format_time(record.started_at),
             "finished": format_time(record.finished_at),
             "progress": format_progress(record),
