@@ -6,10 +6,12 @@ import asyncio
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -216,6 +218,32 @@ class ProcessHarness:
             return len(self.find_events(what, **more)) >= count
 
         await self.wait_until(noted, f"{count} times {what} {more}", seconds)
+
+    async def stop(self, process: Process) -> None:
+        """Stop a process as SIGSTOP does. On SQLite, not while it holds the lock of the file: no
+        other process can work then.
+        """
+
+        async def stopped() -> bool:
+            process.send_signal(signal.SIGSTOP)
+            if not self._is_locked():
+                return True
+            process.send_signal(signal.SIGCONT)
+            return False
+
+        await self.wait_until(stopped, "the process is stopped, and holds no lock")
+
+    def _is_locked(self) -> bool:
+        if not self.url.startswith("sqlite:"):
+            return False
+        path = self.url.removeprefix("sqlite:///")
+        with closing(sqlite3.connect(path, timeout=1.0, isolation_level=None)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return True
+            connection.execute("ROLLBACK")
+        return False
 
     async def wait_until_finished(self) -> None:
         """Wait until nothing is unfinished."""

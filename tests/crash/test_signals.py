@@ -41,7 +41,7 @@ class Signals:
         await harness.enqueue("long")
         paused = harness.start_worker()
         await harness.wait_until_logged("start", fence=1)
-        paused.send_signal(signal.SIGSTOP)
+        await harness.stop(paused)
         other = harness.start_worker()
         await harness.wait_until_logged("start", fence=2, pid=other.pid)
         (harness.folder / "go-1").touch()

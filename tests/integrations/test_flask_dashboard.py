@@ -11,6 +11,7 @@ from flask import Flask, abort, redirect, request, session
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from nimburion import chain
 from nimburion.core.access_rights import RIGHTS
 from nimburion.core.errors import DefinitionError
 from nimburion.integrations.flask import FlaskJobs, find_processor, make_dashboard
@@ -46,6 +47,7 @@ def app() -> Iterator[Flask]:
     made = make_app()
     with made.app_context():
         welcome.options(id="a").enqueue_sync("ann")
+        find_processor(made).sync.enqueue_flow(chain(welcome.job("bob")), id="f")
     yield made
     find_processor(made).sync.close()
 
@@ -69,7 +71,7 @@ def pause(client: FlaskClient, **headers: str) -> TestResponse:
 
 def test_each_page_is_below_the_prefix_and_polls(app: Flask) -> None:
     client = sign_in(app, *RIGHTS)
-    values = {"queue": "mail", "id": "a", "fingerprint": "none"}
+    values = {"queue": "mail", "id": "a", "fingerprint": "none", "flow": "f"}
     shown = [page for page in PAGES if page.name != "arguments"]  # needs a dead letter
     for page in shown:
         path = re.sub(r"\{(\w+)\}", lambda found: values[found[1]], page.path)
@@ -79,8 +81,11 @@ def test_each_page_is_below_the_prefix_and_polls(app: Flask) -> None:
         assert ('data-poll="' in answer.text) is (page.interval is not None)
         policy = answer.headers["Content-Security-Policy"]
         assert policy.startswith("default-src 'none'; script-src 'nonce-")
-        (style,) = re.findall(r'href="/ops(/jobs/dashboard/static/[^"]+\.css[^"]*)"', answer.text)
-        assert client.get(style).content_type.startswith("text/css")
+        styles = re.findall(r'href="/ops(/jobs/dashboard/static/[^"]+\.css[^"]*)"', answer.text)
+        assert styles
+        assert answer.text.count('rel="stylesheet"') == len(styles)
+        for style in styles:
+            assert client.get(style).content_type.startswith("text/css")
     assert client.get("/jobs/").location == "/jobs/dashboard"
 
 

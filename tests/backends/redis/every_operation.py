@@ -28,7 +28,7 @@ from nimburion.core.bulk_operations import (
 )
 from nimburion.core.diagnosis.explanations import CauseKind, find_causes
 from nimburion.core.errors import PermanentError
-from nimburion.core.flows import FlowState, NewFlow, SourceKind, WaitCondition, WaitSource
+from nimburion.core.flows import FlowState, Growth, NewFlow, SourceKind, WaitCondition, WaitSource
 from nimburion.core.job import JobOptions, State
 from nimburion.core.limits import LimitChange, LimitRule
 from nimburion.core.maintenance import Retention
@@ -349,6 +349,20 @@ async def check_flows(environment: Environment) -> None:
     await backend.consuming.close_session(worker.id)
 
 
+async def check_opening(environment: Environment) -> None:
+    """A flow that is open waits for members."""
+    await environment.backend.producing.enqueue([], [NewFlow(id="open", growth=Growth.OPEN)])
+    (flow,) = await environment.backend.reads.get_flow("open")
+    assert flow.is_open
+
+
+async def check_closing(environment: Environment) -> None:
+    """It ends when it is closed."""
+    await environment.backend.producing.enqueue([], [NewFlow(id="open", growth=Growth.CLOSE)])
+    (flow,) = await environment.backend.reads.get_flow("open")
+    assert flow.state is FlowState.COMPLETED
+
+
 async def check_prune(environment: Environment) -> None:
     """Everything that is finished, with its results."""
     await environment.backend.maintenance.prune(
@@ -417,6 +431,8 @@ STEPS = (
     check_readings,
     check_schedules,
     check_flows,
+    check_opening,
+    check_closing,
     check_health_checks,
     check_client_list,
     check_prune,
