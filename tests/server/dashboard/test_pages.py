@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from nimburion.core.errors import BackendUnavailable
+from nimburion.core.session import Session
 from nimburion.server.dashboard.page import AnyPage
 from nimburion.server.dashboard.readings import FOR_PAGES, SharedReadings
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
@@ -69,6 +70,11 @@ async def test_the_twin_has_what_the_backend_holds(site: Api) -> None:
     assert (rows["mail"]["size"], rows["mail"]["workers"]) == (2, 0)
     assert rows["other"]["pause"]["reason"] == "deploy"
     assert rows["mail"]["unserved"] == {"send": "no live worker serves this queue"}
+    session = Session(id="s" * 32, queues=("mail",), names=("other",))
+    await site.processor.backend.consuming.open_session(session)
+    site.services.readings.expire()
+    html = (await site.client.get(f"{DASHBOARD_PATH}/queues")).text
+    assert "that serves this queue has a handler of send" in html
 
 
 @every_page

@@ -55,6 +55,7 @@ async def test_late_jobs_are_marked(site: Api) -> None:
         "slow": "no",
     }
     assert (rows["slow"]["pid"], rows["slow"]["deadline"]) == (99, None)
+    assert rows["slow"]["beside"] == 1
     html = (await site.client.get(path)).text
     assert "50 %, &lt;half&gt;" in html
     for job_id, outcome in (("slow", "is asked to end it"), ("next", "is cancelled")):

@@ -31,6 +31,14 @@ async def test_versions_that_know_different_jobs_are_a_warning(site: Api) -> Non
     assert "does not know <code>&lt;b&gt;bill</code>, which 2 knows" in html
 
 
+async def test_many_workers_that_do_not_know_jobs_are_folded(site: Api) -> None:
+    for pid in range(1, 7):
+        await open_worker(site, pid, ("send",), Vitals(code_version="1"))
+    await open_worker(site, 7, ("send", "bill"), Vitals(code_version="2"))
+    shown, _, folded = (await site.client.get(PATH)).text.partition("3 more such workers")
+    assert (shown.count("does not know"), folded.count("does not know")) == (3, 3)
+
+
 async def test_one_version_with_different_jobs_is_no_warning(site: Api) -> None:
     await open_worker(site, 1, ("send",), Vitals(code_version="1"))
     await open_worker(site, 2, ("send", "bill"), Vitals(code_version="1"))

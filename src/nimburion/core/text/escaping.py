@@ -10,7 +10,9 @@ _HIDDEN_IN_JSON = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u2
 
 def escape_controls(value: object) -> str:
     """Return the text with control characters, bidirectional marks and surrogates escaped."""
-    return _CONTROL.sub(_escape, str(value))
+    text = str(value)
+    # No printable character is escaped, and this check is faster than a search.
+    return text if text.isprintable() else _CONTROL.sub(_escape, text)
 
 
 def escape_lines(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Literal
 
@@ -29,6 +30,8 @@ class RunningRow(msgspec.Struct, frozen=True, kw_only=True):
     job: JobSummary
     pid: int | None
     """The process that runs it; None if its session is not known."""
+    beside: int
+    """How many others of these jobs its worker runs."""
     seconds: float
     """How long it has been running."""
     deadline: float | None
@@ -58,15 +61,18 @@ async def read_running(request: PageRequest[NoQuery]) -> RunningData:
     sessions = {session.id: session for session in await readings.list_sessions()}
     usual = await _read_usual_times(readings)
     processor = request.services.processor
+    jobs = summarize_page(page).jobs
+    held = Counter(job.session for job in jobs)
     rows = [
         _make_row(
             job,
+            beside=held[job.session] - 1,
             sessions=sessions,
             timeout=job.timeout if job.timeout is not None else _find_timeout(processor, job.name),
             usual=usual.get(job.name),
             now=readings.now,
         )
-        for job in summarize_page(page).jobs
+        for job in jobs
     ]
     rows.sort(key=lambda row: (-row.seconds, row.job.id))
     return RunningData(jobs=rows, more=page.next is not None)
@@ -87,6 +93,7 @@ def _find_timeout(processor: Processor | None, name: str) -> float | None:
 def _make_row(
     job: JobSummary,
     *,
+    beside: int,
     sessions: Mapping[str, SessionInfo],
     timeout: float | None,
     usual: float | None,
@@ -104,6 +111,7 @@ def _make_row(
     return RunningRow(
         job=job,
         pid=None if session is None else session.pid,
+        beside=beside,
         seconds=seconds,
         deadline=deadline,
         usual=usual,
