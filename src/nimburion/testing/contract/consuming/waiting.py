@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import pytest
 
+from nimburion.core.backend import Backend
 from nimburion.core.bulk_operations import (
     BulkAction,
     BulkStep,
@@ -509,15 +510,20 @@ async def check_woken(
             await asyncio.wait(
                 [task for task in tasks if not task.done()], return_when=asyncio.FIRST_COMPLETED
             )
-    other = await fleet.worker(names=())
-    for handle in fleet.handles:  # a handle receives this notification after all earlier ones
-        command = lambda: fleet.backend.maintenance.send_command(other.id, None)  # noqa: E731
-        await repeat_until_done(
-            command, asyncio.create_task(handle.consuming.wait_for_session(other.id))
-        )
+    await receive_earlier(fleet, fleet.handles)
     woken = [n for n, task in enumerate(tasks) if task.done()]
     assert count <= len(woken) <= count + further
     return woken
+
+
+async def receive_earlier(harness: Harness, handles: Iterable[Backend]) -> None:
+    """Let handles receive all earlier notifications: they get one of another session after them."""
+    other = await harness.worker(names=())
+    for handle in handles:
+        command = lambda: harness.backend.maintenance.send_command(other.id, None)  # noqa: E731
+        await repeat_until_done(
+            command, asyncio.create_task(handle.consuming.wait_for_session(other.id))
+        )
 
 
 async def repeat_until_done(operation: Operation, waiting: asyncio.Task[None]) -> None:
@@ -533,6 +539,8 @@ async def listening(
     harness: Harness, handle: int, queues: tuple[str, ...], timeout: float
 ) -> asyncio.Task[None]:
     """Return a task that waits, after notifications from earlier operations have been consumed."""
+    if harness.backend.capabilities.notifies:
+        await receive_earlier(harness, [harness.handles[handle]])
     async with asyncio.timeout(DEADLINE):
         while True:
             before = harness.clock.sleepers
