@@ -279,6 +279,34 @@ class ReplayingFast:
         await continue_all(harness)
         assert await read_counts(harness) == (FlowState.FAILED, 0, 0, 2, 2)
 
+    async def test_dependents_that_wait_again_are_cancelled_again(self, harness: Harness) -> None:
+        """Also those that their dependency cancelled before the flow had failed."""
+        jobs = [member("a"), member("b", after("a")), member("c"), member("d")]
+        await enqueue_failing_fast(harness, jobs, max_failed=1)
+        worker = await harness.worker()
+        await fail(worker, "a")
+        await continue_all(harness)
+        assert await read_counts(harness) == (FlowState.FAILED, 0, 0, 1, 3)
+        await replay(harness.backend, JobFilter(ids=("a",)), 1)
+        await continue_all(harness)
+        await finish(worker, "a")
+        await fail(worker, "c", "d")
+        await continue_all(harness)
+        assert await harness.state("b") is State.CANCELLED
+        assert await read_counts(harness) == (FlowState.FAILED, 0, 1, 2, 1)
+
+    async def test_the_replay_of_a_callback_changes_no_member(self, harness: Harness) -> None:
+        callback = member("callback", after_flow(on=On.FAILURE), group="")
+        await store(harness, [member("a"), member("b"), callback], make_fast_flow(2))
+        worker = await harness.worker()
+        await fail(worker, "a")
+        await continue_all(harness)
+        await fail(worker, "callback")
+        assert (await replay(harness.backend, JobFilter(ids=("callback",)), 1)).ids == ["callback"]
+        await continue_all(harness)
+        assert await list_waiting(worker) == ["callback"]
+        assert await read_counts(harness) == (FlowState.FAILED, 0, 0, 1, 1)
+
     async def test_what_someone_cancelled_stays_cancelled(self, harness: Harness) -> None:
         await enqueue_failing_fast(harness, [member("a"), member("b"), member("c")], max_failed=1)
         worker = await harness.worker()

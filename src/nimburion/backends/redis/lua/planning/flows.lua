@@ -116,10 +116,12 @@ local function note_reopened(field, body, code)
   end
 end
 
--- Note that a dead letter waits again. What its flow cancelled because of `fail_fast` waits again too. `body`: before.
+-- Note that a dead letter waits again. What its flow cancelled because of `fail_fast` waits again too, unless the dead letter is a
+-- callback. `body`: before.
 local function note_replay(field, body)
   note_reopened(field, body, FAILED)
-  local root = read_flow(read_member(body).flow)
+  local member = read_member(body)
+  local root = member.counted and read_flow(member.flow)
   if root and root.fails_fast then
     note(pack_source(FLOW_SOURCE, root.id), REOPENED)
   end

@@ -158,7 +158,11 @@ end
 
 -- Return whether a job cannot run again, also after a replay.
 local function has_ended_for_good(body)
-  return not body or has_flag(body, FLAG_FINISHED) and read_job_end(body).code ~= FAILED
+  if not body or not has_flag(body, FLAG_FINISHED) then
+    return not body
+  end
+  local job_end = read_job_end(body)
+  return job_end.code ~= FAILED and not (job_end.code == CANCELLED and REOPENED_REASONS[job_end.reason])
 end
 
 -- Return whether a job waits for a worker.
