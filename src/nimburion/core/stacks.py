@@ -54,12 +54,17 @@ _decode = msgspec.json.Decoder(_Body).decode
 
 async def request_stack(backend: Backend, job_id: str, session: str) -> None:
     """Store a request to the worker of a session. An earlier one for the job is deleted."""
+    await delete_old_stacks(backend, job_id)
+    new = NewRecord(kind="stack", id=job_id, body=encode_body(_Body(session=session)))
+    await backend.maintenance.put_record(new, keep=MAX_REQUESTS)
+
+
+async def delete_old_stacks(backend: Backend, job_id: str | None = None) -> None:
+    """Delete the requests and answers that no longer count, and those for this job."""
     page = await backend.reads.list_records("stack", limit=MAX_REQUESTS)
     for record in page.records:
         if record.id == job_id or is_over(record, page.now):
             await backend.maintenance.delete_record("stack", record.id)
-    new = NewRecord(kind="stack", id=job_id, body=encode_body(_Body(session=session)))
-    await backend.maintenance.put_record(new, keep=MAX_REQUESTS)
 
 
 async def list_stack_requests(backend: Backend, session: str) -> list[StackRequest]:
@@ -94,5 +99,5 @@ async def get_stack(backend: Backend, job_id: str, now: float) -> HandlerStack |
 
 
 def is_over(record: Record, now: float) -> bool:
-    """Return whether a request or its answer counts no more."""
+    """Return whether a request or its answer no longer counts."""
     return now > record.created_at + KEEP

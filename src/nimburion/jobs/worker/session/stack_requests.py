@@ -59,6 +59,7 @@ class StackRequests:
         from nimburion.core.stacks import (  # only where a stack is requested
             KEEP,
             answer_stack_request,
+            delete_old_stacks,
             list_stack_requests,
         )
 
@@ -67,7 +68,9 @@ class StackRequests:
             if found is not None:
                 await answer_stack_request(backend, request, self._session_id, *found)
                 self._answered_at[request.job_id] = self._clock.monotonic()
-        for job_id, at in list(self._answered_at.items()):
-            if self._clock.monotonic() > at + KEEP:
-                await backend.maintenance.delete_record("stack", job_id)
-                del self._answered_at[job_id]
+        now = self._clock.monotonic()
+        if any(now > at + KEEP for at in self._answered_at.values()):
+            await delete_old_stacks(backend)  # not by id: another worker may have a later request
+            for job_id, at in list(self._answered_at.items()):
+                if now > at + KEEP:
+                    del self._answered_at[job_id]
