@@ -45,12 +45,14 @@ class Flows(FlowActions):
 
         The ids are `FLOW_ID.NAME.0` and so on. `name` differs from those of the members and of
         other additions. With it, the call is safe to repeat: it adds nothing twice. Without it,
-        each call adds new jobs.
+        each call adds new jobs. More than `sizes.batch` jobs (10,000; on Redis 500) are added in
+        batches of this size.
 
         Inside a handler that is itself a member, use `ctx.flow.add`. Errors:
 
         - `FlowNotFound`: the flow is unknown. Nothing was stored.
-        - `InvalidJob`: the flow has ended, or an argument is not valid. Nothing was stored.
+        - `InvalidJob`: the flow has ended, or an argument is not valid. Of the flow that ended
+          between two batches, the earlier batches were stored; otherwise nothing was.
         - `JobConflict`, `DuplicateJob` and `BackendUnavailable`: see `enqueue_flow`.
         """
         flow = check_name("flow id", str(flow_id))
@@ -108,7 +110,7 @@ class MemberFlow:
     def add_all(
         self, jobs: Iterable[JobReturning[Any]], *, key: str | None = None
     ) -> Coroutine[Any, Any, list[str]]:
-        """Add several jobs in one step, and return their ids. See `add`."""
+        """Add several jobs, and return their ids. See `add`. Many are added in batches."""
         self._check_can_await()
         return self._add(self._make_name(key), list_jobs(jobs))
 
