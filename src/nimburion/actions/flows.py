@@ -136,9 +136,15 @@ class FlowActions(SubjectActions):
         async with self._operator.record(
             self._backend, "flows.cancel", flow.id, reason=reason
         ) as change:
-            ids, is_complete = await self._cancel_from(flow.id, start, report)
+
+            def count(changed: int) -> None:  # the record of a cancel that fails has it too
+                change.count = (change.count or 0) + changed
+                report(changed)
+
+            ids, is_complete = await self._cancel_from(flow.id, start, count)
             if not is_complete and start is not None:  # members that were added later are newer
-                ids += (await self._cancel_from(flow.id, None, report))[0]
+                more, _ = await self._cancel_from(flow.id, None, count)
+                ids = list(dict.fromkeys([*ids, *more]))  # running ones are asked again
             change.count = len(ids)
             return ids
 
