@@ -21,6 +21,7 @@ from nimburion.cli.invocation import (
 from nimburion.cli.output import print_result
 from nimburion.cli.parameters import parse_duration, parse_moment, parse_priority
 from nimburion.core.diagnosis.unserved import find_unserved, is_live, make_empty_queue
+from nimburion.core.errors import BackendError, JobNotFound
 from nimburion.core.job import OnDuplicate
 from nimburion.core.text.escaping import escape_controls
 
@@ -238,7 +239,10 @@ async def enqueue_checked(
     """Enqueue a job as the application does, and record it. Also say which workers can run it."""
     async with processor:
         stored = await _enqueue(processor, name, job, options)
-        return stored, await _describe_workers(processor.backend, stored.id)
+        try:
+            return stored, await _describe_workers(processor.backend, stored.id)
+        except (BackendError, JobNotFound):  # it waits in the outbox, or has ended and was pruned
+            return stored, "it is not known whether a worker can run it"
 
 
 async def _enqueue(

@@ -141,13 +141,23 @@ def pause(queue: str, reason: str, duration: str | None, *, wait: bool) -> None:
     )
 
 
+async def _count_running(backend: Backend, queue: str) -> int:
+    """Return how many jobs of a queue workers hold, up to `_MAX_RUNNING`; 0 only if none."""
+    which = JobFilter(states=PROCESSING_ONLY, queue=queue)
+    after: str | None = None
+    while True:
+        page = await backend.reads.list_jobs(which, limit=_MAX_RUNNING, after=after)
+        if page.jobs or page.next is None:
+            return len(page.jobs)
+        after = page.next  # the budget went to running jobs of other queues
+
+
 async def wait_until_idle(
     backend: Backend, queue: str, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 ) -> None:
     """Return when no worker holds a job of the queue. Say on standard error how many do."""
-    which = JobFilter(states=PROCESSING_ONLY, queue=queue)
     printed = 0
-    while running := len((await backend.reads.list_jobs(which, limit=_MAX_RUNNING)).jobs):
+    while running := await _count_running(backend, queue):
         if running != printed:
             more = "or more " if running == _MAX_RUNNING else ""
             click.echo(f"waiting for {format_count(running)} {more}to end", err=True)
