@@ -35,6 +35,7 @@ class ContentsShape(msgspec.Struct, frozen=True, kw_only=True):
 
     arguments: str
     result: str
+    """Its type only: the names in a result may be data."""
     headers: int
 
 
@@ -60,7 +61,7 @@ def describe_contents_shape(contents: JobContents) -> ContentsShape:
     """Return the shape of the data of a job."""
     return ContentsShape(
         arguments=describe_shape(contents.payload),
-        result=describe_shape(contents.result),
+        result=_describe_result(contents.result),
         headers=len(contents.headers),
     )
 
@@ -85,6 +86,14 @@ def describe_shape(value: msgspec.Raw | None) -> str:
     more = len(names) - MAX_SHAPE_NAMES
     rest = [f"{more} more"] if more > 0 else []
     return ", ".join(names[:MAX_SHAPE_NAMES] + rest) or "no arguments"
+
+
+def _describe_result(result: msgspec.Raw | None) -> str:
+    if result is None:
+        return ""
+    if len(bytes(result)) > MAX_SHAPE_BYTES:
+        return f"{len(bytes(result))} bytes"
+    return _describe_type(msgspec.json.decode(result))
 
 
 def _describe_type(value: object) -> str:
