@@ -25,7 +25,7 @@ from nimburion.server.dashboard.readings import PageReadings
 
 MAX_MATCHES = 50
 MAX_FLOWS = 200
-"""The newest flows that are examined."""
+"""The newest flows that are examined for names and the ends of ids."""
 
 
 class SearchInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,6 +77,8 @@ async def search(request: PageRequest[SearchInput]) -> SearchData:
         return SearchData(matches=[SearchMatch("job", text, f"/jobs/{text}")], examined=0)
     known = await _read_names(readings)
     found = set(_find_names(known, text))
+    if await _has_flow(readings, text):
+        found.add(SearchMatch("flow", text, f"/flows/{text}"))
     page = await readings.read("newest jobs", lambda: _read_newest(readings), 4.0)
     for job in page:
         found.update(_find_in_job(job, text))
@@ -102,6 +104,19 @@ async def _has_job(readings: PageReadings, text: str) -> bool:
         return True
 
     return await readings.read(f"has job {text}", read)
+
+
+async def _has_flow(readings: PageReadings, text: str) -> bool:
+    """Return whether it is the id of a flow, however old, and not of a group."""
+
+    async def read() -> bool:
+        try:
+            found = await readings.backend.reads.get_flow(check_name("flow id", text))
+        except InvalidJob:
+            return False
+        return bool(found) and found[0].parent is None
+
+    return await readings.read(f"has flow {text}", read)
 
 
 async def _read_newest(readings: PageReadings) -> list[JobRecord]:
@@ -155,7 +170,9 @@ def _find_names(known: list[_Named], text: str) -> Iterator[SearchMatch]:
         is_part = (
             kind in {"worker", "flow"} and len(text) >= MIN_ID_CHARACTERS and label.endswith(text)
         )
-        if label == text or is_part:
+        # `nimburion jobs running` shows the beginning of the id of a worker.
+        is_start = kind == "worker" and len(text) >= MIN_ID_CHARACTERS and label.startswith(text)
+        if label == text or is_part or is_start:
             yield SearchMatch(kind, label, path)
 
 
