@@ -37,7 +37,7 @@ class QueueCause(msgspec.Struct, frozen=True, kw_only=True):
     maximum: int | None
     """None: only a rate."""
     since: float | None = None
-    """When the job started that has been holding it for longest, as far as it is known."""
+    """When the job started that has been holding it for longest; None if that is not known."""
     opens_at: float | None = None
     """When the rate allows the next start."""
 
@@ -112,7 +112,7 @@ def _find_full_keys(
                     key=use.key,
                     in_use=use.in_use,
                     maximum=_find_maximum(limit, use.key),
-                    since=min(starts, default=None),
+                    since=min(starts) if starts and len(starts) >= use.in_use else None,
                     opens_at=use.opens_at,
                 )
 
