@@ -134,7 +134,7 @@ def test_why_of_a_running_job_says_what_is_usual_and_who_can_be_stopped(
     after = nimburion("why", "job-a").out.splitlines()[-1]
     assert " A cancel was requested " in after
     assert after.endswith(
-        " ago. A handler in a thread cannot be interrupted: "
+        " ago. If its handler runs in a thread, it cannot be interrupted: "
         f"`nimburion workers stop {WORKER}` ends its process."
     )
     data = nimburion("why", "job-a", "--json").data

@@ -162,8 +162,8 @@ def _describe_cancel_request(facts: Facts) -> str:
     requested_at = facts.cancel_requested_at
     when = "" if requested_at is None else f" {_format_seconds(facts.now - requested_at)} ago"
     return (
-        f" A cancel was requested{when}. A handler in a thread cannot be interrupted: "
-        f"`nimburion workers stop {facts.job.session}` ends its process."
+        f" A cancel was requested{when}. If its handler runs in a thread, it cannot be "
+        f"interrupted: `nimburion workers stop {facts.job.session}` ends its process."
     )
 
 
