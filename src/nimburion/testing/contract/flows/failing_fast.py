@@ -130,6 +130,21 @@ class FailingFast:
         assert await read_counts(harness, "parts") == (FlowState.FAILED, 0, 0, 1, 2)
         assert await read_counts(harness) == (FlowState.FAILED, 0, 0, 1, 1)
 
+    async def test_a_member_that_the_failure_would_let_run(self, harness: Harness) -> None:
+        """It waits for the end of what fails, so that end resumes and cancels it."""
+        jobs = [member("a"), member("always", after("a", on=On.FINISHED))]
+        await enqueue_failing_fast(harness, jobs)
+        worker = await harness.worker()
+        await fail(worker, "a")
+        await continue_all(harness)
+        assert await harness.state("always") is State.CANCELLED
+        assert await list_waiting(worker) == []
+        counts = await harness.backend.reads.count_jobs()
+        assert {state: count for state, count in counts.items() if count} == {
+            State.FAILED: 1,
+            State.CANCELLED: 1,
+        }
+
     async def test_callbacks_are_called(self, harness: Harness) -> None:
         callbacks = [member(on.value, after_flow(on=on), group="") for on in On]
         jobs = [member("a"), member("b"), *callbacks]

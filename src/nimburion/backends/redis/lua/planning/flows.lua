@@ -233,6 +233,10 @@ local function apply_level(waiters, level, defers_uses)
   end
   if #met > 0 then
     meet(met)
+    if #impossible > 0 then -- a job that is resumed may be cancelled at once
+      write_buffer(defers_uses)
+      restart_buffer()
+    end
   end
   for _, member in ipairs(#impossible > 0 and cancel(impossible) or {}) do
     note_end(unpack(member))
