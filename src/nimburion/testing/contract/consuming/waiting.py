@@ -517,9 +517,12 @@ async def check_woken(
 
 
 async def receive_earlier(harness: Harness, handles: Iterable[Backend]) -> None:
-    """Let handles receive all earlier notifications: they get one of another session after them."""
+    """Let handles receive all earlier notifications: they get one of another session after them.
+
+    The first call of each may end without cause, when its handle begins to listen.
+    """
     other = await harness.worker(names=())
-    for handle in handles:
+    for handle in [one for one in handles for _ in range(2)]:
         command = lambda: harness.backend.maintenance.send_command(other.id, None)  # noqa: E731
         await repeat_until_done(
             command, asyncio.create_task(handle.consuming.wait_for_session(other.id))
