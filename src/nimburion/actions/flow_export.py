@@ -7,36 +7,17 @@ from collections.abc import Iterable
 import msgspec
 
 from nimburion.actions.flow_members import MAX_RECORDS, read_members
+from nimburion.actions.flow_view import FlowView, make_view
 from nimburion.actions.flows import FlowTree, check_is_whole
 from nimburion.core.audit import AuditRecord, list_audit
 from nimburion.core.backend import Backend
-from nimburion.core.flows import FlowState, WaitCondition
+from nimburion.core.flows import WaitCondition
 from nimburion.core.job import FAILED_ONLY, AttemptError, AttemptInfo, JobRecord, State
 from nimburion.core.queries import JobFilter
 from nimburion.core.version import __version__
 
 MAX_AUDIT = 1_000
 """The newest audit records that are searched for those of the flow."""
-
-
-class ExportedFlow(msgspec.Struct, frozen=True, kw_only=True):
-    """A flow or a group with its counts."""
-
-    id: str
-    name: str
-    state: FlowState
-    members: int
-    unfinished: int
-    completed: int
-    failed: int
-    cancelled: int
-    max_failed: int
-    fail_fast: bool
-    added: int
-    is_open: bool
-    created_at: float
-    finished_at: float | None
-    groups: list[ExportedFlow]
 
 
 class ExportedJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +52,7 @@ class FlowExport(msgspec.Struct, frozen=True, kw_only=True):
     backend: str
     at: float
     """When it was made, on the backend's clock."""
-    flow: ExportedFlow
+    flow: FlowView
     jobs: list[ExportedJob]
     """Single members, some jobs of each group, the callbacks, and the members that failed."""
     missing: int
@@ -95,30 +76,10 @@ async def read_export(backend: Backend, tree: FlowTree) -> FlowExport:
         version=__version__,
         backend=backend.describe(),
         at=await backend.now(),
-        flow=_export_tree(tree),
+        flow=make_view(tree),
         jobs=_export_jobs(records.values()),
         missing=members.missing,
         audit=[one for one in audit.records if one.target == tree.id],
-    )
-
-
-def _export_tree(tree: FlowTree) -> ExportedFlow:
-    return ExportedFlow(
-        id=tree.id,
-        name=tree.name,
-        state=tree.state,
-        members=tree.members,
-        unfinished=tree.unfinished,
-        completed=tree.completed,
-        failed=tree.failed,
-        cancelled=tree.cancelled,
-        max_failed=tree.max_failed,
-        fail_fast=tree.fail_fast,
-        added=tree.added,
-        is_open=tree.is_open,
-        created_at=tree.created_at,
-        finished_at=tree.finished_at,
-        groups=[_export_tree(group) for group in tree.groups],
     )
 
 

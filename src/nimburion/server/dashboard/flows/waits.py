@@ -7,13 +7,13 @@ from collections.abc import Iterable
 import msgspec
 
 from nimburion.actions.flow_members import FlowMembers, read_dependencies, read_members
+from nimburion.actions.flow_view import FlowView, make_view
 from nimburion.actions.flows import read_tree
 from nimburion.core.backend import Backend
 from nimburion.core.diagnosis.explanations import describe_source
 from nimburion.core.errors import FlowNotFound
 from nimburion.core.flows import On, SourceKind
 from nimburion.core.job import JobRecord
-from nimburion.server.api.flows import FlowView, make_view
 from nimburion.server.dashboard.flows.graph import make_group_link
 from nimburion.server.dashboard.readings import PageReadings
 

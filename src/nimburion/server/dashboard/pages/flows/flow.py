@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from nimburion.actions.flow_members import FlowMembers, list_group
+from nimburion.actions.flow_view import FlowView, make_view
 from nimburion.actions.flows import FlowTree
 from nimburion.core.backend import Backend
 from nimburion.core.errors import FlowNotFound
@@ -15,7 +16,7 @@ from nimburion.core.flows import FlowInfo
 from nimburion.core.job import JobRecord, State
 from nimburion.core.queries import JobFilter
 from nimburion.server.api import flows as flow_operations
-from nimburion.server.api.flows import FlowChangeReport, FlowView, make_view
+from nimburion.server.api.flows import FlowChangeReport
 from nimburion.server.api.jobs import JobSummary, summarize_job
 from nimburion.server.api.names import JobCursor, Name
 from nimburion.server.dashboard.flows.graph import FlowBox, make_boxes

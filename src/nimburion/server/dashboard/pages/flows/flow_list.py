@@ -7,9 +7,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from nimburion.actions.flow_view import FlowView, make_view
 from nimburion.core.backend import Inspecting
 from nimburion.core.flows import FlowInfo, FlowState
-from nimburion.server.api.flows import FlowView, make_view
 from nimburion.server.api.names import Cursor
 from nimburion.server.dashboard.flows.picture import count_states, draw_state_bar
 from nimburion.server.dashboard.page import DashboardPage, PageRequest

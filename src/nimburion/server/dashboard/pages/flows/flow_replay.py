@@ -5,10 +5,11 @@ from __future__ import annotations
 import msgspec
 
 from nimburion.actions import Operator
+from nimburion.actions.flow_view import FlowView, make_view
 from nimburion.actions.flows import FlowActions, ReplayPreview
 from nimburion.server.api import flows as flow_operations
 from nimburion.server.api.bulk_operations import BulkPreviewReport, report_preview
-from nimburion.server.api.flows import FlowChangeReport, FlowView, make_view
+from nimburion.server.api.flows import FlowChangeReport
 from nimburion.server.api.operation import NoQuery
 from nimburion.server.dashboard.flows.waits import read_flow_members
 from nimburion.server.dashboard.page import (
