@@ -1,13 +1,24 @@
-"""Parse the values of command-line options."""
+"""Options that several commands have, and the values of options."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from types import MappingProxyType
+from typing import TypeVar
 
 import click
 
+F = TypeVar("F", bound=Callable[..., object])
 PRIORITIES = MappingProxyType({"lowest": 1, "low": 3, "normal": 5, "high": 7, "highest": 9})
+
+
+def add_reason_option(command: F) -> F:
+    """Add the option `--reason` to a command."""
+    option = click.option(
+        "--reason", metavar="TEXT", default="", help="Why; kept in the audit record."
+    )
+    return option(command)
 
 
 def parse_duration(value: str) -> float:

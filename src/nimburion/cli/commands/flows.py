@@ -13,6 +13,7 @@ from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.listing_groups import listing_group
 from nimburion.cli.operators import make_actions
 from nimburion.cli.output import format_time, print_fields, print_result, print_table
+from nimburion.cli.parameters import add_reason_option
 from nimburion.core.text.escaping import escape_controls
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ async def _export(backend: Backend, flow_id: str) -> FlowExport:
 
 @flows.command("cancel")
 @click.argument("flow_id", metavar="ID")
-@click.option("--reason", default="", help="Why, for the audit log.")
+@add_reason_option
 @click.option("--yes", is_flag=True, help="Do it; without, only count.")
 @add_shared_options
 def cancel_flow(flow_id: str, reason: str, yes: bool) -> None:  # noqa: FBT001 (the flag itself)
@@ -194,7 +195,7 @@ async def _cancel(backend: Backend, flow_id: str, reason: str, *, yes: bool) -> 
 
 @flows.command("replay")
 @click.argument("flow_id", metavar="ID")
-@click.option("--reason", default="", help="Why, for the audit log.")
+@add_reason_option
 @click.option("--yes", is_flag=True, help="Do it; without, only show what would run.")
 @add_shared_options
 def replay_flow(flow_id: str, reason: str, yes: bool) -> None:  # noqa: FBT001 (the flag itself)

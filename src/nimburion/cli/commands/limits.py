@@ -12,6 +12,7 @@ from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.listing_groups import listing_group
 from nimburion.cli.operators import make_actions
 from nimburion.cli.output import print_result, print_table
+from nimburion.cli.parameters import add_reason_option
 from nimburion.core.errors import LimitNotFound
 from nimburion.core.limits import (
     LimitChange,
@@ -228,7 +229,7 @@ def make_reset_command(change: LimitChange) -> str:
 @limits.command("reset")
 @click.argument("name", metavar="NAME")
 @click.option("--key", metavar="KEY", help="Reset only this key of a shared limit.")
-@click.option("--reason", metavar="TEXT", default="", help="Why; kept in the audit record.")
+@add_reason_option
 @add_shared_options
 def reset(name: str, key: str | None, reason: str) -> None:
     """End the change of a limit, so that what the workers declare applies again.

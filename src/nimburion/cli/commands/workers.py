@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -13,6 +12,7 @@ from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.listing_groups import listing_group
 from nimburion.cli.operators import make_actions
 from nimburion.cli.output import format_bytes, format_duration, print_result, print_table
+from nimburion.cli.parameters import add_reason_option
 from nimburion.core.errors import WorkerNotFound
 from nimburion.core.session import SessionInfo
 from nimburion.core.text.escaping import escape_controls
@@ -20,16 +20,6 @@ from nimburion.core.text.escaping import escape_controls
 if TYPE_CHECKING:
     from nimburion.actions.workers import Command
     from nimburion.core.backend import Backend
-
-F = TypeVar("F", bound=Callable[..., object])
-
-
-def add_reason_option(command: F) -> F:
-    """Add the option `--reason` to a command."""
-    option = click.option(
-        "--reason", metavar="TEXT", default="", help="Why; kept in the audit record."
-    )
-    return option(command)
 
 
 @listing_group
