@@ -9,7 +9,7 @@ import pytest
 from nimburion.core.bulk_operations import BulkAction
 from nimburion.core.errors import BackendUnavailable
 from nimburion.core.exchange import Lane, ReserveRequest
-from nimburion.core.flows import NewFlow
+from nimburion.core.flows import FlowPage, NewFlow
 from nimburion.core.job import AttemptError, JobOptions, NewJob
 from nimburion.core.limits import LimitChange, LimitRule
 from nimburion.core.metrics.counters import OTHER
@@ -30,6 +30,7 @@ class CountingBackend(OverridableBackend):
         super().__init__(clock=clock)
         self.names: list[str] = []
         self.down = False
+        self.flows_down = False
 
     async def list_queues(self, *, budget: int | None = None) -> list[QueueInfo]:
         self._read("list_queues")
@@ -42,6 +43,13 @@ class CountingBackend(OverridableBackend):
     async def count_jobs(self, queue: str | None = None, *, budget: int | None = None) -> JobCounts:
         self._read("count_jobs")
         return await super().count_jobs(queue, budget=budget)
+
+    async def list_flows(
+        self, *, running: bool = False, limit: int = 100, after: str | None = None
+    ) -> FlowPage:
+        if self.flows_down:
+            raise BackendUnavailable("the flows cannot be read")
+        return await super().list_flows(running=running, limit=limit, after=after)
 
     def _read(self, name: str) -> None:
         self.names.append(name)
@@ -186,6 +194,19 @@ async def test_an_old_number_of_dead_letters_is_not_shown(
     backend.down = False
     await metrics.refresh_slow_readings()
     assert read(metrics, "jobs_dead") == {"": 0}
+
+
+async def test_an_error_of_the_flows_leaves_the_number_of_dead_letters(
+    backend: CountingBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = BackendMetrics(backend)
+    backend.flows_down = True
+    with caplog.at_level(logging.WARNING):
+        await metrics.refresh_slow_readings()
+        await metrics.refresh_slow_readings()
+    assert read(metrics, "jobs_dead") == {"": 0}
+    assert read(metrics, "oldest_flow_seconds") == {}
+    assert caplog.text.count("are incomplete") == 1
 
 
 async def test_queues_are_bounded(backend: CountingBackend) -> None:

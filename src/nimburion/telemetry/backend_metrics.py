@@ -82,8 +82,8 @@ class BackendMetrics:
             async with asyncio.timeout(READ_TIMEOUT):
                 self._limits = await self._backend.reads.list_limits(fullest=1, holders=0)
                 self._tenants = (await self._backend.reads.list_tenants(MAX_TENANTS)).tenants
-                flows = await _count_flows(self._backend)
                 dead = (await self._backend.reads.count_jobs(budget=None))[State.FAILED]
+                flows = await _count_flows(self._backend)
         except (BackendError, TimeoutError) as error:
             _log.log(
                 logging.WARNING if self._slow_readings_work else logging.DEBUG,
@@ -93,7 +93,7 @@ class BackendMetrics:
                 error,
             )
         self._dead, self._flows = dead, flows
-        self._slow_readings_work = dead is not None
+        self._slow_readings_work = flows is not None
 
     def collect(self) -> Iterable[Family]:
         """Return the families of the last `refresh`, with those of `refresh_slow_readings`."""
