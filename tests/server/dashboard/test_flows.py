@@ -11,6 +11,7 @@ from nimburion import Flow, job
 from nimburion.core.audit import list_audit
 from nimburion.core.flows import Growth, NewFlow
 from nimburion.core.job import JobOptions, NewJob
+from nimburion.core.queries import SCAN_BUDGET
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
 from tests.server.conftest import Api
 from tests.server.dashboard.conftest import OWN_PAGE
@@ -246,6 +247,25 @@ async def test_a_flow_is_cancelled_from_its_page(api: Api) -> None:
     response = await api.client.post(f"{FLOWS}/i/cancel", data={"reason": "wrong"}, headers=headers)
     assert "4 jobs cancelled" in response.text or "1 job cancelled" in response.text
     assert (await read(api, "/i"))["flow"]["state"] == "cancelled"
+
+
+async def test_the_id_of_a_group_names_its_flow(failed: Api) -> None:
+    for path in ("i.parts", "i.parts/replay"):
+        response = await failed.client.get(f"{FLOWS}/{path}")
+        assert response.status_code == 422
+        assert "is a group: pass the id of its flow" in response.text
+
+
+async def test_failed_members_are_listed_from_the_newest_job(failed: Api) -> None:
+    """A member that was added later is newer than those near which the others are searched."""
+    backend = failed.services.backend
+    others = [NewJob(f"o{n}", "send", "other", b"{}", after=60.0) for n in range(SCAN_BUDGET)]
+    await backend.producing.enqueue(others)
+    await failed.processor.flows.replay("i")
+    await failed.processor.flows.add("i", count_part.job("late", 3), name="late")
+    await failed.processor.drain()
+    shown = await read(failed, "/i?state=failed")
+    assert [row["job"]["id"] for row in shown["members"]] == ["i.late.0", "i.parts.3"]
 
 
 async def test_an_unknown_flow(api: Api) -> None:

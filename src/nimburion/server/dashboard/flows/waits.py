@@ -8,7 +8,7 @@ import msgspec
 
 from nimburion.actions.flow_members import FlowMembers, read_dependencies, read_members
 from nimburion.actions.flow_view import FlowView, make_view
-from nimburion.actions.flows import read_tree
+from nimburion.actions.flows import check_is_whole, read_tree
 from nimburion.core.backend import Backend
 from nimburion.core.diagnosis.explanations import describe_source
 from nimburion.core.errors import FlowNotFound
@@ -39,10 +39,15 @@ class SourceView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def read_flow_members(readings: PageReadings, flow_id: str) -> FlowMembers:
-    """Return the flow with those of its jobs that are found. Raises `FlowNotFound`."""
+    """Return the flow with those of its jobs that are found.
+
+    Raises `FlowNotFound`, and `InvalidJob` for a group: it is shown on the page of its flow.
+    """
 
     async def read() -> FlowMembers:
-        return await read_members(readings.backend, await read_tree(readings.backend, flow_id))
+        tree = await read_tree(readings.backend, flow_id)
+        check_is_whole(tree)
+        return await read_members(readings.backend, tree)
 
     return await readings.read(f"flow {flow_id}", read, MEMBERS_AGE)
 

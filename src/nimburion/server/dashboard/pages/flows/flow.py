@@ -142,7 +142,9 @@ async def _list_members(
         return _ListedMembers(rows=rows, next_start=following, examined=examined, now=now)
     if not members.tree.groups and not members.missing:
         return await _list_known(request, members, now)
-    after = query.after or members.start
+    # Backends list the failed jobs without the others, so that search begins with the newest.
+    start = None if query.state is State.FAILED else members.start
+    after = query.after or start
     page = await backend.reads.list_jobs(which, limit=PAGE_SIZE, after=after)
     rows = await _make_rows(backend, members, page.jobs, now)
     return _ListedMembers(rows=rows, next=page.next, examined=page.examined, now=now)
