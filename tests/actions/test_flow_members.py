@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from nimburion import Flow, Processor, chain
 from nimburion.actions.flow_members import list_group, read_dependencies, read_members
 from nimburion.actions.flows import read_tree
+from nimburion.core.audit import list_audit
+from nimburion.core.errors import FlowNotFound, InvalidJob
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.flows import FlowState, Growth, NewFlow, On
 from nimburion.core.job import JobOptions, NewJob, State
@@ -139,6 +143,26 @@ async def test_a_cancel_finds_members_that_were_added_later() -> None:
         await processor.flows.close("i")
         await processor.flows.cancel("i")
         assert (await processor.flows.get("i")).state is FlowState.CANCELLED
+
+
+async def test_a_cancel_ends_an_open_flow() -> None:
+    async with make_processor() as processor:
+        flow = Flow("import", open=True, on_failure=note.job("failed"))
+        flow.add(note.job("a"), name="a")
+        await processor.enqueue_flow(flow, id="i")
+        assert await processor.flows.cancel("i") == ["i.a"]
+        cancelled = await processor.flows.get("i")
+        assert (cancelled.state, cancelled.is_open) == (FlowState.CANCELLED, False)
+
+
+async def test_a_group_is_not_closed() -> None:
+    async with make_processor() as processor:
+        await processor.enqueue_flow(make_import(2), id="i")
+        with pytest.raises(InvalidJob, match="is a group: pass the id of its flow"):
+            await processor.flows.close("i.parts")
+        with pytest.raises(FlowNotFound):
+            await processor.flows.close("other")
+        assert not (await list_audit(processor.backend)).records
 
 
 async def test_a_cancel_is_complete_when_only_running_members_are_left_that_were_asked() -> None:

@@ -103,11 +103,11 @@ class FlowActions(SubjectActions):
     async def close(self, flow_id: str | UUID) -> None:
         """Close an open flow: it ends with its last member. Closing it again changes nothing.
 
-        Raises `FlowNotFound`.
+        Raises `FlowNotFound`, and `InvalidJob` for the id of a group.
         """
-        flow = check_name("flow id", str(flow_id))
-        async with self._operator.record(self._backend, "flows.close", flow):
-            await self._backend.producing.enqueue([], [NewFlow(id=flow, growth=Growth.CLOSE)])
+        flow = await self._get_whole(flow_id)
+        async with self._operator.record(self._backend, "flows.close", flow.id):
+            await self._close(flow)
 
     async def cancel(
         self,
@@ -120,9 +120,10 @@ class FlowActions(SubjectActions):
 
         The audit log keeps `reason`.
 
-        A member that runs is cancelled by its worker. The members are cancelled in bounded steps,
-        most recently stored first. The flow ends as `cancelled`, or as `failed` if a member has
-        failed, and its callbacks `on_failure` and `on_finished` run.
+        An open flow is closed first. A member that runs is cancelled by its worker. The members
+        are cancelled in bounded steps, most recently stored first. The flow ends as `cancelled`,
+        or as `failed` if a member has failed, and its callbacks `on_failure` and `on_finished`
+        run. It completes if those that were cancelled are not more than it tolerates.
 
         A flow of which only a part is stored does not end: the members that are not stored count
         as not ended. Repeat `enqueue_flow` with its id and the same jobs, then cancel it again.
@@ -141,6 +142,8 @@ class FlowActions(SubjectActions):
                 change.count = (change.count or 0) + changed
                 report(changed)
 
+            if flow.is_open:
+                await self._close(flow)
             ids, is_complete = await self._cancel_from(flow.id, start, count)
             if not is_complete and start is not None:  # members that were added later are newer
                 more, _ = await self._cancel_from(flow.id, None, count)
@@ -152,6 +155,9 @@ class FlowActions(SubjectActions):
         flow = await self.get(flow_id)
         check_is_whole(flow)
         return flow
+
+    async def _close(self, flow: FlowInfo) -> None:
+        await self._backend.producing.enqueue([], [NewFlow(id=flow.id, growth=Growth.CLOSE)])
 
     async def _cancel_from(
         self, flow_id: str, after: str | None, report: ReportProgress

@@ -169,7 +169,10 @@ async def _export(backend: Backend, flow_id: str) -> FlowExport:
 @click.option("--yes", is_flag=True, help="Do it; without, only count.")
 @add_shared_options
 def cancel_flow(flow_id: str, reason: str, yes: bool) -> None:  # noqa: FBT001 (the flag itself)
-    """Cancel all members of a flow that have not ended. Without --yes, it only counts them."""
+    """Cancel all members of a flow that have not ended. An open flow is closed first.
+
+    Without --yes, it only counts them.
+    """
     changed = current_invocation().run(lambda backend: _cancel(backend, flow_id, reason, yes=yes))
     print_result(
         {"cancelled": changed}, lambda: click.echo(f"{format_count(len(changed))} cancelled")
@@ -185,7 +188,7 @@ async def _cancel(backend: Backend, flow_id: str, reason: str, *, yes: bool) -> 
         check_is_whole(flow)
         if not flow.unfinished:
             raise BadInput(f"flow {flow.id} has ended; there is nothing to cancel")
-        members = format_count(flow.unfinished, "member")
+        members = format_count(flow.unfinished - flow.is_open, "member")
         raise BadInput(
             f"{members} of flow {flow.id} would be cancelled; nothing was done. Add --yes to "
             "confirm"

@@ -90,7 +90,7 @@ async def replay_flow(request: ApiRequest[NoQuery, FlowChangeBody]) -> FlowChang
 
 
 async def cancel_flow(request: ApiRequest[NoQuery, FlowChangeBody]) -> FlowChangeReport:
-    """Cancel all members of a flow that have not ended."""
+    """Cancel all members of a flow that have not ended. An open flow is closed first."""
     flows, flow_id = request.actions.flows, request.path["flow"]
     ids = await flows.cancel(flow_id, reason=request.body.reason)
     return _report_change(await flows.get(flow_id), ids)
@@ -99,7 +99,6 @@ async def cancel_flow(request: ApiRequest[NoQuery, FlowChangeBody]) -> FlowChang
 async def close_flow(request: ApiRequest[NoQuery, NoBody]) -> FlowView:
     """Close an open flow: it ends with its last member. Closing it again changes nothing."""
     flows, flow_id = request.actions.flows, request.path["flow"]
-    await flows.get(flow_id)
     await flows.close(flow_id)
     return make_view(await flows.get(flow_id))
 
