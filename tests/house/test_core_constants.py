@@ -22,6 +22,7 @@ CORE = MappingProxyType(
         "FIRST_CHARGE": fairness.FIRST_CHARGE,
         "MAX_AHEAD": MAX_AHEAD,
         "MAX_CHARGE": fairness.MAX_CHARGE,
+        "MAX_CLOSED": flows.MAX_CLOSED,
         "MAX_DOUBLINGS": fairness.MAX_DOUBLINGS,
         "MAX_HOLDERS": backend.MAX_HOLDERS,
         "MAX_PARKED": limits.MAX_PARKED,

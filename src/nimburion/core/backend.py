@@ -539,7 +539,7 @@ class Maintaining(Protocol):
         Open flows that got no members for longer than `keep.open_flows` are closed. The member that
         stands for those that may come counts as cancelled, with as many others as the flow
         tolerates: it ends as cancelled, or as failed. This may follow in the next steps of any
-        worker.
+        worker. One call closes at most `MAX_CLOSED` flows.
 
         A job stays while its flow runs. A flow is deleted with its groups when it ended longer ago
         than `keep.flows` allows. Flows do not count in `limit`. A job that was cancelled because

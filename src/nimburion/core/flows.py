@@ -22,6 +22,9 @@ MAX_RESOLVED = 500
 in the next steps, of any worker.
 """
 
+MAX_CLOSED = 100
+"""The most open flows that one `prune` closes because they got no members. The next ones follow."""
+
 
 class On(enum.StrEnum):
     """Which end of a job or a flow meets a condition."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -86,10 +87,14 @@ class FlowTables:
         flow = None if flow_id is None else self.flows.get(flow_id)
         return flow is not None and flow.unfinished > 0
 
-    def list_open(self, grown_before: float) -> list[str]:
-        """Return the ids of the open flows that got no members since this time."""
-        flows = self.flows.values()
-        return [one.id for one in flows if one.grown_at is not None and one.grown_at < grown_before]
+    def list_late(self, grown_before: float, limit: int) -> list[str]:
+        """Return the ids of up to `limit` open flows that got no members since this time."""
+        late = (
+            one.id
+            for one in self.flows.values()
+            if one.grown_at is not None and one.grown_at < grown_before
+        )
+        return list(islice(late, limit))
 
     def prune(self, ended_before: float) -> None:
         """Remove the flows that ended before this time, with their groups."""

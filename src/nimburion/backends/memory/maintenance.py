@@ -18,6 +18,7 @@ from nimburion.backends.waiters import ALL_WORKERS, make_session_name
 from nimburion.core.backend import Maintaining
 from nimburion.core.bulk_operations import BulkAction, check_job_ids
 from nimburion.core.fairness import WEIGHT_UNITS, to_weight_units
+from nimburion.core.flows import MAX_CLOSED
 from nimburion.core.job import State
 from nimburion.core.limits import LimitChange
 from nimburion.core.maintenance import JobChanges, Retention
@@ -136,7 +137,8 @@ class MemoryMaintaining(Maintaining):
             prune_sessions_and_keys(state, now)
             prune_statistics(state, now)
             if keep.open_flows is not None:
-                for flow_id in state.flow_tables.list_open(now / MICRO - keep.open_flows):
+                grown_before = now / MICRO - keep.open_flows
+                for flow_id in state.flow_tables.list_late(grown_before, MAX_CLOSED):
                     step.get_flow_changes().note_closed(flow_id, is_late=True)
             if keep.flows is not None:
                 state.flow_tables.prune(now / MICRO - keep.flows)

@@ -24,6 +24,7 @@ from nimburion.backends.waiters import ALL_WORKERS, EVERY_QUEUE, make_session_na
 from nimburion.core.backend import Maintaining
 from nimburion.core.bulk_operations import BulkAction, check_job_ids
 from nimburion.core.fairness import WEIGHT_UNITS, to_weight_units
+from nimburion.core.flows import MAX_CLOSED
 from nimburion.core.job import State
 from nimburion.core.limits import LimitChange
 from nimburion.core.maintenance import JobChanges, Retention
@@ -47,7 +48,7 @@ _CHANGE_LIMIT = make_call("change_limit_1", 10)
 _RESET_LIMIT = make_call("reset_limit_1", 4)
 _PAUSE = make_call("pause_queue_1", 6)
 _PRUNE = make_call("prune_jobs_1", 8)
-_CLOSE_LATE_FLOWS = make_call("close_late_flows_1", 2)
+_CLOSE_LATE_FLOWS = make_call("close_late_flows_1", 3)
 _UNMERGED_STATISTICS = """SELECT * FROM {schema}.list_unmerged_statistics_1(
     {schema}.get_read_time_1($1), $2, $3, $4)"""
 _MERGE_STATISTICS = make_call("merge_statistics_1", 11)
@@ -158,7 +159,7 @@ class PostgresMaintaining(Maintaining):
         arguments = encode_retention(keep)
         if keep.open_flows is not None:
             await self._database.fetch(
-                _CLOSE_LATE_FLOWS, self._database.now(), to_micros(keep.open_flows)
+                _CLOSE_LATE_FLOWS, self._database.now(), to_micros(keep.open_flows), MAX_CLOSED
             )
         ((count,),) = await self._database.fetch(
             _PRUNE, self._database.now(), *arguments, limit, extra_time=LARGE_READ_TIMEOUT

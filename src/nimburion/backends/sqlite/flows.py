@@ -33,7 +33,16 @@ from nimburion.backends.sqlite.waiting import (
     end_waiting,
     remove_waiting,
 )
-from nimburion.core.flows import FlowInfo, FlowPage, Growth, NewFlow, On, SourceKind, WaitSource
+from nimburion.core.flows import (
+    MAX_CLOSED,
+    FlowInfo,
+    FlowPage,
+    Growth,
+    NewFlow,
+    On,
+    SourceKind,
+    WaitSource,
+)
 from nimburion.core.job import JobOptions, NewJob, State
 from nimburion.core.timing.clock import MICRO, to_micros
 
@@ -262,8 +271,8 @@ def grow_flows(db: Database, new_jobs: Sequence[NewJob], flows: Sequence[NewFlow
 
 
 def close_late_flows(db: Database, grown_before: int) -> None:
-    """Close the open flows that got no members since this time."""
-    for (flow_id,) in db.run("list_late_flows", grown_before).fetchall():
+    """Close up to `MAX_CLOSED` open flows that got no members since this time."""
+    for (flow_id,) in db.run("list_late_flows", grown_before, MAX_CLOSED).fetchall():
         get_flow_changes(db).note_closed(flow_id, is_late=True)
 
 

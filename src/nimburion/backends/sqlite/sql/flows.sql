@@ -55,9 +55,9 @@ WHERE id = ?1;
 
 -- name: list_late_flows
 -- List the open flows that got no members for a time.
--- Inputs: ?1 the time since which they got none
+-- Inputs: ?1 the time since which they got none, ?2 how many to list
 -- Result: id
-SELECT id FROM flow WHERE grown_at < ?1;
+SELECT id FROM flow WHERE grown_at < ?1 ORDER BY grown_at LIMIT ?2;
 
 -- name: find_sources
 -- Find those of these jobs that belong to some flows.

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from nimburion.core.errors import FlowNotFound, InvalidJob
-from nimburion.core.flows import FlowState, Growth, NewFlow, On
+from nimburion.core.flows import MAX_CLOSED, FlowState, Growth, NewFlow, On
 from nimburion.core.job import JobOptions, NewJob
 from nimburion.core.maintenance import Retention
 from nimburion.testing.contract.flows.graphs import (
@@ -250,6 +250,19 @@ class OpenFlows:
         harness.clock.advance(3_601.0)
         await self.prune(harness)
         assert (await read_counts(harness))[:2] == (FlowState.CANCELLED, 0)
+
+    async def test_several_prunes_close_many(self, harness: Harness) -> None:
+        """A prune closes a bounded number of flows; the next one continues."""
+        flows = [NewFlow(id=f"f{n}", growth=Growth.OPEN) for n in range(MAX_CLOSED + 1)]
+        await harness.backend.producing.enqueue([], flows)
+        harness.clock.advance(3_601.0)
+        left = []
+        for _ in range(2):
+            await harness.backend.maintenance.prune(HOUR, 100)
+            await harness.backend.consuming.promote(100)
+            page = await harness.backend.reads.list_flows(limit=len(flows))
+            left.append(sum(flow.is_open for flow in page.flows))
+        assert left == [1, 0]
 
     async def prune(self, harness: Harness) -> None:
         """Prune twice, and apply what that leaves."""

@@ -820,20 +820,22 @@ END $$;
 -- name: close_late_flows
 -- Close the open flows that got no members for a time. The member that stands for those that may come counts as cancelled, with as
 -- many others as the flow tolerates (the outcome `late`).
--- Inputs: the time or NULL; how long they got none, in microseconds
+-- Inputs: the time or NULL; how long they got none, in microseconds; the most flows to close
 -- Locks: the roots of the flows. Those that another transaction has locked are skipped.
-CREATE OR REPLACE FUNCTION {schema}.close_late_flows_1(p_now int8, p_wait int8) RETURNS void
+CREATE OR REPLACE FUNCTION {schema}.close_late_flows_1(p_now int8, p_wait int8, p_limit int4) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
     latest int8 := {schema}.get_write_time_1(p_now) - p_wait;
 BEGIN
-    WITH roots AS MATERIALIZED (
-        SELECT r.number FROM {schema}.flow r WHERE r.number IN (
-            SELECT coalesce(f.root, f.number) FROM {schema}.flow f WHERE f.grown_at < latest
-        ) ORDER BY r.number FOR NO KEY UPDATE SKIP LOCKED
+    WITH late AS MATERIALIZED (
+        SELECT f.number, coalesce(f.root, f.number) AS root FROM {schema}.flow f WHERE f.grown_at < latest
+        ORDER BY f.grown_at LIMIT p_limit
+    ), roots AS MATERIALIZED (
+        SELECT r.number FROM {schema}.flow r WHERE r.number IN (SELECT l.root FROM late l)
+        ORDER BY r.number FOR NO KEY UPDATE SKIP LOCKED
     ), closed AS (
-        UPDATE {schema}.flow f SET grown_at = NULL FROM roots r
-        WHERE r.number = coalesce(f.root, f.number) AND f.grown_at < latest RETURNING f.number, f.root, f.id
+        UPDATE {schema}.flow f SET grown_at = NULL FROM late l JOIN roots r ON r.number = l.root
+        WHERE f.number = l.number AND f.grown_at < latest RETURNING f.number, f.root, f.id
     )
     INSERT INTO {schema}.flow_change (flow, root, source_kind, source, change, outcome)
     SELECT c.number, coalesce(c.root, c.number), 'open', c.id, 'failed', 'late' FROM closed c;
