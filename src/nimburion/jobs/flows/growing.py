@@ -93,7 +93,7 @@ class MemberFlow:
         The call is safe to repeat: another attempt of the job that runs adds nothing twice. The id
         of the new job is made of that of this job and `key`. Without a key, it is the position
         among the calls of the attempt: then each attempt must make the same calls in the same
-        order.
+        order. To repeat a call within an attempt, after an error, pass a key.
 
         Errors: `JobConflict` if another attempt added another job at this place; the others are
         those of `processor.flows.add`.
