@@ -116,6 +116,23 @@ def test_running_jobs_are_listed_with_duration_usual_time_host_and_progress(
     assert nimburion("jobs", "running", "--queue", "other").out == "no job is running\n"
 
 
+def test_a_list_of_running_jobs_that_is_cut_has_the_longest_and_says_so(
+    nimburion: CommandLine,
+) -> None:
+    nimburion.enqueue("a", "b", "c", queue="mail")
+
+    async def run(backend: Backend) -> None:
+        await reserve(backend, 1)
+        await backend.consuming.exchange(WORKER, 2, [], ReserveRequest(2, (Lane("mail", "send"),)))
+
+    nimburion.call_backend(run)
+    (longest,) = nimburion("jobs", "running", "--limit", "1", "--json").data
+    assert longest["id"] == "a"
+    more = "more jobs run: add --queue or --name, or raise --limit"
+    assert nimburion("jobs", "running", "--limit", "2").out.splitlines()[-1] == more
+    assert more not in nimburion("jobs", "running", "--limit", "3").out
+
+
 def test_why_of_a_running_job_says_what_is_usual_and_who_can_be_stopped(
     nimburion: CommandLine,
 ) -> None:

@@ -46,7 +46,7 @@ from nimburion.core.text.escaping import escape_controls, escape_lines
 if TYPE_CHECKING:
     from nimburion.actions.jobs import CancelOutcome, DueOutcome, StackAnswer
     from nimburion.core.backend import Backend
-    from nimburion.core.diagnosis.running_jobs import RunningJob
+    from nimburion.core.diagnosis.running_jobs import RunningJob, RunningJobs
     from nimburion.core.queries import JobFilter, Page
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -155,13 +155,13 @@ def list_running(queue: str | None, name: str | None, limit: int) -> None:
             "host": one.job.host,
             "pid": one.session.pid if one.session else None,
         }
-        for one in found
+        for one in found.jobs
     ]
     print_result(data, lambda: print_running(found))
 
 
-def print_running(found: list[RunningJob]) -> None:
-    """Print one line per running job."""
+def print_running(found: RunningJobs) -> None:
+    """Print one line per running job, and whether more jobs run."""
     print_table(
         ("id", "name", "for", "usually", "progress", "host", "process", "worker", "note"),
         [
@@ -176,10 +176,12 @@ def print_running(found: list[RunningJob]) -> None:
                 (one.job.session or "")[:_SHOWN_OF_SESSION],
                 describe_running(one),
             )
-            for one in found
+            for one in found.jobs
         ],
         "no job is running",
     )
+    if found.more:
+        click.echo("more jobs run: add --queue or --name, or raise --limit")
 
 
 def describe_running(running: RunningJob) -> str:

@@ -13,6 +13,8 @@ from nimburion.core.queries import JobFilter
 from nimburion.core.session import SessionInfo
 
 _STEP = 3600
+_MAX_READ = 1_000
+"""The most running jobs of which the longest are looked for, those that were enqueued last."""
 _MAX_AUDIT_RECORDS = 500
 """The most audit records in which the request of a cancel is looked for, the newest ones."""
 
@@ -30,16 +32,27 @@ class RunningJob(msgspec.Struct, frozen=True, kw_only=True):
     """The session that holds it; None if it has ended meanwhile."""
 
 
+class RunningJobs(msgspec.Struct, frozen=True, kw_only=True):
+    """The running jobs that match, as far as they were read."""
+
+    jobs: list[RunningJob]
+    """The longest first."""
+    more: bool
+    """Whether there may be others."""
+
+
 async def list_running_jobs(
     backend: Backend, *, queue: str | None = None, name: str | None = None, limit: int = 100
-) -> list[RunningJob]:
-    """Return the running jobs that match, the longest first.
+) -> RunningJobs:
+    """Return up to `limit` running jobs that match, the longest first.
 
-    If more than `limit` run, those that were enqueued last are returned.
+    Up to 1,000 are read, those that were enqueued last, and the longest of them are returned.
     """
     now = await backend.now()
     which = JobFilter(states=PROCESSING_ONLY, queue=queue, name=name)
-    page = await backend.reads.list_jobs(which, limit=limit)
+    page = await backend.reads.list_jobs(which, limit=_MAX_READ)
+    while not page.jobs and page.next is not None:  # the search ended at its budget
+        page = await backend.reads.list_jobs(which, limit=_MAX_READ, after=page.next)
     sessions = {session.id: session for session in await backend.reads.list_sessions()}
     usual = await read_usual_times(backend, now, name=name) if page.jobs else {}
     running = [
@@ -51,7 +64,8 @@ async def list_running_jobs(
         )
         for job in page.jobs
     ]
-    return sorted(running, key=lambda one: (-one.seconds, one.job.id))
+    running.sort(key=lambda one: (-one.seconds, one.job.id))
+    return RunningJobs(jobs=running[:limit], more=page.next is not None or len(running) > limit)
 
 
 async def read_usual_times(
