@@ -9,7 +9,8 @@ import pytest
 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import BackendUnavailable
-from nimburion.core.session import HeartbeatReply, Session, Vitals
+from nimburion.core.session import HeartbeatReply, Session, Vitals, WorkerCommand
+from nimburion.core.stacks import get_stack, request_stack
 from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.session.heartbeat import Heartbeat
 from nimburion.jobs.worker.session.stack_requests import StackRequests
@@ -79,6 +80,31 @@ async def test_a_heartbeat_that_fails_keeps_the_worst_lag_for_the_next() -> None
     (session,) = await backend.reads.list_sessions()
     assert session.vitals is not None
     assert session.vitals.loop_lag == 0.0
+
+
+async def test_a_request_for_a_stack_beside_a_command_is_answered() -> None:
+    """One heartbeat gets both: the reply has the command, and nothing says that there is more."""
+    clock = FakeClock()
+    backend = MemoryBackend(clock=clock)
+    await backend.consuming.open_session(Session(id="s1", ttl=30.0))
+    read_stack = AsyncMock(return_value=("thread", "in line 1"))
+    heartbeat = Heartbeat(
+        backend,
+        "s1",
+        30.0,
+        clock,
+        BackendConnectivity(clock, "memory"),
+        vitals=VitalsReader(1, lambda: 0, ""),
+        stacks=StackRequests("s1", clock, read_stack, polls=False),
+        on_reply=lambda _: None,
+        on_end=lambda: None,
+    )
+    await backend.maintenance.send_command("s1", WorkerCommand.QUIET)
+    await request_stack(backend, "a", "s1")
+    await heartbeat._send(backend, notified=True)
+    stack = await get_stack(backend, "a", await backend.now())
+    assert stack is not None
+    assert stack.text == "in line 1"
 
 
 async def test_the_worst_lag_is_reported_once() -> None:

@@ -19,7 +19,7 @@ from nimburion.core.backend import Backend
 from nimburion.core.errors import BackendError, SessionLost
 from nimburion.core.lease import Lease
 from nimburion.core.service import wait_for_first
-from nimburion.core.session import HeartbeatReply, WorkerCommand
+from nimburion.core.session import HeartbeatReply
 from nimburion.core.timing.clock import Clock
 from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.join_thread import join_thread
@@ -59,8 +59,6 @@ class Heartbeat:
     ) -> None:
         self._vitals = vitals
         self._stacks = stacks
-        self._requests: tuple[WorkerCommand | None, frozenset[Lease]] = (None, frozenset())
-        """The command and the cancel requests of the last reply."""
         self._backend = backend
         self._session_id = session_id
         self._ttl = ttl
@@ -144,10 +142,8 @@ class Heartbeat:
             self._note_answer(sent)
             self.fleet_size = reply.fleet_size
             self.no_expiry_before = sent + reply.next_expiry
-            requests = (reply.command, frozenset(reply.cancel))  # each reply repeats them
-            is_news, self._requests = requests != self._requests, requests
             self._on_reply(reply)
-            if self._stacks.must_look(notified=notified and not is_news):
+            if self._stacks.must_look(notified=notified):
                 await self._stacks.answer(handle, self.interval / 2)
         return self.interval
 
