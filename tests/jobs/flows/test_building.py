@@ -110,6 +110,20 @@ def test_an_end_that_is_unknown() -> None:
 
 
 @pytest.mark.parametrize("on", ["failure", "finished"])
+def test_an_end_without_a_dependency(on: OnName) -> None:
+    """A result alone needs success, so `on` would be ignored there too."""
+    flow = Flow("import")
+    parts = flow.add_all([count_rows.job("", 1)])
+    message = f'on="{on}" says how the members of depends_on end, and there are none'
+    for job in (note.job("a"), add_up.job(parts.results)):
+        with pytest.raises(InvalidJob, match=message):
+            flow.add(job, on=on)
+    with pytest.raises(InvalidJob, match=message):
+        flow.add_all([note.job("a")], on=on, depends_on=[])
+    assert len(flow) == 1
+
+
+@pytest.mark.parametrize("on", ["failure", "finished"])
 def test_a_result_needs_success(on: OnName) -> None:
     flow = Flow("import")
     first = flow.add(fetch.job("a"))

@@ -201,8 +201,8 @@ class Flow:
         group may also be taken with `on="finished"`. `name` is by default the name of the job, with
         `-2` and so on if it repeats.
 
-        `InvalidJob` is raised for a member of another flow, a name that is taken, and too many
-        members or dependencies.
+        `InvalidJob` is raised for a member of another flow, a name that is taken, too many members
+        or dependencies, and another `on` than `"success"` without `depends_on`.
         """
         declaration = require_declaration(job)
         conditions = self._read_conditions(depends_on, on)
@@ -290,6 +290,11 @@ class Flow:
                 )
             self._check_own(one)
             conditions[one] = end
+        if end is not On.SUCCESS and not conditions:
+            raise InvalidJob(
+                f'on="{end}" says how the members of depends_on end, and there are none; pass '
+                "depends_on"
+            )
         return conditions
 
     def _check_own(self, source: AnyMember) -> None:
