@@ -6,6 +6,7 @@ import json
 
 from nimburion import Flow, Processor, job
 from nimburion.core.backend import Backend
+from nimburion.core.flows import NewFlow
 from tests.cli.conftest import CommandLine
 
 
@@ -34,6 +35,41 @@ async def run(backend: Backend) -> None:
     processor.register(part, add_up)
     async with processor:
         await processor.drain()
+
+
+def test_flows_are_listed_by_their_state(nimburion: CommandLine) -> None:
+    async def add_several(backend: Backend) -> None:
+        running = [NewFlow(id=f"r{n}", name="other", members=1) for n in range(150)]
+        ended = [NewFlow(id=f"e{n}", name="other") for n in range(3)]
+        await backend.producing.enqueue([], [*ended, *running])
+
+    for change in (store, run, add_several):
+        nimburion.call_backend(change)
+
+    def list_ids(*options: str) -> list[str]:
+        return [flow["id"] for flow in nimburion("flows", "list", "--json", *options).data["flows"]]
+
+    assert list_ids("--state", "failed") == ["i"]
+    assert list_ids("--state", "cancelled") == []
+    assert list_ids("--state", "running", "--limit", "2") == ["r149", "r148"]
+    first = nimburion("flows", "list", "--state", "completed", "--limit", "2", "--json").data
+    assert ([flow["id"] for flow in first["flows"]], first["examined"]) == (["e2", "e1"], 152)
+    assert list_ids("--state", "completed", "--after", first["next"]) == ["e0"]
+    cut = nimburion("flows", "list", "--state", "completed", "--limit", "1").out.splitlines()[-1]
+    assert cut.startswith("examined 151 flows; more: add --after ")
+    mixed = nimburion("flows", "list", "--running", "--state", "failed")
+    assert (mixed.code, "either --running or --state" in mixed.err) == (2, True)
+
+
+def test_a_search_for_flows_is_bounded(nimburion: CommandLine) -> None:
+    async def add_many(backend: Backend) -> None:
+        flows = [NewFlow(id=f"f{n}", name="other") for n in range(1_001)]
+        await backend.producing.enqueue([], flows)
+
+    nimburion.call_backend(add_many)
+    printed = nimburion("flows", "list", "--state", "failed").out.splitlines()
+    assert printed[0] == "no such flows"
+    assert printed[1].startswith("examined 1000 flows; more: add --after ")
 
 
 def test_a_flow_is_listed_and_shown(nimburion: CommandLine) -> None:

@@ -12,7 +12,7 @@ from nimburion.actions.bulk import BulkPreview, preview_jobs
 from nimburion.actions.dead_letters import Ids
 from nimburion.actions.jobs import STEP, ReportProgress
 from nimburion.actions.operator import Operator, SubjectActions
-from nimburion.core.backend import Backend
+from nimburion.core.backend import Backend, Inspecting
 from nimburion.core.bulk_operations import BulkAction, narrow_to_action
 from nimburion.core.errors import FlowNotFound, InvalidJob, WaitTimeout
 from nimburion.core.flows import FlowInfo, FlowState, Growth, NewFlow
@@ -24,6 +24,10 @@ from nimburion.core.timing.clock import Clock, SystemClock
 from nimburion.core.timing.durations import Duration, to_seconds
 from nimburion.core.timing.pauses import iterate_pauses
 
+MAX_SEARCHED = 1_000
+"""The most flows that are read to find those of a state or a name."""
+_PAGE = 100
+"""How many of them are read at once."""
 _FIRST_PAUSE = 0.01
 """Seconds between the first two reads of `wait`."""
 _MAX_PAUSE = 1.0
@@ -35,6 +39,16 @@ class FlowTree(FlowInfo, frozen=True, kw_only=True):
 
     groups: tuple[FlowTree, ...] = ()
     """The groups, in the order of their ids. Each counts as one member of the flow."""
+
+
+class FoundFlows(msgspec.Struct, frozen=True, kw_only=True):
+    """The flows that a search found."""
+
+    flows: list[FlowInfo]
+    next: str | None
+    """The cursor with which the search continues; None: it is complete."""
+    examined: int
+    """The number of flows that were read."""
 
 
 class ReplayPreview(msgspec.Struct, frozen=True, kw_only=True):
@@ -266,6 +280,41 @@ async def read_tree(backend: Backend, flow_id: str) -> FlowTree:
     for one in found[1:]:
         groups.setdefault(one.parent, []).append(one)
     return _make_tree(found[0], groups)
+
+
+async def search_flows(
+    reads: Inspecting,
+    *,
+    state: FlowState | None = None,
+    name: str = "",
+    limit: int,
+    after: str | None = None,
+) -> FoundFlows:
+    """Return up to `limit` flows in a state and with a name, the one stored last first.
+
+    `name` is the name of a flow, or the beginning of its id. The search ends after `MAX_SEARCHED`
+    flows, because backends have no index for it, except for the flows that run.
+    """
+    running = state is FlowState.RUNNING
+    all_match = not name and (running or state is None)
+
+    def matches(flow: FlowInfo) -> bool:
+        return state in (None, flow.state) and (name == flow.name or flow.id.startswith(name))
+
+    found: list[FlowInfo] = []
+    examined = 0
+    while True:
+        size = limit if all_match else _PAGE
+        page = await reads.list_flows(running=running, limit=size, after=after)
+        places = [place for place, flow in enumerate(page.flows) if matches(flow)]
+        if len(places) > limit - len(found):  # read up to the last one, for its cursor
+            size = places[limit - len(found) - 1] + 1
+            page = await reads.list_flows(running=running, limit=size, after=after)
+        found += filter(matches, page.flows)
+        examined += len(page.flows)
+        after = page.next
+        if after is None or len(found) >= limit or examined >= MAX_SEARCHED:
+            return FoundFlows(flows=found, next=after, examined=examined)
 
 
 def _make_tree(flow: FlowInfo, groups: Mapping[str | None, Sequence[FlowInfo]]) -> FlowTree:

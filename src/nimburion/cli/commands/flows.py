@@ -14,14 +14,15 @@ from nimburion.cli.listing_groups import listing_group
 from nimburion.cli.operators import make_actions
 from nimburion.cli.output import format_time, print_fields, print_result, print_table
 from nimburion.cli.parameters import add_reason_option
+from nimburion.core.flows import FlowState
 from nimburion.core.text.escaping import escape_controls
 
 if TYPE_CHECKING:
     from nimburion.actions.bulk import BulkPreview
     from nimburion.actions.flow_export import FlowExport
-    from nimburion.actions.flows import FlowTree, ReplayPreview
+    from nimburion.actions.flows import FlowTree, FoundFlows, ReplayPreview
     from nimburion.core.backend import Backend
-    from nimburion.core.flows import FlowInfo, FlowPage
+    from nimburion.core.flows import FlowInfo
 
 
 @listing_group
@@ -31,16 +32,36 @@ def flows() -> None:
 
 @flows.command("list")
 @click.option("--running", is_flag=True, help="Only flows that have not ended.")
+@click.option(
+    "--state", type=click.Choice([one.value for one in FlowState]), help="Only flows in this state."
+)
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
 @click.option("--after", metavar="CURSOR", help="Continue after the previous page.")
 @add_shared_options
-def list_flows(running: bool, limit: int, after: str | None) -> None:  # noqa: FBT001 (the flag itself)
-    """List flows, the one stored last first."""
-    page = current_invocation().run(
-        lambda backend: backend.reads.list_flows(running=running, limit=limit, after=after)
+def list_flows(
+    running: bool,  # noqa: FBT001 (the flag itself)
+    state: str | None,
+    limit: int,
+    after: str | None,
+) -> None:
+    """List flows, the one stored last first.
+
+    One call examines at most 1,000 flows. If it stops there, it says how to continue.
+    """
+    from nimburion.actions.flows import search_flows  # for this command only
+
+    if running and state not in {None, FlowState.RUNNING}:
+        raise BadInput(f"a flow that is {state} has ended; give either --running or --state")
+    wanted = FlowState.RUNNING if running else None if state is None else FlowState(state)
+    found = current_invocation().run(
+        lambda backend: search_flows(backend.reads, state=wanted, limit=limit, after=after)
     )
-    data = {"flows": [flow_to_data(flow) for flow in page.flows], "next": page.next}
-    print_result(data, lambda: print_flows(page))
+    data = {
+        "flows": [flow_to_data(flow) for flow in found.flows],
+        "next": found.next,
+        "examined": found.examined,
+    }
+    print_result(data, lambda: print_flows(found))
 
 
 def flow_to_data(flow: FlowInfo) -> dict[str, object]:
@@ -48,7 +69,7 @@ def flow_to_data(flow: FlowInfo) -> dict[str, object]:
     return {**msgspec.to_builtins(flow), "state": flow.state.value}
 
 
-def print_flows(page: FlowPage) -> None:
+def print_flows(found: FoundFlows) -> None:
     """Print one line per flow and the option that shows the next page."""
     print_table(
         ("id", "name", "state", "members", "unfinished", "completed", "failed", "cancelled",
@@ -58,12 +79,13 @@ def print_flows(page: FlowPage) -> None:
                 *(flow.id, flow.name, *_list_counts(flow)),
                 *(format_time(flow.created_at), format_time(flow.finished_at)),
             )
-            for flow in page.flows
+            for flow in found.flows
         ],
         "no such flows",
     )  # fmt: skip
-    if page.next is not None:
-        click.echo(f"more: add --after {escape_controls(page.next)}")
+    if found.next is not None:
+        count = format_count(found.examined, "flow")
+        click.echo(f"examined {count}; more: add --after {escape_controls(found.next)}")
 
 
 def _format_state(flow: FlowInfo) -> str:

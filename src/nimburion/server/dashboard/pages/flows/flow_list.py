@@ -8,15 +8,13 @@ import msgspec
 from msgspec import Meta
 
 from nimburion.actions.flow_view import FlowView, make_view
-from nimburion.core.backend import Inspecting
-from nimburion.core.flows import FlowInfo, FlowState
+from nimburion.actions.flows import search_flows
+from nimburion.core.flows import FlowState
 from nimburion.server.api.names import Cursor
 from nimburion.server.dashboard.flows.picture import count_states, draw_state_bar
 from nimburion.server.dashboard.page import DashboardPage, PageRequest
 
 PAGE_SIZE = 50
-MAX_SEARCHED = 1_000
-"""The most flows that are read to find those of a state or a name."""
 
 
 class FlowListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,26 +42,21 @@ async def read_flows(request: PageRequest[FlowListQuery]) -> FlowListData:
     readings, query = request.readings, request.query
 
     async def read() -> FlowListData:
-        return await _search(readings.backend.reads, query, readings.now)
+        found = await search_flows(
+            readings.backend.reads,
+            state=query.state,
+            name=query.name,
+            limit=PAGE_SIZE,
+            after=query.after,
+        )
+        return FlowListData(
+            flows=[make_view(flow) for flow in found.flows],
+            next=found.next,
+            examined=found.examined,
+            now=readings.now,
+        )
 
     return await readings.read(f"flows {query}", read)
-
-
-async def _search(reads: Inspecting, query: FlowListQuery, now: float) -> FlowListData:
-    running, after, examined = query.state is FlowState.RUNNING, query.after, 0
-    found: list[FlowView] = []
-    while True:
-        page = await reads.list_flows(running=running, limit=PAGE_SIZE, after=after)
-        examined += len(page.flows)
-        after = page.next
-        found += [make_view(flow) for flow in page.flows if _matches(flow, query)]
-        if after is None or len(found) >= PAGE_SIZE or examined >= MAX_SEARCHED:
-            return FlowListData(flows=found, next=after, examined=examined, now=now)
-
-
-def _matches(flow: FlowInfo, query: FlowListQuery) -> bool:
-    has_name = query.name == flow.name or flow.id.startswith(query.name)
-    return has_name and query.state in (None, flow.state)
 
 
 FLOWS = DashboardPage(
