@@ -9,12 +9,21 @@ import asyncpg
 import pytest
 
 from nimburion.backends.postgres import PostgresBackend
-from nimburion.core.job import JobOptions, State
+from nimburion.core.job import JobOptions, NewJob, State
 from nimburion.core.queries import JobFilter
 from nimburion.core.schedules import put_schedule
 from nimburion.testing import FakeClock
 from nimburion.testing.contract.changing import replay
-from nimburion.testing.contract.flows.graphs import after, fail, finish, list_waiting, member, store
+from nimburion.testing.contract.flows.failing_fast import enqueue_failing_fast, read_states
+from nimburion.testing.contract.flows.graphs import (
+    FLOW,
+    after,
+    fail,
+    finish,
+    list_waiting,
+    member,
+    store,
+)
 from nimburion.testing.contract.harness import Harness
 from nimburion.testing.contract.schedules import NIGHTLY
 from tests.servers.server_kinds import RunningPostgres
@@ -99,6 +108,45 @@ async def test_a_tick_locks_the_unique_key_of_its_job_before_flows(
         )
     await transaction.rollback()
     assert (await firing).outcome == "fired"
+
+
+async def test_a_failed_flow_waits_for_no_unique_key_that_a_transaction_has_locked(
+    harness: Harness, rival: asyncpg.Connection
+) -> None:
+    """A caller's transaction may stay open for long. The other members are cancelled at once."""
+    options = JobOptions(flow=FLOW, unique_key="k")
+    locked = NewJob("b", "mail", "default", b'{"a":1}', options=options)
+    await enqueue_failing_fast(harness, [member("a"), locked, member("c")])
+    await fail(await harness.worker(), "a")
+    async with rival.transaction():
+        await rival.execute("SELECT FROM nimburion.unique_key FOR UPDATE")
+        await harness.backend.consuming.promote(100)
+        assert await read_states(harness, "b", "c") == [State.PENDING, State.CANCELLED]
+        assert not (await harness.backend.consuming.rescue(100, max_lost=3)).more
+    await harness.backend.consuming.promote(100)
+    assert await harness.state("b") is State.CANCELLED
+
+
+async def test_a_failed_flow_locks_the_classes_of_tenants_before_their_turns(
+    harness: Harness, rival: asyncpg.Connection
+) -> None:
+    """Exchanges do, too, and then change the turns in another order."""
+    jobs = [
+        NewJob(name, "mail", "default", b"{}", options=JobOptions(flow=FLOW, tenant=name))
+        for name in ("x", "y")
+    ]
+    await enqueue_failing_fast(harness, [member("a"), *jobs])
+    await fail(await harness.worker(), "a")
+    transaction = rival.transaction()
+    await transaction.start()
+    await rival.execute("SELECT FROM nimburion.share_class FOR UPDATE")
+    promoting = asyncio.create_task(harness.backend.consuming.promote(100))
+    await wait_until(lambda: is_blocked_by(rival), "the cancel waits for the classes")
+    await rival.execute("SET LOCAL lock_timeout TO '100ms'")
+    assert await rival.fetch("SELECT FROM nimburion.tenant_turn FOR UPDATE")
+    await transaction.rollback()
+    await promoting
+    assert await read_states(harness, "x", "y") == 2 * [State.CANCELLED]
 
 
 async def is_blocked_by(rival: asyncpg.Connection) -> bool:

@@ -577,25 +577,49 @@ END $$;
 
 -- name: cancel_failed_members
 -- Cancel members that wait for a worker, and whose flow has failed. They keep their payload. The caller then continues with
--- `continue_flows_1` in another transaction.
+-- `continue_flows_1` in another transaction. A member whose unique key another transaction has locked is left to a later call: a
+-- caller's transaction may stay open for long.
 -- Inputs: the time or NULL; the maximum number
--- Result: the queues to notify; whether more may be left. NULL, false: there were none.
--- Locks: rows of `failed_member` that are not locked; then as `cancel_job_1`. A transaction that holds roots must not call it: it waits for
---   unique keys, limits and jobs, whose holders may wait for roots.
+-- Result: the queues to notify (NULL: no member was examined); whether more may be left that can be cancelled now
+-- Locks: rows of `failed_member` that are not locked; the share classes of the tenants' queues, as `change_jobs_1`; unique keys that are
+--   not locked, by name and key; then as `cancel_job_1`, by lane. A transaction that holds roots must not call it: it waits for limits
+--   and jobs, whose holders may wait for roots.
 CREATE OR REPLACE FUNCTION {schema}.cancel_failed_members_1(p_now int8, p_limit int4, OUT to_notify text[], OUT is_left bool)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET enable_seqscan TO off SET enable_hashjoin TO off SET enable_mergejoin TO off SET jit TO off AS $$
 DECLARE
+    members int8[];
+    blocked int8[];
     member record;
     answer record;
 BEGIN
+    members := ARRAY(SELECT m.seq FROM {schema}.failed_member m ORDER BY m.seq LIMIT p_limit FOR UPDATE SKIP LOCKED);
     is_left := false;
+    IF members = '{}' THEN
+        RETURN;
+    END IF;
+    IF EXISTS (SELECT FROM {schema}.share_class) THEN
+        PERFORM FROM {schema}.share_class f WHERE f.queue IN (
+            SELECT a.queue FROM {schema}.job j JOIN {schema}.lane a ON a.id = j.lane WHERE j.seq = ANY (members)
+        ) ORDER BY f.queue, f.rank FOR NO KEY UPDATE;
+    END IF;
+    WITH wanted AS MATERIALIZED (
+        SELECT j.seq, u.name, u.key FROM {schema}.job j JOIN {schema}.lane a ON a.id = j.lane
+        JOIN {schema}.unique_key u ON u.name = a.name AND u.key = j.unique_key WHERE j.seq = ANY (members)
+    ), locked AS MATERIALIZED (
+        SELECT u.name, u.key FROM {schema}.unique_key u WHERE (u.name, u.key) IN (SELECT w.name, w.key FROM wanted w)
+        ORDER BY u.name, u.key FOR UPDATE SKIP LOCKED
+    )
+    SELECT coalesce(array_agg(w.seq), '{}') INTO blocked FROM wanted w WHERE (w.name, w.key) NOT IN (SELECT l.name, l.key FROM locked l);
+    IF cardinality(blocked) = cardinality(members) THEN
+        RETURN;
+    END IF;
+    to_notify := '{}';
+    is_left := cardinality(members) = p_limit;
+    DELETE FROM {schema}.failed_member m WHERE m.seq = ANY (members) AND m.seq <> ALL (blocked);
     FOR member IN
-        SELECT m.seq, j.id, j.flow, j.lane FROM {schema}.failed_member m LEFT JOIN {schema}.job j ON j.seq = m.seq
-        ORDER BY m.seq LIMIT p_limit FOR UPDATE OF m SKIP LOCKED
+        SELECT j.seq, j.id, j.flow, j.lane FROM {schema}.job j WHERE j.seq = ANY (members) AND j.seq <> ALL (blocked) ORDER BY j.lane, j.seq
     LOOP
-        to_notify := coalesce(to_notify, '{}');
-        DELETE FROM {schema}.failed_member m WHERE m.seq = member.seq;
-        CONTINUE WHEN member.id IS NULL;
         answer := {schema}.cancel_job_1(p_now, member.id, ARRAY['pending', 'scheduled', 'retrying'], 'dependency');
         IF answer.answer = 'cancelled' THEN
             to_notify := array_remove(to_notify || answer.to_notify, NULL);
@@ -604,7 +628,6 @@ BEGIN
             FROM {schema}.flow f WHERE f.number = abs(member.flow);
         END IF;
     END LOOP;
-    is_left := EXISTS (SELECT FROM {schema}.failed_member);
 END $$;
 
 -- name: try_unique_key
