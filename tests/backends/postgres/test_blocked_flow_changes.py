@@ -12,6 +12,7 @@ from nimburion.backends.postgres import PostgresBackend
 from nimburion.core.job import JobOptions, NewJob, State
 from nimburion.core.queries import JobFilter
 from nimburion.core.schedules import put_schedule
+from nimburion.core.settlement import Failed
 from nimburion.testing import FakeClock
 from nimburion.testing.contract.changing import replay
 from nimburion.testing.contract.flows.failing_fast import enqueue_failing_fast, read_states
@@ -24,7 +25,7 @@ from nimburion.testing.contract.flows.graphs import (
     member,
     store,
 )
-from nimburion.testing.contract.harness import Harness
+from nimburion.testing.contract.harness import FAILURE, Harness
 from nimburion.testing.contract.schedules import NIGHTLY
 from tests.servers.server_kinds import RunningPostgres
 from tests.waiting import wait_until
@@ -147,6 +148,35 @@ async def test_a_failed_flow_locks_the_classes_of_tenants_before_their_turns(
     await transaction.rollback()
     await promoting
     assert await read_states(harness, "x", "y") == 2 * [State.CANCELLED]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_a_replay_and_a_failure_of_one_flow_keep_their_order(
+    harness: Harness, rival: asyncpg.Connection, *, is_first: bool
+) -> None:
+    """The failure cancels what the replay before it let wait, and not what a later one does."""
+    await enqueue_failing_fast(harness, [member("a"), member("b"), member("c")])
+    worker = await harness.worker()
+    first, _ = await worker.take(2)
+    await worker.settle(Failed(first.lease, "permanent", FAILURE))
+    await harness.backend.consuming.promote(100)
+    assert await harness.state("c") is State.CANCELLED
+    insert = (
+        "INSERT INTO nimburion.flow_change (flow, root, source_kind, source, change, outcome)"
+        " SELECT number, number, 'job', 'b', 'failed', 'failed' FROM nimburion.flow"
+    )
+    async with rival.transaction():
+        await rival.execute("SELECT FROM nimburion.flow FOR UPDATE")
+        if is_first:
+            await rival.execute(insert)
+        replaying = asyncio.create_task(replay(harness.backend, JobFilter(ids=("a",)), 1))
+        await wait_until(lambda: is_blocked_by(rival), "the replay waits for the flow")
+        if not is_first:
+            await rival.execute(insert)
+    await replaying
+    for _ in range(3):
+        await harness.backend.consuming.promote(100)
+    assert await harness.state("c") is (State.PENDING if is_first else State.CANCELLED)
 
 
 async def is_blocked_by(rival: asyncpg.Connection) -> bool:

@@ -283,8 +283,9 @@ BEGIN
 END $$;
 
 -- name: find_replayed
--- Find the flows with `fail_fast` of members that were replayed: what their failure cancelled waits again.
--- Inputs: the rows, which are counted in this call
+-- Find the flows with `fail_fast` of members that were replayed: what their failure cancelled waits again. If a member failed after
+-- the last replay, that is cancelled again.
+-- Inputs: the rows, which `count_changes_1` has counted
 -- Result: the changes of the flows
 CREATE OR REPLACE FUNCTION {schema}.find_replayed_1(p_taken {schema}.flow_change[]) RETURNS {schema}.flow_change[]
 LANGUAGE plpgsql AS $$
@@ -293,9 +294,18 @@ BEGIN
         RETURN '{}';
     END IF;
     RETURN ARRAY(
-        SELECT CAST(ROW(NULL, NULL, r.number, 'flow', r.id, 'reopened', NULL) AS {schema}.flow_change)
-        FROM {schema}.flow r WHERE r.fail_fast
-            AND r.number IN (SELECT t.root FROM unnest(p_taken) t WHERE t.change = 'reopened' AND t.flow IS NOT NULL)
+        SELECT CAST(ROW(NULL, NULL, r.number, 'flow', r.id, c.change, NULL) AS {schema}.flow_change)
+        FROM (
+            SELECT t.root, max(t.place) FILTER (WHERE t.change = 'reopened') AS replayed,
+                max(t.place) FILTER (WHERE t.change <> 'reopened' AND t.outcome <> 'completed') AS failed
+            FROM unnest(p_taken) WITH ORDINALITY AS t (number, flow, root, source_kind, source, change, outcome, place)
+            WHERE t.flow IS NOT NULL GROUP BY t.root
+        ) t JOIN {schema}.flow r ON r.number = t.root AND r.fail_fast
+        CROSS JOIN (VALUES (1, 'reopened'), (2, 'failing')) c (place, change)
+        WHERE t.replayed IS NOT NULL AND (
+            c.change = 'reopened' OR t.failed > t.replayed AND r.failed + r.cancelled > r.max_failed AND r.unfinished > 0
+        )
+        ORDER BY r.number, c.place
     );
 END $$;
 
