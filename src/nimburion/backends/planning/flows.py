@@ -204,7 +204,8 @@ class FlowResolver:
         """Note that a flow is closed, if it is open; with `is_late`, because it got no members.
 
         The member that stands for those that may come goes away. If it is late, it counts as
-        cancelled, with as many others as the flow tolerates: it ends as cancelled or failed.
+        cancelled, with as many others as the flow tolerates: it ends as cancelled or failed. With
+        `fail_fast`, this cancels the members that have not started, as each failure does.
         """
         flow = self._read_flow(flow_id)
         if flow is None or not flow.is_open:
@@ -220,6 +221,7 @@ class FlowResolver:
             "cancelled": flow.cancelled + flow.max_failed + 1,
         }
         self._change_flow(closed, counts)
+        self._note_failure(self._read_root(flow_id))
 
     def note_condition(self, source: WaitSource, ended: State | FlowInfo) -> None:
         """Note that a new job has a condition on a source that was stored before.

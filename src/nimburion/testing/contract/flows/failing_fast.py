@@ -10,6 +10,7 @@ from nimburion.core.errors import InvalidJob
 from nimburion.core.flows import MAX_RESOLVED, FlowState, Growth, NewFlow, On
 from nimburion.core.job import JobOptions, NewJob, State
 from nimburion.core.limits import LimitRule
+from nimburion.core.maintenance import Retention
 from nimburion.core.queries import JobFilter
 from nimburion.core.settlement import Completed, Failed, Retried
 from nimburion.testing.contract.changing import replay
@@ -293,6 +294,23 @@ class ReplayingFast:
         await fail(worker, "a")
         await continue_all(harness)
         assert await read_counts(harness) == (FlowState.FAILED, 0, 0, 2, 2)
+
+    async def test_a_flow_that_is_never_closed_cancels_what_waits_again(
+        self, harness: Harness
+    ) -> None:
+        """The member that stands for those that may come counts as one more failure."""
+        flow = NewFlow(id=FLOW, members=3, fail_fast=True, growth=Growth.OPEN)
+        await store(harness, [member("a"), member("b"), member("c")], flow)
+        await fail(await harness.worker(), "a", "b")
+        await continue_all(harness)
+        await replay(harness.backend, JobFilter(ids=("a",)), 1)
+        await continue_all(harness)
+        assert await read_states(harness, "a", "c") == 2 * [State.PENDING]
+        harness.clock.advance(3_601.0)
+        await harness.backend.maintenance.prune(Retention(open_flows=3_600.0), 100)
+        await continue_all(harness)
+        assert await read_states(harness, "a", "c") == 2 * [State.CANCELLED]
+        assert await read_counts(harness) == (FlowState.FAILED, 0, 0, 1, 3)
 
     async def test_dependents_that_wait_again_are_cancelled_again(self, harness: Harness) -> None:
         """Also those that their dependency cancelled before the flow had failed."""

@@ -146,7 +146,7 @@ local function note_growth(flow, count)
 end
 
 -- Note that a flow is closed, if it is open; `is_late`: because it got no members for long. The member that stands for those that may come
--- goes away. If it is late, it counts as cancelled, with as many others as the flow tolerates.
+-- goes away. If it is late, it counts as cancelled, with as many others as the flow tolerates. No group is open.
 local function note_closed(flow, is_late)
   if flow.grown8 == NO_TIME then
     return
@@ -155,6 +155,7 @@ local function note_closed(flow, is_late)
   redis.call('ZREM', open_flow_key, flow.id)
   if is_late then
     change_flow(flow, { unfinished = -1, added = flow.max_failed, cancelled = flow.max_failed + 1 })
+    note_failure(flow)
   else
     change_flow(flow, { unfinished = -1, added = -1 })
   end
