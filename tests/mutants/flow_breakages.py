@@ -257,9 +257,16 @@ FLOW_MUTANTS = (
     Mutant(
         "flows: only the first failure cancels what has not started",
         PLANNER,
-        "self.$note_failure(self.$read_root($flow_id))",
-        "pass",
+        "State.CANCELLED] > 0:\n                    self.$note_failure(self.$read_root($flow_id))",
+        "State.CANCELLED] > 0:\n                    pass",
         (f"{MEMORY}test_the_next_failure_cancels_what_a_replay_let_wait",),
+    ),
+    Mutant(
+        "flows: a late close cancels nothing that waits again",
+        PLANNER,
+        "self.$change_flow($closed, $counts)\n        self.$note_failure(self.$read_root($flow_id))",
+        "self.$change_flow($closed, $counts)",
+        (f"{MEMORY}test_a_flow_that_is_never_closed_cancels_what_waits_again",),
     ),
     Mutant(
         "flows: a tolerated failure cancels what has not started",
