@@ -500,6 +500,24 @@ def check_same_flow(new: NewFlow, stored: FlowInfo) -> None:
         )
 
 
+def check_same_groups(flows: Sequence[NewFlow], stored: Collection[str]) -> None:
+    """Raise `InvalidJob` if a flow of a call is stored without one of the groups of the call: it is
+    another one with the same id, and the group would never end.
+    """
+    declared = select_new_flows(flows)
+    kept = {flow.id for flow in declared if flow.id in stored}
+    for flow in declared:
+        if flow.id not in kept and flow.parent in kept:
+            raise make_other_groups_error(flow.parent)
+
+
+def make_other_groups_error(flow_id: str | None) -> InvalidJob:
+    """Return the error of a call with a flow that is stored with other groups."""
+    return InvalidJob(
+        f"another flow with the id {flow_id!r} is kept: it has other groups; use another id"
+    )
+
+
 def list_unended(jobs: Sequence[NewJob], flows: Mapping[str, FlowInfo]) -> list[NewJob]:
     """Return the jobs of a call that are not in a flow which has ended. `flows`: the stored ones.
 

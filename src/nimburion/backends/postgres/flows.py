@@ -13,6 +13,7 @@ from nimburion.backends.planning.flows import (
     check_same_flow,
     list_members,
     make_ended_error,
+    make_other_groups_error,
     select_new_flows,
 )
 from nimburion.backends.postgres.encoding import (
@@ -143,6 +144,7 @@ def check_graph_stored(
                 raise make_ended_error(stored)
             if flow.id == stored.id:
                 check_same_flow(flow, stored)
+                raise make_other_groups_error(stored.id)
     if unknown is not None:
         missing = {(kind, _decode_hex(found)) for kind, found in msgspec.json.decode(unknown)}
         named_flows = {flow.parent for flow in flows} | {job.options.counted_flow for job in jobs}

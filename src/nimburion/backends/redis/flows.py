@@ -14,6 +14,7 @@ from nimburion.backends.planning.flows import (
     check_same_flow,
     list_members,
     make_ended_error,
+    make_other_groups_error,
     select_new_flows,
 )
 from nimburion.backends.redis.encoding import decode_time, reject_unstorable_text
@@ -92,6 +93,7 @@ class NamedSources:
             stored = decode_flow(*reply[1:])
             new = next(flow for flow in self._flows if flow.id == stored.id)
             check_same_flow(new, stored)
+            raise make_other_groups_error(stored.id)
         if reply[0] == b"ended":
             raise make_ended_error(decode_flow(*reply[1:]))
 

@@ -18,6 +18,7 @@ from nimburion.backends.planning.flows import (
     check_graph,
     check_growth,
     check_same_flow,
+    check_same_groups,
     choose_reason,
     count_growth,
     list_members,
@@ -216,6 +217,7 @@ def read_flows(
     for new in select_new_flows(flows):
         if new.id in stored:
             check_same_flow(new, stored[new.id])
+    check_same_groups(flows, stored)
     check_growth(jobs, flows, stored, stored_jobs)
     known_jobs = list_members(jobs, flows)
     others = {source.id for source in sources if source.kind is SourceKind.JOB} - known_jobs

@@ -22,6 +22,7 @@ from nimburion.testing.contract.flows.graphs import (
     finish,
     list_waiting,
     make_flow,
+    make_group,
     member,
     read_counts,
     store,
@@ -380,6 +381,27 @@ class EnqueueingFlows:
             with pytest.raises(InvalidJob, match=FLOW):
                 await harness.backend.producing.enqueue([member("b")], [other])
         assert sum((await harness.backend.reads.count_jobs()).values()) == 1
+
+    @pytest.mark.parametrize("has_ended", [True, False])
+    async def test_another_flow_with_other_groups_is_refused(
+        self, harness: Harness, *, has_ended: bool
+    ) -> None:
+        """Its groups would never end: the flow that is kept counts others."""
+        members = [member("parts.0", group="parts")]
+        await store(harness, members, make_flow(1), make_group("parts", 1))
+        if has_ended:
+            await finish(await harness.worker(), "parts.0")
+        before = await read_counts(harness)
+        others = [member("pieces.0", group="pieces")]
+        with pytest.raises(InvalidJob, match=f"'{FLOW}' is kept: it has other groups"):
+            await harness.backend.producing.enqueue(others, [make_flow(1), make_group("pieces", 1)])
+        assert await harness.backend.reads.get_flow("pieces") == []
+        assert await read_counts(harness) == before
+        assert sum((await harness.backend.reads.count_jobs()).values()) == 1
+        again = await harness.backend.producing.enqueue(
+            members, [make_flow(1), make_group("parts", 1)]
+        )
+        assert [result.outcome for result in again] == ["exists"]
 
     async def test_a_conflict_adds_no_flow(self, harness: Harness) -> None:
         await harness.add("a")

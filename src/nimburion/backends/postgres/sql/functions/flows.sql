@@ -678,8 +678,8 @@ END $$;
 --   Then whether what follows from the state of these sources is applied now: not in a caller's transaction
 -- Result: codes and holders as of `enqueue_1`. If something in the graph is refused, nothing is stored:
 --   unknown       a JSON array of [kind, id] of the flows and jobs that are unknown; NULL: none
---   other         [id, name, parent or null, members, max_failed, fail_fast, failed, cancelled] of a stored flow that is another one, or of one
---     that has ended and gets no members; NULL: none
+--   other         [id, name, parent or null, members, max_failed, fail_fast, failed, cancelled] of a stored flow that is another one or
+--     has other groups, or of one that has ended and gets no members; NULL: none
 --   to_notify     the lanes of jobs that were resumed
 -- Locks: the stored flows that are named FOR KEY SHARE; then as `enqueue_1` and, if changes are applied, `resolve_flows_1`. A call that
 --   adds members or closes a flow takes the lock of its root last, and applies no changes.
@@ -754,14 +754,15 @@ END $$;
 -- name: store_flows
 -- Store the flows that are new. A group without members ends at once.
 -- Inputs: the time; the flows, as for `enqueue_flow_1`
--- Result: the values of a stored flow that is another one with the same id, as of `enqueue_flow_1` (NULL: none); the ids of the
---   flows that were new
+-- Result: the values of a stored flow that is another one with the same id or has other groups, as of `enqueue_flow_1` (NULL: none);
+--   the ids of the flows that were new
 -- Locks: stored flows FOR KEY SHARE; waits for a transaction that is storing one of the flows
 CREATE OR REPLACE FUNCTION {schema}.store_flows_1(p_now int8, p_flows json, OUT other text, OUT added bytea[])
 LANGUAGE plpgsql AS $$
 DECLARE
     new record;
     stored record;
+    kept bytea[];                       -- the flows of the call that were stored before
     parent {schema}.flow;
 BEGIN
     FOR new IN
@@ -782,9 +783,16 @@ BEGIN
                         stored.members, stored.max_failed, stored.fail_fast, stored.failed, stored.cancelled) AS text);
                     RETURN;
                 END IF;
+                kept := kept || new.id;
                 EXIT;
             END IF;
             SELECT f.* INTO parent FROM {schema}.flow f WHERE f.id = new.parent;
+            IF new.parent = ANY (kept) THEN  -- the stored flow does not count this group, which would never end
+                other := CAST(json_build_array(encode(parent.id, 'hex'), parent.name,
+                    (SELECT encode(p.id, 'hex') FROM {schema}.flow p WHERE p.number = parent.parent),
+                    parent.members, parent.max_failed, parent.fail_fast, parent.failed, parent.cancelled) AS text);
+                RETURN;
+            END IF;
             INSERT INTO {schema}.flow (
                 id, parent, root, members, added, unfinished, max_failed, fail_fast, created_at, grown_at, finished_at, name)
             VALUES (new.id, parent.number, coalesce(parent.root, parent.number), new.members, new.is_open, new.members + new.is_open,

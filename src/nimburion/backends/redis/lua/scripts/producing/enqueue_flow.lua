@@ -7,7 +7,7 @@
 --     flow that gets members; ids of these jobs, ids of these flows, ids of those
 --   then positions, number of lanes, full lane names, bodies and large payloads (see enqueue_jobs.lua)
 -- Reply: {codes, {index, id of the job that holds the unique key, ...}}, {'unknown', ids of jobs, ids of flows}, {'other', id of a flow, its
---   record}: another flow with this id is kept, or {'ended', the same}: it has ended and gets no members. After the last three,
+--   record}: another flow with this id is kept, or one with other groups, or {'ended', the same}: it has ended and gets no members. After the last three,
 --   nothing was stored.
 -- Atomic: one script. A full server rejects it before it begins.
 -- Cost: O(log n) per job and condition, for n waiting jobs and conditions.
@@ -126,6 +126,27 @@ local function keep_needed(unknown, past)
     end
   end
   return kept
+end
+
+-- Return a flow that is kept and is another one than that of the call, and its record; nil: there is none. It is another one also if a
+-- group of the call is not kept.
+local function find_other_flow()
+  local records = {}
+  for i = 1, #new_flows, 3 do
+    local record = redis.call('HGET', flow_key, new_flows[i])
+    if record and sub(record, FLOW_IDENTITY) ~= new_flows[i + 1] then
+      return new_flows[i], record
+    end
+    records[new_flows[i]] = record
+  end
+  for i = 1, #new_flows, 3 do
+    local _, _, _, length, rest = unpack_struct('>I4I4I1I2', new_flows[i + 1])
+    local parent = sub(new_flows[i + 1], rest, rest + length - 1)
+    if not records[new_flows[i]] and records[parent] then
+      return parent, records[parent]
+    end
+  end
+  return nil
 end
 
 -- Return a flow that has ended and would get a member; nil: there is none.
@@ -256,11 +277,9 @@ end
 if #unknown_jobs + #unknown_flows > 0 then
   return { 'unknown', unknown_jobs, unknown_flows }
 end
-for i = 1, #new_flows, 3 do
-  local record = redis.call('HGET', flow_key, new_flows[i])
-  if record and sub(record, FLOW_IDENTITY) ~= new_flows[i + 1] then
-    return { 'other', new_flows[i], record }
-  end
+local other, other_record = find_other_flow()
+if other then
+  return { 'other', other, other_record }
 end
 local ended = find_ended_flow()
 if ended then
