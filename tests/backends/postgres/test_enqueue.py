@@ -25,8 +25,8 @@ LANE = Lane("default", "mail")
 
 
 @pytest.fixture
-async def backend(postgres_server: RunningPostgres) -> AsyncIterator[PostgresBackend]:
-    made = PostgresBackend(postgres_server.url)
+async def backend(clean_postgres: RunningPostgres) -> AsyncIterator[PostgresBackend]:
+    made = PostgresBackend(clean_postgres.url)
     await made.open()
     await made.consuming.open_session(Session(id=SESSION, names=("mail",)))
     yield made

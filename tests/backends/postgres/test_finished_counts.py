@@ -66,8 +66,8 @@ class FinishedJobs:
 
 
 @pytest.fixture
-async def history(postgres_server: RunningPostgres) -> AsyncIterator[FinishedJobs]:
-    made = FinishedJobs(postgres_server)
+async def history(clean_postgres: RunningPostgres) -> AsyncIterator[FinishedJobs]:
+    made = FinishedJobs(clean_postgres)
     await made.backend.open()
     yield made
     await made.backend.close()
@@ -129,10 +129,10 @@ def count_left(history: FinishedJobs, kept: int) -> int:
 
 
 async def test_a_late_commit_of_a_finished_job_is_counted(
-    history: FinishedJobs, postgres_server: RunningPostgres
+    history: FinishedJobs, clean_postgres: RunningPostgres
 ) -> None:
     await history.finish(5)
-    with psycopg.connect(postgres_server.url) as slow:
+    with psycopg.connect(clean_postgres.url) as slow:
         slow.execute("SELECT pg_current_xact_id()")
         assert [history.count_finished() for _ in range(3)] == [0, 0, 0]
         slow.rollback()
@@ -140,11 +140,11 @@ async def test_a_late_commit_of_a_finished_job_is_counted(
 
 
 async def test_a_late_commit_of_a_delete_delays_the_count(
-    history: FinishedJobs, postgres_server: RunningPostgres
+    history: FinishedJobs, clean_postgres: RunningPostgres
 ) -> None:
     await history.finish(5)
     history.count_finished()
-    with psycopg.connect(postgres_server.url) as slow:
+    with psycopg.connect(clean_postgres.url) as slow:
         slow.execute(
             "SELECT nimburion.delete_jobs_1(NULL, CAST(%s AS bytea[]), '{cancelled}')", ([b"3"],)
         )

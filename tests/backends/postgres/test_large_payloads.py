@@ -23,8 +23,8 @@ MAX_TIMEOUT = 3600.0
 
 
 @pytest.fixture
-async def backend(postgres_server: RunningPostgres) -> AsyncIterator[PostgresBackend]:
-    made = PostgresBackend(postgres_server.url, timeout=MAX_TIMEOUT, clock=FakeClock())
+async def backend(clean_postgres: RunningPostgres) -> AsyncIterator[PostgresBackend]:
+    made = PostgresBackend(clean_postgres.url, timeout=MAX_TIMEOUT, clock=FakeClock())
     await made.open()
     await made.consuming.open_session(Session(id=SESSION, ttl=600.0, names=("n", "m")))
     yield made

@@ -17,8 +17,8 @@ from tests.servers.server_kinds import RunningPostgres
 
 
 @pytest.fixture
-async def backend(postgres_server: RunningPostgres) -> AsyncIterator[PostgresBackend]:
-    made = PostgresBackend(postgres_server.url, timeout=60.0)
+async def backend(clean_postgres: RunningPostgres) -> AsyncIterator[PostgresBackend]:
+    made = PostgresBackend(clean_postgres.url, timeout=60.0)
     await made.open()
     yield made
     await made.close()
@@ -41,11 +41,11 @@ async def taker(backend: PostgresBackend) -> HandDrivenWorker:
 async def test_a_job_whose_transaction_commits_late_is_found(
     backend: PostgresBackend,
     taker: HandDrivenWorker,
-    postgres_server: RunningPostgres,
+    clean_postgres: RunningPostgres,
     looks: int,
     others: bool,
 ) -> None:
-    late = await asyncpg.connect(postgres_server.url, statement_cache_size=0)
+    late = await asyncpg.connect(clean_postgres.url, statement_cache_size=0)
     transaction = late.transaction()
     await transaction.start()
     await backend.producing.enqueue_in(CallerConnection(late), [NewJob("late", "n", "q", b"{}")])
@@ -59,13 +59,13 @@ async def test_a_job_whose_transaction_commits_late_is_found(
 
 
 async def test_several_that_overlap_are_all_found(
-    backend: PostgresBackend, taker: HandDrivenWorker, postgres_server: RunningPostgres
+    backend: PostgresBackend, taker: HandDrivenWorker, clean_postgres: RunningPostgres
 ) -> None:
     """Each begins while the one before runs, and commits after two looks."""
     found: list[str] = []
     running: list[psycopg.Connection] = []
     for n in range(12):
-        mine = psycopg.connect(postgres_server.url)
+        mine = psycopg.connect(clean_postgres.url)
         await backend.producing.enqueue_in(
             CallerConnection(mine), [NewJob(str(n), "n", "q", b"{}")]
         )

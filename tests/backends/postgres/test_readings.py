@@ -30,9 +30,9 @@ FINISHED = frozenset({State.COMPLETED, State.CANCELLED})
 
 
 @pytest.fixture
-async def harness(postgres_server: RunningPostgres) -> AsyncIterator[Harness]:
+async def harness(clean_postgres: RunningPostgres) -> AsyncIterator[Harness]:
     clock = FakeClock()
-    backend = PostgresBackend(postgres_server.url, clock=clock)
+    backend = PostgresBackend(clean_postgres.url, clock=clock)
     await backend.open()
     yield Harness(clock, [backend])
     await backend.close()
@@ -110,22 +110,22 @@ async def test_a_search_finds_each_job_once(harness: Harness, limit: int, budget
 
 @pytest.mark.parametrize("gap", [900, 5_000, 77_777, 3_000_000])
 async def test_a_search_finds_jobs_on_both_sides_of_a_gap(
-    harness: Harness, postgres_server: RunningPostgres, gap: int
+    harness: Harness, clean_postgres: RunningPostgres, gap: int
 ) -> None:
     """A gap: the jobs with these numbers are deleted, or they wait while finished ones are asked
     for.
     """
     older = await fill(harness)
-    postgres_server.ask(
+    clean_postgres.ask(
         f"SELECT setval(pg_get_serial_sequence('nimburion.job', 'seq'), {JOBS + gap})",
-        database=postgres_server.database,
+        database=clean_postgres.database,
     )
     worker = await harness.worker(names=("other",))
     newer = await harness.add(*(f"new-{n}" for n in range(3)), name="other")
     await worker.settle(*(Completed(one.lease) for one in await worker.take(3)))
-    postgres_server.ask(
+    clean_postgres.ask(
         f"SELECT setval(pg_get_serial_sequence('nimburion.job', 'seq'), {JOBS + 2 * gap})",
-        database=postgres_server.database,
+        database=clean_postgres.database,
     )
     await harness.add("newest")
     finished = JobFilter(states=FINISHED)
@@ -185,7 +185,7 @@ async def test_a_fingerprint_is_read_beside_a_nul(harness: Harness) -> None:
 
 
 async def test_a_session_is_kept_as_long_as_its_jobs(
-    harness: Harness, postgres_server: RunningPostgres
+    harness: Harness, clean_postgres: RunningPostgres
 ) -> None:
     await harness.add("a")
     worker = await harness.worker()
@@ -200,16 +200,16 @@ async def test_a_session_is_kept_as_long_as_its_jobs(
     assert await harness.backend.maintenance.prune(keep, 10) == 1
     await harness.backend.maintenance.prune(keep, 10)
     sessions = "SELECT count(*) FROM nimburion.session"
-    assert postgres_server.ask(sessions, database=postgres_server.database) == [(0,)]
+    assert clean_postgres.ask(sessions, database=clean_postgres.database) == [(0,)]
 
 
 async def test_a_reading_waits_for_no_lock_of_a_worker(
-    harness: Harness, postgres_server: RunningPostgres
+    harness: Harness, clean_postgres: RunningPostgres
 ) -> None:
     await harness.add("a")
     worker = await harness.worker(limits={"mail": 1})
     await worker.take_one()
-    with psycopg.connect(postgres_server.url) as other:
+    with psycopg.connect(clean_postgres.url) as other:
         other.execute(
             "LOCK TABLE nimburion.limit_rule, nimburion.paused_queue, nimburion.session, "
             "nimburion.lease, nimburion.job IN EXCLUSIVE MODE"

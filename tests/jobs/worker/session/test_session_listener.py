@@ -69,8 +69,8 @@ async def test_redis(redis_server: RunningRedis) -> None:
     assert await cancel_running_job(backend, operator) == "cancelled"
 
 
-async def test_postgres(postgres_server: RunningPostgres) -> None:
-    backend, operator = open_backend(postgres_server.url), open_backend(postgres_server.url)
+async def test_postgres(clean_postgres: RunningPostgres) -> None:
+    backend, operator = open_backend(clean_postgres.url), open_backend(clean_postgres.url)
     assert await cancel_running_job(backend, operator) == "cancelled"
 
 
