@@ -235,7 +235,7 @@ def count_per_job(scenario: str, url: str, jobs: int) -> dict[str, float]:
     _run(scenario, url, jobs // 4)  # imports and caches
     few = _find_smallest(scenario, url, jobs)
     many = _find_smallest(scenario, url, _LONGER * jobs)
-    return {name: (many[name] - few[name]) / ((_LONGER - 1) * jobs) for name in many}
+    return {name: (many[name] - few.get(name, 0.0)) / ((_LONGER - 1) * jobs) for name in many}
 
 
 def _find_smallest(scenario: str, url: str, jobs: int) -> dict[str, int]:

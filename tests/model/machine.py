@@ -10,6 +10,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any
 from uuid import UUID
@@ -31,9 +32,10 @@ from nimburion.core.bulk_operations import (
     run_bulk_step,
     start_bulk_operation,
 )
+from nimburion.core.diagnosis.explanations import MAX_UNMET
 from nimburion.core.errors import NimburionError
 from nimburion.core.exchange import RESERVE_NOTHING, Lane, QueueOptions, Reply, ReserveRequest
-from nimburion.core.flows import FlowInfo, NewFlow, On, SourceKind, WaitCondition, WaitSource
+from nimburion.core.flows import ENDS, FlowInfo, NewFlow, On, SourceKind, WaitCondition, WaitSource
 from nimburion.core.job import (
     NO_JOB_OPTIONS,
     WAITING,
@@ -54,6 +56,15 @@ from nimburion.core.limits import (
 from nimburion.core.maintenance import Rescued, Retention
 from nimburion.core.queries import JobFilter
 from nimburion.core.rate_limits import RateLimit
+from nimburion.core.runs import (
+    CANCEL_SIGNAL,
+    CLEANUP_STEP,
+    NewSignal,
+    RunPage,
+    make_signal_source,
+    read_time_source,
+    split_signal_source,
+)
 from nimburion.core.schedules import (
     Overlap,
     ScheduleRecord,
@@ -69,11 +80,13 @@ from nimburion.core.settlement import (
     Failed,
     Progressed,
     RateLimited,
+    Recorded,
     Released,
     Retried,
     Settled,
     Settlement,
     Spent,
+    Suspended,
 )
 from nimburion.testing.clock import FakeClock
 from nimburion.testing.contract.changing import delete, make_due, replay
@@ -91,6 +104,7 @@ LANES = tuple(Lane(queue, name) for queue in QUEUES for name in NAMES)
 PAYLOADS = (b"{}", b"{}", b"{}", b'{"\xc3\xa9": "\\u0000"}', b'"' + 5_000 * b"x" + b'"')
 """The last is so large that backends may keep it apart from the rest."""
 SESSIONS = tuple(f"{n:032x}" for n in range(5))
+SIGNALS = ("go", "halt")
 FLOWS = 8
 """The number of different flows."""
 TENANTS = ("t", "u", "v \u00e9")
@@ -156,6 +170,8 @@ class Twins(RuleBasedStateMachine):
 
     checks_progress = True
     """Whether an example ends with a worker that has idle slots, for which no job may wait."""
+    first_step = CLEANUP_STEP
+    """The lowest number of a step. Without `CLEANUP_STEP`, a cancel ends each run at once."""
 
     def make_subject(self, clock: FakeClock) -> Backend:
         """The backend to compare, empty and not open."""
@@ -202,6 +218,8 @@ class Twins(RuleBasedStateMachine):
 
     def _agree_on(self, job_id: str) -> None:
         self._agree(lambda backend: backend.reads.get_job(job_id))
+        self._agree(partial(read_run, job_id=job_id), hide_numbers)
+        self._agree(lambda backend: list_sources(backend, job_id))
 
     # The way in
 
@@ -228,6 +246,20 @@ class Twins(RuleBasedStateMachine):
             jobs = jobs[: luck.randint(0, len(jobs))]
         self._touch(job.id for job in jobs)
         self._agree(lambda backend: backend.producing.enqueue(jobs, flows))
+
+    @rule(seed=seeds)
+    def send_signals(self, seed: int) -> None:
+        self._send_signals(self._luck(seed))
+
+    def _send_signals(self, luck: Random) -> None:
+        """Signals to jobs of all kinds, also to one that never was; some ids come again."""
+        job_ids = luck.choices(sorted(self.known | {"never"}), k=luck.randint(1, 6))
+        signals = [
+            NewSignal(job_id, luck.choice(SIGNALS), str(luck.randrange(12)), b"%d" % number)
+            for number, job_id in enumerate(job_ids)
+        ]
+        self._agree(lambda backend: backend.producing.send_signals(signals))
+        self._touch({*job_ids} - {"never"})
 
     # Workers
 
@@ -271,11 +303,17 @@ class Twins(RuleBasedStateMachine):
                 self._enqueue_flow(luck)
             if luck.random() < 0.15:
                 self._operate(luck)
+            if luck.random() < 0.25:
+                self._send_signals(luck)
             if luck.random() < 0.1:
                 self.clock.advance(luck.choice((0.25, 1.0, 5.0)))
             session = self._some_session(luck)
             line = self.lines[session]
-            batch = [(held, _settlement(luck)) for held in line.leases if luck.random() < 0.5]
+            batch = [
+                (held, _settlement(luck, self.first_step))
+                for held in line.leases
+                if luck.random() < 0.5
+            ]
             batch += self._wrong_settlements(luck, session)
             if self._exchange(session, line.number + 1, batch, _want(luck)) and luck.random() < 0.2:
                 self._repeat(luck, session)
@@ -314,7 +352,7 @@ class Twins(RuleBasedStateMachine):
         if own and luck.random() < 0.2:
             held, what = luck.choice(own), luck.choice(("nonce", "fence"))
             wrong.append(Held(_forged(held.oracle, what), _forged(held.subject, what)))
-        return [(held, _settlement(luck)) for held in wrong]
+        return [(held, _settlement(luck, self.first_step)) for held in wrong]
 
     def _repeat(self, luck: Random, session: str) -> None:
         """The last number again; what it carries the second time does not matter."""
@@ -327,8 +365,12 @@ class Twins(RuleBasedStateMachine):
         self, session: str, number: int, batch: list[tuple[Held, Make]], want: ReserveRequest
     ) -> bool:
         sent = {
-            id(self.oracle): [make(held.oracle) for held, make in batch],
-            id(self.subject): [make(held.subject) for held, make in batch],
+            id(self.oracle): self._name_signals(
+                self.oracle, [make(held.oracle) for held, make in batch]
+            ),
+            id(self.subject): self._name_signals(
+                self.subject, [make(held.subject) for held, make in batch]
+            ),
         }
         expected, actual = self._both(
             lambda backend: backend.consuming.exchange(session, number, sent[id(backend)], want)
@@ -336,6 +378,7 @@ class Twins(RuleBasedStateMachine):
         _check_same(expected, actual, _reply)
         self._touch(held.oracle.job_id for held, _ in batch)
         if not isinstance(expected, Reply):
+            self._resume_due()
             self._make_dead_letter(session)
             return False
         line = self.lines[session]
@@ -344,12 +387,26 @@ class Twins(RuleBasedStateMachine):
             self._note(line, batch, expected, actual)
         return True
 
+    def _name_signals(self, backend: Backend, settlements: list[Settlement]) -> list[Settlement]:
+        """Let steps take signals by their numbers, which differ from backend to backend. Until now
+        they name the place among those that are unread.
+        """
+        named = []
+        for one in settlements:
+            if isinstance(one, Recorded) and one.takes is not None:
+                page = self._answer(partial(read_run, job_id=one.lease.job_id), backend)
+                unread = page.signals[one.takes - 1 :] if isinstance(page, RunPage) else []
+                number = unread[0].number if unread else None
+                one = msgspec.structs.replace(one, takes=number)  # noqa: PLW2901
+            named.append(one)
+        return named
+
     def _note(
         self, line: Line, batch: list[tuple[Held, Make]], expected: Reply, actual: Reply
     ) -> None:
         """Remember what is held from now on."""
         for (held, make), result in zip(batch, expected.results, strict=True):
-            goes_on = isinstance(make(held.oracle), Progressed | Spent)
+            goes_on = isinstance(make(held.oracle), Progressed | Recorded | Spent)
             if result is Settled.DONE and not goes_on and held in line.leases:
                 line.leases.remove(held)
                 self.spent.append(held)
@@ -426,6 +483,7 @@ class Twins(RuleBasedStateMachine):
                 self._change_in_bulk,
                 self._weigh,
                 self._change_limit,
+                self._read_run,
             )
         )(luck)
 
@@ -450,6 +508,21 @@ class Twins(RuleBasedStateMachine):
         self._agree(lambda backend: backend.producing.cancel(job_id))
         if job_id != "never":
             self._touch([job_id])
+
+    def _read_run(self, luck: Random) -> None:
+        job_id, limit = luck.choice(sorted(self.known | {"never"})), luck.randint(1, 3)
+
+        async def pages(backend: Backend) -> Answer:
+            found: list[RunPage] = []
+            after = None
+            while True:
+                page = await backend.reads.read_run(job_id, limit=limit, after=after)
+                found.append(msgspec.structs.replace(hide_numbers(page), next=None))
+                after = page.next
+                if after is None:
+                    return found
+
+        self._agree(pages)
 
     def _make_due(self, luck: Random) -> None:
         job_ids = sorted(set(luck.choices(sorted(self.known | {"never"}), k=luck.randint(1, 4))))
@@ -578,6 +651,7 @@ class Twins(RuleBasedStateMachine):
 
     @invariant()
     def same_jobs(self) -> None:
+        self._resume_due()
         touched, self.touched = sorted(self.touched)[:3], set()
         for job_id in touched:
             self._agree_on(job_id)
@@ -617,6 +691,64 @@ class Twins(RuleBasedStateMachine):
 
         self._agree(read)
 
+    def _resume_due(self) -> None:
+        """Let both resume the runs whose time has come: other steps may do it, or leave it."""
+        self._agree(lambda backend: backend.consuming.promote(0), lambda promoted: promoted.count)
+
+    @invariant()
+    def no_run_waits_for_what_has_come(self) -> None:
+        async def check(backend: Backend) -> None:
+            suspended = JobFilter(states=frozenset({State.SUSPENDED}))
+            for job in (await backend.reads.list_jobs(suspended, limit=1000)).jobs:
+                await check_waits(backend, job.id)
+
+        self.loop.run_until_complete(check(self.oracle))
+
+
+async def read_run(backend: Backend, job_id: str) -> RunPage:
+    return await backend.reads.read_run(job_id)
+
+
+def hide_numbers(page: RunPage) -> RunPage:
+    """Return a page whose signals have no numbers: only their order is promised."""
+    numbers = [signal.number for signal in page.signals]
+    assert numbers == sorted({*numbers})
+    signals = [msgspec.structs.replace(signal, number=0) for signal in page.signals]
+    return msgspec.structs.replace(page, signals=signals)
+
+
+async def list_sources(backend: Backend, job_id: str) -> Answer:
+    """Return what a job waits for, without an order."""
+    facts = await backend.reads.explain_job(job_id)
+    named = facts.unmet if facts.unmet_count <= MAX_UNMET else []
+    return facts.unmet_count, {(one.condition.source, one.condition.on) for one in named}
+
+
+async def check_waits(backend: Backend, job_id: str, *, after_promotion: bool = False) -> None:
+    """Check that nothing has come of what a durable run waits for, and that its steps and signals
+    are in order. A time may have come since the last step that looked for times.
+    """
+    facts, page = await backend.reads.explain_job(job_id), await backend.reads.read_run(job_id)
+    numbers = [step.number for step in page.steps]
+    assert numbers == sorted({*numbers}), f"{job_id} has a step twice"
+    places = [signal.number for signal in page.signals]
+    assert places == sorted({*places}), f"{job_id} has a signal twice"
+    unread = {signal.name for signal in page.signals}
+    for one in facts.unmet:
+        source = one.condition.source
+        if one.condition.on is not On.ANY:
+            continue
+        match source.kind:
+            case SourceKind.SIGNAL:
+                assert split_signal_source(source.id)[1] not in unread, f"{job_id}: {source}"
+            case SourceKind.TIME:
+                is_ahead = read_time_source(source.id) > facts.now
+                assert is_ahead or not after_promotion, f"{job_id}: {source}"
+            case _:
+                assert one.flow is not None, f"{job_id}: {source}"
+                assert one.flow.unfinished, f"{job_id}: {source}"
+    assert CANCEL_SIGNAL not in unread, f"{job_id} was asked to end, and waits"
+
 
 def check_flow(tree: Sequence[FlowInfo], jobs: Sequence[JobRecord]) -> None:
     """Check a flow and its groups against the records of its jobs, of which none is missing."""
@@ -627,6 +759,8 @@ def check_flow(tree: Sequence[FlowInfo], jobs: Sequence[JobRecord]) -> None:
     for job in jobs:
         if job.options.flow != tree[0].id or job.state is not State.SUSPENDED:
             continue
+        if job.started_at is not None:
+            continue  # a durable run: its conditions were met before
         for condition in job.options.conditions:
             source = condition.source
             if source.kind is SourceKind.JOB:
@@ -654,6 +788,10 @@ async def check_progress(backend: Backend, clock: FakeClock) -> None:
     """
     clock.advance(2 * TTL)
     await backend.consuming.rescue(1_000, max_lost=3)
+    await backend.consuming.promote(1_000)
+    suspended = JobFilter(states=frozenset({State.SUSPENDED}))
+    for job in (await backend.reads.list_jobs(suspended, limit=1000)).jobs:
+        await check_waits(backend, job.id, after_promotion=True)
     session = Session(id="f" * 32, ttl=1e6, queues=QUEUES)
     await backend.consuming.open_session(session)
     number, leases = 0, list[Lease]()
@@ -718,7 +856,7 @@ def make_graph(number: int) -> tuple[list[NewJob], list[NewFlow]]:
         if group is not None:  # else a group could wait for itself
             waits = [source for source in waits if source.kind is SourceKind.JOB]
         conditions = tuple(
-            WaitCondition(source, luck.choice((On.SUCCESS, On.SUCCESS, *On))) for source in waits
+            WaitCondition(source, luck.choice((On.SUCCESS, On.SUCCESS, *ENDS))) for source in waits
         )
         jobs.append(_new_member(luck, job_id, flow, group, conditions))
         sources.append(WaitSource(SourceKind.JOB, job_id))
@@ -744,7 +882,7 @@ def make_graph(number: int) -> tuple[list[NewJob], list[NewFlow]]:
     end = WaitSource(SourceKind.FLOW, flow)
     jobs += [
         _new_member(luck, f"{flow}.{on}", flow, "", (WaitCondition(end, on),))
-        for on in On
+        for on in ENDS
         if luck.random() < 0.5
     ]
     return jobs, flows
@@ -770,9 +908,17 @@ def _new_member(
     return NewJob(job_id, name, queue, b"{}", luck.randint(4, 6), None, after, options)
 
 
-def _settlement(luck: Random) -> Make:
+def _settlement(luck: Random, first_step: int) -> Make:
     """What to say of an attempt, for whichever lease."""
     delay, units = luck.choice((0.0, 0.25, 1.0, 20.0)), luck.choice((1, 5, -2))
+    number, takes, forgets = (
+        luck.randrange(first_step, 5),
+        luck.choice((None, 1, 2)),
+        luck.random() < 0.1,
+    )
+    names = [name for name in SIGNALS if luck.random() < 0.6]
+    flows = [f"flow-{luck.randrange(FLOWS)}"] if luck.random() < 0.4 else []
+    until = luck.choice((None, None, delay))
     error = AttemptError(1, luck.choice(("failure", "timeout")), "ValueError", "no luck")
     makes: list[Make] = [
         Completed,
@@ -787,8 +933,17 @@ def _settlement(luck: Random) -> Make:
         lambda lease: Released(lease, delay, unstarted=True),
         lambda lease: RateLimited(lease, delay),
         lambda lease: Spent(lease, units),
+        lambda lease: Recorded(lease, number, b"%d" % number, takes, forgets),
+        lambda lease: Suspended(lease, _list_sources(lease.job_id, names, flows), until),
     ]
-    return luck.choices(makes, weights=(2, 1, 2, 2, 1, 1, 1, 2, 1, 1, 1, 1))[0]
+    return luck.choices(makes, weights=(2, 1, 2, 2, 1, 1, 1, 2, 1, 1, 1, 1, 3, 3))[0]
+
+
+def _list_sources(job_id: str, names: list[str], flows: list[str]) -> tuple[WaitSource, ...]:
+    return (
+        *(make_signal_source(job_id, name) for name in names),
+        *(WaitSource(SourceKind.FLOW, flow_id) for flow_id in flows),
+    )
 
 
 def _keyed_limits(luck: Random, names: Iterable[str]) -> dict[str, dict[str, LimitRule]]:

@@ -71,6 +71,7 @@ if TYPE_CHECKING:  # a protocol needs no values: each command and each client wo
         RecordPage,
         RecordPut,
     )
+    from nimburion.core.runs import NewSignal, RunPage, SignalOutcome
     from nimburion.core.schedules import Fired, Overlap
     from nimburion.core.session import (
         HeartbeatReply,
@@ -196,10 +197,21 @@ class Producing(Protocol):
     async def cancel(self, job_id: str) -> Cancellation:
         """Cancel a waiting job immediately, or request it from the worker that runs the job.
 
-        A request notifies the session of that worker (`wait_for_session`).
+        A request notifies the session of that worker (`wait_for_session`). A durable run with the
+        step `CLEANUP_STEP` that waits for a worker or is suspended gets the signal `CANCEL_SIGNAL`,
+        and is resumed if it is suspended: this is a request, too. `change_jobs` does the same.
 
         Raises:
             JobNotFound: there is no job with this id.
+        """
+        ...
+
+    async def send_signals(self, signals: Sequence[NewSignal]) -> list[SignalOutcome]:
+        """Store signals to jobs, up to `MAX_SIGNALS`, and return one outcome for each, in order.
+
+        A signal is kept until a step of its job takes it (`Recorded.takes`), and its id until the
+        record of the job is removed. A job that is suspended and waits for a signal of this name is
+        resumed in the same step. If the job does not wait, its next `Suspended` finds the signal.
         """
         ...
 
@@ -235,7 +247,8 @@ class Consuming(Protocol):
         """Settle finished attempts and reserve new jobs, in one atomic step.
 
         The backend applies the settlements in order, promotes the jobs that are due (up to
-        `MAX_PROMOTED`), and then serves `request`. The same call can therefore reserve what a
+        `MAX_PROMOTED`), resumes the durable runs whose time has come (up to `MAX_RESOLVED`), and
+        then serves `request`. The same call can therefore reserve what a
         settlement made available: a slot of a concurrency limit, or a retry without delay. It never
         reserves a job that is not due, is in a paused queue, or would exceed one of its limits.
 
@@ -340,8 +353,9 @@ class Consuming(Protocol):
     async def promote(self, limit: int) -> Promoted:
         """Make up to `limit` due scheduled jobs available for reservation, earliest first.
 
-        The call also continues what follows from the end of members of flows, if an earlier step
-        has left some of it.
+        The call also resumes the durable runs whose time has come, up to `MAX_RESOLVED`, and
+        continues what follows from the end of members of flows, if an earlier step has left some of
+        it.
         """
         ...
 
@@ -616,6 +630,21 @@ class Inspecting(Protocol):
         """Return a flow and the groups inside it, at any depth, in the order of their ids.
 
         The flow comes first. The list is empty if there is no flow with this id.
+        """
+        ...
+
+    async def read_run(
+        self, job_id: str, *, limit: int = 1_000, after: str | None = None
+    ) -> RunPage:
+        """Return the steps of a durable run, then its unread signals, up to `limit` of both.
+
+        A page ends after about `RUN_PAGE_BYTES`. `after` is the `next` of the previous page. Steps
+        and signals are kept as long as the record of the job, and removed with it or shortly after
+        it. A job with the same id never sees them.
+
+        Raises:
+            JobNotFound: there is no job with this id.
+            InvalidJob: `after` is not the `next` of a page.
         """
         ...
 

@@ -222,10 +222,10 @@ class WaitTimeout(NimburionError, TimeoutError):
 
 
 class ResultNotKept(NimburionError):
-    """`wait` found that the job is completed, but its result could not be stored.
+    """A job is completed, but it has no result: `wait` and durable functions raise this.
 
-    The result has no JSON form, was too large, or was returned after `ctx.transaction()` had
-    completed the job; `reason` says which. The work is done.
+    The result has no JSON form, was too large, was returned after `ctx.transaction()` had
+    completed the job, or its record was pruned; `reason` says which. The work is done.
     """
 
     def __init__(self, job_id: str, reason: str) -> None:
@@ -403,6 +403,59 @@ class NotSupported(BackendError):
 
 class PermanentError(Exception):
     """Raised by a handler: the job failed and no retry can help. The job becomes a dead letter."""
+
+
+class ChildFailed(NimburionError, PermanentError):
+    """A job that a durable run started has failed or was cancelled.
+
+    If the run does not catch it, the run fails for good: another attempt finds the same job.
+    """
+
+    def __init__(self, job_id: str, name: str, state: str, reason: str | None = None) -> None:
+        super().__init__(
+            f"job {name} {job_id} ended as {state}" + (f": {reason}" if reason else "")
+        )
+        self.job_id: str = job_id
+        """The id of the child job."""
+        self.name: str = name
+        """The name of the job."""
+        self.state: str = state
+        """`failed` or `cancelled`."""
+        self.reason: str | None = reason
+        """The class and the text of its last error, or why it was cancelled."""
+
+
+class InvalidStep(NimburionError, PermanentError):
+    """A durable run does what it cannot: it uses a key twice, or a value is too large or has no
+    JSON form. The message says what to write.
+    """
+
+
+class StepFailed(NimburionError):
+    """A step failed with an error whose class cannot be found again by its module and name.
+
+    A later execution of the run could not raise it. `type` and `message` describe it. In the
+    execution in which the step ran, it is `__cause__`.
+    """
+
+    def __init__(self, key: str, type: str, message: str) -> None:  # noqa: A002 (as RemoteError)
+        super().__init__(f"step {key!r} failed: {type}: {message}")
+        self.key: str = key
+        """The key of the step."""
+        self.type: str = type
+        """The name of the original exception's class."""
+        self.message: str = message
+        """The text of the original exception."""
+
+
+class TooManySignals(NimburionError):
+    """The job has as many unread signals as it may have. Nothing was stored."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"job {job_id} has 1,000 unread signals; send fewer, or let its handler wait for them"
+        )
+        self.job_id = job_id
 
 
 class JobSignal(Exception):

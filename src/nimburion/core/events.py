@@ -42,7 +42,9 @@ class AttemptEnded(Event, frozen=True):
     queue: str
     attempt: int
     outcome: str
-    """`completed`, `retried`, `failed`, `released`, `cancelled`, or `lost` (the lease was lost)."""
+    """`completed`, `retried`, `failed`, `released`, `cancelled`, `suspended` (a durable run waits),
+    or `lost` (the lease was lost).
+    """
     duration: float
     """Seconds."""
     error: str | None = None

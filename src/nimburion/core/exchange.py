@@ -112,9 +112,10 @@ class Reply(msgspec.Struct, frozen=True):
     next_due: float | None = None
     """The earliest time ahead at which a job can become available, in epoch seconds; None: none.
 
-    That is the earliest due time in the backend, or the time at which a rate limit allows the next
-    job of a requested lane that holds jobs and is not paused. It can be now if this exchange has
-    left some of what follows from the end of members of flows: the next one continues.
+    That is the earliest due time in the backend, also of a suspended durable run, or the time at
+    which a rate limit allows the next job of a requested lane that holds jobs and is not paused. It
+    can be now if this exchange has left some of what follows from the end of members of flows: the
+    next one continues.
 
     If the request is for jobs, a due time less than `DUE_WINDOW` seconds ahead is reported to one
     session only: the first that asks, and the others only if it is earlier than the one reported

@@ -27,7 +27,7 @@ MAX_CLOSED = 100
 
 
 class On(enum.StrEnum):
-    """Which end of a job or a flow meets a condition."""
+    """Which end of a source meets a condition."""
 
     SUCCESS = "success"
     """It completed. A flow does if at most `max_failed` of its members failed or were cancelled."""
@@ -35,17 +35,29 @@ class On(enum.StrEnum):
     """It failed or was cancelled. A flow fails as soon as too many of its members have."""
     FINISHED = "finished"
     """It ended, whatever its outcome."""
+    ANY = "any"
+    """The same, and it is enough: the first of these conditions of a job that is met resumes the
+    job, and the others are removed. The waits of durable runs are such conditions.
+    """
+
+
+ENDS = (On.SUCCESS, On.FAILURE, On.FINISHED)
+"""The ends that the conditions of a job can name (`JobOptions.conditions`)."""
 
 
 class SourceKind(enum.StrEnum):
-    """What a condition waits for."""
+    """What a condition waits for. Only durable runs wait for signals and times."""
 
     JOB = "job"
     FLOW = "flow"
+    SIGNAL = "signal"
+    """An unread signal of a name. The id is that of the job, a slash, and the name."""
+    TIME = "time"
+    """A time on the backend's clock. The id is microseconds since 1970, with 20 digits."""
 
 
 class WaitSource(msgspec.Struct, frozen=True, order=True):
-    """The job or the flow whose end meets a condition."""
+    """The job, the flow, the signal or the time that meets a condition."""
 
     kind: SourceKind
     id: str

@@ -28,7 +28,9 @@ class State(enum.StrEnum):
     RETRYING = "retrying"
     """Failed at least once and waiting, due or not."""
     SUSPENDED = "suspended"
-    """Waits for the end of other jobs of its flow (`JobOptions.conditions`)."""
+    """Waits for the end of other jobs of its flow (`JobOptions.conditions`). A durable run waits
+    for a flow, a signal or a time.
+    """
     COMPLETED = "completed"
     """Its handler returned."""
     FAILED = "failed"
@@ -54,7 +56,14 @@ TRANSITIONS: Mapping[str, tuple[frozenset[State], frozenset[State]]] = {
         frozenset(),
         frozenset({State.PENDING, State.SCHEDULED, State.SUSPENDED, State.CANCELLED}),
     ),
-    "resume": (frozenset({State.SUSPENDED}), frozenset({State.PENDING, State.SCHEDULED})),
+    "suspend": (
+        frozenset({State.PROCESSING}),
+        frozenset({State.SUSPENDED, State.PENDING, State.RETRYING, State.CANCELLED}),
+    ),
+    "resume": (
+        frozenset({State.SUSPENDED}),
+        frozenset({State.PENDING, State.SCHEDULED, State.RETRYING}),
+    ),
     "become due": (frozenset({State.SCHEDULED}), frozenset({State.PENDING})),
     "reserve": (frozenset({State.PENDING, State.RETRYING}), frozenset({State.PROCESSING})),
     "complete": (frozenset({State.PROCESSING}), frozenset({State.COMPLETED})),
@@ -68,9 +77,10 @@ TRANSITIONS: Mapping[str, tuple[frozenset[State], frozenset[State]]] = {
 }
 """For each operation: the states it takes a job from, and the states it may leave it in.
 
-`retry`, `release` and `rescue` end in `cancelled` if a cancel was requested meanwhile. `enqueue`
-does if a condition of the job cannot be met any more. `reopen` is a part of the replay of a job:
-it takes the jobs that were cancelled because that one failed.
+`retry`, `release`, `suspend` and `rescue` end in `cancelled` if a cancel was requested meanwhile.
+`suspend` leaves a job waiting if what it waits for has come. `enqueue` ends in `cancelled` if a
+condition of the job cannot be met any more. `reopen` is a part of the replay of a job: it takes the
+jobs that were cancelled because that one failed.
 """
 
 DEPENDENCY = "dependency"
@@ -92,6 +102,8 @@ class Reason(enum.StrEnum):
     """Its payload does not match the types of the handler, or is not JSON."""
     UNSTORABLE = "unstorable"
     """The backend cannot store the outcome of its attempt."""
+    UNDO_FAILED = "undo_failed"
+    """A durable run failed or was cancelled, and what it did could not be undone."""
 
 
 ErrorKind = Literal[

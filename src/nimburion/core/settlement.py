@@ -1,8 +1,9 @@
 """Settlements: what a worker reports to the backend about an attempt.
 
 Each settlement names its lease; a settlement with a stale lease writes nothing. If a cancel was
-requested, `Retried`, `Released` and `RateLimited` end the job as cancelled. The final settlements
-`Completed`, `Failed` and `Cancelled` take precedence over the request.
+requested, `Retried`, `Released`, `RateLimited` and `Suspended` end the job as cancelled. A durable
+run with the step `CLEANUP_STEP` is not ended so: it waits again, with the signal `CANCEL_SIGNAL`.
+The final settlements `Completed`, `Failed` and `Cancelled` take precedence over the request.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import enum
 
 import msgspec
 
+from nimburion.core.flows import WaitSource
 from nimburion.core.job import AttemptError
 from nimburion.core.lease import Lease
 
@@ -95,7 +97,48 @@ class Spent(msgspec.Struct, frozen=True, gc=False, tag="spent"):
     units: int
 
 
-Settlement = Completed | Retried | Failed | Released | RateLimited | Cancelled | Progressed | Spent
+class Recorded(msgspec.Struct, frozen=True, tag="recorded"):
+    """The attempt continues and stores a step of its durable run. The worker keeps the lease.
+
+    If the run has a step with this number, nothing changes. Otherwise the failures and the losses
+    of the job become 0, unless the step is `CLEANUP_STEP`: a run that gets on does not wear out.
+    """
+
+    lease: Lease
+    number: int
+    body: bytes
+    takes: int | None = None
+    """The number of the signal that the step takes, which is then no longer unread."""
+    forgets: bool = False
+    """Whether all other steps of the run are removed, also `CLEANUP_STEP`: it begins anew."""
+
+
+class Suspended(msgspec.Struct, frozen=True, tag="suspended"):
+    """The run waits without a worker. Nothing is counted.
+
+    The job is resumed by the first of these: a source is met, or `delay` seconds have passed on the
+    backend's clock. It is due then. A flow that is unknown or has ended is met at once, and so is a
+    signal that is unread. Without sources and delay, only a cancel ends the wait.
+    """
+
+    lease: Lease
+    sources: tuple[WaitSource, ...] = ()
+    """Flows and signals of this job; at most `MAX_SOURCES`, each once."""
+    delay: float | None = None
+
+
+Settlement = (
+    Completed
+    | Retried
+    | Failed
+    | Released
+    | RateLimited
+    | Cancelled
+    | Progressed
+    | Spent
+    | Recorded
+    | Suspended
+)
 
 
 class Settled(enum.StrEnum):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from nimburion.core.settlement import Completed, Failed, Retried
+from nimburion.core.settlement import Completed, Failed, Recorded, Retried
 
 T = TypeVar("T")
 
@@ -59,9 +59,9 @@ def sum_enqueue_counts(rows: Iterable[Sequence[Any]]) -> list[EnqueueCount]:
     return [EnqueueCount(queue, name, count) for (queue, name), count in sums.items()]
 
 
-TransactionSettlement = Completed | Retried | Failed
-"""What a transaction can contain: a handler completes its job, a hook for a failed attempt writes
-the outcome of this attempt.
+TransactionSettlement = Completed | Retried | Failed | Recorded
+"""What a transaction can contain: a handler completes its job or stores a step of its durable run,
+a hook for a failed attempt writes the outcome of this attempt.
 """
 
 

@@ -28,6 +28,7 @@ from nimburion.backends.planning.enqueue import (
     plan_enqueue,
 )
 from nimburion.backends.planning.rescue import OrphanedLease, decide_rescue, note_rescued
+from nimburion.backends.planning.runs import decide_signal
 from nimburion.backends.planning.settle import (
     Effect,
     FinalSettlement,
@@ -39,6 +40,7 @@ from nimburion.backends.postgres import PostgresBackend
 from nimburion.backends.redis import RedisBackend
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.core.backend import Backend
+from nimburion.core.errors import JobNotFound
 from nimburion.core.ids import compute_digest
 from nimburion.core.job import (
     FINISHED,
@@ -55,14 +57,23 @@ from nimburion.core.job import (
 from nimburion.core.lease import Delivery, Lease
 from nimburion.core.maintenance import Rescued
 from nimburion.core.rate_limits import RateLimit
+from nimburion.core.runs import (
+    CANCEL_SIGNAL,
+    CLEANUP_STEP,
+    NewSignal,
+    SignalOutcome,
+    make_signal_source,
+)
 from nimburion.core.settlement import (
     Cancelled,
     Completed,
     Failed,
     RateLimited,
+    Recorded,
     Released,
     Retried,
     Settled,
+    Suspended,
 )
 from nimburion.core.timing.clock import MICRO, to_micros
 from nimburion.testing.clock import FakeClock
@@ -88,7 +99,9 @@ def predict(record: JobRecord, effect: Effect, now: int, host: str) -> JobRecord
     due = record.due if effect.due is None else effect.due / MICRO
     failures, state = record.failures + effect.failures, effect.state
     ended = state is not None
-    if state is None:
+    if effect.sources is not None:
+        state = State.SUSPENDED
+    elif state is None:
         waiting = State.SCHEDULED if due > now / MICRO else State.PENDING
         state = State.RETRYING if failures else waiting
     return msgspec.structs.replace(
@@ -281,6 +294,8 @@ def list_settlements(lease: Lease) -> tuple[FinalSettlement, ...]:
         Released(lease, unstarted=True),
         Released(lease, 3.0, unstarted=True),
         RateLimited(lease, 4.0),
+        Suspended(lease),
+        Suspended(lease, (make_signal_source(lease.job_id, "go"),), 50.0),
     )
 
 
@@ -309,19 +324,81 @@ async def settle(
     """Compare the end of one lease; return whether it settled the job."""
     backend, lease = harness.backend, delivery.lease
     if random.random() < 0.3:
+        await worker.settle(Recorded(lease, CLEANUP_STEP, b""))
+    needs_cleanup = await has_cleanup_step(harness, lease.job_id)
+    if random.random() < 0.3:
         await backend.producing.cancel(lease.job_id)
     before, now = await backend.reads.get_job(lease.job_id), read_now(harness)
     requested = before.cancel_requested
     if random.random() < 0.1:
         await backend.consuming.release(worker.id, [lease])
-        effect = decide_release(cancel_requested=requested, settles=True, unstarted=True)
+        effect = decide_release(
+            cancel_requested=requested,
+            settles=True,
+            unstarted=True,
+            needs_cleanup=needs_cleanup,
+        )
     else:
         settlement = random.choice(list_settlements(lease))
         assert await worker.settle(settlement) == [Settled.DONE]
         blocked = isinstance(settlement, RateLimited) and delivery.name == "scan"
-        effect = decide_effect(settlement, now, cancel_requested=requested, is_rate_blocked=blocked)
+        effect = decide_effect(
+            settlement,
+            now,
+            cancel_requested=requested,
+            needs_cleanup=needs_cleanup,
+            is_rate_blocked=blocked,
+        )
     assert await backend.reads.get_job(lease.job_id) == predict(before, effect, now, "here")
+    await check_cancel_signal(harness, lease.job_id, effect)
     return effect.settles
+
+
+async def has_cleanup_step(harness: Harness, job_id: str) -> bool:
+    steps = (await harness.backend.reads.read_run(job_id)).steps
+    return CLEANUP_STEP in {step.number for step in steps}
+
+
+async def check_cancel_signal(harness: Harness, job_id: str, effect: Effect) -> None:
+    """Check that a run got the signal that asks it to end, if that is the effect. It keeps it."""
+    signals = (await harness.backend.reads.read_run(job_id)).signals
+    if effect.sends_cancel:
+        assert CANCEL_SIGNAL in {signal.name for signal in signals}
+
+
+# Signals
+
+
+async def check_signals(harness: Harness, random: Random) -> None:
+    """Compare the outcomes of signals to jobs of all states, and what is unread afterwards."""
+    worker = await harness.worker(names=NAMES, ttl=1e6)
+    ids = [f"job-{n}" for n in range(2 * ROUNDS)]
+    await harness.enqueue(*(harness.job(job_id) for job_id in ids[:-ROUNDS]))
+    known: dict[str, list[NewSignal]] = {job_id: [] for job_id in ids}
+    for _ in range(CHAPTERS):
+        for delivery in await worker.take(random.randint(0, 4)):
+            await worker.settle(random.choice(list_settlements(delivery.lease)))
+        signals = [
+            NewSignal(random.choice(ids), "go", str(random.randrange(6)), b"%d" % n)
+            for n in range(ROUNDS)
+        ]
+        expected = []
+        for signal in signals:
+            stored = known[signal.job_id]
+            try:
+                state = await harness.state(signal.job_id)
+            except JobNotFound:
+                state = None
+            is_known = signal.id in {one.id for one in stored}
+            expected.append(decide_signal(state, is_known=is_known, unread=len(stored)))
+            if expected[-1] is SignalOutcome.STORED:
+                stored.append(signal)
+        assert await harness.backend.producing.send_signals(signals) == expected
+        for job_id in ids[:-ROUNDS]:
+            unread = (await harness.backend.reads.read_run(job_id)).signals
+            assert [one.payload for one in unread] == [one.payload for one in known[job_id]]
+            numbers = [one.number for one in unread]
+            assert numbers == sorted({*numbers})
 
 
 # Rescue
@@ -346,6 +423,8 @@ async def lose_some(harness: Harness, random: Random) -> dict[str, tuple[JobReco
     leases = [delivery.lease for delivery in await worker.take(random.choice((1, 1, 2, 3)))]
     harness.clock.advance(1.0)
     for lease in leases:
+        if random.random() < 0.3:
+            await worker.settle(Recorded(lease, CLEANUP_STEP, b""))
         if random.random() < 0.15:
             await backend.producing.cancel(lease.job_id)
         elif random.random() < 0.2:
@@ -368,6 +447,7 @@ async def lose_some(harness: Harness, random: Random) -> dict[str, tuple[JobReco
                 host="here",
                 was_left=was_left,
                 held_several=len(held) > 1,
+                needs_cleanup=await has_cleanup_step(harness, job_id),
             ),
         )
         for job_id, record in held.items()
@@ -378,9 +458,9 @@ async def rescue(
     harness: Harness, orphans: dict[str, tuple[JobRecord, OrphanedLease]], max_lost: int
 ) -> None:
     """Compare one rescue of these jobs."""
-    now, expected, records = read_now(harness), Rescued([], [], []), {}
+    now, expected, records, effects = read_now(harness), Rescued([], [], []), {}, {}
     for job_id, (record, lease) in orphans.items():
-        effect = decide_rescue(lease, max_lost, now)
+        effect = effects[job_id] = decide_rescue(lease, max_lost, now)
         note_rescued(expected, job_id, effect)
         records[job_id] = predict(record, effect, now, "here")
     rescued = await harness.backend.consuming.rescue(MANY, max_lost=max_lost)
@@ -390,12 +470,13 @@ async def rescue(
         assert sorted(found) == sorted(wanted)
     for job_id, wanted_record in records.items():
         assert await harness.backend.reads.get_job(job_id) == wanted_record
+        await check_cancel_signal(harness, job_id, effects[job_id])
 
 
 # Backends
 
 Check = Callable[[Harness, Random], Awaitable[None]]
-CHECKS: tuple[Check, ...] = (check_enqueues, check_settlements, check_rescues)
+CHECKS: tuple[Check, ...] = (check_enqueues, check_settlements, check_signals, check_rescues)
 each_decision = pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 
 

@@ -31,6 +31,7 @@ leases = st.builds(
     host=st.just("here"),
     was_left=st.booleans(),
     held_several=st.booleans(),
+    needs_cleanup=st.booleans(),
 )
 
 
@@ -42,7 +43,10 @@ def test_a_rescue_ends_in_a_state_that_the_table_allows(
     _, allowed = TRANSITIONS["rescue"]
     assert effect.state is None or effect.state in allowed
     assert (effect.due, effect.failures, effect.settles, effect.has_run) == (None, 0, False, False)
-    assert (effect.state is State.CANCELLED) is lease.cancel_requested
+    is_cancelled = lease.cancel_requested and not lease.needs_cleanup
+    assert (effect.state is State.CANCELLED) is is_cancelled
+    is_asked = lease.cancel_requested and lease.needs_cleanup and effect.state is None
+    assert effect.sends_cancel is is_asked
     assert effect.lost == int(effect.error is not None)
 
 

@@ -15,6 +15,7 @@ from nimburion.backends.planning.settle import (
 )
 from nimburion.core.job import FINISHED, TRANSITIONS, AttemptError, Reason, State
 from nimburion.core.lease import Lease, Token
+from nimburion.core.runs import make_signal_source, make_time_source
 from nimburion.core.settlement import (
     Cancelled,
     Completed,
@@ -23,6 +24,7 @@ from nimburion.core.settlement import (
     Released,
     Retried,
     Settled,
+    Suspended,
 )
 
 NOW = 1_000_000_000
@@ -40,6 +42,8 @@ SETTLEMENTS: tuple[tuple[str, FinalSettlement], ...] = (
     ("release", Released(LEASE, unstarted=True)),
     ("release", RateLimited(LEASE, 2.0)),
     ("cancel", Cancelled(LEASE, "no more")),
+    ("suspend", Suspended(LEASE)),
+    ("suspend", Suspended(LEASE, (make_signal_source("a", "go"),), 2.0)),
 )
 FINAL = (Completed, Failed, Cancelled)
 
@@ -48,6 +52,8 @@ def find_state(effect: Effect) -> State:
     """Return the state of a job without earlier failures after an effect."""
     if effect.state is not None:
         return effect.state
+    if effect.sources is not None:
+        return State.SUSPENDED
     if effect.failures:
         return State.RETRYING
     return State.SCHEDULED if (effect.due or 0) > NOW else State.PENDING
@@ -81,6 +87,42 @@ def test_a_cancel_request_ends_what_would_wait_and_changes_nothing_else(
         assert effect.state is State.CANCELLED
         assert not effect.keeps_payload
         assert (effect.failures, effect.error) == (without.failures, without.error)
+
+
+@pytest.mark.parametrize(("operation", "settlement"), SETTLEMENTS)
+def test_a_run_that_needs_cleanup_is_asked_and_waits_at_its_place(
+    operation: str, settlement: FinalSettlement
+) -> None:
+    without = decide_effect(settlement, NOW, cancel_requested=False, needs_cleanup=True)
+    assert without == decide_effect(settlement, NOW, cancel_requested=False)
+    effect = decide_effect(settlement, NOW, cancel_requested=True, needs_cleanup=True)
+    if isinstance(settlement, FINAL):
+        assert effect == without
+        return
+    assert (effect.state, effect.due, effect.sources) == (None, None, None)
+    assert effect.sends_cancel
+    assert find_state(effect) in TRANSITIONS[operation][1]
+    assert (effect.failures, effect.error, effect.has_run, effect.refunds_units) == (
+        (without.failures, without.error, without.has_run, without.refunds_units)
+    )
+
+
+def test_a_released_run_that_needs_cleanup_is_asked() -> None:
+    effect = decide_release(
+        cancel_requested=True, settles=False, unstarted=False, needs_cleanup=True
+    )
+    assert (effect.state, effect.sends_cancel) == (None, True)
+
+
+@pytest.mark.parametrize(
+    ("delay", "ends"),
+    [(None, ()), (2.0, (NOW + 2 * SECOND,)), (0.0, (NOW,)), (-5.0, (NOW,))],
+)
+def test_a_delay_is_a_source(delay: float | None, ends: tuple[int, ...]) -> None:
+    paid = make_signal_source("a", "paid")
+    effect = decide_effect(Suspended(LEASE, (paid,), delay), NOW, cancel_requested=False)
+    assert effect.sources == (paid, *map(make_time_source, ends))
+    assert (effect.state, effect.failures, effect.has_run, effect.due) == (None, 0, True, None)
 
 
 def test_an_error_gets_the_time_of_the_step() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from nimburion.core.diagnosis.explanations import Facts, find_causes
+from nimburion.core.diagnosis.explanations import Facts, Unmet, find_causes
+from nimburion.core.flows import FlowInfo, On, SourceKind, WaitCondition, WaitSource
 from nimburion.core.job import AttemptError, JobRecord, State
 from nimburion.core.limits import KeyUse, LimitInfo, LimitRule
+from nimburion.core.runs import make_signal_source, make_time_source
 from nimburion.core.session import SessionInfo
 
 FAILURE = AttemptError(1, "failure", "ValueError")
@@ -62,3 +64,65 @@ def test_a_maximum_of_zero_says_where_its_change_is_shown() -> None:
     assert "`nimburion limits` says who changed it" in find_causes(facts)[0].text
     parked = replace(facts, limits=[], keys=[key], parked_for="send:customer")
     assert "if its maximum is 0" in find_causes(parked)[0].text
+
+
+def describe_wait(*sources: WaitSource, count: int | None = None, members: int = 100) -> str:
+    """Return the text for a durable run that waits for the first of these sources."""
+    flow = FlowInfo(
+        id="order.report",
+        name="report",
+        created_at=0.0,
+        members=members,
+        unfinished=3 if members > 3 else 1,
+    )
+    facts = Facts(
+        now=1_800_000_000.0,
+        job=make_record(state=State.SUSPENDED),
+        pause=None,
+        key_holder=None,
+        sessions=[],
+        unmet=[
+            Unmet(
+                condition=WaitCondition(source, On.ANY),
+                flow=flow if source.kind is SourceKind.FLOW else None,
+            )
+            for source in sources
+        ],
+        unmet_count=len(sources) if count is None else count,
+    )
+    (cause,) = find_causes(facts)
+    return cause.text
+
+
+FLOW = WaitSource(SourceKind.FLOW, "order.report")
+PAID = make_signal_source("shop/order", "paid")
+HOUR = make_time_source(1_800_003_600_000_000)
+
+
+@pytest.mark.parametrize(
+    ("sources", "text"),
+    [
+        ((), "for nothing that could come: only a cancel ends its wait."),
+        ((PAID,), "for the signal 'paid'."),
+        ((HOUR,), "until 2027-01-15T09:00:00Z (in 60 min)."),
+        (
+            (FLOW, PAID, HOUR),
+            (
+                "for the end of flow order.report (3 of 100 members have not ended), for the "
+                "signal 'paid', or until 2027-01-15T09:00:00Z (in 60 min)."
+            ),
+        ),
+        ((make_time_source(10**18),), "until 1000000000000 s after 1970 (in 277277777.8 h)."),
+    ],
+)
+def test_what_a_durable_run_waits_for(sources: tuple[WaitSource, ...], text: str) -> None:
+    assert describe_wait(*sources) == f"It waits {text}"
+
+
+def test_one_member_has_not_ended() -> None:
+    assert "(1 of 1 members has not ended)" in describe_wait(FLOW, members=1)
+
+
+def test_other_sources_are_counted() -> None:
+    expected = "It waits for the signal 'paid', or for 1 other."
+    assert describe_wait(PAID, count=2) == expected

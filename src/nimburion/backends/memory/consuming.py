@@ -148,7 +148,8 @@ class MemoryConsuming(Consuming):
             orphans = list(iter_orphans(step.state))
             rescued = Rescued([], [], [])
             for entry, lease in orphans[:limit]:
-                effect = decide_rescue(describe_orphan(entry, lease), max_lost, step.now)
+                orphan = describe_orphan(step.state, entry, lease)
+                effect = decide_rescue(orphan, max_lost, step.now)
                 step.apply_effect(entry, effect)
                 note_rescued(rescued, entry.id, effect)
             more = not step.resolve_flows() or len(orphans) > limit
@@ -281,9 +282,15 @@ def find_next_time(
 
 
 def find_next_due(state: MemoryState) -> float | None:
-    """Return the earliest due time of the scheduled jobs, in seconds since 1970, or None."""
-    entry = state.peek_scheduled()
-    return None if entry is None else entry.due / MICRO
+    """Return the earliest due time of the scheduled jobs and the suspended runs, in seconds since
+    1970, or None.
+    """
+    entry, tables = state.peek_scheduled(), state.flow_tables
+    due = None if entry is None else entry.due
+    time = tables.find_next_time() if tables.times else None
+    if due is None or (time is not None and time < due):
+        due = time
+    return None if due is None else due / MICRO
 
 
 def iter_orphans(state: MemoryState) -> Iterator[tuple[JobEntry, LeaseEntry]]:
@@ -295,7 +302,7 @@ def iter_orphans(state: MemoryState) -> Iterator[tuple[JobEntry, LeaseEntry]]:
                     yield entry, entry.leased
 
 
-def describe_orphan(entry: JobEntry, lease: LeaseEntry) -> OrphanedLease:
+def describe_orphan(state: MemoryState, entry: JobEntry, lease: LeaseEntry) -> OrphanedLease:
     """Return what decides about the rescue of a job."""
     return OrphanedLease(
         failures=entry.failures,
@@ -306,4 +313,5 @@ def describe_orphan(entry: JobEntry, lease: LeaseEntry) -> OrphanedLease:
         host=lease.session.session.host,
         was_left=lease.session.left,
         held_several=lease.session.held_several,
+        needs_cleanup=lease.cancel_requested and state.run_tables.needs_cleanup(entry.id),
     )

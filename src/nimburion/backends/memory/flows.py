@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
-from itertools import islice
+from collections.abc import Collection, Iterator, Sequence
+from heapq import heapify, heappop, heappush
+from itertools import groupby, islice, takewhile
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from nimburion.backends.memory.heaps import iter_heap
 from nimburion.backends.planning.flows import (
     REOPENED_REASONS,
     FlowData,
@@ -19,13 +21,18 @@ from nimburion.backends.planning.flows import (
     choose_reason,
 )
 from nimburion.backends.planning.settle import Effect
-from nimburion.core.flows import FlowInfo, On, WaitSource
+from nimburion.core.flows import FlowInfo, On, SourceKind, WaitSource
 from nimburion.core.job import WAITING, State
+from nimburion.core.runs import make_time_source, split_signal_source
 from nimburion.core.timing.clock import MICRO
 
 if TYPE_CHECKING:
     from nimburion.backends.memory.state import JobEntry
     from nimburion.backends.memory.transitions import AtomicStep
+
+
+MIN_TIMES = 1_000
+"""Up to this many times, those for which no job waits any more are kept until they come."""
 
 
 class FlowTables:
@@ -40,6 +47,10 @@ class FlowTables:
         """The conditions on each source, by the id of the job that waits."""
         self.sources: defaultdict[str, set[WaitSource]] = defaultdict(set)
         """The sources of the conditions of each job."""
+        self.times: list[WaitSource] = []
+        """A heap of the times for which jobs wait, or waited."""
+        self._most_times: int = MIN_TIMES
+        """The length of the heap at which the times are removed for which no job waits."""
         self.changes: list[SourceChange] = []
         """What earlier steps have left."""
 
@@ -51,6 +62,23 @@ class FlowTables:
     def add_condition(self, source: WaitSource, job_id: str, on: On | None) -> None:
         self.waiters[source][job_id] = ConditionEntry(on)
         self.sources[job_id].add(source)
+        if source.kind is SourceKind.TIME:
+            heappush(self.times, source)
+            if len(self.times) > self._most_times:
+                self.times = [time for time in {*self.times} if time in self.waiters]
+                heapify(self.times)
+                self._most_times = max(MIN_TIMES, 2 * len(self.times))
+
+    def iter_times(self, last: WaitSource) -> Iterator[WaitSource]:
+        """Yield the times up to `last`, each once, earliest first."""
+        times = takewhile(lambda time: time <= last, iter_heap(self.times))
+        return (time for time, _ in groupby(times))
+
+    def find_next_time(self) -> int | None:
+        """Return the earliest time for which a job waits, in microseconds; None: there is none."""
+        while self.times and self.times[0] not in self.waiters:
+            heappop(self.times)
+        return int(self.times[0].id) if self.times else None
 
     def remove_condition(self, source: WaitSource, job_id: str) -> None:
         self.waiters[source].pop(job_id, None)
@@ -59,6 +87,12 @@ class FlowTables:
         self.sources[job_id].discard(source)
         if not self.sources[job_id]:
             del self.sources[job_id]
+
+    def remove_alternatives(self, job_id: str) -> None:
+        """Remove those conditions of a job of which one is enough."""
+        for source, entry in self.list_conditions(job_id):
+            if entry.on is On.ANY:
+                self.remove_condition(source, job_id)
 
     def remove_conditions(self, job_id: str) -> None:
         """Remove all conditions of a job."""
@@ -139,14 +173,28 @@ class MemoryFlowData(FlowData):
             for source, change in changes
             for job_id, entry in self._data.waiters.get(source, {}).items()
             if entry.is_impossible is (change is Transition.REOPENED)
-            and not (change is Transition.FAILING and entry.on is On.FINISHED)
+            and not (change is Transition.FAILING and entry.on in {On.FINISHED, On.ANY})
         ]
         found.sort(key=lambda one: (one[0], one[1].source))
         return [waiter for _, waiter in found[:limit]]
 
+    def list_due(self, limit: int) -> list[Waiter]:
+        due: list[Waiter] = []
+        last = make_time_source(self._step.now)
+        for source in self._data.iter_times(last):
+            due += [Waiter(source, job_id, On.ANY) for job_id in self._data.waiters.get(source, ())]
+            if len(due) >= limit:
+                break
+        return due[:limit]
+
+    def has_signal(self, source: WaitSource) -> bool:
+        return self._step.state.run_tables.has_unread(*split_signal_source(source.id))
+
     def meet(self, waiters: Sequence[Waiter]) -> None:
         for waiter in waiters:
             self._data.remove_condition(waiter.source, waiter.job_id)
+            if waiter.on is On.ANY:
+                self._data.remove_alternatives(waiter.job_id)
             entry = self._step.state.jobs[waiter.job_id]
             if entry.is_suspended and not self._data.must_wait(waiter.job_id):
                 self._step.resume(entry)
@@ -157,7 +205,11 @@ class MemoryFlowData(FlowData):
             self._data.waiters[waiter.source][waiter.job_id].is_impossible = True
             entry = self._step.state.jobs[waiter.job_id]
             may_wait = waiter.on is None and entry.get_state(self._step.now) in WAITING
-            if entry.is_suspended or may_wait:
+            if not (entry.is_suspended or may_wait):
+                continue
+            if self._step.state.run_tables.needs_cleanup(entry.id):
+                self._step.send_cancel(entry)
+            else:
                 reason = choose_reason(waiter.on)
                 self._step.apply_effect(entry, Effect(State.CANCELLED, reason=reason))
                 cancelled.append(describe_member(entry))

@@ -10,6 +10,7 @@ from nimburion.core.backend import BlockingProducing, Producing
 from nimburion.core.flows import NewFlow
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.maintenance import Cancellation
+from nimburion.core.runs import NewSignal, SignalOutcome
 
 
 class MemoryProducing(Producing, BlockingProducing):
@@ -31,3 +32,7 @@ class MemoryProducing(Producing, BlockingProducing):
     async def cancel(self, job_id: str) -> Cancellation:
         with AtomicStep(self._data) as step:
             return step.cancel(job_id)
+
+    async def send_signals(self, signals: Sequence[NewSignal]) -> list[SignalOutcome]:
+        with AtomicStep(self._data) as step:
+            return [step.send_signal(signal) for signal in signals]

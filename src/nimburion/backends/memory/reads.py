@@ -40,6 +40,7 @@ from nimburion.core.queries import (
     parse_cursor,
 )
 from nimburion.core.records import Record, RecordKind, RecordPage
+from nimburion.core.runs import RunPage
 from nimburion.core.session import SessionInfo
 from nimburion.core.timing.clock import MICRO
 
@@ -145,6 +146,13 @@ class MemoryInspecting(Inspecting):
     async def get_flow(self, flow_id: str) -> list[FlowInfo]:
         with AtomicStep(self._data) as step:
             return step.state.flow_tables.list_tree(flow_id)
+
+    async def read_run(
+        self, job_id: str, *, limit: int = 1_000, after: str | None = None
+    ) -> RunPage:
+        with AtomicStep(self._data) as step:
+            find_job(step, job_id)
+            return step.state.run_tables.read_page(job_id, limit, after)
 
     async def list_flows(
         self, *, running: bool = False, limit: int = 100, after: str | None = None
@@ -312,13 +320,13 @@ def list_unmet(step: AtomicStep, entry: JobEntry) -> list[Unmet]:
     flows, jobs = step.state.flow_tables.flows, step.state.jobs
     unmet = []
     for source, condition in find_unmet(step.state, entry)[:MAX_UNMET]:
-        is_job = source.kind is SourceKind.JOB
-        job = jobs.get(source.id) if is_job else None
+        job = jobs.get(source.id) if source.kind is SourceKind.JOB else None
+        flow = flows.get(source.id) if source.kind is SourceKind.FLOW else None
         unmet.append(
             Unmet(
                 condition=WaitCondition(source, condition.on or On.SUCCESS),
                 job=None if job is None else job.make_record(step.now, payloads=False),
-                flow=None if is_job else flows.get(source.id),
+                flow=flow,
             )
         )
     return unmet

@@ -12,6 +12,7 @@ import msgspec
 
 from nimburion.backends.memory.flows import FlowTables
 from nimburion.backends.memory.heaps import iter_heap
+from nimburion.backends.memory.runs import RunTables
 from nimburion.backends.memory.tenants import TenantTurns
 from nimburion.core.exchange import DUE_WINDOW
 from nimburion.core.ids import compute_digest
@@ -315,6 +316,7 @@ class MemoryState:
         self.statistics: dict[tuple[int, int, str, str, str], Statistics] = {}
         """By step, start, queue, name and source."""
         self.flow_tables: FlowTables = FlowTables()
+        self.run_tables: RunTables = RunTables()
         self.records: defaultdict[RecordKind, dict[str, tuple[int, Record]]] = defaultdict(dict)
         """By kind, then by id, in the order in which the records were added, with their positions.
         """
@@ -550,5 +552,6 @@ class MemoryState:
     def remove_job(self, entry: JobEntry) -> None:
         """Remove a finished job."""
         self.flow_tables.remove_conditions(entry.id)
+        self.run_tables.remove(entry.id)
         del self.jobs[entry.id]
         del self.jobs_by_seq[entry.seq]

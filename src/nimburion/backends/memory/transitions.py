@@ -38,7 +38,6 @@ from nimburion.backends.planning.flows import (
     check_graph,
     check_growth,
     check_same_flow,
-    check_same_groups,
     count_growth,
     list_members,
     list_unended,
@@ -55,19 +54,22 @@ from nimburion.backends.planning.settle import (
 )
 from nimburion.backends.waiters import JobCounts, make_session_name
 from nimburion.core.errors import JobNotFound
-from nimburion.core.flows import Growth, NewFlow, SourceKind, WaitSource
+from nimburion.core.flows import Growth, NewFlow, On, SourceKind, WaitSource
 from nimburion.core.ids import compute_digest
 from nimburion.core.job import REPEAT_WINDOW, WAITING, Enqueued, NewJob, Progress
 from nimburion.core.limits import LimitKey, get_limited_job
 from nimburion.core.maintenance import Cancellation
+from nimburion.core.runs import CLEANUP_STEP, NewSignal, SignalOutcome, make_signal_source
 from nimburion.core.settlement import (
     Progressed,
     RateLimited,
+    Recorded,
     Released,
     Retried,
     Settled,
     Settlement,
     Spent,
+    Suspended,
 )
 from nimburion.core.timing.clock import MICRO, to_micros
 
@@ -228,12 +230,15 @@ class AtomicStep:
 
     def resolve_flows(self) -> bool:
         """Apply what follows from the changes of members of flows, also from those that earlier
-        steps have left. Return whether nothing is left.
+        steps have left, and resume durable runs. Return whether no change is left.
         """
-        if self.flow_changes is not None or self.state.flow_tables.changes:
+        tables = self.state.flow_tables
+        time = tables.find_next_time() if tables.times else None
+        is_due = time is not None and time <= self.now
+        if self.flow_changes is not None or tables.changes or is_due:
             self.get_flow_changes().resolve()
             self.flow_changes = None
-        return not self.state.flow_tables.changes
+        return not tables.changes
 
     def _check_graph(self, jobs: Sequence[NewJob], flows: Sequence[NewFlow]) -> None:
         """Raise `InvalidJob` if a flow is another one, or something that is named is unknown."""
@@ -241,7 +246,6 @@ class AtomicStep:
         for flow in select_new_flows(flows):
             if flow.id in stored:
                 check_same_flow(flow, stored[flow.id])
-        check_same_groups(flows, stored)
         check_growth(jobs, flows, stored, self.state.jobs)
         flow_ids = {flow.id for flow in flows}
         sources = {condition.source.id for job in jobs for condition in job.options.conditions}
@@ -305,6 +309,30 @@ class AtomicStep:
         entry.is_suspended = False
         self._requeue(entry, max(entry.due, self.now))
 
+    def _suspend_run(self, entry: JobEntry, sources: Collection[WaitSource]) -> None:
+        """Let a durable run wait for the first of these sources."""
+        entry.is_suspended = True
+        for source in sources:
+            self.state.flow_tables.add_condition(source, entry.id, On.ANY)
+        self.get_flow_changes().note_suspended(sources)
+
+    def send_signal(self, signal: NewSignal) -> SignalOutcome:
+        """Store a signal, and resume its job if that waits for it."""
+        entry = self.state.jobs.get(signal.job_id)
+        state = None if entry is None else entry.get_state(self.now)
+        outcome = self.state.run_tables.add_signal(signal, state, self.now)
+        if outcome is SignalOutcome.STORED:
+            source = make_signal_source(signal.job_id, signal.name)
+            self.get_flow_changes().note_signal(source)
+        return outcome
+
+    def send_cancel(self, entry: JobEntry) -> None:
+        """Ask a durable run to end as cancelled, and resume it if it is suspended."""
+        self.state.run_tables.add_cancel_signal(entry.id, self.now)
+        if entry.is_suspended:
+            self.state.flow_tables.remove_alternatives(entry.id)
+            self.resume(entry)
+
     def suspend_again(self, entry: JobEntry) -> None:
         """Let a job wait for its conditions that was cancelled because of one."""
         entry.final_state, entry.finished_at, entry.reason = None, None, None
@@ -353,6 +381,9 @@ class AtomicStep:
             entry.leased.cancel_requested = True
             self.names_to_notify[make_session_name(entry.leased.session.session.id)] += 1
             return Cancellation.REQUESTED
+        if self.state.run_tables.needs_cleanup(job_id):
+            self.send_cancel(entry)
+            return Cancellation.REQUESTED
         self.apply_effect(entry, CANCELLED)
         return Cancellation.CANCELLED
 
@@ -366,29 +397,37 @@ class AtomicStep:
         lease = entry.leased
         if lease is None or lease.session is not session or lease.token != settlement.lease.token:
             return decide_unmatched(settlement.lease.token, entry.last_settled_token)
-        if isinstance(settlement, Progressed | Spent):
+        if isinstance(settlement, Progressed | Spent | Recorded):
             self.note_report(entry, settlement)
             return Settled.DONE
         blocked = isinstance(settlement, RateLimited) and self.block_rates(
             entry, settlement.retry_after
         )
         effect = decide_effect(
-            settlement, self.now, cancel_requested=lease.cancel_requested, is_rate_blocked=blocked
+            settlement,
+            self.now,
+            cancel_requested=lease.cancel_requested,
+            needs_cleanup=lease.cancel_requested and self.state.run_tables.needs_cleanup(entry.id),
+            is_rate_blocked=blocked,
         )
         self.apply_effect(entry, effect)
         return Settled.DONE
 
-    def note_report(self, entry: JobEntry, report: Progressed | Spent) -> None:
+    def note_report(self, entry: JobEntry, report: Progressed | Spent | Recorded) -> None:
         """Store what an attempt that continues reports."""
         if isinstance(report, Progressed):
             entry.progress = Progress(report.fraction, report.message)
+            return
+        if isinstance(report, Recorded):
+            if self.state.run_tables.record(report, self.now) and report.number != CLEANUP_STEP:
+                entry.failures = entry.lost = 0
             return
         for key, _, rate in self.state.list_limits(entry):
             if rate is not None:
                 use = self.state.limit_uses[key]
                 use.spent_until = rate.spend(use.spent_until, self.now, report.units)
 
-    def apply_effect(  # noqa: C901 - one call for each job
+    def apply_effect(  # noqa: C901, PLR0912 - one call for each job
         self, entry: JobEntry, effect: Effect
     ) -> None:
         """End the lease of a job, or the wait of a job without one."""
@@ -414,6 +453,11 @@ class AtomicStep:
             entry.history = (*entry.history, effect.error)
         entry.failures += effect.failures
         entry.lost += effect.lost
+        if effect.sends_cancel:
+            self.send_cancel(entry)
+        if effect.sources is not None:
+            self._suspend_run(entry, effect.sources)
+            return
         if effect.state is None:
             self._requeue(entry, effect.due)
             return
@@ -455,7 +499,11 @@ class AtomicStep:
         lease = entry.leased
         if lease is not None:
             effect = decide_release(
-                cancel_requested=lease.cancel_requested, settles=settles, unstarted=unstarted
+                cancel_requested=lease.cancel_requested,
+                settles=settles,
+                unstarted=unstarted,
+                needs_cleanup=lease.cancel_requested
+                and self.state.run_tables.needs_cleanup(entry.id),
             )
             self.apply_effect(entry, effect)
 
@@ -511,7 +559,7 @@ def check_job_times(jobs: Sequence[NewJob]) -> None:
 def check_settlement_delays(settlements: Sequence[Settlement]) -> None:
     """Raise `Unstorable` if a delay is invalid. Call it before any settlement is applied."""
     for settlement in settlements:
-        if isinstance(settlement, Retried | Released) and settlement.delay is not None:
+        if isinstance(settlement, Retried | Released | Suspended) and settlement.delay is not None:
             to_micros(settlement.delay)
         elif isinstance(settlement, RateLimited):
             to_micros(settlement.retry_after)

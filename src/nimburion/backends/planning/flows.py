@@ -1,5 +1,7 @@
 """What follows from the end of members of flows: the counts, and the jobs that waited for them.
 
+The same steps resume durable runs, when a flow, a signal or a time comes for which they wait.
+
 A backend gives the jobs that end in one atomic step to a `FlowResolver`, which reads and changes
 the data through a `FlowData`. PostgreSQL and Redis do the same in SQL and Lua.
 
@@ -98,21 +100,34 @@ class FlowData(Protocol):
         """Return up to `limit` conditions that these changes concern, in the order of their jobs.
 
         Those are the impossible ones of a source that is `REOPENED`, and the open ones of others.
-        Of a flow that is `FAILING`, those on its end (`On.FINISHED`) are left out. No source is in
-        `changes` twice.
+        Of a flow that is `FAILING`, those on its end (`On.FINISHED`, `On.ANY`) are left out. No
+        source is in `changes` twice.
         """
         ...
 
+    def list_due(self, limit: int) -> list[Waiter]:
+        """Return up to `limit` conditions on times that have come, earliest first."""
+        ...
+
+    def has_signal(self, source: WaitSource) -> bool:
+        """Return whether a job has an unread signal for which this source stands."""
+        ...
+
     def meet(self, waiters: Sequence[Waiter]) -> None:
-        """Remove these conditions. Resume each suspended job that has no other one with an end."""
+        """Remove these conditions. Resume each suspended job that has no other one with an end.
+
+        If one of them is enough (`On.ANY`), those of its job that would have been enough too are
+        removed with it. Several of them may be given, also of one job.
+        """
         ...
 
     def cancel(self, waiters: Sequence[Waiter]) -> list[FlowMember]:
         """Mark these conditions as impossible, and cancel those of their jobs that are suspended.
         A condition without an end also cancels a job that waits for a worker.
 
-        The reason is `choose_reason(waiter.on)`, and the jobs keep their payload. Returns the jobs
-        that were cancelled.
+        The reason is `choose_reason(waiter.on)`, and the jobs keep their payload. A durable run
+        with the step `CLEANUP_STEP` gets the signal `CANCEL_SIGNAL` instead. Returns the jobs that
+        were cancelled.
         """
         ...
 
@@ -232,8 +247,35 @@ class FlowResolver:
         if change is not None and SourceChange(source, change) not in self._changes:
             self._changes.append(SourceChange(source, change))
 
+    def note_suspended(self, sources: Collection[WaitSource]) -> None:
+        """Note that a durable run was suspended, and waits for these sources."""
+        flow_ids = [source.id for source in sources if source.kind is SourceKind.FLOW]
+        self._read_flows(flow_ids)
+        for source in sources:
+            match source.kind:
+                case SourceKind.FLOW:
+                    flow = self._flows[source.id]
+                    is_met = flow is None or not flow.unfinished
+                case SourceKind.SIGNAL:
+                    is_met = self._data.has_signal(source)
+                case _:
+                    is_met = False  # `resolve` finds the times that have come
+            if is_met:
+                self._note(source.kind, source.id, Transition.SUCCEEDED)
+
+    def note_signal(self, source: WaitSource) -> None:
+        """Note that a job got a signal."""
+        self._note(source.kind, source.id, Transition.SUCCEEDED)
+
     def resolve(self) -> None:
-        """Resume, cancel and suspend the jobs that the noted changes concern, and store all."""
+        """Resume, cancel and suspend the jobs that the noted changes concern, and store all.
+
+        Durable runs whose time has come are resumed first.
+        """
+        due = self._data.list_due(self._left)
+        if due:
+            self._left -= len(due)
+            self._data.meet(due)
         self._count_ended()
         while self._changes and self._left > 0:
             changes = self._data.select_awaited(self._take_level())
@@ -368,7 +410,7 @@ def judge(on: On | None, change: Transition) -> bool | None:
     """
     if change is Transition.REOPENED:
         return None
-    if on is On.FINISHED:
+    if on is On.FINISHED or on is On.ANY:
         return True
     if on is None:
         return change is Transition.SUCCEEDED

@@ -37,6 +37,8 @@ class OrphanedLease(NamedTuple):
     """Whether the session was closed while the handler still ran."""
     held_several: bool
     """Whether the session held more than one job when it expired."""
+    needs_cleanup: bool = False
+    """Whether the job has the step `CLEANUP_STEP`. It matters only if a cancel was requested."""
 
     @property
     def is_loss(self) -> bool:
@@ -52,12 +54,18 @@ class OrphanedLease(NamedTuple):
 def decide_rescue(lease: OrphanedLease, max_lost: int, now: int) -> Effect:
     """Return what becomes of the job of an orphaned lease."""
     if not lease.is_loss:
-        return cancel_if_requested(WAITS_AGAIN, cancel_requested=lease.cancel_requested)
+        return _cancel_if_requested(WAITS_AGAIN, lease)
     error = make_lost_error(lease, now)
-    if lease.lost + 1 >= max_lost and not lease.cancel_requested:
+    is_cancelled = lease.cancel_requested and not lease.needs_cleanup
+    if lease.lost + 1 >= max_lost and not is_cancelled:
         return Effect(State.FAILED, reason=Reason.LOST, lost=1, error=error)
-    effect = Effect(lost=1, error=error)
-    return cancel_if_requested(effect, cancel_requested=lease.cancel_requested)
+    return _cancel_if_requested(Effect(lost=1, error=error), lease)
+
+
+def _cancel_if_requested(effect: Effect, lease: OrphanedLease) -> Effect:
+    return cancel_if_requested(
+        effect, cancel_requested=lease.cancel_requested, needs_cleanup=lease.needs_cleanup
+    )
 
 
 def make_lost_error(lease: OrphanedLease, now: int) -> AttemptError:

@@ -10,6 +10,7 @@ from typing import assert_never
 
 import msgspec
 
+from nimburion.core.flows import WaitSource
 from nimburion.core.job import AttemptError, State
 from nimburion.core.lease import Token
 from nimburion.core.settlement import (
@@ -20,10 +21,11 @@ from nimburion.core.settlement import (
     Released,
     Retried,
     Settled,
+    Suspended,
 )
 from nimburion.core.timing.clock import MICRO, to_micros
 
-FinalSettlement = Completed | Retried | Failed | Released | RateLimited | Cancelled
+FinalSettlement = Completed | Retried | Failed | Released | RateLimited | Cancelled | Suspended
 """The settlements that end a lease: all but reports of an attempt that continues."""
 
 
@@ -55,6 +57,10 @@ class Effect(msgspec.Struct, frozen=True):
     """Whether the tenant of the job pays for the time since it was reserved."""
     refunds_units: bool = False
     """Whether the job gives its units of rate limits back."""
+    sources: tuple[WaitSource, ...] | None = None
+    """What the durable run waits for, which is suspended; None: the job is not suspended."""
+    sends_cancel: bool = False
+    """Whether the durable run gets the signal that asks it to end (`CANCEL_SIGNAL`)."""
 
 
 WAITS_AGAIN = Effect()
@@ -64,12 +70,18 @@ CANCELLED = Effect(State.CANCELLED, keeps_payload=False)
 
 
 def decide_effect(
-    settlement: FinalSettlement, now: int, *, cancel_requested: bool, is_rate_blocked: bool = False
+    settlement: FinalSettlement,
+    now: int,
+    *,
+    cancel_requested: bool,
+    needs_cleanup: bool = False,
+    is_rate_blocked: bool = False,
 ) -> Effect:
     """Return the effect of a settlement whose token matches the lease.
 
-    `cancel_requested`: of the lease. `is_rate_blocked`: of `RateLimited`, whether the job has a
-    rate limit, which the backend has blocked for that time.
+    `cancel_requested`: of the lease. `needs_cleanup`: whether the job has the step `CLEANUP_STEP`;
+    it matters only if a cancel was requested. `is_rate_blocked`: of `RateLimited`, whether the job
+    has a rate limit, which the backend has blocked for that time.
     """
     match settlement:
         case Completed():
@@ -115,25 +127,53 @@ def decide_effect(
         case RateLimited():
             delay = None if is_rate_blocked else settlement.retry_after
             effect = Effect(due=compute_retry_due(delay, now), settles=True, has_run=True)
+        case Suspended():
+            sources = list_wait_sources(settlement, now)
+            effect = Effect(settles=True, has_run=True, sources=sources)
         case _:
             assert_never(settlement)
-    return cancel_if_requested(effect, cancel_requested=cancel_requested)
+    return cancel_if_requested(
+        effect, cancel_requested=cancel_requested, needs_cleanup=needs_cleanup
+    )
 
 
-def decide_release(*, cancel_requested: bool, settles: bool, unstarted: bool) -> Effect:
+def decide_release(
+    *, cancel_requested: bool, settles: bool, unstarted: bool, needs_cleanup: bool = False
+) -> Effect:
     """Return the effect of the end of a lease that the worker returns, or never received.
 
     `unstarted`: its handler was not called, so the job gives its units of rate limits back.
     """
     effect = Effect(settles=settles, refunds_units=unstarted)
-    return cancel_if_requested(effect, cancel_requested=cancel_requested)
+    return cancel_if_requested(
+        effect, cancel_requested=cancel_requested, needs_cleanup=needs_cleanup
+    )
 
 
-def cancel_if_requested(effect: Effect, *, cancel_requested: bool) -> Effect:
-    """Return the effect that ends a job as cancelled in place of waiting, if that was requested."""
+def cancel_if_requested(
+    effect: Effect, *, cancel_requested: bool, needs_cleanup: bool = False
+) -> Effect:
+    """Return the effect that ends a job as cancelled in place of waiting, if that was requested.
+
+    With `needs_cleanup`, a worker ends the durable run: it waits again, and gets a signal.
+    """
     if not cancel_requested:
         return effect
-    return msgspec.structs.replace(effect, state=State.CANCELLED, due=None, keeps_payload=False)
+    if needs_cleanup:
+        return msgspec.structs.replace(effect, due=None, sources=None, sends_cancel=True)
+    return msgspec.structs.replace(
+        effect, state=State.CANCELLED, due=None, sources=None, keeps_payload=False
+    )
+
+
+def list_wait_sources(suspended: Suspended, now: int) -> tuple[WaitSource, ...]:
+    """Return all that a suspended run waits for, with the time of its delay."""
+    from nimburion.core.runs import make_time_source  # most jobs are never suspended
+
+    if suspended.delay is None:
+        return suspended.sources
+    due = now + max(0, to_micros(suspended.delay))
+    return (*suspended.sources, make_time_source(due))
 
 
 def decide_unmatched(token: Token, settled_token: Token | None) -> Settled:

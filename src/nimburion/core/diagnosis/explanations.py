@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
 import msgspec
 
 from nimburion.core.diagnosis.unserved import Unserved, find_unserved, is_live
 from nimburion.core.fairness import TenantTurn
-from nimburion.core.flows import FlowInfo, FlowState, On, WaitCondition
+from nimburion.core.flows import FlowInfo, FlowState, On, SourceKind, WaitCondition
 from nimburion.core.job import DEPENDENCY, NOT_NEEDED, JobRecord, State
 from nimburion.core.limits import KeyUse, LimitInfo, get_limited_job, get_limited_queue
 from nimburion.core.queries import Pause, QueueInfo
@@ -20,7 +21,10 @@ MAX_UNMET = 3
 
 
 class Unmet(msgspec.Struct, frozen=True, kw_only=True):
-    """A condition that is not met, with the job or the flow for which it waits."""
+    """A condition that is not met, with the job or the flow for which it waits.
+
+    The source of a durable run (`On.ANY`) can be a signal or a time, too.
+    """
 
     condition: WaitCondition
     job: JobRecord | None = None
@@ -77,7 +81,8 @@ class CauseKind(enum.StrEnum):
     SESSION_EXPIRED = "session_expired"
     """The session of its worker has expired; a rescue will take the job back."""
     SUSPENDED = "suspended"
-    """The job waits for other jobs of its flow."""
+    """The job waits for other jobs of its flow. A durable run waits for a flow, a signal or a time.
+    """
     NOT_DUE = "not_due"
     RETRY_LATER = "retry_later"
     """The job failed, and the time of its next attempt has not come."""
@@ -168,12 +173,35 @@ def _describe_cancel_request(facts: Facts) -> str:
 
 
 def _describe_unmet(facts: Facts) -> str:
+    if not facts.unmet and not facts.job.options.conditions:
+        return "It waits for nothing that could come: only a cancel ends its wait."
     if not facts.unmet:
         return "What it waited for has ended. The next step of a worker resumes it."
+    more = facts.unmet_count - len(facts.unmet)
+    others = "" if more <= 0 else f"for {more} {'other' if more == 1 else 'others'}"
+    if facts.unmet[0].condition.on is On.ANY:
+        waits = [_describe_wait(one, facts.now) for one in facts.unmet]
+        *first, last = [*waits, others] if others else waits
+        return f"It waits {', '.join([*first, f'or {last}'] if first else [last])}."
     named = [_WAITS[one.condition.on] + describe_source(one, facts.now) for one in facts.unmet]
-    more = facts.unmet_count - len(named)
-    others = "" if more <= 0 else f"; and for {more} {'other' if more == 1 else 'others'}"
-    return f"It waits for {'; for '.join(named)}{others}."
+    return f"It waits for {'; for '.join(named)}{others and f'; and {others}'}."
+
+
+def _describe_wait(unmet: Unmet, now: float) -> str:
+    """Return one of the sources of which the first resumes a durable run, for people."""
+    from nimburion.core.runs import read_time_source, split_signal_source  # rarely needed
+
+    source, flow = unmet.condition.source, unmet.flow
+    if source.kind is SourceKind.SIGNAL:
+        return f"for the signal {split_signal_source(source.id)[1]!r}"
+    if source.kind is SourceKind.TIME:
+        end = read_time_source(source.id)
+        return f"until {_format_time(end)} (in {_format_seconds(end - now)})"
+    if flow is None or not flow.unfinished:
+        return f"for the end of flow {source.id}"
+    verb = "has" if flow.unfinished == 1 else "have"
+    left = f"{flow.unfinished} of {flow.members} members {verb} not ended"
+    return f"for the end of flow {source.id} ({left})"
 
 
 _WAITS = {On.SUCCESS: "", On.FAILURE: "the failure of ", On.FINISHED: "the end of "}
@@ -333,6 +361,14 @@ def _describe_unserved(unserved: Unserved) -> str:
 def _is_busy(session: SessionInfo) -> bool:
     vitals = session.vitals
     return vitals is not None and vitals.slots > 0 and vitals.busy >= vitals.slots
+
+
+def _format_time(at: float) -> str:
+    try:
+        moment = datetime.fromtimestamp(at, UTC)
+    except (ValueError, OverflowError, OSError):  # after the year 9999
+        return f"{at:.0f} s after 1970"
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _format_seconds(seconds: float) -> str:

@@ -203,6 +203,12 @@ class HandDrivenWorker:
         self.number += 1
         return reply
 
+    async def repeat(
+        self, *settlements: Settlement, want: ReserveRequest = RESERVE_NOTHING
+    ) -> Reply:
+        """Perform the latest exchange again, as after a lost reply, and return the reply."""
+        return await self.backend.consuming.exchange(self.id, self.number, settlements, want)
+
     async def take(self, total: int = 1, **options: object) -> list[Delivery]:
         """Reserve up to `total` jobs; `options` are the keyword arguments of `want`."""
         return (await self.exchange(want=self.want(total, **options))).deliveries  # type: ignore[arg-type]

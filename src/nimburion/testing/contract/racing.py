@@ -15,9 +15,16 @@ from nimburion.core.exchange import RESERVE_NOTHING
 from nimburion.core.job import WAITING, Enqueued, JobOptions, NewJob, State, sort_states
 from nimburion.core.maintenance import Cancellation
 from nimburion.core.queries import EVERY_JOB, JobFilter
+from nimburion.core.runs import (
+    CANCEL_SIGNAL,
+    CLEANUP_STEP,
+    NewSignal,
+    SignalOutcome,
+    make_signal_source,
+)
 from nimburion.core.schedules import ScheduleRecord, put_schedule
 from nimburion.core.session import ConcurrencyLimit
-from nimburion.core.settlement import Completed, Failed, Settled
+from nimburion.core.settlement import Completed, Failed, Recorded, Settled, Suspended
 from nimburion.testing.contract.changing import delete, replay
 from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker, Harness, ids, wait_in_time
 
@@ -209,6 +216,72 @@ class Racing:
         returned = [job_id for reply in replies for job_id in reply.returned]
         assert len(returned) == len(set(returned)) == 40
         assert {job.lost for job in (await fleet.backend.reads.list_jobs()).jobs} == {1}
+
+    async def test_a_signal_is_never_missed(self, fleet: Harness) -> None:
+        """It comes through another handle while its run is suspended."""
+        workers = await self._workers(fleet, 8)
+        for n in range(24):
+            job_id = f"r{n}"
+            await fleet.add(job_id)
+            worker, other = workers[n % 8], self._handle(fleet, n + 1)
+            held = await worker.take_one()
+            wait = Suspended(held.lease, (make_signal_source(job_id, "go"),))
+            _, outcomes = await wait_in_time(
+                asyncio.gather(
+                    worker.exchange(wait),
+                    other.producing.send_signals([NewSignal(job_id, "go", "1", b"")]),
+                )
+            )
+            assert outcomes == [SignalOutcome.STORED]
+            assert await fleet.state(job_id) is State.PENDING
+            (held,) = await worker.take(2)
+            await worker.settle(Completed(held.lease))
+
+    async def test_a_cancel_is_never_missed(self, fleet: Harness) -> None:
+        """It comes through another handle while the run that needs cleanup is suspended."""
+        workers = await self._workers(fleet, 8)
+        for n in range(24):
+            job_id = f"r{n}"
+            await fleet.add(job_id)
+            worker, other = workers[n % 8], self._handle(fleet, n + 1)
+            held = await worker.take_one()
+            await worker.settle(Recorded(held.lease, CLEANUP_STEP, b""))
+            _, cancellation = await wait_in_time(
+                asyncio.gather(
+                    worker.exchange(Suspended(held.lease)), other.producing.cancel(job_id)
+                )
+            )
+            assert cancellation is Cancellation.REQUESTED
+            page = await fleet.backend.reads.read_run(job_id)
+            assert [signal.name for signal in page.signals] == [CANCEL_SIGNAL]
+            (held,) = await worker.take(2)
+            await worker.settle(Completed(held.lease))
+
+    async def test_one_id_of_a_signal_is_stored_once(self, fleet: Harness) -> None:
+        await fleet.add("a")
+        signal = NewSignal("a", "go", "1", b"")
+        results = await race(
+            RACERS, lambda n: self._handle(fleet, n).producing.send_signals([signal])
+        )
+        outcomes = Counter(outcome for (outcome,) in results)
+        assert outcomes == {SignalOutcome.STORED: 1, SignalOutcome.EXISTS: RACERS - 1}
+        assert len((await fleet.backend.reads.read_run("a")).signals) == 1
+
+    async def test_signals_of_many_senders_have_numbers_of_their_own(self, fleet: Harness) -> None:
+        await fleet.add("a", "b")
+
+        async def send(n: int) -> None:
+            jobs = ("a", "b") if n % 2 else ("b", "a")
+            signals = [NewSignal(job_id, "go", str(n), b"%d" % n) for job_id in jobs]
+            await self._handle(fleet, n).producing.send_signals(signals)
+
+        await race(RACERS, send)
+        for job_id in ("a", "b"):
+            numbers = [
+                signal.number for signal in (await fleet.backend.reads.read_run(job_id)).signals
+            ]
+            assert len({*numbers}) == RACERS
+            assert numbers == sorted(numbers)
 
     @pytest.mark.parametrize("round_", range(4))
     async def test_a_heartbeat_against_a_rescue_has_one_winner(

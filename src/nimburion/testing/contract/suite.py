@@ -88,6 +88,18 @@ from nimburion.testing.contract.producing.texts import Texts
 from nimburion.testing.contract.producing.unique_key_modes import UniqueKeyModes
 from nimburion.testing.contract.producing.unique_keys import UniqueKeys
 from nimburion.testing.contract.racing import Racing
+from nimburion.testing.contract.runs.cancelling import CancellingRuns
+from nimburion.testing.contract.runs.operating import OperatedRuns, SignallingJobs
+from nimburion.testing.contract.runs.recording import KeepingSteps, ReadingRuns, Recording
+from nimburion.testing.contract.runs.repeating import RepeatedRuns
+from nimburion.testing.contract.runs.suspending import (
+    Signalling,
+    SuspendingRuns,
+    WaitingForFlows,
+    WaitingForTheFirst,
+    WaitingForTimes,
+)
+from nimburion.testing.contract.runs.transactional_steps import TransactionalSteps
 from nimburion.testing.contract.schedules import Fire
 from nimburion.testing.contract.traffic import Traffic
 from nimburion.testing.contract.transactions import (
@@ -181,6 +193,19 @@ class BackendContract(
     TransactionalGrowth,
     FailingFast,
     ReplayingFast,
+    Recording,
+    KeepingSteps,
+    ReadingRuns,
+    SuspendingRuns,
+    WaitingForTimes,
+    Signalling,
+    WaitingForFlows,
+    WaitingForTheFirst,
+    CancellingRuns,
+    RepeatedRuns,
+    OperatedRuns,
+    SignallingJobs,
+    TransactionalSteps,
 ):
     """Every promise of `nimburion.core.backend`, as cases.
 

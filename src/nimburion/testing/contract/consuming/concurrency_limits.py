@@ -19,6 +19,7 @@ from nimburion.core.settlement import (
     Retried,
     Settled,
     Settlement,
+    Suspended,
 )
 from nimburion.testing.contract.harness import FAILURE, TTL, HandDrivenWorker, Harness, ids
 
@@ -29,6 +30,7 @@ ENDING: dict[str, Callable[[Lease], Settlement]] = {
     "released": Released,
     "snoozed": lambda lease: Released(lease, 60.0),
     "cancelled": Cancelled,
+    "suspended": lambda lease: Suspended(lease, (), 60.0),
 }
 
 

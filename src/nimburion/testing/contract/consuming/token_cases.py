@@ -280,7 +280,9 @@ AFTER: dict[str, State] = {
     "Released": State.PENDING,
     "Cancelled": State.CANCELLED,
     "Progressed": State.PROCESSING,
+    "Recorded": State.PROCESSING,
+    "Suspended": State.SUSPENDED,
 }
 """State of the job after a settlement with the answer `done`."""
-AFTER_REQUEST = AFTER | {"Retried": State.CANCELLED, "Released": State.CANCELLED}
+AFTER_REQUEST = AFTER | dict.fromkeys(("Retried", "Released", "Suspended"), State.CANCELLED)
 """The same for a job whose cancel was requested."""

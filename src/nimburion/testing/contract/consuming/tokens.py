@@ -14,9 +14,11 @@ from nimburion.core.settlement import (
     Completed,
     Failed,
     Progressed,
+    Recorded,
     Released,
     Retried,
     Settlement,
+    Suspended,
 )
 from nimburion.testing.contract.consuming.token_cases import (
     AFTER,
@@ -36,6 +38,8 @@ SETTLEMENTS: dict[str, Callable[[Lease], Settlement]] = {
     "Released": Released,
     "Cancelled": lambda lease: Cancelled(lease, "late"),
     "Progressed": lambda lease: Progressed(lease, 0.9, "late"),
+    "Recorded": lambda lease: Recorded(lease, 1, b"late"),
+    "Suspended": Suspended,
 }
 
 

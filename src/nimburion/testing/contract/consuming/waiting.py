@@ -20,10 +20,12 @@ from nimburion.core.bulk_operations import (
 from nimburion.core.job import JobOptions
 from nimburion.core.limits import LimitRule
 from nimburion.core.queries import EVERY_JOB
+from nimburion.core.runs import CLEANUP_STEP
 from nimburion.core.schedules import ScheduleRecord, put_schedule
 from nimburion.core.session import WorkerCommand
 from nimburion.core.settlement import Completed, Failed, Released, Retried
 from nimburion.testing.contract.changing import make_due, replay
+from nimburion.testing.contract.flows.graphs import FLOW, member, store
 from nimburion.testing.contract.harness import (
     DEADLINE,
     FAILURE,
@@ -32,6 +34,16 @@ from nimburion.testing.contract.harness import (
     Harness,
     ids,
     wait_in_time,
+)
+from nimburion.testing.contract.runs.run_jobs import (
+    PAID,
+    RUN,
+    flow_source,
+    record,
+    send,
+    start,
+    start_suspended,
+    suspend,
 )
 
 Operation = Callable[[], Awaitable[object]]
@@ -123,6 +135,42 @@ async def _free_key(harness: Harness) -> Operation:
     return lambda: worker.settle(Completed(lease))
 
 
+async def _send_signal(harness: Harness) -> Operation:
+    await start_suspended(harness, await harness.worker(), PAID)
+    return lambda: send(harness)
+
+
+async def _end_flow(harness: Harness) -> Operation:
+    worker = await harness.worker()
+    held = await start(harness, worker)
+    await store(harness, [member("child")])
+    child = await worker.take_one()
+    await suspend(worker, held, flow_source(FLOW))
+    return lambda: worker.settle(Completed(child.lease))
+
+
+async def _suspend_too_late(harness: Harness) -> Operation:
+    """The signal for which it waits came before."""
+    worker = await harness.worker()
+    held = await start(harness, worker)
+    await send(harness)
+    return lambda: suspend(worker, held, PAID)
+
+
+async def _end_sleep(harness: Harness) -> Operation:
+    await start_suspended(harness, await harness.worker(), delay=5.0)
+    harness.clock.advance(5.0)
+    return lambda: harness.backend.consuming.promote(10)
+
+
+async def _cancel_run(harness: Harness) -> Operation:
+    worker = await harness.worker()
+    held = await start(harness, worker)
+    await record(worker, held, CLEANUP_STEP)
+    await suspend(worker, held, PAID)
+    return lambda: harness.backend.producing.cancel(RUN)
+
+
 async def _run_step(harness: Harness, operation_id: str, action: BulkAction) -> None:
     """Start a bulk operation, and run one step of it, which changes the job `a`."""
     await start_bulk_operation(harness.backend, NewBulkOperation(id=operation_id, action=action))
@@ -152,6 +200,11 @@ NOTIFYING: dict[str, Prepare] = {
     "a limit that was full": _free_limit,
     "a limit that was raised": _raise_limit,
     "a unique key that is free again": _free_key,
+    "a signal to a run that waits for it": _send_signal,
+    "the end of a flow for which a run waits": _end_flow,
+    "a run that waits for a signal that has come": _suspend_too_late,
+    "the end of the sleep of a run": _end_sleep,
+    "a cancel of a run that needs cleanup": _cancel_run,
 }
 
 

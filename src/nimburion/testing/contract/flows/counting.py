@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nimburion.core.flows import FlowState, On
+from nimburion.core.flows import ENDS, FlowState, On
 from nimburion.core.job import State
 from nimburion.core.queries import JobFilter
 from nimburion.testing.contract.changing import replay
@@ -56,7 +56,7 @@ class Counting:
         assert await harness.state("alert") is State.CANCELLED
 
     async def test_callbacks_follow_the_end(self, harness: Harness) -> None:
-        callbacks = [member(on.value, after_flow(on=on), group="") for on in On]
+        callbacks = [member(on.value, after_flow(on=on), group="") for on in ENDS]
         await store(harness, [member("a"), member("b"), *callbacks], make_flow(2))
         worker = await harness.worker()
         await finish(worker, "a")
@@ -66,7 +66,7 @@ class Counting:
         assert (await harness.backend.reads.get_job("failure")).reason == "not needed"
 
     async def test_a_failure_is_seen_at_once(self, harness: Harness) -> None:
-        callbacks = [member(on.value, after_flow(on=on), group="") for on in On]
+        callbacks = [member(on.value, after_flow(on=on), group="") for on in ENDS]
         await store(harness, [member("a"), member("b"), *callbacks], make_flow(2))
         worker = await harness.worker()
         await fail(worker, "a")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from nimburion.core.errors import InvalidJob
-from nimburion.core.flows import MAX_RESOLVED, FlowState, Growth, NewFlow, On
+from nimburion.core.flows import ENDS, MAX_RESOLVED, FlowState, Growth, NewFlow, On
 from nimburion.core.job import JobOptions, NewJob, State
 from nimburion.core.limits import LimitRule
 from nimburion.core.maintenance import Retention
@@ -147,7 +147,7 @@ class FailingFast:
         }
 
     async def test_callbacks_are_called(self, harness: Harness) -> None:
-        callbacks = [member(on.value, after_flow(on=on), group="") for on in On]
+        callbacks = [member(on.value, after_flow(on=on), group="") for on in ENDS]
         jobs = [member("a"), member("b"), *callbacks]
         await store(harness, jobs, make_fast_flow(2))
         worker = await harness.worker()

@@ -9,13 +9,17 @@ import pytest
 from nimburion.core.diagnosis.explanations import CauseKind, find_causes
 from nimburion.core.errors import JobNotFound
 from nimburion.core.exchange import Lane
+from nimburion.core.flows import On
 from nimburion.core.job import JobOptions
 from nimburion.core.limits import LimitRule
 from nimburion.core.queries import JobFilter
 from nimburion.core.rate_limits import RateLimit
+from nimburion.core.runs import make_signal_source, make_time_source
 from nimburion.core.session import Vitals, WorkerCommand
 from nimburion.core.settlement import Cancelled, Completed, Failed, Retried
+from nimburion.core.timing.clock import MICRO
 from nimburion.testing.contract.flows.graphs import (
+    FLOW,
     after,
     after_flow,
     finish,
@@ -25,6 +29,15 @@ from nimburion.testing.contract.flows.graphs import (
     store,
 )
 from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker, Harness
+from nimburion.testing.contract.runs.run_jobs import (
+    PAID,
+    RUN,
+    flow_source,
+    send,
+    start,
+    start_suspended,
+    suspend,
+)
 
 
 async def _complete(harness: Harness) -> str:
@@ -99,6 +112,22 @@ async def _wait_for_group(harness: Harness) -> str:
     await store(harness, [*jobs, member("a", after_flow("part"))], make_flow(2), group)
     await finish(await harness.worker(), "part.1")
     return "a"
+
+
+async def _wait_for_signal(harness: Harness) -> str:
+    """A durable run waits for a flow, a signal and a time."""
+    worker = await harness.worker()
+    held = await start(harness, worker)
+    await store(harness, [member("one"), member("two")])
+    await suspend(worker, held, flow_source(FLOW), PAID, delay=3_600.0)
+    await finish(worker, "one")
+    return RUN
+
+
+async def _wait_without_end(harness: Harness) -> str:
+    """A durable run waits for nothing."""
+    await start_suspended(harness, await harness.worker())
+    return RUN
 
 
 async def _schedule(harness: Harness) -> str:
@@ -217,6 +246,8 @@ SITUATIONS: list[tuple[CauseKind, Situation]] = [
     (CauseKind.SESSION_EXPIRED, _run_on_expired_session),
     (CauseKind.SUSPENDED, _wait_for_member),
     (CauseKind.SUSPENDED, _wait_for_group),
+    (CauseKind.SUSPENDED, _wait_for_signal),
+    (CauseKind.SUSPENDED, _wait_without_end),
     (CauseKind.NOT_DUE, _schedule),
     (CauseKind.RETRY_LATER, _retry),
     (CauseKind.PAUSED, _pause),
@@ -257,6 +288,33 @@ class Explaining:
     async def test_a_job_does_not_hold_its_own_key_against_itself(self, harness: Harness) -> None:
         await harness.put(harness.job("a", options=JobOptions(unique_key="k")))
         assert (await harness.backend.reads.explain_job("a")).key_holder is None
+
+    async def test_all_that_a_durable_run_waits_for_is_named(self, harness: Harness) -> None:
+        job_id = await _wait_for_signal(harness)
+        facts = await harness.backend.reads.explain_job(job_id)
+        ends = make_time_source(round((facts.now + 3_600.0) * MICRO))
+        sources = {flow_source(FLOW), PAID, ends}
+        assert {one.condition.source for one in facts.unmet} == sources
+        assert {one.condition.on for one in facts.unmet} == {On.ANY}
+        assert facts.unmet_count == 3
+        (flow,) = [one.flow for one in facts.unmet if one.flow is not None]
+        assert (flow.id, flow.unfinished) == (FLOW, 1)
+        (cause,) = find_causes(facts)
+        for text in (
+            "for the end of flow import (1 of 2 members has not ended)",
+            "for the signal 'paid'",
+            "until ",
+        ):
+            assert text in cause.text
+        await send(harness)
+        assert (await harness.backend.reads.explain_job(job_id)).unmet == []
+
+    async def test_a_job_of_many_waits_says_how_many_there_are(self, harness: Harness) -> None:
+        names = [make_signal_source(RUN, f"n{number}") for number in range(10)]
+        await start_suspended(harness, await harness.worker(), *names)
+        facts = await harness.backend.reads.explain_job(RUN)
+        assert (len(facts.unmet), facts.unmet_count) == (3, 10)
+        assert "or for 7 others" in find_causes(facts)[0].text
 
     async def test_several_causes_are_named(self, harness: Harness) -> None:
         job_id = await _pause(harness)

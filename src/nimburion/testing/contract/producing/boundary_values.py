@@ -20,6 +20,7 @@ from nimburion.core.settlement import (
     Retried,
     Settled,
     Settlement,
+    Suspended,
 )
 from nimburion.core.size_limits import SizeLimits
 from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker, Harness, ids
@@ -283,15 +284,19 @@ class Unstorables:
         assert stored[where]
 
     @pytest.mark.parametrize("delay", [float("inf"), float("nan"), 1e300], ids=repr)
-    @pytest.mark.parametrize("how", ["retried", "snoozed"])
+    @pytest.mark.parametrize("how", ["retried", "snoozed", "suspended"])
     async def test_a_delay_that_is_no_time_is_refused(
         self, harness: Harness, how: str, delay: float
     ) -> None:
         await harness.add("a", "b")
         worker = await harness.worker()
         good, odd = [delivery.lease for delivery in await worker.take(2)]
-        late = Retried(odd, delay, FAILURE) if how == "retried" else Released(odd, delay)
-        assert await self._refused(harness, worker, Completed(good), late)
+        settlements: dict[str, Settlement] = {
+            "retried": Retried(odd, delay, FAILURE),
+            "snoozed": Released(odd, delay),
+            "suspended": Suspended(odd, (), delay),
+        }
+        assert await self._refused(harness, worker, Completed(good), settlements[how])
 
     async def _refused(
         self, harness: Harness, worker: HandDrivenWorker, *batch: Settlement
