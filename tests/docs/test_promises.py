@@ -7,7 +7,7 @@ import re
 from tests.house.tree import ROOT
 
 PAGE = ROOT / "docs" / "explanation" / "what-we-promise.md"
-PROMISES = 11
+PROMISES = 12
 HANDLERS_PAGE = ROOT / "docs" / "explanation" / "where-handlers-run.md"
 TRANSACTIONS_PAGE = ROOT / "docs" / "explanation" / "open-transactions.md"
 LIMITS_PAGE = ROOT / "docs" / "explanation" / "limits-compared.md"

@@ -225,6 +225,7 @@ class SQLiteConsuming(Consuming):
                     host=host,
                     was_left=bool(left),
                     held_several=bool(several),
+                    needs_cleanup=bool(lease.needs_cleanup),
                 )
                 effect = decide_rescue(orphan, max_lost, db.now)
                 apply_effect(db, lease, effect)

@@ -30,7 +30,6 @@ from nimburion.backends.sqlite.connection.database import Database, Row
 from nimburion.backends.sqlite.unique_keys import retake_key
 from nimburion.backends.sqlite.waiting import (
     CANCELLED,
-    cancel_suspended,
     end_waiting,
     remove_waiting,
 )
@@ -89,7 +88,7 @@ class SQLiteFlowData(FlowData):
     def _list_few_conditions(self, changes: Sequence[SourceChange], limit: int) -> list[Row] | None:
         """Read the conditions in one statement, if there are less than `limit`, else None."""
         listed = [
-            (source.kind, source.id, change is Transition.REOPENED, _choose_left_out(change))
+            (source.kind, source.id, change is Transition.REOPENED, change is Transition.FAILING)
             for source, change in changes
         ]
         rows = self._db.run("list_few_waiters", _encode(listed).decode(), limit).fetchall()
@@ -98,44 +97,52 @@ class SQLiteFlowData(FlowData):
     def _list_conditions_by_source(self, changes: Sequence[SourceChange], limit: int) -> list[Row]:
         rows: list[Row] = []
         for place, (source, change) in enumerate(changes):
-            left_out = _choose_left_out(change)
-            values = (source.kind, source.id, change is Transition.REOPENED, left_out, limit)
+            is_reopened, is_failing = change is Transition.REOPENED, change is Transition.FAILING
+            values = (source.kind, source.id, is_reopened, is_failing, limit)
             for seq, job_id, awaited in self._db.run("list_waiters", *values):
                 rows.append((seq, place, job_id, awaited))
         return rows
 
+    def list_due(self, limit: int) -> list[Waiter]:
+        return [
+            Waiter(WaitSource(SourceKind.TIME, source_id), job_id, On.ANY)
+            for source_id, job_id in self._db.run("list_due_conditions", self._db.now, limit)
+        ]
+
+    def has_signal(self, source: WaitSource) -> bool:
+        from nimburion.core.runs import split_signal_source  # most jobs are never suspended
+
+        found = self._db.fetch_value("has_signal", *split_signal_source(source.id))
+        return bool(found)
+
     def meet(self, waiters: Sequence[Waiter]) -> None:
         self._db.run("delete_conditions", _list_conditions(waiters))
-        self._resume(sorted({waiter.job_id for waiter in waiters}))
-
-    def _resume(self, job_ids: Sequence[str]) -> None:
-        """Let those of these suspended jobs wait for a worker that wait for no condition."""
-        ids = _encode(job_ids).decode()
-        seqs = [seq for (seq,) in self._db.run("resume_jobs", ids).fetchall()]
-        if not seqs:
-            return
-        listed = _encode(seqs).decode()
-        self._db.run("set_resumed_due", listed, self._db.now)
-        self._db.run("insert_resumed_ready", listed, self._db.now)
-        self._db.run("insert_resumed_scheduled", listed, self._db.now)
-        counts = self._db.run("count_resumed", listed).fetchall()
-        for lane, count in counts:
-            self._db.names_to_notify[self._db.get_lane(lane).queue] += count
+        runs = {waiter.job_id for waiter in waiters if waiter.on is On.ANY}
+        if runs:
+            self._db.run("delete_alternatives", _encode(sorted(runs)).decode())
+        resume_jobs(self._db, sorted({waiter.job_id for waiter in waiters}))
 
     def cancel(self, waiters: Sequence[Waiter]) -> list[FlowMember]:
         self._db.run("mark_conditions", _list_conditions(waiters), 1)
         cancelled = []
         for waiter in waiters:
-            row = self._db.fetch_one("find_suspended", waiter.job_id)
-            if row is not None:
-                seq, lane, options = row
-                cancel_suspended(self._db, seq, lane, choose_reason(waiter.on))
-                cancelled.append(make_member(waiter.job_id, options))
-            elif waiter.on is None and (row := self._db.fetch_one("find_waiting", waiter.job_id)):
-                seq, lane, options = row
+            suspended = self._db.fetch_one("find_suspended", waiter.job_id)
+            row = suspended
+            if row is None and waiter.on is None:
+                row = self._db.fetch_one("find_waiting", waiter.job_id)
+            if row is None:
+                continue
+            seq, lane, options, needs_cleanup = row
+            if needs_cleanup:
+                ask_to_end(self._db, waiter.job_id, seq)
+                continue
+            if suspended is None:
                 remove_waiting(self._db, seq, lane)
-                end_waiting(self._db, seq, lane, choose_reason(None), keeps_payload=True)
-                cancelled.append(make_member(waiter.job_id, options))
+            else:
+                self._db.run("delete_suspended", seq)
+            reason = choose_reason(waiter.on)
+            end_waiting(self._db, seq, lane, reason, keeps_payload=True)
+            cancelled.append(make_member(waiter.job_id, options))
         return cancelled
 
     def reopen(self, waiters: Sequence[Waiter]) -> list[FlowMember]:
@@ -154,7 +161,7 @@ class SQLiteFlowData(FlowData):
             self._db.run("count_finished", lane, CANCELLED, -1)
             reopened.append(make_member(waiter.job_id, options))
         if any(waiter.on is None for waiter in waiters):
-            self._resume([member.job_id for member in reopened])
+            resume_jobs(self._db, [member.job_id for member in reopened])
         return reopened
 
     def take_changes(self) -> list[SourceChange]:
@@ -169,9 +176,19 @@ class SQLiteFlowData(FlowData):
             self._db.run("put_flow_change", source.kind, source.id, change)
 
 
-def _choose_left_out(change: Transition) -> str:
-    """Return the value of `awaited` of the conditions that a change does not concern."""
-    return On.FINISHED if change is Transition.FAILING else "none"
+def resume_jobs(db: Database, job_ids: Sequence[str]) -> None:
+    """Let those of these suspended jobs wait for a worker that wait for no condition."""
+    ids = _encode(job_ids).decode()
+    seqs = [seq for (seq,) in db.run("resume_jobs", ids).fetchall()]
+    if not seqs:
+        return
+    listed = _encode(seqs).decode()
+    db.run("set_resumed_due", listed, db.now)
+    db.run("insert_resumed_ready", listed, db.now)
+    db.run("insert_resumed_scheduled", listed, db.now)
+    counts = db.run("count_resumed", listed).fetchall()
+    for lane, count in counts:
+        db.names_to_notify[db.get_lane(lane).queue] += count
 
 
 def get_flow_changes(db: Database) -> FlowResolver:
@@ -184,13 +201,13 @@ def get_flow_changes(db: Database) -> FlowResolver:
 
 def continue_flows(db: Database) -> bool:
     """Apply what follows from the changes of members of flows, also from those that earlier calls
-    have left. Return whether nothing is left.
+    have left, and resume durable runs whose time has come. Return whether nothing is left.
     """
-    if db.flow_changes is None and not db.fetch_value("has_flow_changes"):
+    if db.flow_changes is None and not db.fetch_value("has_flow_changes", db.now):
         return True
     get_flow_changes(db)
     db.resolve_flows()
-    return not db.fetch_value("has_flow_changes")
+    return not db.fetch_value("has_flow_changes", db.now)
 
 
 def note_ended_jobs(db: Database, seqs: Collection[int], state: State) -> None:
@@ -287,6 +304,28 @@ def suspend_new_jobs(db: Database, last_before: int) -> None:
         ended = find_flow(db, source_id) if state is None else _STATES[state]
         if ended is not None:
             get_flow_changes(db).note_condition(WaitSource(SourceKind(kind), source_id), ended)
+
+
+def suspend_run(db: Database, seq: int, lane: int, sources: Collection[WaitSource]) -> None:
+    """Let a run whose lease has ended wait for the first of these sources."""
+    db.run("insert_suspended", seq, lane)
+    if sources:
+        listed = _encode([(source.kind, source.id) for source in sources]).decode()
+        db.run("insert_run_conditions", seq, listed)
+    db.has_flows = True
+    get_flow_changes(db).note_suspended(sources)
+
+
+def add_cancel_signal(db: Database, seq: int) -> None:
+    """Ask a run to end as cancelled, unless it was asked before."""
+    db.run("insert_cancel_signal", seq, db.now)
+
+
+def ask_to_end(db: Database, job_id: str, seq: int) -> None:
+    """Ask a run without a lease to end as cancelled, and resume it if it is suspended."""
+    add_cancel_signal(db, seq)
+    db.run("delete_alternatives", _encode([job_id]).decode())
+    resume_jobs(db, [job_id])
 
 
 def _list_conditions(waiters: Sequence[Waiter]) -> str:

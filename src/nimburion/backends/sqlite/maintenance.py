@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 
 import msgspec
@@ -32,6 +33,8 @@ ENDED_SESSION_RETENTION = 86_400 * MICRO
 """Microseconds for which the id of an ended session is kept."""
 MAX_CHECKED = 10_000
 """The most lanes, and the most tenants, that one prune checks."""
+MAX_RUN_ROWS = 20_000
+"""The most steps and signals that one transaction of a prune deletes, unless one job has more."""
 MAX_LATER_JOBS = 100_000
 """With more scheduled or parked jobs, no number is freed: all of these jobs must be read."""
 
@@ -138,7 +141,7 @@ class SQLiteMaintaining(Maintaining):
 
     async def prune(self, keep: Retention, limit: int) -> int:
 
-        def prune(db: Database) -> int:
+        def prune(db: Database, left: int) -> tuple[int, bool]:
             db.run("delete_ended_sessions", db.now - ENDED_SESSION_RETENTION)
             db.run("delete_expired_keys", db.now)
             db.run("delete_expired_replacements", db.now)
@@ -149,11 +152,17 @@ class SQLiteMaintaining(Maintaining):
             if keep.flows is not None:
                 db.run("delete_old_flows", db.now - to_micros(keep.flows))
             forget_tenants(db)
-            deleted = prune_jobs(db, keep, limit)
+            deleted = prune_jobs(db, keep, left)
             free_numbers(db)
             return deleted
 
-        return await self._file.write(prune, durable=False)
+        deleted, has_more = 0, True
+        while has_more:  # each part ends its transaction, so that other calls come between
+            part, has_more = await self._file.write(
+                partial(prune, left=limit - deleted), durable=False
+            )
+            deleted += part
+        return deleted
 
 
 def _list_in_states(
@@ -234,7 +243,10 @@ _CHANGES: Mapping[BulkAction, Callable[[Database, Sequence[str]], tuple[list[str
 
 
 def delete_jobs(db: Database, listed: str) -> None:
-    """Delete finished jobs with their history and progress. `listed` is a JSON array of seqs."""
+    """Delete finished jobs with all that is stored about them. `listed` is a JSON array of seqs."""
+    if db.fetch_value("has_runs"):
+        db.run("delete_steps", listed)
+        db.run("delete_signals", listed)
     db.run("delete_attempt_errors", listed)
     db.run("delete_progress", listed)
     db.run("delete_conditions_of_jobs", listed)
@@ -242,8 +254,10 @@ def delete_jobs(db: Database, listed: str) -> None:
     db.run("delete_jobs", listed)
 
 
-def prune_jobs(db: Database, keep: Retention, limit: int) -> int:
-    """Delete up to `limit` jobs and results that are kept long enough; return their number."""
+def prune_jobs(db: Database, keep: Retention, limit: int) -> tuple[int, bool]:
+    """Delete up to `limit` jobs and results that are kept long enough. Return their number, and
+    whether it is less than asked for because these jobs had many steps and signals.
+    """
     left = limit
     for state, seconds, can_be_reopened in (
         (COMPLETED, keep.completed, False),
@@ -253,14 +267,20 @@ def prune_jobs(db: Database, keep: Retention, limit: int) -> int:
     ):
         if seconds is not None and left > 0:
             before = db.now - to_micros(seconds)
-            left -= delete_listed(
-                db, db.fetch_value("list_older", state, before, left, can_be_reopened)
-            )
+            listed = db.fetch_value("list_older", state, before, left, can_be_reopened)
+            deleted, has_more = delete_listed(db, listed)
+            left -= deleted
+            if has_more:
+                return limit - left, True
     if keep.completed_max is not None and left > 0:
-        left -= delete_listed(db, db.fetch_value("list_excess", keep.completed_max, left))
+        listed = db.fetch_value("list_excess", keep.completed_max, left)
+        deleted, has_more = delete_listed(db, listed)
+        left -= deleted
+        if has_more:
+            return limit - left, True
     if keep.results is not None and left > 0:
         left -= db.run("delete_old_results", db.now - to_micros(keep.results), left).rowcount
-    return limit - left
+    return limit - left, False
 
 
 def free_numbers(db: Database) -> None:
@@ -286,9 +306,15 @@ def _delete_idle(db: Database, list_next: str, delete_idle: str) -> list[int]:
     return [number for (number,) in db.run(delete_idle, _encode(numbers).decode())]
 
 
-def delete_listed(db: Database, listed: str) -> int:
-    """Delete the jobs of a JSON array of seqs; return their number."""
-    seqs: Sequence[int] = _decode_seqs(listed)
-    if seqs:
-        delete_jobs(db, listed)
-    return len(seqs)
+def delete_listed(db: Database, listed: str) -> tuple[int, bool]:
+    """Delete the jobs of a JSON array of seqs. Only the first are deleted if they have many steps
+    and signals. Return how many were deleted, and whether others are left.
+    """
+    count = len(_decode_seqs(listed))
+    if not count:
+        return 0, False
+    if db.fetch_value("has_runs"):
+        listed = db.fetch_value("select_first_jobs", listed, MAX_RUN_ROWS)
+    delete_jobs(db, listed)
+    deleted = len(_decode_seqs(listed))
+    return deleted, deleted < count

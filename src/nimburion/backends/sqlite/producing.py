@@ -1,4 +1,4 @@
-"""`SQLiteProducing`: enqueue and cancel jobs.
+"""`SQLiteProducing`: enqueue and cancel jobs, and send signals to them.
 
 The optimistic path assumes that all ids are new: 50 jobs per statement. If an id exists already or
 a job has a unique key, the outcome of each job is decided before any job is stored.
@@ -10,6 +10,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -33,6 +34,7 @@ from nimburion.backends.planning.flows import (
 from nimburion.backends.sqlite.connection.database import Database
 from nimburion.backends.sqlite.file import SQLiteFile
 from nimburion.backends.sqlite.flows import (
+    ask_to_end,
     count_stored_members,
     grow_flows,
     insert_flows,
@@ -61,6 +63,9 @@ from nimburion.core.transactions import (
     Transaction,
     sum_enqueue_counts,
 )
+
+if TYPE_CHECKING:
+    from nimburion.core.runs import NewSignal, SignalOutcome
 
 _JOBS_PER_STATEMENT = 50
 """Jobs per statement. Fewer jobs need more statements; more cost more to bind (measured)."""
@@ -94,6 +99,13 @@ class SQLiteProducing(Producing, BlockingProducing, Transactional):
 
     async def cancel(self, job_id: str) -> Cancellation:
         return await self._file.write(partial(cancel, job_id=job_id))
+
+    async def send_signals(self, signals: Sequence[NewSignal]) -> list[SignalOutcome]:
+        from nimburion.backends.sqlite.runs import send_signals  # most processes send none
+
+        if not signals:
+            return []
+        return await self._file.write(partial(send_signals, signals=signals))
 
     async def enqueue_in(
         self,
@@ -310,15 +322,18 @@ def count_enqueued(db: Database, jobs: Sequence[NewJob], results: Sequence[Enque
 
 def cancel(db: Database, job_id: str) -> Cancellation:
     """Cancel a waiting job; request that of a job that runs."""
-    row = db.fetch_one("find_job", job_id)
+    row = db.fetch_one("find_job_to_cancel", job_id)
     if row is None:
         raise JobNotFound(job_id)
-    seq, state, lane = row
+    seq, state, lane, needs_cleanup = row
     if state != 0:
         return Cancellation.FINISHED
     sessions = db.run("request_cancel", seq).fetchall()
     if sessions:
         db.notify(make_session_name(session_id) for (session_id,) in sessions)
+        return Cancellation.REQUESTED
+    if needs_cleanup:
+        ask_to_end(db, job_id, seq)
         return Cancellation.REQUESTED
     cancel_waiting(db, seq, lane)
     return Cancellation.CANCELLED

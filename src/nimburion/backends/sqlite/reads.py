@@ -7,7 +7,7 @@ and keeps those that match its filter.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -54,6 +54,9 @@ from nimburion.core.queries import (
 from nimburion.core.records import Record, RecordKind, RecordPage
 from nimburion.core.session import SessionInfo, Vitals, WorkerCommand
 from nimburion.core.timing.clock import MICRO, to_micros
+
+if TYPE_CHECKING:
+    from nimburion.core.runs import RunPage
 
 _MANY_UNFINISHED = 10_000
 """Number of unfinished jobs above which a scan back from the newest job is faster than sorting."""
@@ -192,6 +195,19 @@ class SQLiteInspecting(Inspecting):
             lambda db: [make_flow_info(row) for row in db.run("list_flow_tree", flow_id)]
         )
 
+    async def read_run(
+        self, job_id: str, *, limit: int = 1_000, after: str | None = None
+    ) -> RunPage:
+        from nimburion.backends.sqlite.runs import read_run  # most processes read none
+
+        def read(db: Database) -> RunPage:
+            row = db.fetch_one("find_job", job_id)
+            if row is None:
+                raise JobNotFound(job_id)
+            return read_run(db, row[0], limit, after)
+
+        return await self._file.read(read)
+
     async def list_flows(
         self, *, running: bool = False, limit: int = 100, after: str | None = None
     ) -> FlowPage:
@@ -313,7 +329,7 @@ def list_unmet(db: Database, seq: int, state: State) -> list[Unmet]:
             Unmet(
                 condition=WaitCondition(source, On(awaited or On.SUCCESS)),
                 job=None if row is None else read_jobs(db, [row[0]], payloads=False)[0],
-                flow=None if is_job else find_flow(db, source_id),
+                flow=find_flow(db, source_id) if source.kind is SourceKind.FLOW else None,
             )
         )
     return unmet

@@ -16,7 +16,7 @@ from nimburion.backends.planning.settle import (
 )
 from nimburion.backends.sqlite import limits
 from nimburion.backends.sqlite.connection.database import Database
-from nimburion.backends.sqlite.flows import note_ended_jobs
+from nimburion.backends.sqlite.flows import add_cancel_signal, note_ended_jobs, suspend_run
 from nimburion.backends.sqlite.parked_jobs import release_lease_keys
 from nimburion.backends.sqlite.tenants import settle_charges
 from nimburion.backends.sqlite.waiting import (
@@ -34,6 +34,7 @@ from nimburion.core.settlement import (
     Completed,
     Progressed,
     RateLimited,
+    Recorded,
     Settled,
     Settlement,
     Spent,
@@ -56,6 +57,8 @@ class LeaseRow(NamedTuple):
     nonce: bytes
     started_at: int
     cancel_requested: int
+    needs_cleanup: int
+    """Whether a cancel was requested, and a worker must end the durable run."""
 
 
 class TokenGroup(msgspec.Struct, eq=False):
@@ -85,11 +88,26 @@ def settle_batch(
     """Apply settlements and return their results in the same order; see `Consuming.exchange`.
 
     `has_limits`: a job name has a limit. `has_unique_keys`: a unique key is held. `has_keys`: a
-    lease may count for another limit. `has_charges`: a lease was charged to a tenant. If a job
-    occurs twice, or tenants pay for other things than completions, the settlements are applied one
-    by one.
+    lease may count for another limit. `has_charges`: a lease was charged to a tenant. The first
+    steps of each durable run are stored together. If a job occurs twice in the rest, or tenants pay
+    for other things than completions, these settlements are applied one by one.
     """
     groups, seqs, is_each_completed = group_completions(settlements)
+    if not is_each_completed and (recorded := record_first_steps(db, session, settlements)):
+        rest = [one for place, one in enumerate(settlements) if place not in recorded]
+        results = settle_batch(
+            db,
+            session,
+            rest,
+            has_limits=has_limits,
+            has_unique_keys=has_unique_keys,
+            has_keys=has_keys,
+            has_charges=has_charges,
+        )
+        others = iter(results)
+        return [
+            Settled.DONE if place in recorded else next(others) for place in range(len(settlements))
+        ]
     if len(seqs) < len(settlements) or (has_charges and not is_each_completed):
         return [settle_one(db, session, settlement) for settlement in settlements]
     if has_charges:
@@ -113,6 +131,31 @@ def settle_batch(
         Settled.DONE if settlement.lease.ref in completed else settle_one(db, session, settlement)
         for settlement in settlements
     ]
+
+
+def record_first_steps(db: Database, session: int, settlements: Sequence[Settlement]) -> set[int]:
+    """Store the steps that precede all other settlements of their jobs. Return their places among
+    the settlements, without those whose token does not match.
+    """
+    by_token: dict[tuple[int, bytes], list[int]] = {}
+    others = set()
+    for place, settlement in enumerate(settlements):
+        lease = settlement.lease
+        if type(settlement) is not Recorded:
+            others.add(lease.ref)
+        elif type(lease.ref) is int and lease.ref not in others:
+            by_token.setdefault((lease.token.fence, lease.token.nonce), []).append(place)
+    recorded: list[int] = []
+    for token, places in by_token.items():
+        seqs = _encode(sorted({settlements[place].lease.ref for place in places})).decode()
+        held = set(_decode_seqs(db.fetch_value("find_matching_leases", session, seqs, *token)))
+        recorded += [place for place in places if settlements[place].lease.ref in held]
+    if recorded:
+        from nimburion.backends.sqlite.runs import record_steps  # most workers store no steps
+
+        steps = (settlements[place] for place in sorted(recorded))
+        record_steps(db, [step for step in steps if isinstance(step, Recorded)])
+    return set(recorded)
 
 
 def settle_completed_charges(db: Database, session: int, completed: Sequence[Settlement]) -> None:
@@ -218,13 +261,20 @@ def settle_one(db: Database, session: int, settlement: Settlement) -> Settled:
         db.run("save_progress", lease.seq, settlement.fraction, settlement.message)
     elif isinstance(settlement, Spent):
         limits.spend_units(db, lease.lane, lease.seq, settlement.units)
+    elif isinstance(settlement, Recorded):
+        from nimburion.backends.sqlite.runs import record_steps  # most workers store no steps
+
+        record_steps(db, [settlement])
     else:
         blocked = isinstance(settlement, RateLimited) and limits.block_rates(
             db, lease.lane, lease.seq, settlement.retry_after
         )
-        requested = bool(lease.cancel_requested)
         effect = decide_effect(
-            settlement, db.now, cancel_requested=requested, is_rate_blocked=blocked
+            settlement,
+            db.now,
+            cancel_requested=bool(lease.cancel_requested),
+            needs_cleanup=bool(lease.needs_cleanup),
+            is_rate_blocked=blocked,
         )
         apply_effect(db, lease, effect)
     return Settled.DONE
@@ -233,7 +283,10 @@ def settle_one(db: Database, session: int, settlement: Settlement) -> Settled:
 def release_lease(db: Database, lease: LeaseRow, *, settles: bool, unstarted: bool) -> None:
     """Let a leased job wait again, for a reason other than a settlement."""
     effect = decide_release(
-        cancel_requested=bool(lease.cancel_requested), settles=settles, unstarted=unstarted
+        cancel_requested=bool(lease.cancel_requested),
+        settles=settles,
+        unstarted=unstarted,
+        needs_cleanup=bool(lease.needs_cleanup),
     )
     apply_effect(db, lease, effect)
 
@@ -258,6 +311,8 @@ def apply_effect(db: Database, lease: LeaseRow, effect: Effect) -> None:
     if db.run("release_limit", lease.lane).rowcount:
         db.notify([db.get_lane(lease.lane).queue])
     release_lease_keys(db, [lease.seq])
+    if effect.sends_cancel:
+        add_cancel_signal(db, lease.seq)
     if effect.state is None:
         requeue(db, lease, effect)
     else:
@@ -289,7 +344,9 @@ def finish(db: Database, lease: LeaseRow, effect: Effect, state: int) -> None:
 
 
 def requeue(db: Database, lease: LeaseRow, effect: Effect) -> None:
-    """Make a job whose lease has ended wait: until its due time, or at its old place."""
+    """Make a job whose lease has ended wait: until its due time, at its old place, or for what a
+    durable run waits for.
+    """
     priority, due, failures = db.fetch_one(  # type: ignore[misc]
         "requeue_job",
         lease.seq,
@@ -300,7 +357,10 @@ def requeue(db: Database, lease: LeaseRow, effect: Effect) -> None:
         lease.nonce if effect.settles else None,
         lease.started_at,
     )
-    put_in_lane(db, lease.lane, priority, due, lease.seq, retry=failures > 0)
+    if effect.sources is None:
+        put_in_lane(db, lease.lane, priority, due, lease.seq, retry=failures > 0)
+    else:
+        suspend_run(db, lease.seq, lease.lane, effect.sources)
 
 
 def cancel_waiting(db: Database, seq: int, lane: int) -> None:

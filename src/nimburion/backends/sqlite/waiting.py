@@ -24,12 +24,6 @@ def remove_waiting(db: Database, seq: int, lane: int) -> None:
         pass_turns(db, lane, seq)
 
 
-def cancel_suspended(db: Database, seq: int, lane: int, reason: str) -> None:
-    """Cancel a suspended job because of a condition. It keeps its payload for a replay."""
-    db.run("delete_suspended", seq)
-    end_waiting(db, seq, lane, reason, keeps_payload=True)
-
-
 def end_waiting(
     db: Database, seq: int, lane: int, reason: str | None, *, keeps_payload: bool
 ) -> None:

@@ -12,7 +12,7 @@
 --   number, last_exchange, last_results, left_at, ended_at of the session
 --   the paused queues (JSON array)
 --   the limits that close lanes, as from `list_lane_limits`
---   the earliest due time in `scheduled`
+--   the earliest due time, as from `get_next_due`
 --   whether any unique key is held until its job is finished; whether jobs may be parked for any limit, or any
 --   lease counts for one, or one has changed
 --   whether any lease may have been charged to a tenant: then the tenant has a share
@@ -26,7 +26,12 @@ SELECT
         ))
         FROM limit_rule AS r LEFT JOIN limit_use AS u ON u.limit_name = r.limit_name AND u.key = '' WHERE r.closes_lane = 1
     ),
-    (SELECT min(due) FROM scheduled),
+    (
+        SELECT min(due) FROM (
+            SELECT min(due) AS due FROM scheduled
+            UNION ALL SELECT CAST(min(source) AS INTEGER) FROM wait_condition WHERE source_kind = 'time'
+        )
+    ),
     EXISTS (SELECT 1 FROM unique_key WHERE valid_until IS NULL),
     EXISTS (SELECT 1 FROM limit_rule WHERE closes_lane = 0) OR EXISTS (SELECT 1 FROM lease_key) OR EXISTS (SELECT 1 FROM changed_limit)
         OR EXISTS (SELECT 1 FROM changed_key),
@@ -43,9 +48,12 @@ SELECT json_group_array(seq), max(nonce) FROM (
 );
 
 -- name: get_next_due
--- Return the earliest due time in `scheduled`.
+-- Return the earliest due time in `scheduled`, or the earliest time for which a durable run waits.
 -- Result: due, or NULL
-SELECT min(due) FROM scheduled;
+SELECT min(due) FROM (
+    SELECT min(due) AS due FROM scheduled
+    UNION ALL SELECT CAST(min(source) AS INTEGER) FROM wait_condition WHERE source_kind = 'time'
+);
 
 -- name: read_reported_due
 -- Read the due time that an exchange reported last, if its session has not ended.

@@ -139,23 +139,23 @@ WHERE EXISTS (
 
 -- name: list_few_waiters
 -- List the conditions on sources, in no order. For many conditions, `list_waiters` lists those of each source.
--- Inputs: ?1 JSON array of [kind, id of the source, whether those that are impossible, a value of awaited that is left out], ?2 the
---   maximum number
+-- Inputs: ?1 JSON array of [kind, id of the source, whether those that are impossible, whether those on the end of a flow are left
+--   out], ?2 the maximum number
 -- Result: seq of the job that waits, the position of the source in the array, id of the job, awaited
 SELECT c.waiter, x.key, j.id, c.awaited
 FROM json_each(?1) AS x CROSS JOIN wait_condition AS c ON c.source_kind = json_extract(x.value, '$[0]')
     AND c.source = json_extract(x.value, '$[1]') AND c.is_impossible = json_extract(x.value, '$[2]')
 CROSS JOIN job AS j ON j.seq = c.waiter
-WHERE c.awaited <> json_extract(x.value, '$[3]') LIMIT ?2;
+WHERE NOT (json_extract(x.value, '$[3]') AND c.awaited IN ('finished', 'any')) LIMIT ?2;
 
 -- name: list_waiters
 -- List the conditions on a source, in the order of their jobs. The primary key has this order.
--- Inputs: ?1 kind, ?2 id of the source, ?3 whether those that are impossible, ?4 a value of awaited that is left out,
+-- Inputs: ?1 kind, ?2 id of the source, ?3 whether those that are impossible, ?4 whether those on the end of a flow are left out,
 --   ?5 the maximum number
 -- Result: seq and id of the job that waits, awaited (empty: the job is cancelled if the flow fails)
 SELECT c.waiter, j.id, c.awaited
 FROM wait_condition AS c CROSS JOIN job AS j ON j.seq = c.waiter
-WHERE c.source_kind = ?1 AND c.source = ?2 AND c.is_impossible = ?3 AND c.awaited <> ?4
+WHERE c.source_kind = ?1 AND c.source = ?2 AND c.is_impossible = ?3 AND NOT (?4 AND c.awaited IN ('finished', 'any'))
 ORDER BY c.waiter LIMIT ?5;
 
 -- name: delete_conditions
@@ -165,6 +165,20 @@ DELETE FROM wait_condition WHERE (source_kind, source, is_impossible, waiter) IN
     SELECT json_extract(x.value, '$[0]'), json_extract(x.value, '$[1]'), 0, j.seq
     FROM json_each(?1) AS x CROSS JOIN job AS j ON j.id = json_extract(x.value, '$[2]')
 );
+
+-- name: delete_alternatives
+-- Delete those conditions of jobs of which one is enough.
+-- Inputs: ?1 JSON array of ids of jobs
+DELETE FROM wait_condition WHERE awaited = 'any' AND waiter IN (
+    SELECT j.seq FROM json_each(?1) AS x CROSS JOIN job AS j ON j.id = x.value
+);
+
+-- name: list_due_conditions
+-- List the conditions on times that have come, earliest first.
+-- Inputs: ?1 now, ?2 the maximum number
+-- Result: id of the source, id of the job
+SELECT c.source, j.id FROM wait_condition AS c CROSS JOIN job AS j ON j.seq = c.waiter
+WHERE c.source_kind = 'time' AND c.source <= printf('%020d', ?1) ORDER BY c.source LIMIT ?2;
 
 -- name: mark_conditions
 -- Mark open conditions as impossible, or impossible ones as open again.
@@ -217,14 +231,16 @@ SELECT lane, count(*) FROM job WHERE seq IN (SELECT value FROM json_each(?1)) GR
 -- name: find_suspended
 -- Find a suspended job.
 -- Inputs: ?1 id
--- Result: seq, lane, options; or no row
-SELECT j.seq, j.lane, j.options FROM job AS j CROSS JOIN suspended AS s ON s.seq = j.seq WHERE j.id = ?1;
+-- Result: seq, lane, options, whether a worker must end it; or no row
+SELECT j.seq, j.lane, j.options, EXISTS (SELECT 1 FROM step WHERE step.seq = j.seq AND step.number = 0)
+FROM job AS j CROSS JOIN suspended AS s ON s.seq = j.seq WHERE j.id = ?1;
 
 -- name: find_waiting
 -- Find a job that waits for a worker.
 -- Inputs: ?1 id
--- Result: seq, lane, options; or no row
-SELECT j.seq, j.lane, j.options FROM job AS j
+-- Result: as `find_suspended`
+SELECT j.seq, j.lane, j.options, EXISTS (SELECT 1 FROM step WHERE step.seq = j.seq AND step.number = 0)
+FROM job AS j
 WHERE j.id = ?1 AND j.state = 0 AND NOT EXISTS (SELECT 1 FROM lease AS l WHERE l.seq = j.seq);
 
 -- name: delete_suspended
@@ -262,8 +278,10 @@ DELETE FROM flow_change RETURNING position, source_kind, source, change;
 INSERT INTO flow_change (source_kind, source, change) VALUES (?1, ?2, ?3);
 
 -- name: has_flow_changes
--- Test whether an earlier step has left a change.
-SELECT EXISTS (SELECT 1 FROM flow_change);
+-- Test whether an earlier step has left a change, or a time has come for which a durable run waits.
+-- Inputs: ?1 now
+SELECT EXISTS (SELECT 1 FROM flow_change)
+    OR EXISTS (SELECT 1 FROM wait_condition WHERE source_kind = 'time' AND source <= printf('%020d', ?1));
 
 -- name: list_unmet
 -- List open or impossible conditions of a job.

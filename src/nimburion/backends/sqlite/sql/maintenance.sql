@@ -1,7 +1,7 @@
 -- Maintenance: cancel, pause, commands, replay, delete and prune, and numbers of lanes and tenants that nothing uses.
 --
 -- The writer thread runs these statements between its BEGIN IMMEDIATE and COMMIT. The transaction holds the write lock
--- of the file, and each call has its own savepoint. The rows of a job in `attempt_error` and `progress` are deleted
+-- of the file, and each call has its own savepoint. The rows of a job in other tables are deleted
 -- before its row in `job`. No job comes to a lane while its number is deleted. Other processes clear their caches of numbers,
 -- because the transaction changes the count that `get_numbering` reads.
 
@@ -11,6 +11,13 @@
 -- Result: the id of the session that holds the job; no row: none holds it
 UPDATE lease SET cancel_requested = 1 WHERE session IN (SELECT number FROM session) AND seq = ?1
 RETURNING (SELECT s.id FROM session AS s WHERE s.number = lease.session);
+
+-- name: find_job_to_cancel
+-- Find a job by its id.
+-- Inputs: ?1 id
+-- Result: seq, state, lane, whether a worker must end it; or no row
+SELECT seq, state, lane, state = 0 AND EXISTS (SELECT 1 FROM step WHERE step.seq = job.seq AND step.number = 0)
+FROM job WHERE id = ?1;
 
 -- name: delete_ready
 -- Delete a job from `ready`.
@@ -93,6 +100,33 @@ DELETE FROM attempt_error WHERE seq IN (SELECT value FROM json_each(?1));
 -- Delete the progress of jobs.
 -- Inputs: ?1 JSON array of seqs
 DELETE FROM progress WHERE seq IN (SELECT value FROM json_each(?1));
+
+-- name: has_runs
+-- Test whether any job has a step or a signal.
+SELECT EXISTS (SELECT 1 FROM step) OR EXISTS (SELECT 1 FROM signal);
+
+-- name: select_first_jobs
+-- Select the first of these jobs that have no more than a number of steps and signals together. Their last numbers are at least as
+-- many.
+-- Inputs: ?1 JSON array of seqs, ?2 the number
+-- Result: JSON array of seqs, with at least one of them
+SELECT json_group_array(seq) FROM (
+    SELECT x.value AS seq, x.key AS place, sum(
+        coalesce((SELECT max(number) FROM step WHERE step.seq = x.value), 0)
+        + coalesce((SELECT max(number) FROM signal WHERE signal.seq = x.value), 0)
+    ) OVER (ORDER BY x.key) AS total
+    FROM json_each(?1) AS x
+) WHERE place = 0 OR total <= ?2;
+
+-- name: delete_steps
+-- Delete the steps of jobs.
+-- Inputs: ?1 JSON array of seqs
+DELETE FROM step WHERE seq IN (SELECT value FROM json_each(?1));
+
+-- name: delete_signals
+-- Delete the signals of jobs.
+-- Inputs: ?1 JSON array of seqs
+DELETE FROM signal WHERE seq IN (SELECT value FROM json_each(?1));
 
 -- name: uncount_jobs
 -- Subtract finished jobs from their counts, before they are deleted.

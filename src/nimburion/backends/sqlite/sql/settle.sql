@@ -86,8 +86,10 @@ SELECT DISTINCT j.lane FROM json_each(?1) AS s CROSS JOIN job AS j ON j.seq = s.
 -- name: get_lease
 -- Read a lease of a session.
 -- Inputs: ?1 session number, ?2 seq
--- Result: session, seq, lane, fence, nonce, leased_at, cancel_requested, or no row
-SELECT session, seq, lane, fence, nonce, leased_at, cancel_requested FROM lease WHERE session = ?1 AND seq = ?2;
+-- Result: as `list_leases`, or no row
+SELECT session, seq, lane, fence, nonce, leased_at, cancel_requested,
+    cancel_requested AND EXISTS (SELECT 1 FROM step WHERE step.seq = lease.seq AND step.number = 0)
+FROM lease WHERE session = ?1 AND seq = ?2;
 
 -- name: get_settled_token
 -- Return the token that settled a job last.

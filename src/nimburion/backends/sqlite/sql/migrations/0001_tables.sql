@@ -95,17 +95,17 @@ CREATE TABLE lease (
     PRIMARY KEY (session, seq)
 ) STRICT, WITHOUT ROWID;
 
--- Jobs that wait for the end of others.
+-- Jobs that wait for the end of others, and durable runs that wait for the end of a flow, a signal or a time.
 CREATE TABLE suspended (
     seq INTEGER PRIMARY KEY,
     lane INTEGER NOT NULL
 ) STRICT;
 -- The conditions of suspended jobs that are not met, and those for which jobs were cancelled.
 CREATE TABLE wait_condition (
-    source_kind TEXT NOT NULL,          -- job or flow
-    source TEXT NOT NULL,               -- its id
+    source_kind TEXT NOT NULL,          -- job, flow, signal or time
+    source TEXT NOT NULL,               -- its id: see core/runs.py for those of signals and times
     waiter INTEGER NOT NULL,            -- the seq of the job that waits
-    awaited TEXT NOT NULL,              -- success, failure or finished; or nothing: the job is cancelled if the flow fails
+    awaited TEXT NOT NULL,              -- success, failure, finished or any; or nothing: the job is cancelled if the flow fails
     is_impossible INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (source_kind, source, is_impossible, waiter)
 ) STRICT, WITHOUT ROWID;
@@ -139,6 +139,27 @@ CREATE TABLE flow_change (
     source TEXT NOT NULL,
     change TEXT NOT NULL
 ) STRICT;
+
+-- The steps of durable runs.
+CREATE TABLE step (
+    seq INTEGER NOT NULL,
+    number INTEGER NOT NULL,            -- 0: a worker ends the run when it is cancelled
+    at INTEGER NOT NULL,                -- when it was stored
+    body BLOB NOT NULL,
+    PRIMARY KEY (seq, number)
+) STRICT, WITHOUT ROWID;
+-- The signals of jobs.
+CREATE TABLE signal (
+    seq INTEGER NOT NULL,
+    number INTEGER NOT NULL,            -- in the order in which the job got them
+    id TEXT NOT NULL,
+    name TEXT NOT NULL,                 -- empty: the run is asked to end as cancelled
+    at INTEGER NOT NULL,
+    payload BLOB,                       -- NULL: a step has taken the signal
+    PRIMARY KEY (seq, number),
+    UNIQUE (seq, id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX signal_unread ON signal (seq, number, name) WHERE payload IS NOT NULL;
 
 -- Attempts that ended with an error.
 CREATE TABLE attempt_error (

@@ -1,0 +1,131 @@
+"""The steps and signals of durable runs: store and read them. Imported when a run needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from nimburion.backends.planning.runs import RunCursor, cut_run_page, decide_signal
+from nimburion.backends.sqlite.connection.database import Database, Row
+from nimburion.backends.sqlite.flows import get_flow_changes
+from nimburion.core.job import State
+from nimburion.core.runs import (
+    CLEANUP_STEP,
+    RUN_PAGE_BYTES,
+    NewSignal,
+    RecordedStep,
+    RunPage,
+    SignalOutcome,
+    StoredSignal,
+    make_signal_source,
+)
+from nimburion.core.settlement import Recorded
+from nimburion.core.timing.clock import MICRO
+
+_encode = msgspec.json.Encoder().encode
+
+
+def record_steps(db: Database, steps: Sequence[Recorded]) -> None:
+    """Store steps of runs whose leases were checked, except those whose number a run has."""
+    if any(step.forgets for step in steps):
+        for step in steps:
+            _insert_steps(db, [step])
+    else:
+        _insert_steps(db, steps)
+
+
+def _insert_steps(db: Database, steps: Sequence[Recorded]) -> None:
+    """Store several steps, or one that forgets the others."""
+    first = {(step.lease.ref, step.number): step for step in reversed(steps)}
+    rows = []
+    at = 0
+    for place, step in first.items():
+        rows.append((*place, at, len(step.body)))
+        at += len(step.body)
+    bodies = b"".join([step.body for step in first.values()])
+    stored = db.run("insert_steps", _encode(rows).decode(), bodies, db.now).fetchall()
+    reset = {seq for seq, number in stored if number != CLEANUP_STEP}
+    if reset:
+        db.run("reset_failures", _encode(sorted(reset)).decode())
+    taken = []
+    for seq, number in stored:
+        step = first[seq, number]
+        if step.takes is not None:
+            taken.append((seq, step.takes))
+        if step.forgets:
+            db.run("delete_other_steps", seq, number)
+    if taken:
+        db.run("take_signals", _encode(taken).decode())
+
+
+class SignalledJob(NamedTuple):
+    """A job to which signals are sent, with the signals that it has."""
+
+    id: str
+    seq: int
+    state: int
+    is_suspended: int
+    unread: int
+    last_number: int
+
+
+def send_signals(db: Database, signals: Sequence[NewSignal]) -> list[SignalOutcome]:
+    """Store signals; see `Producing.send_signals`."""
+    ids = sorted({signal.job_id for signal in signals})
+    rows = db.run("list_signalled_jobs", _encode(ids).decode())
+    jobs = {job.id: job for job in map(SignalledJob._make, rows)}
+    listed = [(jobs[one.job_id].seq, one.id) for one in signals if one.job_id in jobs]
+    known = set(db.run("list_known_signals", _encode(listed).decode()).fetchall())
+    outcomes = []
+    values = []
+    for signal in signals:
+        job = jobs.get(signal.job_id)
+        if job is None:
+            outcomes.append(decide_signal(None, is_known=False, unread=0))
+            continue
+        outcome = decide_signal(
+            State.COMPLETED if job.state else State.PENDING,
+            is_known=(job.seq, signal.id) in known,
+            unread=job.unread,
+        )
+        outcomes.append(outcome)
+        if outcome is SignalOutcome.STORED:
+            known.add((job.seq, signal.id))
+            number = job.last_number + 1
+            jobs[job.id] = job._replace(unread=job.unread + 1, last_number=number)
+            values.append((job.seq, number, signal.id, signal.name, db.now, signal.payload))
+            if job.is_suspended:
+                get_flow_changes(db).note_signal(make_signal_source(job.id, signal.name))
+    if values:
+        db.connection.executemany(db.statements["insert_signal"], values)
+    return outcomes
+
+
+def read_run(db: Database, seq: int, limit: int, after: str | None) -> RunPage:
+    """Return a page of a run; see `Inspecting.read_run`. It reads a bounded number of bytes."""
+    cursor = RunCursor.parse(after)
+    step_rows = db.run("list_steps", seq, cursor.step, limit + 1)
+    steps = [
+        RecordedStep(number, body, at / MICRO)
+        for number, body, at in take_page(step_rows, 1, RUN_PAGE_BYTES)
+    ]
+    room = RUN_PAGE_BYTES - sum([len(step.body) for step in steps])
+    signal_rows = db.run("list_unread_signals", seq, cursor.signal, limit + 1)
+    signals = [
+        StoredSignal(number, name, payload, at / MICRO)
+        for number, name, payload, at in take_page(signal_rows, 2, room)
+    ]
+    return cut_run_page(cursor, steps, signals, limit)
+
+
+def take_page(rows: Iterable[Row], column: int, room: int) -> Iterator[Row]:
+    """Yield rows until a column of them has more bytes than `room`, and one row more, which says
+    that another page follows.
+    """
+    for row in rows:
+        yield row
+        if room < 0:
+            return
+        room -= len(row[column])

@@ -1,0 +1,87 @@
+-- Durable runs: their steps and signals, and what they wait for.
+--
+-- The writer thread runs the statements that write between its BEGIN IMMEDIATE and COMMIT. The transaction holds the write lock
+-- of the file, and each call has its own savepoint. The steps of a run are stored only under its lease: the caller has compared the
+-- token. A signal whose payload is NULL was taken by a step. Its id stays, so that it is never stored again.
+
+-- name: insert_steps
+-- Store steps, except those whose number the run has.
+-- Inputs: ?1 JSON array of [seq, number, offset in ?2, length], no number of a run twice; ?2 the concatenated bodies; ?3 now
+-- Result: seq and number of each step that was stored
+INSERT INTO step (seq, number, at, body)
+SELECT json_extract(x.value, '$[0]'), json_extract(x.value, '$[1]'), ?3,
+    coalesce(substr(?2, json_extract(x.value, '$[2]') + 1, json_extract(x.value, '$[3]')), x'')
+FROM json_each(?1) AS x WHERE true
+ON CONFLICT (seq, number) DO NOTHING
+RETURNING seq, number;
+
+-- name: delete_other_steps
+-- Delete all steps of a run but one.
+-- Inputs: ?1 seq, ?2 number
+DELETE FROM step WHERE seq = ?1 AND number <> ?2;
+
+-- name: take_signals
+-- Mark signals as taken.
+-- Inputs: ?1 JSON array of [seq, number of the signal]
+UPDATE signal SET payload = NULL WHERE (seq, number) IN (
+    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?1)
+);
+
+-- name: reset_failures
+-- Reset the failures and the losses of jobs. Most have none, and their rows are not written.
+-- Inputs: ?1 JSON array of seqs
+UPDATE job SET failures = 0, lost = 0 WHERE seq IN (SELECT value FROM json_each(?1)) AND (failures > 0 OR lost > 0);
+
+-- name: insert_run_conditions
+-- Let a durable run wait for the first of some sources.
+-- Inputs: ?1 seq, ?2 JSON array of [kind, id of the source]
+INSERT INTO wait_condition (source_kind, source, waiter, awaited)
+SELECT DISTINCT json_extract(value, '$[0]'), json_extract(value, '$[1]'), ?1, 'any' FROM json_each(?2);
+
+-- name: has_signal
+-- Test whether a job has an unread signal of a name.
+-- Inputs: ?1 job id, ?2 name
+SELECT EXISTS (
+    SELECT 1 FROM signal INDEXED BY signal_unread WHERE seq = (SELECT seq FROM job WHERE id = ?1) AND name = ?2 AND payload IS NOT NULL
+);
+
+-- name: list_signalled_jobs
+-- Read what decides about signals to jobs.
+-- Inputs: ?1 JSON array of ids
+-- Result: id, seq, state, whether it is suspended, the number of its unread signals, the number of its last signal
+SELECT j.id, j.seq, j.state, EXISTS (SELECT 1 FROM suspended AS u WHERE u.seq = j.seq),
+    (SELECT count(*) FROM signal AS s INDEXED BY signal_unread WHERE s.seq = j.seq AND s.payload IS NOT NULL AND s.name <> ''),
+    (SELECT coalesce(max(number), 0) FROM signal AS s WHERE s.seq = j.seq)
+FROM json_each(?1) AS x CROSS JOIN job AS j ON j.id = x.value;
+
+-- name: list_known_signals
+-- List those of these signals that their jobs have, or had.
+-- Inputs: ?1 JSON array of [seq, id of the signal]
+-- Result: seq, id of the signal
+SELECT s.seq, s.id FROM json_each(?1) AS x
+CROSS JOIN signal AS s ON s.seq = json_extract(x.value, '$[0]') AND s.id = json_extract(x.value, '$[1]');
+
+-- name: insert_signal
+-- Store a signal.
+-- Inputs: ?1 seq, ?2 number, ?3 id, ?4 name, ?5 now, ?6 payload
+INSERT INTO signal (seq, number, id, name, at, payload) VALUES (?1, ?2, ?3, ?4, ?5, ?6);
+
+-- name: insert_cancel_signal
+-- Ask a durable run to end as cancelled, unless it was asked before.
+-- Inputs: ?1 seq, ?2 now
+INSERT INTO signal (seq, number, id, name, at, payload)
+SELECT ?1, coalesce(max(number), 0) + 1, '', '', ?2, x'' FROM signal WHERE seq = ?1
+ON CONFLICT (seq, id) DO NOTHING;
+
+-- name: list_steps
+-- List the steps of a run after one of them.
+-- Inputs: ?1 seq, ?2 the number of that step, ?3 the maximum number of steps
+-- Result: number, body, at
+SELECT number, body, at FROM step WHERE seq = ?1 AND number > ?2 ORDER BY number LIMIT ?3;
+
+-- name: list_unread_signals
+-- List the unread signals of a job after one of them.
+-- Inputs: ?1 seq, ?2 the number of that signal, ?3 the maximum number of signals
+-- Result: number, name, payload, at
+SELECT number, name, payload, at FROM signal INDEXED BY signal_unread
+WHERE seq = ?1 AND number > ?2 AND payload IS NOT NULL ORDER BY number LIMIT ?3;
