@@ -9,10 +9,11 @@ import asyncpg
 import pytest
 
 from nimburion.backends.postgres import PostgresBackend
+from nimburion.core.flows import MAX_RESOLVED
 from nimburion.core.job import JobOptions, NewJob, State
 from nimburion.core.queries import JobFilter
 from nimburion.core.schedules import put_schedule
-from nimburion.core.settlement import Failed
+from nimburion.core.settlement import Completed, Failed
 from nimburion.testing import FakeClock
 from nimburion.testing.contract.changing import replay
 from nimburion.testing.contract.flows.failing_fast import enqueue_failing_fast, read_states
@@ -25,7 +26,7 @@ from nimburion.testing.contract.flows.graphs import (
     member,
     store,
 )
-from nimburion.testing.contract.harness import FAILURE, Harness
+from nimburion.testing.contract.harness import FAILURE, Harness, ids
 from nimburion.testing.contract.schedules import NIGHTLY
 from tests.servers.server_kinds import RunningPostgres
 from tests.waiting import wait_until
@@ -177,6 +178,24 @@ async def test_a_replay_and_a_failure_of_one_flow_keep_their_order(
     for _ in range(3):
         await harness.backend.consuming.promote(100)
     assert await harness.state("c") is (State.PENDING if is_first else State.CANCELLED)
+
+
+async def test_a_backlog_of_scheduled_jobs_is_found_beside_one_of_changes(harness: Harness) -> None:
+    """An exchange that leaves changes says that jobs were due before, too. Else its connection
+    passes them by for a minute.
+    """
+    waiting = [member(f"w{number}", after("a")) for number in range(2 * MAX_RESOLVED + 100)]
+    await store(harness, [member("a"), *waiting])
+    scheduled = [harness.job(f"s{number}", after=1.0) for number in range(2_500)]
+    await harness.enqueue(*scheduled)
+    worker = await harness.worker()
+    held = await worker.take_one()
+    harness.clock.advance(5.0)
+    await worker.exchange(Completed(held.lease))
+    found: set[str] = set()
+    for _ in range(10):
+        found.update(ids(await worker.take(1_000)))
+    assert len(found) == len(waiting) + len(scheduled)
 
 
 async def is_blocked_by(rival: asyncpg.Connection) -> bool:

@@ -1,4 +1,4 @@
-"""Exchanges look for limits, pauses and tenants only after the first use of one of them."""
+"""Exchanges look for limits, pauses, tenants, flows and durable runs only after the first use."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 from nimburion.backends.postgres import PostgresBackend
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import JobOptions, NewJob
+from nimburion.core.runs import NewSignal
 from nimburion.core.session import Session
-from nimburion.core.settlement import Completed
+from nimburion.core.settlement import Completed, Recorded, Settlement, Suspended
 from nimburion.testing.contract.harness import make_limits
 from tests.servers.server_kinds import RunningPostgres
 
@@ -25,6 +26,13 @@ TABLES = (
     "paused_queue",
     "tenant_turn",
     "share_class",
+    "flow",
+    "flow_change",
+    "condition",
+    "dependent",
+    "run",
+    "step",
+    "signal",
 )
 
 
@@ -93,3 +101,27 @@ async def test_the_first_job_of_a_tenant_is_recorded(
     options = JobOptions(tenant="t")
     await backend.producing.enqueue([NewJob("first", "n", "q", b"{}", options=options)])
     assert read_used_features(postgres_server) == ["tenants"]
+
+
+@pytest.mark.parametrize("kind", ["suspended", "recorded"])
+async def test_the_first_durable_run_is_recorded(
+    backend: PostgresBackend, postgres_server: RunningPostgres, kind: str
+) -> None:
+    await backend.consuming.open_session(Session(id=SESSION, ttl=600.0, names=("n",)))
+    await backend.producing.enqueue([JOB])
+    request = ReserveRequest(1, (Lane("q", "n"),))
+    (held,) = (await backend.consuming.exchange(SESSION, 1, [], request)).deliveries
+    kinds: dict[str, Settlement] = {
+        "suspended": Suspended(held.lease, (), 60.0),
+        "recorded": Recorded(held.lease, 1, b"x"),
+    }
+    await backend.consuming.exchange(SESSION, 2, [kinds[kind]], request)
+    assert read_used_features(postgres_server) == ["runs"]
+
+
+async def test_the_first_signal_is_recorded(
+    backend: PostgresBackend, postgres_server: RunningPostgres
+) -> None:
+    await backend.producing.enqueue([JOB])
+    await backend.producing.send_signals([NewSignal("first", "paid", "1", b"")])
+    assert read_used_features(postgres_server) == ["runs"]

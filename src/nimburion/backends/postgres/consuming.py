@@ -35,6 +35,7 @@ _RELEASE = make_call("release_leases_1", 6)
 _CANCEL_FAILED_MEMBERS = make_call("cancel_failed_members_1", 2)
 _CONTINUE_FLOWS = make_call("continue_flows_1", 1)
 _RESCUE = make_call("rescue_jobs_1", 6)
+_PROMOTE = make_call("promote_1", 3)
 _HEARTBEAT = make_call("heartbeat_1", 4)
 _PUT_STATISTICS = make_call("put_statistics_1", 6)
 
@@ -129,13 +130,8 @@ class PostgresConsuming(Consuming, SharedListening):
 
     async def promote(self, limit: int) -> Promoted:
         await self._cancel_failed_members()
-        statement = """SELECT p.moved, p.next_due, ARRAY(
-            SELECT a.queue FROM unnest(p.lanes) l (lane) JOIN {schema}.lane a ON a.id = l.lane
-        ) || {schema}.continue_flows_1($1) FROM {schema}.promote_due_1(
-            {schema}.get_write_time_1($1), $2, {schema}.get_lowest_time_1()
-        ) p"""
         ((moved, next_due, notified),) = await self._database.fetch_for_worker(
-            statement, self._database.now(), limit
+            _PROMOTE, self._database.now(), limit, MAX_RESOLVED
         )
         self._database.notify(notified)
         return Promoted(moved, to_optional_seconds(next_due))

@@ -27,6 +27,7 @@ from nimburion.core.exchange import (
     Reply,
     ReserveRequest,
 )
+from nimburion.core.flows import WaitSource
 from nimburion.core.job import NO_JOB_OPTIONS
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.settlement import (
@@ -35,11 +36,13 @@ from nimburion.core.settlement import (
     Failed,
     Progressed,
     RateLimited,
+    Recorded,
     Released,
     Retried,
     Settled,
     Settlement,
     Spent,
+    Suspended,
 )
 from nimburion.core.timing.clock import MICRO, to_micros
 
@@ -75,7 +78,7 @@ _get_delivery_columns = itemgetter(slice(11))
 
 
 SettlementDetails = tuple[bytes | None, int | None, str | None, float | None]
-"""Result or error, delay, reason or message, progress fraction."""
+"""Result, error or step; delay, units or number; reason, message or sources; progress fraction."""
 
 
 @reject_unstorable_text
@@ -180,7 +183,7 @@ def _shorten(values: list[T]) -> list[T]:
     return values[:1] if len({*values}) == 1 else values
 
 
-def encode_settlement(  # noqa: PLR0911 - one for each kind
+def encode_settlement(  # noqa: C901, PLR0911 - one for each kind
     settlement: Settlement,
 ) -> tuple[str, SettlementDetails]:
     """Return the letter of a settlement and its data other than the lease."""
@@ -207,6 +210,18 @@ def encode_settlement(  # noqa: PLR0911 - one for each kind
             return "p", (None, None, encode_text(settlement.message), settlement.fraction)
         case Spent():
             return "e", (None, settlement.units, None, None)
+        case Recorded():
+            takes = None if settlement.takes is None else str(settlement.takes)
+            kind = "g" if settlement.forgets else "t"
+            return kind, (settlement.body, settlement.number, takes, None)
+        case Suspended():
+            delay = None if settlement.delay is None else max(0, to_micros(settlement.delay))
+            return "s", (None, delay, encode_sources(settlement.sources), None)
+
+
+def encode_sources(sources: Sequence[WaitSource]) -> str:
+    """Return the sources of a suspended run as `suspend_run_1` takes them."""
+    return encode_json([(source.kind, encode_id(source.id).hex()) for source in sources]).decode()
 
 
 def encode_request(request: ReserveRequest) -> list[Any]:

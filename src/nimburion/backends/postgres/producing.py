@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nimburion.backends.postgres import enqueue as enqueueing
+from nimburion.backends.postgres import runs
 from nimburion.backends.postgres import transactions as caller_transactions
 from nimburion.backends.postgres.database import JOBS_PER_SECOND, PostgresDatabase, make_call
 from nimburion.backends.postgres.encoding import NeedsGeneralPath
@@ -17,6 +18,7 @@ from nimburion.core.errors import BackendUnavailable, EnqueueBlocked, JobNotFoun
 from nimburion.core.flows import NewFlow
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.maintenance import Cancellation
+from nimburion.core.runs import NewSignal, SignalOutcome
 from nimburion.core.timing.clock import to_micros
 from nimburion.core.transactions import (
     MAX_ENQUEUE_COUNTS,
@@ -49,6 +51,7 @@ _ENQUEUE_FLOW = f"""SELECT e.codes, e.holders, e.unknown, e.other, ARRAY(
     LATERAL {{schema}}.enqueue_flow_1(CASE WHEN s IS NOT NULL THEN $1::int8 END,
         {", ".join(f"${n}" for n in range(2, 19))}, true) e"""  # noqa: S608 - names of ours
 _CONTINUE_FLOWS = make_call("continue_flows_1", 1)
+_SEND_SIGNALS = make_call("send_signals_1", 6)
 _TAKE_ENQUEUE_COUNTS = make_call("take_enqueue_counts_1", 3)
 
 
@@ -114,9 +117,10 @@ class PostgresProducing(Producing, Transactional):
         check_graph_stored(jobs, flows, unknown, other)
         if any(flow.growth.adds for flow in flows):
             # It waits for other roots, so the call that holds one may not.
-            ((resumed,),) = await opened.pool.fetch(
+            ((others,),) = await opened.pool.fetch(
                 opened.insert_schema(_CONTINUE_FLOWS), self._database.now()
             )
+            resumed = [*resumed, *others]
         results = enqueueing.make_results(jobs, codes, holders)
         stored = [job for job in jobs if not job.options.conditions]
         self._database.notify([*(job.queue for job in stored), *resumed])
@@ -192,6 +196,15 @@ class PostgresProducing(Producing, Transactional):
         return caller_transactions.make_transaction(
             self._database.get_connections().caller_context, connection, self._database.now
         )
+
+    async def send_signals(self, signals: Sequence[NewSignal]) -> list[SignalOutcome]:
+        if not signals:
+            return []
+        ((codes, resumed),) = await self._database.fetch(
+            _SEND_SIGNALS, self._database.now(), *runs.encode_signals(signals)
+        )
+        self._database.notify(resumed)
+        return [runs.OUTCOMES_BY_CODE[code] for code in codes]
 
     async def cancel(self, job_id: str) -> Cancellation:
         ((answer, notified, resumed),) = await self._database.fetch(

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from nimburion.backends.planning.flows import REOPENED_REASONS
-from nimburion.backends.postgres import flows, queries, records
+from nimburion.backends.planning.runs import RunCursor
+from nimburion.backends.postgres import flows, queries, records, runs
 from nimburion.backends.postgres.database import LARGE_READ_TIMEOUT, PostgresDatabase, make_call
 from nimburion.backends.postgres.encoding import encode_lookup_text
 from nimburion.backends.server.encoding import decode_id, encode_id_or_empty
@@ -34,6 +35,7 @@ from nimburion.core.records import (
     RecordKind,
     RecordPage,
 )
+from nimburion.core.runs import RunPage
 from nimburion.core.session import SessionInfo
 from nimburion.core.timing.clock import to_micros
 
@@ -41,6 +43,7 @@ _LIST_LIMIT_CHANGES = """SELECT name, for_key, key, concurrency, rate, interval,
     changed_by, reason FROM {schema}.limit_change ORDER BY name, for_key, key"""
 _GET_JOBS = "SELECT * FROM {schema}.get_jobs_1({schema}.get_read_time_1($1), $2, $3)"
 _NO_PAYLOADS = False
+_READ_RUN = make_call("read_run_1", 5)
 _LIST_UNMET = "SELECT * FROM {schema}.list_unmet_1($1, $2)"
 _GROUP_FAILURES = make_call("group_failures_1", 20)
 _FIND_JOBS = """SELECT seq, id, examined FROM {schema}.find_jobs_1({schema}.get_read_time_1($1),
@@ -188,6 +191,13 @@ class PostgresInspecting(Inspecting):
             "SELECT * FROM {schema}.get_flows_1($1)", encode_id_or_empty(flow_id)
         )
         return [flows.decode_flow(row) for row in rows]
+
+    async def read_run(
+        self, job_id: str, *, limit: int = 1_000, after: str | None = None
+    ) -> RunPage:
+        cursor = RunCursor.parse(after)
+        rows = await self._database.fetch(_READ_RUN, *runs.encode_cursor(job_id, cursor, limit))
+        return runs.decode_page(rows, job_id, cursor, limit)
 
     async def list_flows(
         self, *, running: bool = False, limit: int = 100, after: str | None = None

@@ -5,7 +5,7 @@
 --
 -- All functions take locks in this order: a record; the advisory lock of the session; `limit_change`;
 -- the tables of limits and pauses; limits by
--- name; the turns of tenants (`tenants.sql`); unique keys by name and key; then rows of jobs; then flows (`flows.sql`). Rows of jobs that another transaction has locked are skipped.
+-- name; the turns of tenants (`tenants.sql`); durable runs by seq (`runs.sql`); unique keys by name and key; then rows of jobs; then flows (`flows.sql`). Rows of jobs that another transaction has locked are skipped.
 --
 -- Advisory locks. Each is the hash of a text and a number: `hashtextextended(TEXT, NUMBER)`.
 --   7041  TEXT is the id of a session. Serialises the calls that change its leases.
@@ -59,7 +59,7 @@ $$;
 
 -- name: note_feature
 -- Record that a feature is used, so that exchanges look for it. Call it in the transaction of the first use.
--- Inputs: the name of the feature: limits, pauses, tenants or flows
+-- Inputs: the name of the feature: limits, pauses, tenants, flows or runs
 -- Locks: waits for another transaction that is recording the same feature
 CREATE OR REPLACE FUNCTION {schema}.note_feature_1(p_name text) RETURNS void
 LANGUAGE plpgsql AS $$

@@ -50,8 +50,8 @@
 --     now                       the time of the exchange
 --     results                   one letter for each settlement: d done, a already settled by this token, s stale
 --     nonce                     the nonce of the leases in this reply
---     next_due                  the earliest due time in `scheduled`, unless another session looks then, or when a rate
---                               limit allows the next job of a requested lane, if that is earlier; NULL: neither. `now` if
+--     next_due                  the earliest due time in `scheduled` or of a suspended durable run, unless another session looks then, or when a rate
+--                               limit allows the next job of a requested lane, if that is earlier; NULL: neither. `now` or earlier if
 --                               changes of flows are left to the next exchange.
 --     waiting                   which of the requested lanes still have jobs (indexes, from 1)
 --     to_notify                 the queues to notify
@@ -90,6 +90,9 @@ DECLARE
     changes {schema}.flow_change[];
     resumed_lanes int4[];
     is_cut bool := false;  -- whether changes of flows are left to the next exchange
+    has_runs bool;
+    run_lanes int4[];
+    next_run int8;
     codes text := '';
     next_due int8;
     promoted_lanes int4[];
@@ -120,7 +123,7 @@ BEGIN
         RETURN;
     END IF;
     features := ARRAY(SELECT f.name FROM {schema}.used_feature f);
-    IF features <> '{}' AND features <> '{flows}' THEN
+    IF features && '{limits,pauses,tenants}' THEN
         IF {schema}.is_restricted_1(p_names) THEN
             RETURN NEXT {schema}.make_status_reply_1('restricted', NULL);
             RETURN;
@@ -141,7 +144,13 @@ BEGIN
         queues_to_notify := CASE WHEN settled.to_notify IS NOT NULL THEN {schema}.get_queues_of_lanes_1(settled.to_notify) END
             || CASE WHEN settled.key_numbers IS NOT NULL THEN {schema}.release_keys_1(now, settled.key_numbers) END;
     END IF;
-    IF features @> '{flows}' THEN
+    has_runs := features @> '{runs}' OR strpos(p_kinds, 's') > 0;  -- durable runs may wait
+    IF has_runs THEN
+        SELECT r.lanes, r.next_due INTO run_lanes, next_run
+        FROM {schema}.resume_due_1(now, 500, p_scheduled_low_water_mark) r;  -- MAX_RESOLVED in core/flows.py
+        queues_to_notify := queues_to_notify || {schema}.get_queues_of_lanes_1(run_lanes);
+    END IF;
+    IF has_runs OR features @> '{flows}' THEN
         IF changes IS NOT NULL OR EXISTS (SELECT FROM {schema}.flow_change) THEN
             SELECT r.to_notify, r.is_cut INTO resumed_lanes, is_cut FROM {schema}.resolve_flows_1(now, changes) r;
             queues_to_notify := queues_to_notify || {schema}.get_queues_of_lanes_1(resumed_lanes);
@@ -156,6 +165,9 @@ BEGIN
     IF next_due <= now THEN
         SELECT p.next_due, p.lanes INTO next_due, promoted_lanes
         FROM {schema}.promote_due_1(now, 1000, p_scheduled_low_water_mark) p;
+    END IF;
+    IF next_run IS NOT NULL THEN
+        next_due := LEAST(next_due, next_run);
     END IF;
 
     -- Step 4: read the first job of each requested lane.
@@ -214,7 +226,7 @@ BEGIN
     IF p_total > 0 AND next_due <= now + 20000000 THEN  -- DUE_WINDOW in core/exchange.py
         next_due := {schema}.report_due_1(now, session.number, next_due);
     END IF;
-    next_due := CASE WHEN is_cut THEN now ELSE next_due END;
+    next_due := CASE WHEN is_cut THEN LEAST(now, next_due) ELSE next_due END;
     IF has_limits THEN
         PERFORM {schema}.take_lane_uses_1(now, lane_numbers, lane_units, leased);
         next_due := LEAST(next_due, {schema}.find_next_opening_1(now, p_queues, p_names));
@@ -353,7 +365,7 @@ BEGIN
     status.now := p_now;
     status.results := p_results;
     status.nonce := p_nonce;
-    status.next_due := (SELECT min(z.due) FROM {schema}.scheduled z);
+    status.next_due := LEAST((SELECT min(z.due) FROM {schema}.scheduled z), {schema}.find_next_run_1());
     IF p_total > 0 AND status.next_due <= p_now + 20000000 THEN  -- DUE_WINDOW in core/exchange.py
         status.next_due := {schema}.report_due_1(p_now, p_session, status.next_due);
     END IF;

@@ -53,7 +53,7 @@ END $$;
 CREATE OR REPLACE FUNCTION {schema}.has_left_changes_1() RETURNS bool
 LANGUAGE plpgsql STABLE AS $$
 BEGIN
-    RETURN EXISTS (SELECT FROM {schema}.used_feature f WHERE f.name = 'flows') AND EXISTS (SELECT FROM {schema}.flow_change);
+    RETURN EXISTS (SELECT FROM {schema}.used_feature f WHERE f.name IN ('flows', 'runs')) AND EXISTS (SELECT FROM {schema}.flow_change);
 END $$;
 
 -- name: continue_flows
@@ -64,10 +64,13 @@ END $$;
 CREATE OR REPLACE FUNCTION {schema}.continue_flows_1(p_now int8) RETURNS text[]
 LANGUAGE plpgsql AS $$
 DECLARE
+    now int8;
     lanes int4[];
 BEGIN
     IF EXISTS (SELECT FROM {schema}.flow_change) THEN
-        SELECT r.to_notify INTO lanes FROM {schema}.resolve_flows_1({schema}.get_write_time_1(p_now)) r;
+        now := {schema}.get_write_time_1(p_now);
+        lanes := {schema}.resume_times_1(now);
+        SELECT lanes || r.to_notify INTO lanes FROM {schema}.resolve_flows_1(now) r;
     END IF;
     RETURN ARRAY(SELECT a.queue FROM unnest(lanes) l (lane) JOIN {schema}.lane a ON a.id = l.lane);
 END $$;
@@ -330,6 +333,9 @@ BEGIN
                 THEN CASE source_flow.unfinished WHEN 0 THEN 'failed' ELSE 'failing' END
             WHEN source_flow.unfinished = 0 THEN 'succeeded' END;
     END IF;
+    IF p_kind = 'signal' THEN
+        RETURN CASE WHEN {schema}.has_signal_1(p_source) THEN 'succeeded' END;
+    END IF;
     SELECT j.seq INTO job_seq FROM {schema}.job j WHERE j.id = p_source FOR SHARE SKIP LOCKED;
     IF FOUND THEN
         RETURN CASE WHEN EXISTS (SELECT FROM {schema}.dead_letter d WHERE d.seq = job_seq) THEN 'failed' END;
@@ -369,7 +375,7 @@ BEGIN
         SELECT c.* FROM unnest(p_level) l CROSS JOIN LATERAL (
             SELECT c.* FROM {schema}.condition c
             WHERE c.source_kind = l.source_kind AND c.source = l.source AND c.is_impossible = (l.change = 'reopened')
-                AND NOT (l.change = 'failing' AND c.needs = 'finished')
+                AND NOT (l.change = 'failing' AND c.needs IN ('finished', 'any'))
             ORDER BY c.waiter LIMIT p_limit + 1
         ) c ORDER BY c.waiter, c.source_kind, c.source LIMIT p_limit + 1
     ) c;
@@ -403,7 +409,7 @@ BEGIN
         SELECT CAST(ROW(c.waiter, c.is_impossible, c.source_kind, c.source, c.needs) AS {schema}.condition) AS condition, c.place,
             CAST(ROW(l.*) AS {schema}.flow_change) AS change,
             CASE WHEN c.waiter <> ALL (locked) THEN 'blocked' WHEN l.change = 'reopened' THEN 'open'
-                WHEN c.needs = 'finished' OR c.needs <> '' AND (l.change = 'succeeded') = (c.needs = 'success')
+                WHEN c.needs IN ('finished', 'any') OR c.needs <> '' AND (l.change = 'succeeded') = (c.needs = 'success')
                     OR c.needs = '' AND l.change = 'succeeded' THEN 'met'
                 ELSE 'impossible' END AS verdict
         FROM unnest(found) WITH ORDINALITY AS c (waiter, is_impossible, source_kind, source, needs, place)
@@ -431,19 +437,28 @@ BEGIN
 END $$;
 
 -- name: meet_conditions
--- Delete conditions that are met. Resume each suspended job that has no other one.
+-- Delete conditions that are met. Resume each suspended job that has no other one, and each durable run.
 -- Inputs: the time; the conditions. The rows of `dependent` are locked.
 -- Result: the lane of each job that is due now; NULL: none
 CREATE OR REPLACE FUNCTION {schema}.meet_conditions_1(p_now int8, p_met {schema}.condition[]) RETURNS int4[]
 LANGUAGE plpgsql AS $$
+DECLARE
+    runs int8[] := ARRAY(SELECT m.waiter FROM unnest(p_met) m WHERE m.needs = 'any');
+    lanes int4[];
 BEGIN
+    IF runs <> '{}' THEN
+        lanes := {schema}.resume_runs_1(p_now, runs);
+        IF cardinality(runs) = cardinality(p_met) THEN
+            RETURN lanes;
+        END IF;
+    END IF;
     DELETE FROM {schema}.condition c USING unnest(p_met) m
     WHERE c.source_kind = m.source_kind AND c.source = m.source AND c.is_impossible = m.is_impossible AND c.waiter = m.waiter;
-    RETURN {schema}.resume_dependents_1(p_now, ARRAY(SELECT m.waiter FROM unnest(p_met) m));
+    RETURN lanes || {schema}.resume_dependents_1(p_now, ARRAY(SELECT m.waiter FROM unnest(p_met) m));
 END $$;
 
 -- name: resume_dependents
--- Resume those of these jobs that are suspended and wait for no condition.
+-- Resume those of these jobs that are suspended and wait for no condition. Durable runs are left out.
 -- Inputs: the time; the seqs of the jobs. Their rows of `dependent` are locked.
 -- Result: the lane of each job that is due now; NULL: none
 CREATE OR REPLACE FUNCTION {schema}.resume_dependents_1(p_now int8, p_seqs int8[]) RETURNS int4[]
@@ -453,7 +468,7 @@ DECLARE
     lanes int4[];
 BEGIN
     WITH deleted AS (
-        DELETE FROM {schema}.dependent d WHERE d.seq = ANY (p_seqs) AND d.cancelled_at IS NULL
+        DELETE FROM {schema}.dependent d WHERE d.seq = ANY (p_seqs) AND d.cancelled_at IS NULL AND NOT d.is_run
             AND NOT EXISTS (SELECT FROM {schema}.condition c WHERE c.waiter = d.seq AND c.needs <> '') RETURNING d.seq
     )
     SELECT array_agg(d.seq) INTO resumed FROM deleted d;
@@ -488,7 +503,7 @@ BEGIN
     WITH cancelled AS (
         UPDATE {schema}.dependent d SET cancelled_at = p_now FROM (
             SELECT DISTINCT ON (m.waiter) m.waiter, m.needs FROM unnest(p_impossible) m ORDER BY m.waiter, m.source_kind, m.source
-        ) m WHERE d.seq = m.waiter AND d.cancelled_at IS NULL
+        ) m WHERE d.seq = m.waiter AND d.cancelled_at IS NULL AND NOT d.is_run
         RETURNING d.seq, d.flow, d.root, CASE m.needs WHEN 'failure' THEN 'not needed' ELSE 'dependency' END AS reason
     ), deleted AS (
         DELETE FROM {schema}.job j USING cancelled c WHERE j.seq = c.seq
@@ -510,7 +525,7 @@ BEGIN
     IF EXISTS (SELECT FROM unnest(p_impossible) m WHERE m.needs = '') THEN  -- for `cancel_failed_members_1`
         INSERT INTO {schema}.failed_member (seq)
         SELECT j.seq FROM unnest(p_impossible) m JOIN {schema}.job j ON j.seq = m.waiter
-        WHERE m.needs = '' AND NOT EXISTS (SELECT FROM {schema}.dependent d WHERE d.seq = j.seq)
+        WHERE m.needs = '' AND NOT EXISTS (SELECT FROM {schema}.dependent d WHERE d.seq = j.seq AND NOT d.is_run)
             AND NOT EXISTS (SELECT FROM {schema}.dead_letter d WHERE d.seq = j.seq)
         ON CONFLICT DO NOTHING;
     END IF;
@@ -586,14 +601,14 @@ BEGIN
 END $$;
 
 -- name: cancel_failed_members
--- Cancel members that wait for a worker, and whose flow has failed. They keep their payload. The caller then continues with
--- `continue_flows_1` in another transaction. A member whose unique key another transaction has locked is left to a later call: a
--- caller's transaction may stay open for long.
+-- Cancel members that wait for a worker or are suspended durable runs, and whose flow has failed. They keep their payload. The caller
+-- then continues with `continue_flows_1` in another transaction. A member whose unique key another transaction has locked is left to
+-- a later call: a caller's transaction may stay open for long.
 -- Inputs: the time or NULL; the maximum number
 -- Result: the queues to notify (NULL: no member was examined); whether more may be left that can be cancelled now
--- Locks: rows of `failed_member` that are not locked; the share classes of the tenants' queues, as `change_jobs_1`; unique keys that are
---   not locked, by name and key; then as `cancel_job_1`, by lane. A transaction that holds roots must not call it: it waits for limits
---   and jobs, whose holders may wait for roots.
+-- Locks: rows of `failed_member` that are not locked; the durable runs among the members; the share classes of the tenants' queues, as
+--   `change_jobs_1`; unique keys that are not locked, by name and key; then as `cancel_job_1`, by lane. A transaction that holds roots
+--   must not call it: it waits for limits and jobs, whose holders may wait for roots.
 CREATE OR REPLACE FUNCTION {schema}.cancel_failed_members_1(p_now int8, p_limit int4, OUT to_notify text[], OUT is_left bool)
 LANGUAGE plpgsql
 SET enable_seqscan TO off SET enable_hashjoin TO off SET enable_mergejoin TO off SET jit TO off AS $$
@@ -608,6 +623,7 @@ BEGIN
     IF members = '{}' THEN
         RETURN;
     END IF;
+    PERFORM {schema}.lock_cancelled_runs_1(members);
     IF EXISTS (SELECT FROM {schema}.share_class) THEN
         PERFORM FROM {schema}.share_class f WHERE f.queue IN (
             SELECT a.queue FROM {schema}.job j JOIN {schema}.lane a ON a.id = j.lane WHERE j.seq = ANY (members)
@@ -630,9 +646,9 @@ BEGIN
     FOR member IN
         SELECT j.seq, j.id, j.flow, j.lane FROM {schema}.job j WHERE j.seq = ANY (members) AND j.seq <> ALL (blocked) ORDER BY j.lane, j.seq
     LOOP
-        answer := {schema}.cancel_job_1(p_now, member.id, ARRAY['pending', 'scheduled', 'retrying'], 'dependency');
+        answer := {schema}.cancel_job_1(p_now, member.id, ARRAY['pending', 'scheduled', 'retrying', 'suspended'], 'dependency');
+        to_notify := array_remove(to_notify || answer.to_notify, NULL);
         IF answer.answer = 'cancelled' THEN
-            to_notify := array_remove(to_notify || answer.to_notify, NULL);
             INSERT INTO {schema}.dependent (seq, flow, root, cancelled_at, lane, id)
             SELECT member.seq, member.flow, coalesce(f.root, f.number), {schema}.get_write_time_1(p_now), member.lane, member.id
             FROM {schema}.flow f WHERE f.number = abs(member.flow);
@@ -746,8 +762,11 @@ BEGIN
     THEN
         PERFORM {schema}.store_fail_fast_1(p_ids, codes, flows, new_flows);
     END IF;
+    IF p_resolves AND (is_grown OR new_flows IS NOT NULL) THEN
+        to_notify := {schema}.resume_times_1(now);
+    END IF;
     IF p_resolves AND NOT is_grown AND EXISTS (SELECT FROM {schema}.flow_change) THEN
-        SELECT r.to_notify INTO to_notify FROM {schema}.resolve_flows_1(now) r;
+        SELECT enqueue_flow_1.to_notify || r.to_notify INTO to_notify FROM {schema}.resolve_flows_1(now) r;
     END IF;
 END $$;
 
@@ -1244,6 +1263,7 @@ LANGUAGE plpgsql SET enable_seqscan TO off SET jit TO off AS $$
 DECLARE
     pruned int4;
     results int4;
+    removed int8[];
 BEGIN
     IF p_limit <= 0 OR NOT EXISTS (SELECT FROM {schema}.finished_job d WHERE d.ended_at IS NOT NULL) THEN
         RETURN 0;
@@ -1261,7 +1281,9 @@ BEGIN
     ), deleted_results AS (
         DELETE FROM {schema}.result r USING deleted d WHERE r.seq = d.seq
     )
-    SELECT count({schema}.uncount_finished_1(d.finished_at, d.lane, d.state) IS NULL) INTO pruned FROM deleted d;
+    SELECT count({schema}.uncount_finished_1(d.finished_at, d.lane, d.state) IS NULL), array_agg(d.seq)
+    INTO pruned, removed FROM deleted d;
+    PERFORM {schema}.forget_runs_1(removed);
     WITH old AS MATERIALIZED (
         SELECT r.seq FROM {schema}.finished_job d, {schema}.horizon h, {schema}.result r
         WHERE d.ended_at IS NOT NULL AND d.ended_at < p_results_before AND h.what = 'result' AND r.seq = d.seq

@@ -8,7 +8,8 @@
 -- Cancel a waiting job, or request that the worker of a running job cancels it.
 -- Inputs: the time or NULL; the id; the states in which the job is cancelled (NULL: each); the reason. With a reason, a job that waits
 --   keeps its payload.
---   If the answer is `cancelled`, the caller continues with `continue_flows_1`.
+--   If the answer is `cancelled`, the caller continues with `continue_flows_1`. A durable run that a worker has to end is not cancelled:
+--   it gets a signal, and is resumed if it is suspended.
 -- Result: cancelled, requested, finished, missing or skipped (it is in another state); the queue to notify, or `@` and the id of the session (NULL: none)
 -- Locks: the unique key of the job; its row in `ready` or `scheduled`
 -- Atomic: each attempt is one step. An attempt fails only if the job changes its state at that moment, so the loop ends.
@@ -28,6 +29,7 @@ DECLARE
     was_removed bool;
     was_suspended bool := false;
     unparked bool := false;
+    resumed int4[];
 BEGIN
     LOOP
         SELECT j.seq, j.lane, j.due, j.unique_key, j.flow INTO body FROM {schema}.job j WHERE j.id = p_id;
@@ -67,11 +69,25 @@ BEGIN
                 answer := 'skipped';
                 RETURN;
             END IF;
-            DELETE FROM {schema}.dependent d WHERE d.seq = body.seq AND d.cancelled_at IS NULL;
+            PERFORM FROM {schema}.dependent d WHERE d.seq = body.seq AND d.cancelled_at IS NULL FOR UPDATE;
             CONTINUE WHEN NOT FOUND;
-            DELETE FROM {schema}.condition c WHERE c.waiter = body.seq;
+            IF {schema}.send_cancel_1(now, body.seq) THEN
+                answer := 'requested';
+                resumed := {schema}.resume_runs_1(now, ARRAY[body.seq]);
+                SELECT a.queue INTO to_notify FROM {schema}.lane a WHERE a.id = resumed[1];
+                RETURN;
+            END IF;
+            DELETE FROM {schema}.dependent d WHERE d.seq = body.seq;
+            DELETE FROM {schema}.condition c WHERE c.waiter = body.seq AND (p_reason IS NULL OR c.needs <> '');
             was_removed := true;
             was_suspended := true;
+        ELSIF was_removed AND {schema}.send_cancel_1(now, body.seq) THEN  -- it keeps its place
+            SELECT p.* INTO attempts FROM {schema}.attempt_state p WHERE p.seq = body.seq;
+            PERFORM {schema}.make_waiting_1(now, body.seq, attempts.due, body.lane,
+                CAST(CASE WHEN attempts.failures > 0 THEN 2 ELSE 1 END AS int2));
+            answer := 'requested';
+            SELECT a.queue INTO to_notify FROM {schema}.lane a WHERE a.id = body.lane AND attempts.due <= now;
+            RETURN;
         END IF;
         IF was_removed THEN
             answer := 'cancelled';
@@ -247,6 +263,7 @@ DECLARE
     ended {schema}.finished_job;
     job_id bytea;
     any_runs bool := {schema}.find_running_flow_1() IS NOT NULL;
+    deleted int8[] := '{}';
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(hashtextextended('{schema}.count_new_finished_1', 7044));
     PERFORM FROM {schema}.horizon WHERE what = 'completed' FOR SHARE;
@@ -272,8 +289,10 @@ BEGIN
             PERFORM {schema}.uncount_finished_1(ended.finished_at, ended.lane, ended.state);
             job_id := ended.id;
         END IF;
+        deleted := deleted || finished.seq;
         RETURN NEXT job_id;
     END LOOP;
+    PERFORM {schema}.forget_runs_1(deleted);
 END $$;
 
 -- name: take_enqueue_counts
@@ -429,7 +448,7 @@ END $$;
 -- Result: the ids of the jobs that were changed; of those whose unique key another job holds; what to notify, as in
 --   `cancel_job_1`
 -- Locks: except for a deletion the share classes of the tenants' queues, so that an exchange, which changes the same turns in
---   another order, does not wait for it; then as `replay_jobs_1`, `make_due_1`, `delete_jobs_1` or `cancel_job_1` for each job, by lane;
+--   another order, does not wait for it; durable runs that are cancelled; then as `replay_jobs_1`, `make_due_1`, `delete_jobs_1` or `cancel_job_1` for each job, by lane;
 --   then as `resolve_flows_1`
 CREATE OR REPLACE FUNCTION {schema}.change_jobs_1(
     p_now int8, p_action text, p_ids bytea[], p_states text[], OUT changed bytea[], OUT held bytea[], OUT to_notify text[]
@@ -451,6 +470,7 @@ BEGIN
     ELSIF p_action = 'delete' THEN
         SELECT array_agg(d.id) INTO changed FROM {schema}.delete_jobs_1(p_now, p_ids, p_states) d (id);
     ELSE
+        PERFORM {schema}.lock_cancelled_runs_1(ARRAY(SELECT j.seq FROM {schema}.job j WHERE j.id = ANY (p_ids)));
         SELECT array_agg(i.id) FILTER (WHERE c.answer IN ('cancelled', 'requested')),
             array_agg(DISTINCT c.to_notify) FILTER (WHERE c.to_notify IS NOT NULL)
         INTO changed, to_notify

@@ -45,12 +45,15 @@ DECLARE
     first_reading int8;
     session record;
     has_tenants bool;
+    has_runs bool;
     locked_names text[];
     settled record;
     changes {schema}.flow_change[];
     resumed_lanes int4[];
     is_cut bool := false;
     promoted record;
+    run_lanes int4[];
+    next_run int8;
     lanes record;
     lane_index int4;
     reply {schema}.planned_exchange_reply;
@@ -89,6 +92,12 @@ BEGIN
             reply.to_notify := reply.to_notify || {schema}.get_queues_of_lanes_1(settled.to_notify);
         END IF;
     END IF;
+    has_runs := strpos(p_kinds, 's') > 0 OR EXISTS (SELECT FROM {schema}.used_feature f WHERE f.name = 'runs');
+    IF has_runs THEN
+        SELECT r.lanes, r.next_due INTO run_lanes, next_run
+        FROM {schema}.resume_due_1(reply.now, 500, p_scheduled_low_water_mark) r;  -- MAX_RESOLVED in core/flows.py
+        reply.to_notify := reply.to_notify || {schema}.get_queues_of_lanes_1(run_lanes);
+    END IF;
     IF p_lock AND changes IS NOT NULL THEN
         PERFORM {schema}.put_changes_1(changes);
     ELSIF NOT p_lock AND (changes IS NOT NULL OR {schema}.has_left_changes_1()) THEN
@@ -98,7 +107,7 @@ BEGIN
     PERFORM {schema}.unpark_open_1(reply.now, p_names);
     reply.to_notify := reply.to_notify || {schema}.unpark_changed_1(reply.now);
     promoted := {schema}.promote_due_1(reply.now, 1000, p_scheduled_low_water_mark);
-    reply.next_due := promoted.next_due;
+    reply.next_due := LEAST(promoted.next_due, next_run);
     IF has_tenants THEN
         PERFORM {schema}.admit_turns_1(p_queues);  -- for jobs that were promoted or returned
     END IF;
@@ -134,7 +143,7 @@ BEGIN
     IF p_total > 0 AND reply.next_due <= reply.now + 20000000 THEN  -- DUE_WINDOW in core/exchange.py
         reply.next_due := {schema}.report_due_1(reply.now, session.number, reply.next_due);
     END IF;
-    reply.next_due := CASE WHEN is_cut THEN reply.now ELSE reply.next_due END;
+    reply.next_due := CASE WHEN is_cut THEN LEAST(reply.now, reply.next_due) ELSE reply.next_due END;
     IF reply.candidates IS NULL THEN
         reply.waiting := {schema}.find_waiting_lanes_1(reply.now, p_queues, p_names, p_low_water_lanes, p_low_water_marks);
         reply.next_due := LEAST(reply.next_due, {schema}.find_next_opening_1(reply.now, p_queues, p_names));

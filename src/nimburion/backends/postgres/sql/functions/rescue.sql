@@ -4,7 +4,7 @@
 -- The UPDATE that ends a session also tests whether it has expired, so a heartbeat comes before or after it.
 
 -- name: rescue_jobs
--- End expired sessions, and release or fail their jobs. Continue the changes of flows that were left.
+-- End expired sessions, and release or fail their jobs. Continue the changes of flows that were left, and resume durable runs.
 -- Inputs: the time or NULL; the time by which sessions expire, or NULL; the maximum number of jobs; the number of losses
 --   at which a job fails; the history entry of a loss (JSON without its last brace), as the texts before and after the
 --   number of the attempt. The function adds when the attempt started, the session and its host.
@@ -28,6 +28,7 @@ DECLARE
     key_numbers int8[];
     counted int4 := 0;
     lanes int4[];
+    resumed int4[];
     is_left bool := false;
 BEGIN
     -- Sessions of before the clock was set back: they expire a TTL from now, unless they send a heartbeat.
@@ -50,9 +51,11 @@ BEGIN
         DELETE FROM {schema}.idle_worker w WHERE w.session = candidate.id;
     END LOOP;
     IF NOT EXISTS (SELECT FROM {schema}.session s WHERE s.ended_at IS NOT NULL AND NOT s.is_drained) THEN
+        resumed := {schema}.resume_times_1(now);
         IF EXISTS (SELECT FROM {schema}.flow_change) THEN
             SELECT r.to_notify, r.is_cut INTO lanes, is_left FROM {schema}.resolve_flows_1(now) r;
         END IF;
+        lanes := resumed || lanes;
         code := CASE WHEN is_left THEN 'm' ELSE '' END;  -- most calls end here, without a lock of the limits
         to_notify := ARRAY(SELECT a.queue FROM unnest(lanes) l (lane) JOIN {schema}.lane a ON a.id = l.lane);
         RETURN NEXT;
@@ -79,7 +82,9 @@ BEGIN
             || ',"host":' || to_json(candidate.host) || '}', 'UTF8') END;
         attempts := {schema}.end_lease_1(now, held, loss);
         SELECT j.id INTO id FROM {schema}.job j WHERE j.seq = candidate.seq;
-        IF loss IS NOT NULL AND attempts.lost >= p_max_lost AND NOT held.cancel_requested THEN
+        IF loss IS NOT NULL AND attempts.lost >= p_max_lost
+            AND NOT (held.cancel_requested AND NOT {schema}.needs_cleanup_1(held.seq))
+        THEN
             PERFORM {schema}.fail_job_1(now, attempts, held.session, 'lost', loss);
             code := 'f';
         ELSE
@@ -93,10 +98,11 @@ BEGIN
     id := NULL;
     to_notify := ARRAY(SELECT DISTINCT a.queue FROM {schema}.lane a WHERE a.id = ANY (ended))
         || {schema}.release_keys_1(now, key_numbers);
+    resumed := {schema}.resume_times_1(now);
     IF EXISTS (SELECT FROM {schema}.flow_change) THEN
         SELECT r.to_notify, r.is_cut INTO lanes, is_left FROM {schema}.resolve_flows_1(now) r;
-        to_notify := to_notify || ARRAY(SELECT a.queue FROM unnest(lanes) l (lane) JOIN {schema}.lane a ON a.id = l.lane);
     END IF;
+    to_notify := to_notify || ARRAY(SELECT a.queue FROM unnest(resumed || lanes) l (lane) JOIN {schema}.lane a ON a.id = l.lane);
     code := CASE WHEN is_left OR counted = p_limit AND EXISTS (
         SELECT FROM {schema}.session s JOIN {schema}.lease l ON l.session = s.number WHERE s.ended_at IS NOT NULL
             AND NOT s.is_drained

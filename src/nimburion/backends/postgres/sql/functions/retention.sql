@@ -12,6 +12,7 @@
 --   statistics, and for how many seconds each is kept; the maximum number to remove
 -- Result: the number of removed jobs and results
 -- A session is kept for a day after its end, and then until all jobs that it ended are removed: they refer to it.
+-- The steps and signals of removed jobs are removed, as `prune_runs_1`.
 -- A flow is removed with its groups when it ended longer ago than any of its members is kept. Its jobs are kept while it runs.
 -- Locks: the rows that it deletes; the two rows of `horizon`
 CREATE OR REPLACE FUNCTION {schema}.prune_jobs_1(
@@ -24,6 +25,7 @@ DECLARE
     available int4 := p_limit;
     expired record;
     flow_since int8 := {schema}.find_running_flow_1();
+    forgotten int8[] := '{}';
 BEGIN
     WITH deleted AS (
         DELETE FROM {schema}.session s USING {schema}.horizon h WHERE s.is_drained AND s.ended_at < now - 86400000000
@@ -59,8 +61,10 @@ BEGIN
         DELETE FROM {schema}.dead_letter d WHERE d.seq = expired.seq;
         DELETE FROM {schema}.job j WHERE j.seq = expired.seq;
         PERFORM {schema}.drop_attempt_state_1(ARRAY[expired.seq], 3::int2);
+        forgotten := forgotten || expired.seq;
         available := available - 1;
     END LOOP;
+    PERFORM {schema}.forget_runs_1(forgotten);
     IF p_most IS NOT NULL THEN
         available := available - {schema}.prune_excess_1(p_most, flow_since, available);
     END IF;
@@ -68,6 +72,7 @@ BEGIN
     IF p_completed IS NOT NULL AND p_failed IS NOT NULL THEN
         PERFORM {schema}.prune_flows_1(now - GREATEST(p_completed, p_failed));
     END IF;
+    PERFORM {schema}.prune_runs_1(now, p_limit);
     PERFORM {schema}.count_new_finished_1(now, 20000);
     DELETE FROM {schema}.finished_job_default d WHERE d.ctid = ANY (ARRAY(
         SELECT o.ctid FROM {schema}.finished_job_default o, {schema}.horizon h
@@ -188,6 +193,7 @@ DECLARE
     h record;
     kept int8;
     pruned int4;
+    removed int8[];
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(hashtextextended('{schema}.count_new_finished_1', 7044));
     SELECT * INTO h FROM {schema}.horizon WHERE what = 'completed';
@@ -218,7 +224,9 @@ BEGIN
     ), results AS (
         DELETE FROM {schema}.result r USING old o WHERE r.seq = o.seq AND r.finished_at = o.finished_at
     )
-    SELECT count(*), count({schema}.uncount_finished_1(old.finished_at, old.lane, old.state)) INTO pruned, kept FROM old;
+    SELECT count(*), count({schema}.uncount_finished_1(old.finished_at, old.lane, old.state)), array_agg(old.seq)
+    INTO pruned, kept, removed FROM old;
+    PERFORM {schema}.forget_runs_1(removed);
     RETURN pruned;
 END $$;
 

@@ -128,14 +128,14 @@ BEGIN
 END $$;
 
 -- name: settle_each
--- Apply settlements one after the other.
+-- Apply settlements one after the other. Steps of durable runs come first, except those after the end of their lease.
 -- Inputs: as for `settle_one_1`, as arrays. The kinds are one text with one letter for each (NULL: all completed).
 -- Result:
 --   codes       one letter for each settlement: d done, a already settled, s stale
 --   ended       the lanes of the leases that ended
 --   to_notify   the lanes to notify
 --   key_numbers the keys of limits that the leases counted for; NULL: none
--- Locks: the rows of the jobs; their unique keys, one after the other
+-- Locks: durable runs, as `prepare_runs_1`; the rows of the jobs; their unique keys, one after the other
 CREATE OR REPLACE FUNCTION {schema}.settle_each_1(
     p_now int8, p_session int4, p_kinds text, p_seqs int8[], p_ids bytea[], p_fences int4[],
     p_nonces bytea[], p_bodies bytea[], p_delays int8[], p_texts text[], p_fractions float8[],
@@ -145,12 +145,21 @@ DECLARE
     settlement record;
     result record;
     code_list text[] := '{}';
+    is_recorded bool[];
 BEGIN
+    IF p_kinds ~ '[tgs]' THEN
+        PERFORM {schema}.prepare_runs_1(p_now, p_kinds, p_seqs, p_texts);
+        is_recorded := {schema}.record_steps_1(p_now, p_session, p_kinds, p_seqs, p_fences, p_nonces, p_bodies, p_delays, p_texts);
+    END IF;
     FOR settlement IN
         SELECT * FROM unnest(string_to_array(coalesce(p_kinds, repeat('c', cardinality(p_seqs))), NULL),
-            p_seqs, p_ids, p_fences, p_nonces, p_delays, p_texts, p_bodies, p_fractions)
-            AS u (kind, seq, id, fence, nonce, delay, message, body, fraction)
+            p_seqs, p_ids, p_fences, p_nonces, p_delays, p_texts, p_bodies, p_fractions) WITH ORDINALITY
+            AS u (kind, seq, id, fence, nonce, delay, message, body, fraction, place)
     LOOP
+        IF is_recorded[settlement.place] THEN
+            code_list := code_list || 'd'::text;
+            CONTINUE;
+        END IF;
         SELECT * INTO result FROM {schema}.settle_one_1(p_now, p_session, settlement.kind, settlement.seq,
             settlement.id, settlement.fence, settlement.nonce, settlement.delay, settlement.message, settlement.body, settlement.fraction);
         code_list := code_list || result.code;
@@ -167,13 +176,15 @@ END $$;
 --   p_now                           the time
 --   p_session                       the number of the session
 --   p_kind                          c completed, r retried, f failed, l released, u released unstarted, q rate limited,
---                                   x cancelled, p progressed, e spent
+--                                   x cancelled, p progressed, e spent, s suspended, t a step of a durable run, g a step
+--                                   that removes the others
 --   p_seq, p_id, p_fence, p_nonce   the lease
 --   p_delay                         microseconds until the job is due again; NULL: its due time is unchanged. For e the
---                                   units that were spent
+--                                   units that were spent, for t and g the number of the step
 --   p_text                          the reason, or the message of the progress; of a completion `keep` if the payload is
---                                   kept
---   p_body                          the result, or the error (JSON)
+--                                   kept; for s the sources, as for `suspend_run_1`; for t and g the number of the signal that
+--                                   the step takes (NULL: none)
+--   p_body                          the result, the error (JSON), or the body of the step
 --   p_fraction                      the fraction of the progress
 -- Result:
 --   code                            d done, a already settled, s stale
@@ -206,7 +217,7 @@ BEGIN
             PERFORM {schema}.spend_key_units_1(p_now, held.lane, p_seq, p_delay);
             RETURN;
         END IF;
-    ELSE
+    ELSIF p_kind NOT IN ('t', 'g') THEN  -- `record_steps_1` has stored the steps whose token matches a lease
         DELETE FROM {schema}.lease
         WHERE session = p_session AND seq = p_seq AND fence = p_fence AND nonce = p_nonce
         RETURNING * INTO held;
@@ -230,13 +241,15 @@ BEGIN
         to_notify := {schema}.finish_job_1(p_now, attempts, p_session, 3::int2, p_text, NULL);
     ELSIF p_kind = 'f' THEN
         to_notify := {schema}.fail_job_1(p_now, attempts, p_session, p_text, p_body);
+    ELSIF p_kind = 's' AND NOT held.cancel_requested THEN
+        to_notify := {schema}.suspend_run_1(p_now, attempts, CAST(p_text AS json), p_now + p_delay);
     ELSE
         IF p_kind = 'u' THEN
             PERFORM {schema}.refund_keys_1(p_now, held);
         ELSIF p_kind = 'q' AND {schema}.block_keys_1(p_now, held.lane, held.seq, p_delay) THEN
             p_delay := NULL;
         END IF;
-        attempts.due := coalesce(p_now + p_delay, attempts.due);
+        attempts.due := coalesce(p_now + p_delay, attempts.due);  -- without effect if a cancel was requested
         SELECT w.to_notify INTO to_notify FROM {schema}.requeue_1(p_now, held, attempts) w;
     END IF;
 END $$;
@@ -334,7 +347,8 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- name: requeue
--- Make a job wait again after its lease was deleted. If a cancel was requested, end the job as cancelled.
+-- Make a job wait again after its lease was deleted. If a cancel was requested, end the job as cancelled; or send the cancel to
+-- the durable run, if a worker has to end it.
 -- Inputs: the time; the deleted lease; its attempt state
 -- Result: whether the job waits; the lane to notify (NULL: none)
 CREATE OR REPLACE FUNCTION {schema}.requeue_1(
@@ -342,13 +356,16 @@ CREATE OR REPLACE FUNCTION {schema}.requeue_1(
 ) LANGUAGE plpgsql AS $$
 BEGIN
     waits := NOT p_lease.cancel_requested;
+    IF NOT waits THEN
+        p_attempts.due := p_lease.due;  -- a requested delay does not apply
+        waits := {schema}.send_cancel_1(p_now, p_attempts.seq);
+    END IF;
     IF waits THEN
         PERFORM {schema}.save_attempt_state_1(p_attempts);
         PERFORM {schema}.make_waiting_1(p_now, p_attempts.seq, p_attempts.due, p_lease.lane,
             CAST(CASE WHEN p_attempts.failures > 0 THEN 2 ELSE 1 END AS int2));
         to_notify := CASE WHEN p_attempts.due <= p_now THEN p_lease.lane END;
     ELSE
-        p_attempts.due := p_lease.due;  -- a requested delay does not apply
         to_notify := {schema}.finish_job_1(p_now, p_attempts, p_lease.session, 3::int2, NULL, NULL);
     END IF;
 END $$;
@@ -464,7 +481,7 @@ END $$;
 --   p_identity                      the identity of the backend that the caller means
 --   p_channel                       the notification channel
 --   p_session                       the id of the session
---   p_kind, p_delay, p_text, p_body the settlement, as for `settle_one_1`: c, r or f
+--   p_kind, p_delay, p_text, p_body the settlement, as for `settle_one_1`: c, r, f, t or g
 --   p_seq, p_id, p_fence, p_nonce   the lease
 -- Result: 'done', 'already settled' or 'stale'; 'done with flows': call `continue_flows_in_caller_1` after the commit, so that
 --   workers do not wait for this transaction to end; 'session lost': the session is not alive; 'other database': the database
@@ -472,8 +489,9 @@ END $$;
 -- Locks: the tables `limit_rule` and `paused_queue` in ROW SHARE; the limits for which the job counts; its unique key; the
 --   rows of the job; all until the caller's transaction ends. Exchanges wait for the limit and for the turns of the tenant. The
 --   worker commits at once. If it is stopped before the commit, the server ends the connection after 5 s.
--- Atomic: part of the caller's transaction. The lease is deleted by its whole token, so a job that another session
---   holds now is not changed.
+--   Of a step of a durable run only its lease, and the row of `run` if that is new.
+-- Atomic: part of the caller's transaction. The lease is deleted, or locked for a step, by its whole token, so a job that another
+--   session holds now is not changed.
 CREATE OR REPLACE FUNCTION {schema}.settle_in_caller_1(
     p_now int8, p_identity text, p_channel text, p_session text, p_kind text, p_seq int8, p_id bytea, p_fence int4,
     p_nonce bytea, p_delay int8, p_text text, p_body bytea
@@ -493,6 +511,13 @@ BEGIN
         RETURN 'session lost';
     END IF;
     PERFORM set_config('idle_in_transaction_session_timeout', '5s', true);
+    IF p_kind IN ('t', 'g') THEN
+        PERFORM FROM {schema}.lease l WHERE l.session = session_number AND l.seq = p_seq AND l.fence = p_fence AND l.nonce = p_nonce
+        FOR UPDATE;
+        SELECT s.codes AS code INTO outcome FROM {schema}.settle_each_1(now, session_number, p_kind, ARRAY[p_seq], ARRAY[p_id],
+            ARRAY[p_fence], ARRAY[p_nonce], ARRAY[p_body], ARRAY[p_delay], ARRAY[p_text], NULL) s;
+        RETURN CASE outcome.code WHEN 'd' THEN 'done' WHEN 'a' THEN 'already settled' ELSE 'stale' END;
+    END IF;
     LOCK TABLE {schema}.limit_rule, {schema}.paused_queue IN ROW SHARE MODE;
     PERFORM {schema}.lock_limits_1(ARRAY(
         SELECT u.limit_name FROM {schema}.lease l JOIN {schema}.limit_use u ON u.number = ANY (l.key_numbers)

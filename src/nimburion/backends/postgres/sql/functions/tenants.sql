@@ -247,7 +247,7 @@ BEGIN
             FROM {schema}.lease l WHERE l.session = p_session AND l.seq = u.seq AND l.fence = u.fence AND l.nonce = u.nonce
             OFFSET 0
         ) l
-        WHERE l.share IS NOT NULL AND (p_kinds IS NULL OR substr(p_kinds, CAST(u.place AS int4), 1) NOT IN ('p', 'e'))
+        WHERE l.share IS NOT NULL AND (p_kinds IS NULL OR substr(p_kinds, CAST(u.place AS int4), 1) NOT IN ('p', 'e', 't', 'g'))
         ORDER BY l.seq, u.place
     ), used AS MATERIALIZED (
         SELECT e.share, e.place, e.run_time, e.charge, CASE WHEN e.run_time IS NULL THEN 0

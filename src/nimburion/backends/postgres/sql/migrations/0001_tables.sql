@@ -226,13 +226,15 @@ CREATE INDEX flow_running ON {schema}.flow (number) WHERE parent IS NULL AND fin
 CREATE INDEX flow_created ON {schema}.flow (created_at) WHERE parent IS NULL AND finished_at IS NULL;
 CREATE INDEX flow_open ON {schema}.flow (grown_at) WHERE grown_at IS NOT NULL;
 CREATE INDEX flow_finished ON {schema}.flow (finished_at) WHERE parent IS NULL AND finished_at IS NOT NULL;
--- Jobs with conditions that are not met: they are suspended, or were cancelled because a condition became impossible.
+-- Jobs with conditions that are not met: they are suspended, or were cancelled because a condition became impossible. Also durable
+-- runs that wait without a worker; they may have no condition.
 CREATE TABLE {schema}.dependent (
     seq int8 PRIMARY KEY,
     flow int8,                          -- as in `job`
     root int8,                          -- the flow in which `flow` is, or that flow itself; NULL: the job is in no flow
     cancelled_at int8,                  -- NULL: it is suspended
     lane int4 NOT NULL,
+    is_run bool NOT NULL DEFAULT false, -- a durable run, which the first of its conditions with `any` resumes
     id bytea NOT NULL
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
     vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
@@ -241,10 +243,11 @@ CREATE INDEX dependent_cancelled ON {schema}.dependent (cancelled_at) WHERE canc
 CREATE TABLE {schema}.condition (
     waiter int8 NOT NULL,               -- dependent.seq
     is_impossible bool NOT NULL DEFAULT false,
-    source_kind text COLLATE "C" NOT NULL,      -- job or flow
-    source bytea NOT NULL,              -- the id of the job or flow whose end meets the condition
-    needs text COLLATE "C" NOT NULL,    -- which end meets it: success, failure or finished. Empty: the job does not wait for
-                                        -- it, but is cancelled if the flow, which has `fail_fast`, fails
+    source_kind text COLLATE "C" NOT NULL,      -- job, flow, signal or time
+    source bytea NOT NULL,              -- the id of what meets the condition. Of a time, it is microseconds with 20 digits
+    needs text COLLATE "C" NOT NULL,    -- which end meets it: success, failure or finished; any: the same as finished, and the
+                                        -- first such condition is enough. Empty: the job does not wait for it, but is
+                                        -- cancelled if the flow, which has `fail_fast`, fails
     PRIMARY KEY (source_kind, source, is_impossible, waiter)
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
     vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
@@ -261,9 +264,42 @@ CREATE TABLE {schema}.flow_change (
     root int8,                          -- the flow in which the source is; NULL: it is in none
     source_kind text COLLATE "C" NOT NULL,
     source bytea NOT NULL,              -- as in `condition`
-    change text COLLATE "C" NOT NULL,   -- succeeded, failing, failed, reopened, or `stored`: a condition on it is new
+    change text COLLATE "C" NOT NULL,   -- succeeded, failing, failed, reopened, or `stored`: a condition or a signal is new
     outcome text COLLATE "C"            -- completed, failed or cancelled: how the flow counts it
 ) WITH (autovacuum_vacuum_threshold = 500, vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
+
+-- Jobs that have steps or signals. `runs.sql` explains how these three tables are locked.
+CREATE TABLE {schema}.run (
+    seq int8 PRIMARY KEY,               -- job.seq or finished_job.seq
+    checked_at int8 NOT NULL,           -- a time at or before which its record was not removed. `prune_runs_1` looks for the
+                                        -- record again after the horizon has passed this time
+    last_signal int8 NOT NULL DEFAULT 0,    -- the number of the last signal that was stored
+    id bytea NOT NULL
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
+    vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX run_checked ON {schema}.run (checked_at);
+-- The steps that durable runs have stored.
+CREATE TABLE {schema}.step (
+    seq int8 NOT NULL,
+    number int8 NOT NULL,               -- 0: a cancel of the run needs a worker (`CLEANUP_STEP`)
+    at int8 NOT NULL,
+    body bytea NOT NULL,
+    PRIMARY KEY (seq, number)
+) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
+    vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
+-- The signals to jobs. They stay after a step took them, so that an id is one signal.
+CREATE TABLE {schema}.signal (
+    seq int8 NOT NULL,
+    number int8 NOT NULL,               -- in the order in which the signals of the job were stored, from 1
+    at int8 NOT NULL,
+    is_unread bool NOT NULL,
+    id text COLLATE "C" NOT NULL,       -- id and name are empty for the one that asks the run to end (`CANCEL_SIGNAL`)
+    name text COLLATE "C" NOT NULL,
+    payload bytea NOT NULL,
+    PRIMARY KEY (seq, id)
+) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
+    vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX signal_unread ON {schema}.signal (seq, number) WHERE is_unread;
 
 -- Unique keys and the jobs that hold them.
 CREATE TABLE {schema}.unique_key (
@@ -347,7 +383,7 @@ CREATE TABLE {schema}.exchange_log (
     PRIMARY KEY (session, number)
 ) WITH (autovacuum_vacuum_threshold = 1000, vacuum_truncate = off,
     autovacuum_vacuum_cost_delay = 0);
--- Features that exchanges must look for: limits, pauses and tenants. The first use of a feature stores a row, which stays.
+-- Features that exchanges must look for: limits, pauses, tenants, flows and durable runs. The first use of a feature stores a row, which stays.
 -- While there is no row, an exchange reads none of the tables of these features.
 CREATE TABLE {schema}.used_feature (
     name text COLLATE "C" PRIMARY KEY
