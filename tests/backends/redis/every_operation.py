@@ -31,11 +31,12 @@ from nimburion.core.errors import PermanentError
 from nimburion.core.flows import FlowState, Growth, NewFlow, SourceKind, WaitCondition, WaitSource
 from nimburion.core.job import JobOptions, State
 from nimburion.core.limits import LimitChange, LimitRule
-from nimburion.core.maintenance import Retention
+from nimburion.core.maintenance import Cancellation, Retention
 from nimburion.core.metrics.statistics import STEPS as INTERVALS
 from nimburion.core.metrics.statistics import Counters, Statistics
 from nimburion.core.queries import JobFilter
 from nimburion.core.rate_limits import RateLimit
+from nimburion.core.runs import CANCEL_SIGNAL, NewSignal, SignalOutcome, make_signal_source
 from nimburion.core.schedules import (
     Overlap,
     ScheduleRecord,
@@ -45,7 +46,14 @@ from nimburion.core.schedules import (
     put_schedule,
 )
 from nimburion.core.session import Vitals, WorkerCommand
-from nimburion.core.settlement import Cancelled, Completed, Failed, Released
+from nimburion.core.settlement import (
+    Cancelled,
+    Completed,
+    Failed,
+    Recorded,
+    Released,
+    Suspended,
+)
 from nimburion.jobs import Context, Processor, job
 from nimburion.testing import FakeClock
 from nimburion.testing.contract.changing import delete
@@ -363,6 +371,37 @@ async def check_closing(environment: Environment) -> None:
     assert flow.state is FlowState.COMPLETED
 
 
+async def check_runs(environment: Environment) -> None:
+    """A durable run waits for each thing, is asked to end, and leaves much to remove."""
+    backend, harness = environment.backend, environment.harness
+    await harness.add("run", name="run", queue="run")
+    worker = await harness.worker(names=("run",), queues=("run",))
+    held = await worker.take_one()
+    steps = [Recorded(held.lease, number, b"1") for number in range(1_001)]
+    await worker.exchange(*steps[:501])
+    await worker.exchange(*steps[501:])
+    paid = make_signal_source("run", "paid")
+    waits = Suspended(held.lease, (paid, WaitSource(SourceKind.FLOW, "import")), 3_600.0)
+    reply = await worker.exchange(waits, want=worker.want(1))
+    (held,) = reply.deliveries  # the flow has ended
+    await worker.exchange(Suspended(held.lease, (paid,), 3_600.0))
+    assert (await backend.reads.explain_job("run")).unmet_count == 2
+    signals = [NewSignal("run", "paid", "s1", b"1"), NewSignal("nobody", "paid", "s1", b"1")]
+    outcomes = await backend.producing.send_signals(signals)
+    assert outcomes == [SignalOutcome.STORED, SignalOutcome.UNKNOWN]
+    held = await worker.take_one()
+    await worker.exchange(Suspended(held.lease, (), 0.001))
+    await wait_until(lambda: is_promoted(environment, "run"), "its time comes", TIMEOUT)
+    held = await worker.take_one()
+    await worker.exchange(Suspended(held.lease))
+    assert await backend.producing.cancel("run") is Cancellation.REQUESTED
+    page = await backend.reads.read_run("run", limit=2_000)
+    assert [signal.name for signal in page.signals] == ["paid", CANCEL_SIGNAL]
+    await worker.settle(Cancelled((await worker.take_one()).lease))
+    await backend.consuming.close_session(worker.id)
+    assert await delete(backend, JobFilter(ids=("run",)), 1) == ["run"]
+
+
 async def check_prune(environment: Environment) -> None:
     """Everything that is finished, with its results."""
     await environment.backend.maintenance.prune(
@@ -433,6 +472,7 @@ STEPS = (
     check_flows,
     check_opening,
     check_closing,
+    check_runs,
     check_health_checks,
     check_client_list,
     check_prune,

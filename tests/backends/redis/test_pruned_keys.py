@@ -11,6 +11,7 @@ from nimburion.backends.redis import RedisBackend
 from nimburion.core.backend import Backend
 from nimburion.core.maintenance import Retention
 from nimburion.core.queries import EVERY_JOB
+from nimburion.core.runs import CLEANUP_STEP
 from nimburion.testing.clock import FakeClock
 from nimburion.testing.contract.changing import delete
 from tests.model.machine import FLOWS, Twins, make_graph
@@ -47,6 +48,7 @@ EVERYTHING = Retention(completed=0.0, failed=0.0, results=0.0)
 def test_nothing_is_left_of_what_is_forgotten(valkey: Server) -> None:
     class PrunedTwins(Twins):
         checks_progress = False  # it would leave a session
+        first_step = CLEANUP_STEP + 1  # only a worker ends a run with that step
 
         def make_subject(self, clock: FakeClock) -> Backend:
             return RedisBackend(valkey.url, clock=clock, timeout=30.0)

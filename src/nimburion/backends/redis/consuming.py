@@ -29,7 +29,9 @@ class RedisConsuming(Consuming, LongPolling, SharedListening):
     def __init__(self, server: RedisServer) -> None:
         self._server = server
         self._exchange_script = "exchange"
-        """`exchange_flows` after the first settlement of a member of a flow: it has more keys."""
+        """`exchange_flows` after this process has met a member of a flow or a durable run: it has
+        more keys.
+        """
 
     async def open_session(self, session: Session) -> None:
         reply = await self._server.run_script(
@@ -55,33 +57,39 @@ class RedisConsuming(Consuming, LongPolling, SharedListening):
             handle=notifications.handle,
             registered=notifications.registered,
         )
-        if request.long_poll > 0:
-            answer = await self._exchange_long_poll(
-                arguments, 0 if settlements else request.long_poll
+        is_long_poll = request.long_poll > 0
+        seconds = 0.0 if settlements else request.long_poll
+        answer = await self._run_exchange(
+            self._exchange_script, arguments, seconds, is_long_poll=is_long_poll
+        )
+        if answer[0] in {b"members", b"cancelled"}:
+            if answer[0] == b"members":
+                self._exchange_script = "exchange_flows"
+            answer = await self._run_exchange(
+                "exchange_flows", arguments, 0.0, is_long_poll=is_long_poll
             )
-        else:
-            (answer,) = await connections.run_script(
-                connections.exchanges,
-                self._exchange_script,
-                arguments,
-                self._server.make_times(),
-            )
-        if answer[0] == b"members":
-            self._exchange_script = "exchange_flows"
-            return await self.exchange(session_id, number, settlements, request)
         reply = exchanging.decode_reply(answer, session_id, number, request)
         notifications.note_exchange(session_id, request, reply)
         return reply
 
-    async def _exchange_long_poll(self, arguments: Sequence[CommandPart], seconds: float) -> Any:  # noqa: ANN401 - a script's reply
-        """Run an exchange of an idle worker, preceded by a blocking read of up to `seconds`."""
+    async def _run_exchange(
+        self, script: str, arguments: Sequence[CommandPart], seconds: float, *, is_long_poll: bool
+    ) -> Any:  # noqa: ANN401 - a script's reply
+        """Run a script of an exchange. That of an idle worker (`is_long_poll`) is preceded by a
+        blocking read of up to `seconds`.
+        """
         connections = self._server.get_connections()
+        if not is_long_poll:
+            (answer,) = await connections.run_script(
+                connections.exchanges, script, arguments, self._server.make_times()
+            )
+            return answer
         before = connections.long_poll.make_preceding_commands(seconds)
         connection, times = connections.exchanges, self._server.make_times()
         try:
             replies = await connections.run_script(
                 connection,
-                self._exchange_script,
+                script,
                 arguments,
                 times,
                 before=before,
@@ -138,12 +146,10 @@ class RedisConsuming(Consuming, LongPolling, SharedListening):
         count, due = 0, b""
         while True:
             step = min(limit - count, _MAX_PER_SCRIPT)
-            moved, due, has_changes = await self._server.run_script("promote", step)
+            moved, due, has_more = await self._server.run_script("promote", step)
             count += moved
-            if moved < step or count >= limit:
+            if not has_more or count >= limit:
                 break
-        if has_changes:
-            due = await self._server.run_script("continue_flows", b"")
         next_due = decode_time(int.from_bytes(due, "big")) if due else None
         return Promoted(count, next_due)
 

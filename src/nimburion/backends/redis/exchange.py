@@ -31,33 +31,43 @@ from nimburion.backends.redis.record_format import (
     KIND_KEPT_WITH_RESULT,
     KIND_PROGRESSED,
     KIND_RATE_LIMITED,
+    KIND_RECORDED,
     KIND_RELEASED,
     KIND_RETRIED,
     KIND_SNOOZED,
     KIND_SNOOZED_UNSTARTED,
     KIND_SPENT,
+    KIND_SUSPENDED,
     KIND_UNSTARTED,
+    NEVER,
     PROGRESS,
+    RECORDED_STEP,
+    SEQ,
     SETTLED_ALREADY,
     SETTLED_DONE,
     SETTLED_STALE,
+    SOURCE_CODES,
 )
-from nimburion.backends.server.encoding import decode_id, encode_json
-from nimburion.core.errors import OutOfOrder, SessionLost
+from nimburion.backends.server.encoding import decode_id, encode_id, encode_json
+from nimburion.core.errors import OutOfOrder, SessionLost, Unstorable
 from nimburion.core.exchange import Reply, ReserveRequest
+from nimburion.core.flows import SourceKind
 from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
 from nimburion.core.lease import Delivery, Lease, Token
+from nimburion.core.runs import split_signal_source
 from nimburion.core.settlement import (
     Cancelled,
     Completed,
     Failed,
     Progressed,
     RateLimited,
+    Recorded,
     Released,
     Retried,
     Settled,
     Settlement,
     Spent,
+    Suspended,
 )
 from nimburion.core.timing.clock import to_micros
 
@@ -69,6 +79,10 @@ _RESULTS_BY_CODE = {
 _ID_OFFSET = JOB_HEAD.size
 _MAX_NUMBER = (1 << 53) - 1
 """The largest number in use: Lua represents integers exactly up to this value."""
+_MAX_ENTRY = (1 << 32) - 1
+"""The largest number of a step or a signal."""
+_MAX_NAME_BYTES = (1 << 16) - 1 - SEQ.size
+"""The largest name of a signal for which a run waits."""
 _MAX_LANE_INDEX = (1 << 16) - 1
 """The largest index in a reply: a lease stores it in two bytes."""
 _pack = msgspec.msgpack.Encoder().encode
@@ -107,7 +121,7 @@ def encode_arguments(
     ]
 
 
-def _encode_settlement(  # noqa: PLR0911 - one for each kind
+def _encode_settlement(  # noqa: C901, PLR0911 - one for each kind
     settlement: Settlement,
 ) -> tuple[bytes, tuple[bytes, ...]]:
     """Return the kind of a settlement and its data other than the lease."""
@@ -137,6 +151,31 @@ def _encode_settlement(  # noqa: PLR0911 - one for each kind
             )
         case Spent():
             return KIND_SPENT, (b"%d" % settlement.units,)
+        case Recorded():
+            return KIND_RECORDED, (_encode_step(settlement),)
+        case Suspended():
+            return KIND_SUSPENDED, (_encode_waits(settlement),)
+
+
+def _encode_step(step: Recorded) -> bytes:
+    """Encode a step for `record_step` of `run_data.lua`."""
+    takes = min(step.takes or 0, _MAX_ENTRY)
+    return RECORDED_STEP.pack(step.number, takes, b"1" if step.forgets else b"0") + step.body
+
+
+def _encode_waits(suspended: Suspended) -> bytes:
+    """Encode what a run waits for, for `suspend_run` of `flow_data.lua`."""
+    delay = suspended.delay
+    parts = [NEVER if delay is None else encode_time(max(0, to_micros(delay)))]
+    for source in sorted(suspended.sources):
+        is_signal = source.kind is SourceKind.SIGNAL
+        name = split_signal_source(source.id)[1].encode() if is_signal else encode_id(source.id)
+        if len(name) > _MAX_NAME_BYTES:
+            raise Unstorable(
+                f"a signal's name has at most {_MAX_NAME_BYTES} bytes, not {len(name)}"
+            )
+        parts.append(SOURCE_CODES[source.kind] + len(name).to_bytes(2, "big") + name)
+    return b"".join(parts)
 
 
 def _encode_released(settlement: Released) -> tuple[bytes, tuple[bytes, ...]]:

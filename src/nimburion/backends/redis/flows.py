@@ -17,13 +17,15 @@ from nimburion.backends.planning.flows import (
     make_other_groups_error,
     select_new_flows,
 )
-from nimburion.backends.redis.encoding import decode_time, reject_unstorable_text
+from nimburion.backends.redis.encoding import decode_micros, decode_time, reject_unstorable_text
 from nimburion.backends.redis.record_format import (
     FLOW,
     FLOW_IDENTITY,
     JOB_SOURCE,
     NO_TIME,
     ON_CODES,
+    SIGNAL_SOURCE,
+    TIME_SOURCE,
 )
 from nimburion.backends.server.encoding import decode_id, encode_id
 from nimburion.core.diagnosis.explanations import Unmet
@@ -39,6 +41,7 @@ from nimburion.core.flows import (
 )
 from nimburion.core.job import JobRecord, NewJob
 from nimburion.core.queries import parse_cursor
+from nimburion.core.runs import make_signal_source, make_time_source
 
 _COUNTS = struct.Struct(">IIIII")
 _MAX_POSITION = (1 << 53) - 1
@@ -172,14 +175,24 @@ def _read_position(record: bytes) -> int:
     return int.from_bytes(record[FLOW.size - 8 : FLOW.size], "big")
 
 
-def make_unmet(kind: bytes, source_id: bytes, on: bytes, source: object) -> Unmet:
+def make_unmet(job_id: str, kind: bytes, source_id: bytes, on: bytes, source: object) -> Unmet:
     """Return an unmet condition. `source`: the record of the job, or that of the flow as stored."""
-    is_job = kind == JOB_SOURCE
     return Unmet(
         condition=WaitCondition(
-            WaitSource(SourceKind.JOB if is_job else SourceKind.FLOW, decode_id(source_id)),
+            _make_source(job_id, kind, source_id),
             _ONS.get(on, On.SUCCESS),  # without an end: the flow that cancelled the job has failed
         ),
         job=source if isinstance(source, JobRecord) else None,
         flow=decode_flow(source_id, source) if isinstance(source, bytes) else None,
+    )
+
+
+def _make_source(job_id: str, kind: bytes, source_id: bytes) -> WaitSource:
+    """Return a source of a condition of a job. That of a signal has its name only."""
+    if kind == SIGNAL_SOURCE:
+        return make_signal_source(job_id, source_id.decode())
+    if kind == TIME_SOURCE:
+        return make_time_source(decode_micros(int.from_bytes(source_id, "big")))
+    return WaitSource(
+        SourceKind.JOB if kind == JOB_SOURCE else SourceKind.FLOW, decode_id(source_id)
     )

@@ -17,7 +17,8 @@ KEYS = MappingProxyType(
         "job_seq": "hash: id -> seq, without its first two bytes",
         "attempt_state": "hash: seq -> counts of a waiting job that was leased before",
         "ready": "sorted set: due jobs, in the order of their lanes",
-        "scheduled": "sorted set: jobs that are not due yet, by due time",
+        "scheduled": "sorted set: jobs that are not due yet, by due time; and suspended durable "
+        "runs, by the time for which they wait",
         "lease": "hash: seq -> lease",
         "session_leases": "sorted set: the leases of each session",
         "cancel_requested": "hash: seq of each leased job that is to be cancelled",
@@ -62,10 +63,15 @@ KEYS = MappingProxyType(
         "open_flow": "sorted set: open flows and groups, by when they got members last",
         "ended_flow": "sorted set: the flows that have ended, without groups, by end",
         "condition": "sorted set: conditions that are not met, by the job or the flow of each",
-        "unmet": "hash: seq of a job that waits -> number of its conditions that are not met",
+        "unmet": "hash: seq of a job that waits -> number of its conditions that are not met, and "
+        "all that a durable run waits for",
         "flow_change": "sorted set: ends of jobs and flows whose conditions a later step applies",
         "flow_finished": "sorted set: ended members of flows that run, by flow",
         "released_flow": "sorted set: flows that have ended, whose members are in `flow_finished`",
+        "run_entry": "hash: seq, kind and number -> a step of a durable run, or an unread signal",
+        "run_order": "sorted set: the steps of each durable run, its unread signals, and the ids "
+        "of all its signals",
+        "removed_run": "sorted set: seq of deleted jobs of which steps or signals are left",
         "unique_key": "hash: job name NUL unique key -> expiry, states, id of the holder",
         "unique_expiry": "sorted set: unique keys with a span (unique_for), by expiry",
         "replacement": "hash: id of a job that replaced another -> expiry, digest, id of the other",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from nimburion.backends.redis import enqueue as enqueueing
+from nimburion.backends.redis import runs
 from nimburion.backends.redis.flows import NamedSources
 from nimburion.backends.redis.record_format import UNKNOWN_LANE
 from nimburion.backends.redis.server import RedisServer
@@ -14,6 +15,7 @@ from nimburion.core.errors import BackendUnavailable, JobNotFound
 from nimburion.core.flows import NewFlow
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.maintenance import Cancellation
+from nimburion.core.runs import MAX_SIGNALS, NewSignal, SignalOutcome
 
 
 class RedisProducing(Producing):
@@ -113,3 +115,11 @@ class RedisProducing(Producing):
         if reply == b"missing":
             raise JobNotFound(job_id)
         return Cancellation(reply.decode())
+
+    async def send_signals(self, signals: Sequence[NewSignal]) -> list[SignalOutcome]:
+        arguments, outcomes = runs.encode_signals(signals), []
+        for start in range(0, len(arguments), 4 * MAX_SIGNALS):
+            batch = arguments[start : start + 4 * MAX_SIGNALS]
+            reply = await self._server.run_script("send_signals", *batch)
+            outcomes += runs.decode_outcomes(reply)
+        return outcomes

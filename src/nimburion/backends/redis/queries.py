@@ -642,17 +642,18 @@ def decode_facts(reply: list[Any], job_id: str) -> Facts:
         ],
         parked_for=None if parked_for is None else parked_for.decode().partition("\0")[0],
         turn=_decode_turn(*turn) if turn else None,
-        unmet=[_decode_unmet(row, lane_names) for row in _split_rows(unmet, 4)],
+        unmet=[_decode_unmet(job_id, row, lane_names) for row in _split_rows(unmet, 4)],
         unmet_count=unmet_count,
         key_holder=None if key_holder == job_id else key_holder,
         sessions=decode_sessions(sessions),
     )
 
 
-def _decode_unmet(row: Sequence[Any], lane_names: dict[int, tuple[str, str]]) -> Unmet:
+def _decode_unmet(job_id: str, row: Sequence[Any], lane_names: dict[int, tuple[str, str]]) -> Unmet:
     kind, source_id, on, source = row
     is_job = isinstance(source, list)
-    return make_unmet(kind, source_id, on, _decode_job(source, lane_names) if is_job else source)
+    described = _decode_job(source, lane_names) if is_job else source
+    return make_unmet(job_id, kind, source_id, on, described)
 
 
 def _describe_lane_limits(job: str, closing: list[Any], now: int) -> list[LimitInfo]:

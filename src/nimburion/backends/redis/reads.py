@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from nimburion.backends.redis import flows, queries, records
+from nimburion.backends.planning.runs import RunCursor
+from nimburion.backends.redis import flows, queries, records, runs
 from nimburion.backends.redis.connection.command_connection import CommandPart
 from nimburion.backends.redis.encoding import encode_lookup_text
 from nimburion.backends.redis.queries import MAX_SORTED, SCAN_STEP, JobScan, PageScan, split_fields
@@ -35,6 +36,7 @@ from nimburion.core.records import (
     RecordKind,
     RecordPage,
 )
+from nimburion.core.runs import RunPage
 from nimburion.core.session import SessionInfo
 
 
@@ -104,6 +106,14 @@ class RedisInspecting(Inspecting):
     async def get_flow(self, flow_id: str) -> list[FlowInfo]:
         reply = await self._server.run_script("get_flow", encode_id_or_empty(flow_id))
         return flows.decode_flows(reply)
+
+    async def read_run(
+        self, job_id: str, *, limit: int = 1_000, after: str | None = None
+    ) -> RunPage:
+        cursor = RunCursor.parse(after)
+        arguments = runs.encode_read(job_id, cursor, limit)
+        reply = await self._server.run_script("read_run", *arguments)
+        return runs.decode_page(reply, job_id, cursor, limit)
 
     async def list_flows(
         self, *, running: bool = False, limit: int = 100, after: str | None = None

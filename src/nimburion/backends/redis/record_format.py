@@ -11,7 +11,7 @@ import struct
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from nimburion.core.flows import On
+from nimburion.core.flows import On, SourceKind
 from nimburion.core.job import State
 
 # --- flags of a job -------------------------------------------------------------------------------
@@ -76,6 +76,7 @@ KIND_COMPLETED, KIND_COMPLETED_WITH_RESULT, KIND_RETRIED, KIND_FAILED = b"c", b"
 KIND_KEPT, KIND_KEPT_WITH_RESULT = b"k", b"K"
 KIND_RELEASED, KIND_SNOOZED, KIND_CANCELLED, KIND_PROGRESSED = b"l", b"s", b"x", b"p"
 KIND_UNSTARTED, KIND_SNOOZED_UNSTARTED, KIND_RATE_LIMITED, KIND_SPENT = b"u", b"v", b"q", b"e"
+KIND_RECORDED, KIND_SUSPENDED = b"t", b"w"
 """The kinds of settlements. KIND_SNOOZED is a release with a delay. With KIND_KEPT, the job is
 completed and keeps its payload.
 """
@@ -86,12 +87,26 @@ SETTLED_DONE, SETTLED_ALREADY, SETTLED_STALE = b"d", b"a", b"s"
 CANCEL_REQUESTED = b"1"
 """The cancel flag of a lease whose job is to be cancelled."""
 
-JOB_SOURCE, FLOW_SOURCE = b"j", b"f"
+SIGNAL_STORED, SIGNAL_EXISTS, SIGNAL_FINISHED = b"s", b"e", b"d"
+SIGNAL_UNKNOWN, SIGNAL_FULL = b"u", b"f"
+"""The outcomes of a signal."""
+STEP_ENTRY, SIGNAL_ENTRY = b"s", b"u"
+"""The kinds of what is stored about a durable run: a step, an unread signal."""
+
+JOB_SOURCE, FLOW_SOURCE, SIGNAL_SOURCE, TIME_SOURCE = b"j", b"f", b"s", b"t"
 """The kinds of the sources of conditions."""
-ON_SUCCESS, ON_FAILURE, ON_FINISHED = b"s", b"f", b"e"
+SOURCE_CODES: Mapping[SourceKind, bytes] = MappingProxyType(
+    {
+        SourceKind.JOB: JOB_SOURCE,
+        SourceKind.FLOW: FLOW_SOURCE,
+        SourceKind.SIGNAL: SIGNAL_SOURCE,
+        SourceKind.TIME: TIME_SOURCE,
+    }
+)
+ON_SUCCESS, ON_FAILURE, ON_FINISHED, ON_ANY = b"s", b"f", b"e", b"a"
 """Which end of its source meets a condition."""
 ON_CODES: Mapping[On, bytes] = MappingProxyType(
-    {On.SUCCESS: ON_SUCCESS, On.FAILURE: ON_FAILURE, On.FINISHED: ON_FINISHED}
+    {On.SUCCESS: ON_SUCCESS, On.FAILURE: ON_FAILURE, On.FINISHED: ON_FINISHED, On.ANY: ON_ANY}
 )
 
 # --- records --------------------------------------------------------------------------------------
@@ -128,6 +143,10 @@ HISTORY_ENTRY = struct.Struct(">QI")
 """time, length of the JSON that follows."""
 PROGRESS = struct.Struct(">d")
 """fraction; the message follows."""
+RECORDED_STEP = struct.Struct(">IIc")
+"""number, number of the signal that it takes (0: none), whether all other steps are removed; the
+body follows.
+"""
 SESSION_STATE = struct.Struct(">4x8x8xQc8x")
 """opened, status; the codes of the last settlements follow."""
 """interval, burst, cost; the rate for people follows."""

@@ -85,20 +85,20 @@ _CHANGE_PARTS = ("session_names", "job_changes")
 _KEY_HOLDER_PARTS = ("ids", "key_holders")
 _NEW_JOB_PARTS = (*_KEY_HOLDER_PARTS, "enqueue_jobs")
 _MEMBER_PARTS = ("job_ids", "flow_names", "flow_members")
-_FLOW_GROUP = (*_KEY_HOLDER_PARTS, *_MEMBER_PARTS, "cancel_waiting", "flow_data", "flows")
+_RUN_PARTS = (*_MEMBER_PARTS, "run_data")
+_FLOW_GROUP = (*_KEY_HOLDER_PARTS, *_RUN_PARTS, "cancel_waiting", "flow_data", "flows")
 _FLOW_PARTS = (*_FLOW_GROUP, "settles_members")
 _SETTLING = ("allow-oom", (_FLOW_GROUP,))
 """The flags and the deferred parts of scripts that end jobs, of which few are members of flows."""
 _EXCHANGE_GROUPS = (
     *(("record_format",), _NOTIFY_PARTS, ("unique_keys",), _USE_PARTS),
-    *(("write_buffer", "settle"), ("pauses", "lanes", "source", "reserve")),
-    *(("lease_jobs",), ("repeat_leases",)),
+    *(("pauses", "lanes", "source", "reserve"), ("lease_jobs",), ("repeat_leases",)),
 )
 
 
-def _list_exchange_parts(*flow_parts: str) -> tuple[str, ...]:
+def _list_exchange_parts(*settling_parts: str) -> tuple[str, ...]:
     return (
-        *(*_WRITE_PARTS, "settle", *flow_parts),
+        *(*_WRITE_PARTS, *settling_parts),
         *("promote_due", "read_lanes", "pauses", "lanes", "source", "reserve"),
         *("lease_jobs", "repeat_leases", "reserve_jobs"),
     )
@@ -115,12 +115,14 @@ SCRIPT_SPECS = MappingProxyType(
             (*_RECORD_PARTS, "unique_keys", *_KEY_HOLDER_PARTS), "no-writes"
         ),
         "exchange": ScriptSpec(
-            _list_exchange_parts("refuses_members"), "allow-oom", _EXCHANGE_GROUPS
+            _list_exchange_parts("refuses_runs", "settle", "refuses_members"),
+            "allow-oom",
+            (*_EXCHANGE_GROUPS, ("write_buffer", "refuses_runs", "settle")),
         ),
         "exchange_flows": ScriptSpec(
-            _list_exchange_parts(*_FLOW_PARTS),
+            _list_exchange_parts(*_FLOW_PARTS, "settle"),
             "allow-oom",
-            (*_EXCHANGE_GROUPS, _FLOW_GROUP),
+            (*_EXCHANGE_GROUPS, ("write_buffer",), _FLOW_GROUP, ("settle",)),
             operation="exchange",
         ),
         "wake_workers": ScriptSpec(("times", "idle_workers"), "allow-oom"),
@@ -133,12 +135,10 @@ SCRIPT_SPECS = MappingProxyType(
         "rescue": ScriptSpec(
             (*_WRITE_PARTS, *_FLOW_PARTS, "release_jobs", "session_names"), *_SETTLING
         ),
-        "promote": ScriptSpec(
-            (*_RECORD_PARTS, *_NOTIFY_PARTS, "lane_counts", "heap", "fairness", "promote_due"),
-            "allow-oom",
-        ),
+        "promote": ScriptSpec((*_WRITE_PARTS, *_FLOW_PARTS, "promote_due"), *_SETTLING),
         "continue_flows": ScriptSpec((*_WRITE_PARTS, *_FLOW_PARTS, "promote_due"), "allow-oom"),
         "cancel": ScriptSpec((*_WRITE_PARTS, *_FLOW_PARTS, *_CHANGE_PARTS), "allow-oom"),
+        "send_signals": ScriptSpec((*_WRITE_PARTS, *_FLOW_PARTS)),
         "pause_queue": ScriptSpec(("times", *_NOTIFY_PARTS, "pauses"), "allow-oom"),
         "change_limit": ScriptSpec(_LIMIT_PARTS, "allow-oom"),
         "send_command": ScriptSpec((*_RECORD_PARTS, *_NOTIFY_PARTS), "allow-oom"),
@@ -154,7 +154,7 @@ SCRIPT_SPECS = MappingProxyType(
         "delete_record": ScriptSpec(("versioned_records",), "allow-oom"),
         "prune": ScriptSpec(
             (
-                *(*_RECORD_PARTS, "lane_counts", *_MEMBER_PARTS, "delete_jobs"),
+                *(*_RECORD_PARTS, "lane_counts", *_RUN_PARTS, "delete_jobs"),
                 *("pauses", "heap", "fairness"),
             ),
             "allow-oom",
@@ -163,6 +163,7 @@ SCRIPT_SPECS = MappingProxyType(
         "find_jobs": ScriptSpec(("ids",), "no-writes"),
         "find_unfinished": ScriptSpec(_RECORD_PARTS, "no-writes"),
         "get_job": ScriptSpec((*_SCAN_PARTS, "ids", *_DETAIL_PARTS), "no-writes"),
+        "read_run": ScriptSpec(("ids",), "no-writes"),
         "list_jobs": ScriptSpec((*_SCAN_PARTS, *_DETAIL_PARTS), "no-writes"),
         "list_dead_letters": ScriptSpec(_SCAN_PARTS, "no-writes"),
         "explain_job": ScriptSpec(

@@ -23,6 +23,15 @@ local JOB_DIGEST, JOB_DIGEST_END, JOB_ID_LENGTH, JOB_ID = 23, 38, 39, 40
 -- It begins: flags 1 | priority 1 | digest 16 | id 1 + n.
 local NEW_JOB_FLAGS, NEW_JOB_DIGEST, NEW_JOB_DIGEST_END, NEW_JOB_ID_LENGTH, NEW_JOB_ID = 1, 3, 18, 19, 20
 
+-- Outcomes of a signal
+local SIGNAL_STORED, SIGNAL_EXISTS, SIGNAL_FINISHED, SIGNAL_UNKNOWN, SIGNAL_FULL = 's', 'e', 'd', 'u', 'f'
+
+-- The most due jobs and runs that a script considers
+local MAX_DUE = 500
+
+-- The number of the step of a durable run that a worker ends
+local CLEANUP_STEP = '\0\0\0\0'
+
 -- Stands for lane, created and due of a new job.
 local NO_FRONT = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
 

@@ -23,6 +23,7 @@
 --                   | tenant 2 + n, with a charge | per key of a limit for which the lease counts: limit NUL key 2 + n
 -- ready             lane 4 | rank 1 | due 8 | seq 8; the rank is 127 - priority. The byte order is the order of the lane.
 -- scheduled         due 8 | seq 8 | lane 4 | rank 1 | code 1 (S or T) | NUL and tenant, if it needs a turn
+--                   A suspended run that waits for a time has the code W, and no tenant.
 -- session_leases    session 4 | seq 8
 -- expired_session   session 4 | status 1 (a expired with one lease or none, s with several, l left before it expired)
 -- session_state     session 4 | number of the last exchange 8 | ttl 8 | opened 8 | status 1 (a alive, l left, e ended) | ended 8
@@ -45,8 +46,14 @@
 -- flow_order        parent 2 + n (empty: none) | position 8 | id
 -- running_flow      position 8 | id
 -- condition         source | class 1 (e open, on the end; o open, on success or failure; x impossible) | seq 8 | on 1
---                   A source is kind 1 (j job, f flow) | id 2 + n.
+--                   A source is kind 1 (j job, f flow, s signal, t time) | id 2 + n. The id of a signal is seq 8 | name. That of a time is
+--                   due 8; it is in `unmet` and `scheduled` only.
 -- unmet             conditions that are not met 2 | impossible ones 2, also of a flow that fails fast, for which the job does not wait
+--                   | the sources of a suspended run. One is enough, so they count as one condition.
+-- run_order         seq 8 | s (step) | number 4; or seq 8 | u (unread signal) | number 4 | name; or seq 8 | i | id of a signal, also of one
+--                   that is read. Signals are numbered from 1.
+-- run_entry         field: seq 8 | s or u | number 4; value: time 8 | body of the step or payload of the signal
+-- removed_run       seq 8
 -- flow_change       number 8 | transition 1 (see planning/flows.lua) | source
 -- flow_finished     flow 2 + n | seq 8
 -- changed_lane      of a lane: the last member of ready that returned, or nothing; of a lane and a key: how many jobs still return (decimal)
@@ -163,6 +170,11 @@ local function is_suspended(body)
   return band(flags, FLAG_SUSPENDED) ~= 0 and band(flags, FLAG_FINISHED) == 0
 end
 
+-- Return a job that is not finished as a suspended one.
+local function make_suspended_job(body)
+  return sub(body, 1, JOB_DUE_END) .. string.char(byte(body, JOB_FLAGS) + FLAG_SUSPENDED) .. sub(body, JOB_PRIORITY)
+end
+
 -- Return a suspended job as one that waits until `due8`.
 local function make_resumed_job(body, due8)
   return sub(body, 1, JOB_CREATED_END) .. due8 .. string.char(byte(body, JOB_FLAGS) - FLAG_SUSPENDED) .. sub(body, JOB_PRIORITY)
@@ -261,6 +273,11 @@ end
 -- Return the lease with its cancel flag set.
 local function mark_lease_cancelled(record)
   return sub(record, 1, LEASE_CANCEL - 1) .. CANCEL_REQUESTED .. sub(record, LEASE_CANCEL + 1)
+end
+
+-- Return the lease of a job whose failures and losses are 0 from now on.
+local function reset_lease_counts(record)
+  return sub(record, 1, LEASE_CANCEL) .. NO_COUNTS .. sub(record, LEASE_CANCEL + #NO_COUNTS + 1)
 end
 
 local function get_token(lease)

@@ -1,7 +1,10 @@
--- Part of planning: what follows from the end of members of flows (backends/planning/flows.py): the counts, and the jobs that waited.
+-- Part of planning: what follows from the end of members of flows (backends/planning/flows.py): the counts, and the jobs that waited. The
+-- same steps resume durable runs.
 -- Keys: open_flow
--- Provides: note_new_flow(flow), note_growth(flow, count), note_closed(flow, is_late), note_condition(source, transition), note_replay(field, body)
---   resolve_changes(defers_uses): applies what was noted, the ends of members in this script, and what earlier scripts have left. It
+-- Provides: note_new_flow(flow), note_growth(flow, count), note_closed(flow, is_late), note_condition(source, transition), note_replay(field, body),
+--     note_signal(field, name)
+--   resolve_changes(defers_uses): resumes the durable runs whose time has come, and applies what was noted, the ends of members in this
+--     script, and what earlier scripts have left. It
 --     writes the buffer (see write_buffer.lua) after each level. The script calls it after its own write_buffer.
 --   read_flow(id) -> a flow with its new counts, or nil; get_transition(code), get_flow_transition(flow): the change that a new condition on an ended job or on a flow follows, or nil
 -- Cost: O(log n) per condition, for n conditions and waiting jobs; at most MAX_RESOLVED conditions.
@@ -182,6 +185,29 @@ local function note_condition(source, transition)
   note(source, transition)
 end
 
+-- Note that a durable run was suspended, and waits for these sources.
+local function note_suspended(field, sources)
+  local unread
+  for _, source in ipairs(sources) do
+    local is_met
+    if sub(source, 1, 1) == FLOW_SOURCE then
+      local flow = read_flow(sub(source, 4))
+      is_met = not flow or flow.unfinished == 0
+    else
+      unread = unread or read_unread_names(field)
+      is_met = unread[sub(source, 12)]
+    end
+    if is_met then
+      note(source, SUCCEEDED)
+    end
+  end
+end
+
+-- Note that a job got a signal.
+local function note_signal(field, name)
+  note(pack_source(SIGNAL_SOURCE, field .. name), SUCCEEDED)
+end
+
 -- Remove and return the first change of each source.
 local function take_level()
   local level, later, seen = {}, {}, {}
@@ -208,7 +234,7 @@ local function judge(on, transition)
   if transition == REOPENED then
     return nil
   end
-  if on == ON_FINISHED then
+  if on == ON_FINISHED or on == ON_ANY then
     return true
   end
   if on == FAILS_FAST then
@@ -250,13 +276,23 @@ local function apply_level(waiters, level, defers_uses)
 end
 
 local function resolve_changes(defers_uses)
+  for i, run in ipairs(suspended_runs) do
+    suspended_runs[i] = nil
+    note_suspended(run.field, run.sources)
+  end
   for i, member in ipairs(ended_members) do
     ended_members[i] = nil
     note_end(unpack(member))
   end
-  local left = MAX_RESOLVED
-  changes = join_changes(take_changes(), changes)
   restart_buffer()
+  local due = list_due(MAX_RESOLVED)
+  if #due > 0 then
+    meet(due)
+    write_buffer(defers_uses)
+    restart_buffer()
+  end
+  local left = MAX_RESOLVED - #due
+  changes = join_changes(take_changes(), changes)
   while #changes > 0 and left > 0 do
     local level = take_level()
     local waiters = list_waiters(level, left + 1)

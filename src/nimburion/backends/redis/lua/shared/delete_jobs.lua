@@ -25,7 +25,7 @@ local function delete_jobs(fields, bodies)
       push(ids, get_id(body))
       if is_member(body) then
         local member = read_member(body)
-        remove_conditions(field, member)
+        remove_conditions(field, body, member)
         forget_ended(field, member)
       end
       local block = math.floor(((struct.unpack('>I8', field)) - 1) / BLOCK)
@@ -39,6 +39,7 @@ local function delete_jobs(fields, bodies)
   for _, key in ipairs({ result_time_key, finished_key, dead_letter_key, dead_letter_time_key }) do
     call_in_batches('ZREM', key, fields)
   end
+  remove_runs(fields)
   for block, by in pairs(deleted) do
     count_pruned(block, by)
   end

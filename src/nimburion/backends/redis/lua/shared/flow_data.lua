@@ -1,7 +1,9 @@
 -- Shared part: reads and changes flows and conditions for planning/flows.lua, as `FlowData` of backends/planning/flows.py says.
--- Keys: job lease flow condition unmet flow_change running_flow ended_flow released_flow
--- Provides: save_flow(flow), list_waiters(level, limit), meet(waiters), cancel(waiters), reopen(waiters), take_changes(), put_changes(changes)
+-- Keys: job scheduled lease attempt_state flow condition unmet flow_change running_flow ended_flow released_flow
+-- Provides: save_flow(flow), list_waiters(level, limit), list_due(limit), meet(waiters), cancel(waiters), reopen(waiters), take_changes(), put_changes(changes)
 --   A waiter is {source, field, on, seq, reason}; `reason` is why its job is cancelled if the condition is impossible. cancel and reopen return {{field, body, code}, ...} of the jobs that they changed.
+--   suspend_run(field, body, lease, lane, packed): lets a durable run wait whose lease has ended. packed: the time for which it waits in 8 bytes, as a delay (NEVER: none) | the flows and signals, each kind 1 | id or name 2 + n
+--   cancel_wait(field, body) -> whether the suspended job was cancelled. A durable run that a worker ends is asked to end, and resumed.
 --   release_flow(id): lets `prune` see the ended members of a flow that does not run
 -- Atomic: what these functions write directly cannot fail. Changes of jobs are in the buffer (see write_buffer.lua).
 -- Cost: O(log n) per condition, for n conditions and waiting jobs.
@@ -82,6 +84,21 @@ local function list_waiters(level, limit)
   return found
 end
 
+-- Return up to `limit` durable runs whose time has come, among the first MAX_DUE of what is due.
+local function list_due(limit)
+  local found, first = {}, redis.call('ZRANGE', scheduled_key, 0, 0)[1]
+  if not first or decode_time(first, 1) > now then
+    return found
+  end
+  for _, member in ipairs(redis.call('ZRANGEBYLEX', scheduled_key, '-', '(' .. encode_time(now + 1), 'LIMIT', 0, MAX_DUE)) do
+    local _, field, _, _, code = read_scheduled(member)
+    if code == SUSPENDED and #found < limit then
+      push(found, { field = field, on = ON_ANY })
+    end
+  end
+  return found
+end
+
 -- Return the numbers of unmet and of impossible conditions of the jobs that wait, by field.
 local function read_unmet(waiters)
   local unmet, fields = {}, {}
@@ -94,6 +111,7 @@ local function read_unmet(waiters)
   for i, record in ipairs(get_in_batches(unmet_key, fields)) do
     local numbers = unmet[fields[i]]
     numbers.total, numbers.impossible = 0, 0
+    numbers.record = record or ''
     if record then
       numbers.total, numbers.impossible = unpack_struct('>I2I2', record)
     end
@@ -105,7 +123,7 @@ local function write_unmet(unmet)
   local kept, dropped = {}, {}
   for field, numbers in pairs(unmet) do
     if numbers.total + numbers.impossible > 0 then
-      push_pair(kept, field, pack_struct('>I2I2', numbers.total, numbers.impossible))
+      push_pair(kept, field, pack_struct('>I2I2', numbers.total, numbers.impossible) .. sub(numbers.record, 5))
     else
       push(dropped, field)
     end
@@ -123,14 +141,27 @@ local function read_waiting_bodies(fields)
   return bodies
 end
 
-local function resume(field, body)
-  local lane, due8 = get_lane(get_lane_number(body)), get_due(body)
+-- Return the attempt states of those of these jobs that have one, by field.
+local function read_attempts(fields)
+  local attempts = {}
+  for i, state in ipairs(get_in_batches(attempt_state_key, fields)) do
+    attempts[fields[i]] = state and read_attempt_state(state) or nil
+  end
+  return attempts
+end
+
+-- `attempts`: those of a job that was leased before, or nil.
+local function resume(field, body, attempts)
+  local lane, due8 = get_lane(get_lane_number(body)), attempts and attempts.due8 or get_due(body)
   if decode_time(due8, 1) < now then
     due8 = now8
   end
   lane[SUSPENDED] = lane[SUSPENDED] - 1
   put_job(field, make_resumed_job(body, due8))
-  add_waiting(field, lane, get_rank(body), due8, false, get_tenant(body))
+  if attempts then
+    put_attempts(field, attempts, due8)
+  end
+  add_waiting(field, lane, get_rank(body), due8, attempts and has_failures(attempts.counts) or false, get_tenant(body))
   mark_queue(lane.queue)
 end
 
@@ -138,22 +169,83 @@ local function meet(waiters)
   local unmet, removed, ready = read_unmet(waiters), {}, {}
   for _, waiter in ipairs(waiters) do
     local numbers = unmet[waiter.field]
-    push(removed, get_condition(waiter.source, get_condition_class(waiter.on), waiter.field, waiter.on))
-    if waiter.on ~= FAILS_FAST then
-      numbers.total = numbers.total - 1
-      if numbers.total == 0 then
+    if waiter.on == ON_ANY then
+      if numbers.total > 0 then -- the first one of the run
+        numbers.alternatives, numbers.record, numbers.total = numbers.record, '', 0
         push(ready, waiter.field)
+      end
+    else
+      push(removed, get_condition(waiter.source, get_condition_class(waiter.on), waiter.field, waiter.on))
+      if waiter.on ~= FAILS_FAST then
+        numbers.total = numbers.total - 1
+        if numbers.total == 0 then
+          push(ready, waiter.field)
+        end
       end
     end
   end
   call_in_batches('ZREM', condition_key, removed)
   write_unmet(unmet)
-  local bodies = read_waiting_bodies(ready)
+  local bodies, attempts = read_waiting_bodies(ready), read_attempts(ready)
   for _, field in ipairs(ready) do
-    if bodies[field] and is_suspended(bodies[field]) then
-      resume(field, bodies[field])
+    local body, alternatives = bodies[field], unmet[field].alternatives
+    if alternatives then
+      remove_alternatives(field, body, alternatives)
+    end
+    if body and is_suspended(body) then
+      resume(field, body, attempts[field])
     end
   end
+end
+
+local function suspend_run(field, body, lease, lane, packed)
+  local delay8, at, due8 = sub(packed, 1, 8), 9, nil
+  local sources, added, record = {}, {}, redis.call('HGET', unmet_key, field)
+  while at <= #packed do
+    local kind, name, following = unpack_struct('>c1I2c0', packed, at)
+    local source = pack_source(kind, kind == SIGNAL_SOURCE and field .. name or name)
+    push(sources, source)
+    push_pair(added, 0, get_condition(source, OPEN_ON_END, field, ON_ANY))
+    at = following
+  end
+  push(suspended_runs, { field = field, sources = sources })
+  local waits = table.concat(sources)
+  if delay8 ~= NEVER then
+    due8 = encode_time(now + decode_time(delay8, 1))
+    waits = waits .. pack_source(TIME_SOURCE, due8)
+  end
+  local impossible = record and sub(record, 3, 4) or '\0\0'
+  redis.call('HSET', unmet_key, field, '\0\1' .. impossible .. waits)
+  call_in_batches('ZADD', condition_key, added)
+  put_suspended(field, body, lease, lane, due8)
+end
+
+-- Cancel a suspended job. A durable run that a worker ends is asked to end, and resumed. Return whether the job was cancelled.
+-- `numbers`: its part of what read_unmet returns; the caller then calls write_unmet.
+local function cancel_suspended(field, body, numbers, reason, keeps_payload)
+  local state, lane = redis.call('HGET', attempt_state_key, field), get_lane(get_lane_number(body))
+  if state and ask_to_end(field) then
+    remove_alternatives(field, body, numbers.record)
+    numbers.total, numbers.record = 0, ''
+    resume(field, body, read_attempt_state(state))
+    return false
+  end
+  lane[SUSPENDED] = lane[SUSPENDED] - 1
+  drop_waiting(field, state)
+  finish_job(field, body, lane, CANCELLED, state and read_attempt_state(state) or describe_waiting(body), reason, nil, keeps_payload)
+  return true
+end
+
+-- Cancel a suspended job because a caller asked for it. Return whether it was cancelled.
+local function cancel_wait(field, body)
+  local unmet = read_unmet({ { field = field } })
+  local is_cancelled = cancel_suspended(field, body, unmet[field])
+  if is_cancelled then
+    remove_conditions(field, body, is_member(body) and read_member(body))
+  else
+    write_unmet(unmet)
+  end
+  return is_cancelled
 end
 
 -- Return whether a job cannot run again, also after a replay.
@@ -185,9 +277,7 @@ local function cancel(waiters)
       cancel_waiting(field, body, waiter.reason, true)
       bodies[field] = nil
     elseif body and is_suspended(body) then
-      local lane = get_lane(get_lane_number(body))
-      lane[SUSPENDED] = lane[SUSPENDED] - 1
-      finish_job(field, body, lane, CANCELLED, describe_waiting(body), waiter.reason, nil, true)
+      cancel_suspended(field, body, numbers, waiter.reason, true)
       bodies[field] = nil
     end
   end
@@ -205,10 +295,16 @@ local function suspend_again(field, body, has_conditions)
   local lane = get_lane(get_lane_number(body))
   local waiting = make_pending_job(body, get_due(body))
   lane[CANCELLED], lane[SUSPENDED] = lane[CANCELLED] - 1, lane[SUSPENDED] + 1
-  if has_conditions then
-    put_job(field, waiting)
+  local attempts = read_job_end(body)
+  attempts.due8 = get_due(body)
+  attempts = attempts.fence4 ~= NO_FENCE and attempts or nil
+  if not has_conditions then
+    resume(field, waiting, attempts)
   else
-    resume(field, waiting)
+    put_job(field, waiting)
+    if attempts then
+      put_attempts(field, attempts, attempts.due8)
+    end
   end
   if has_flag(body, FLAG_UNIQUE_KEY) and not find_key_holder((get_key_field(body, lane.name))) then
     take_key(waiting, lane.name)

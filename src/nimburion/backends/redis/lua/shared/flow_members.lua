@@ -1,9 +1,11 @@
 -- Shared part: the members of flows, their conditions, and how long they are kept.
--- Keys: flow condition unmet finished dead_letter_time result result_time flow_finished
+-- Keys: flow condition unmet scheduled finished dead_letter_time result result_time flow_finished
 -- Provides: read_member(body) -> {id, flow or nil, counted, conditions, own_source}; `counted` is the flow or the group that counts the job,
 --   or nil; own_source: its flow as a source, or nil
 --   get_condition_class(on); get_condition(source, class, field, on) -> a member of `condition`
---   remove_conditions(field, member)
+--   remove_conditions(field, body, member): `member` is nil if the job is no member
+--   read_sources(record), remove_alternatives(field, body, record): the sources of which one is enough, in a record of `unmet`; removes
+--     their conditions
 --   read_flow_record(id, record) -> a flow; find_flow(id) -> a flow or nil
 --   is_running(id): whether a flow is kept and has not ended
 --   keep_ended(field, member, code), forget_ended(field, member): add an ended member to what `prune` looks at, or remove it;
@@ -12,8 +14,8 @@
 --
 -- What `prune` finds by the ends of jobs, in `finished`, `dead_letter_time` and `result_time`, has no member of a flow that runs.
 -- Those are in `flow_finished`, until their flow has ended and `prune` moves them.
-local JOB_SOURCE, FLOW_SOURCE = 'j', 'f'
-local ON_SUCCESS, ON_FAILURE, ON_FINISHED, FAILS_FAST = 's', 'f', 'e', 'n'
+local JOB_SOURCE, FLOW_SOURCE, SIGNAL_SOURCE, TIME_SOURCE = 'j', 'f', 's', 't'
+local ON_SUCCESS, ON_FAILURE, ON_FINISHED, ON_ANY, FAILS_FAST = 's', 'f', 'e', 'a', 'n'
 local OPEN_ON_END, OPEN, IMPOSSIBLE = 'e', 'o', 'x'
 local ON_CODES = { success = ON_SUCCESS, failure = ON_FAILURE, finished = ON_FINISHED }
 local FLOW_IDENTITY = 53
@@ -45,21 +47,50 @@ local function read_member(body)
 end
 
 local function get_condition_class(on)
-  return on == ON_FINISHED and OPEN_ON_END or OPEN
+  return (on == ON_FINISHED or on == ON_ANY) and OPEN_ON_END or OPEN
 end
 
 local function get_condition(source, class, field, on)
   return source .. class .. field .. on
 end
 
+local function read_sources(record)
+  local sources, at = {}, 5
+  while at <= #record do
+    local last = at + 2 + (unpack_struct('>I2', record, at + 1))
+    push(sources, sub(record, at, last))
+    at = last + 1
+  end
+  return sources
+end
+
+local function remove_alternatives(field, body, record)
+  local removed = {}
+  for _, source in ipairs(read_sources(record)) do
+    if sub(source, 1, 1) == TIME_SOURCE then
+      redis.call('ZREM', scheduled_key, sub(source, 4) .. field .. get_lane_number(body) .. get_rank(body) .. SUSPENDED)
+    else
+      push(removed, get_condition(source, OPEN_ON_END, field, ON_ANY))
+    end
+  end
+  call_in_batches('ZREM', condition_key, removed)
+end
+
 -- Remove all conditions of a job that are not met.
-local function remove_conditions(field, member)
-  local removed, has_unmet = {}, redis.call('HDEL', unmet_key, field) == 1
+local function remove_conditions(field, body, member)
+  local removed, unmet = {}, redis.call('HGET', unmet_key, field)
+  if unmet then
+    redis.call('HDEL', unmet_key, field)
+    remove_alternatives(field, body, unmet)
+  end
+  if not member then
+    return
+  end
   if member.own_source then
     push(removed, get_condition(member.own_source, OPEN, field, FAILS_FAST))
     push(removed, get_condition(member.own_source, IMPOSSIBLE, field, FAILS_FAST))
   end
-  for _, condition in ipairs(has_unmet and member.conditions or {}) do
+  for _, condition in ipairs(unmet and member.conditions or {}) do
     push(removed, get_condition(condition.source, get_condition_class(condition.on), field, condition.on))
     push(removed, get_condition(condition.source, IMPOSSIBLE, field, condition.on))
   end

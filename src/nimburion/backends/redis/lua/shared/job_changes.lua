@@ -1,7 +1,7 @@
 -- Shared part of cancel, change_jobs and fire: cancels jobs, makes them due, and makes dead letters pending again. The caller
 -- then calls write_buffer().
 -- Keys: job attempt_state lease cancel_requested ready scheduled session_id dead_letter dead_letter_time
--- Provides: cancel_job(field, body) -> 'cancelled', 'requested' (the job runs; its session is notified) or 'finished'
+-- Provides: cancel_job(field, body) -> 'cancelled', 'requested' (the job runs; its session is notified. Or a durable run is asked to end) or 'finished'
 --   make_job_due(field, body) -> whether the job waited for a later time
 --   replay_job(field, body) -> whether the dead letter is pending now; false: another job holds its unique key
 --     The caller notes the members of flows among them (see planning/flows.lua).
@@ -22,14 +22,9 @@ local function cancel_job(field, body)
     return 'requested'
   end
   if is_suspended(body) then
-    local lane = get_lane(get_lane_number(body))
-    lane[SUSPENDED] = lane[SUSPENDED] - 1
-    remove_conditions(field, read_member(body))
-    finish_job(field, body, lane, CANCELLED, describe_waiting(body))
-    return 'cancelled'
+    return cancel_wait(field, body) and 'cancelled' or 'requested'
   end
-  cancel_waiting(field, body)
-  return 'cancelled'
+  return cancel_waiting(field, body) and 'cancelled' or 'requested'
 end
 
 local function make_job_due(field, body)

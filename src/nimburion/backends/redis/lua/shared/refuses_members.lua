@@ -1,4 +1,4 @@
--- Shared part of the exchange of a worker that has settled no member of a flow. It lacks the parts that count members.
+-- Shared part of the exchange of a worker that has settled no member of a flow, and no durable run. It lacks the parts for these.
 -- Provides: settles_members: false
 --   resolve_flows(), continue_flows(): do nothing
 -- Cost: none.

@@ -1,7 +1,7 @@
 -- Shared part of release, close_session and rescue: ends leases, and ends sessions.
 -- Keys: job session_state session_expiry ended_session session_leases session_vitals session_command
 -- Provides: release_job(field, lease, counts, token) -> true if the job waits again, false if it was cancelled because a cancel
---   was requested. `token`: the token of a settlement that releases the job, or nil.
+--   was requested. A durable run that a worker ends is asked to end, and waits again. `token`: the token of a settlement that releases the job, or nil.
 --   end_session(id, session)
 --   read_lease_names(packed): the leases of an argument, seq 8 | token 20 each, as a set
 --   list_session_leases(session4, limit): the fields of the leases of a session; without a limit, all
@@ -27,7 +27,7 @@ local function release_job(field, lease, counts, token)
   local lane = get_lane(lease.lane4)
   end_lease(field, lease, lane)
   lease.counts, lease.settled = counts, token or lease.settled
-  if lease.is_cancel_requested then
+  if lease.is_cancel_requested and not ask_to_end(field) then
     finish_job(field, redis.call('HGET', job_key, field), lane, CANCELLED, lease)
     return false
   end

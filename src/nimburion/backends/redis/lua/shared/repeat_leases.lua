@@ -1,15 +1,15 @@
 -- Shared part of exchange: the deliveries of an exchange that is repeated.
 -- Keys: job lease session_leases
--- Provides: repeat_leases(session4, number8, nonce, most) -> deliveries and bodies as lease_jobs returns them, nonce; nil: a member of a
---   flow would be cancelled, and this script does not settle members
+-- Provides: repeat_leases(session4, number8, nonce, most) -> deliveries and bodies as lease_jobs returns them, nonce; nil: a job would
+--   be cancelled, and this script does not settle members
 -- Atomic: it only reads, unless deliveries do not fit in the reply.
 -- Cost: O(log n) per lease of the session, for n leases.
 
 -- Requeue the deliveries that no longer fit in the reply, with their old counts and due times. Return false, and change nothing, if a
--- member of a flow would be cancelled, and this script does not settle members.
+-- job would be cancelled, and this script does not settle members.
 local function requeue_rest(found, first)
   for i = first, #found do
-    if not settles_members and found[i].lease.is_cancel_requested and is_member(redis.call('HGET', job_key, found[i].field)) then
+    if not settles_members and found[i].lease.is_cancel_requested then
       return false
     end
   end
@@ -18,7 +18,7 @@ local function requeue_rest(found, first)
     local lane = get_lane(lease.lane4)
     refund_limits(field, lane, lease)
     end_lease(field, lease, lane)
-    if lease.is_cancel_requested then
+    if lease.is_cancel_requested and not ask_to_end(field) then
       finish_job(field, redis.call('HGET', job_key, field), lane, CANCELLED, lease)
     else
       requeue(field, lease, lane)

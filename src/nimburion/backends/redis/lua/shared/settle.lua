@@ -1,18 +1,20 @@
 -- Shared part of exchange: settles attempts.
 -- Keys: job attempt_state lease history progress result result_time
--- Provides: read_settled(records) -> whether one of the jobs is a member of a flow; settle_all comes next
+-- Provides: read_settled(records) -> 'members' if a job is a member of a flow, or a settlement one of a durable run; 'cancelled' if a job waits
+--   again to which a cancel was requested; else nil. settle_all comes next.
 --   settle_all(session4, next_extra) -> one code per settlement: d done, a already, s stale
 --   records: 29 bytes per settlement, in order: kind 1 | seq 8 | token 20
 --   ARGV[next_extra...]: the other values of each settlement, in the same order
 --   Kinds: c completed, C completed with a result (result), k and K the same but the job keeps its payload, r retried (delay 8, error), f failed (reason, error, fingerprint),
 --     l released, u the same unstarted, s released with a delay (delay 8), v the same unstarted, q rate limited (delay 8), x cancelled (reason),
---     p progressed (fraction and message), e spent (units, decimal)
+--     p progressed (fraction and message), e spent (units, decimal), t recorded (see record_step), w suspended (see suspend_run)
 -- Atomic: all settlements are decided before anything is written. backends/planning/settle.py decides the same in Python.
 -- Cost: O(log n) per settlement, for n waiting jobs.
 local KIND_COMPLETED, KIND_COMPLETED_WITH_RESULT, KIND_RETRIED, KIND_FAILED = 'c', 'C', 'r', 'f'
 local KIND_KEPT, KIND_KEPT_WITH_RESULT = 'k', 'K'
 local KIND_RELEASED, KIND_SNOOZED, KIND_CANCELLED, KIND_PROGRESSED = 'l', 's', 'x', 'p'
 local KIND_UNSTARTED, KIND_SNOOZED_UNSTARTED, KIND_RATE_LIMITED, KIND_SPENT = 'u', 'v', 'q', 'e'
+local KIND_RECORDED, KIND_SUSPENDED = 't', 'w'
 local SETTLED_DONE, SETTLED_ALREADY, SETTLED_STALE = 'd', 'a', 's'
 local SETTLEMENT_SIZE = 29
 
@@ -45,48 +47,47 @@ local function add_failure(counts)
   return pack_struct('>I4', failures + 1) .. sub(counts, 5)
 end
 
--- Complete a job that has only what each job has, without reading its records field by field. Return false, and do nothing, if
--- the lease is another one, or if the job has options, a unique key, a large payload, an earlier settlement, a limit by key, a
--- tenant or a cancel request.
-local function complete_plain(kind, field, token, record, body, session4)
-  if #record ~= LEASE_END or byte(body, JOB_FLAGS) ~= 0 or sub(record, 1, LEASE_TOKEN_END) ~= session4 .. token then
-    return false
-  end
-  local started8, cancel, counts, _, lane4, _, due8 = unpack_struct('>c8c1c6I2c4c1c8', record, LEASE_STARTED)
-  if cancel == CANCEL_REQUESTED then
-    return false
-  end
-  local lane, head_end, keeps = get_lane(lane4), JOB_ID_LENGTH + byte(body, JOB_ID_LENGTH), kind == KIND_KEPT
-  lane[LEASED], lane[COMPLETED] = lane[LEASED] - 1, lane[COMPLETED] + 1
-  push(writes.drop_lease, field)
-  push(writes.drop_session_lease, session4 .. field)
-  push_pair(writes.put_finished, now, field)
-  push_pair(writes.put_job, field, sub(body, 1, JOB_CREATED_END) .. due8 .. (keeps and PLAIN_KEPT_FLAGS or PLAIN_FLAGS)
-    .. sub(body, JOB_PRIORITY, head_end) .. COMPLETED .. started8 .. now8 .. counts .. token .. session4
-    .. (keeps and sub(body, head_end + 1) or ''))
-  return true
-end
-
 local settled = { kinds = {}, fields = {}, tokens = {} }
 
--- Read the leases and the bodies of the settlements. Return whether one of the jobs is a member of a flow.
-local function read_settled(records)
-  for i = 1, #records / SETTLEMENT_SIZE do
-    settled.kinds[i], settled.fields[i], settled.tokens[i] = read_settlement(records, i)
-  end
-  settled.leases = get_in_batches(lease_key, settled.fields)
-  settled.bodies = get_in_batches(job_key, settled.fields)
-  for _, body in ipairs(settled.bodies) do
-    if body and byte(body, JOB_FLAGS) % 2 == FLAG_OPTIONS and is_member(body) then
+local WAITING_KINDS = {
+  [KIND_RETRIED] = true, [KIND_RELEASED] = true, [KIND_SNOOZED] = true, [KIND_UNSTARTED] = true, [KIND_SNOOZED_UNSTARTED] = true,
+  [KIND_RATE_LIMITED] = true,
+}
+
+-- Return whether a cancel was requested to a job that would wait again.
+local function has_request()
+  for i, kind in ipairs(settled.kinds) do
+    local record = WAITING_KINDS[kind] and settled.leases[i]
+    if record and sub(record, LEASE_CANCEL, LEASE_CANCEL) == CANCEL_REQUESTED then
       return true
     end
   end
   return false
 end
 
+-- Read the leases and the bodies of the settlements. Return which script they need, or nil (see above).
+local function read_settled(records)
+  local needed
+  for i = 1, #records / SETTLEMENT_SIZE do
+    settled.kinds[i], settled.fields[i], settled.tokens[i] = read_settlement(records, i)
+    if settled.kinds[i] == KIND_RECORDED or settled.kinds[i] == KIND_SUSPENDED then
+      needed = 'members'
+    end
+  end
+  settled.leases = get_in_batches(lease_key, settled.fields)
+  settled.bodies = get_in_batches(job_key, settled.fields)
+  for _, body in ipairs(settled.bodies) do
+    if body and byte(body, JOB_FLAGS) % 2 == FLAG_OPTIONS and is_member(body) then
+      return 'members'
+    end
+  end
+  return needed or has_request() and 'cancelled' or nil
+end
+
 local function settle_all(session4, next_extra)
   local kinds, fields, tokens, leases, bodies = settled.kinds, settled.fields, settled.tokens, settled.leases, settled.bodies
   local codes, ended, histories, progressed, results, result_times, reused_lease = {}, {}, {}, {}, {}, {}, {}
+  local reset_leases = {}
   local has_read_charges = false
 
   local function take_extra()
@@ -107,10 +108,12 @@ local function settle_all(session4, next_extra)
   end
 
   local function requeue_or_cancel(field, lease, body, lane, delay8)
-    if lease.is_cancel_requested then
-      finish_job(field, body, lane, CANCELLED, lease)
-    else
+    if not lease.is_cancel_requested then
       requeue(field, lease, lane, delay8 and encode_time(now + decode_time(delay8, 1)))
+    elseif ask_to_end(field) then
+      requeue(field, lease, lane)
+    else
+      finish_job(field, body, lane, CANCELLED, lease)
     end
   end
 
@@ -123,10 +126,18 @@ local function settle_all(session4, next_extra)
     requeue_or_cancel(field, lease, body, lane, delay8)
   end
 
+  -- Store a step of a durable run. If it is new, the failures and losses of the job become 0.
+  local function store_step(field, lease, packed, record)
+    if record_step(field, packed) and lease.counts ~= NO_COUNTS and sub(packed, 1, 4) ~= CLEANUP_STEP then
+      reset_leases[field] = reset_lease_counts(record)
+      redis.call('HSET', lease_key, field, reset_leases[field])
+    end
+  end
+
   for i = 1, #kinds do
-    local kind, field, token, record, body = kinds[i], fields[i], tokens[i], leases[i], bodies[i]
+    local kind, field, token, record, body = kinds[i], fields[i], tokens[i], reset_leases[fields[i]] or leases[i], bodies[i]
     local is_completed = (kind == KIND_KEPT or kind == KIND_COMPLETED) and record and not ended[field]
-    if is_completed and complete_plain(kind, field, token, record, body, session4) then
+    if is_completed and complete_plain(field, token, record, body, session4, kind == KIND_KEPT) then
       codes[i], ended[field] = SETTLED_DONE, token
     else
       local lease = record and read_lease(record, reused_lease)
@@ -148,6 +159,9 @@ local function settle_all(session4, next_extra)
         local lane = get_lane(lease.lane4)
         spend_limits(list_lane_limits(lane.queue, lane.name), tonumber(first))
         spend_limits(list_limits(lane, body), tonumber(first))
+      elseif kind == KIND_RECORDED then
+        codes[i] = SETTLED_DONE
+        store_step(field, lease, first, record)
       else
         codes[i], ended[field], lease.settled = SETTLED_DONE, token, token
         local lane = get_lane(lease.lane4)
@@ -178,6 +192,10 @@ local function settle_all(session4, next_extra)
           finish_job(field, body, lane, CANCELLED, lease, first)
         elseif kind == KIND_RATE_LIMITED then
           release_refused(field, lease, body, lane, first)
+        elseif kind == KIND_SUSPENDED and not lease.is_cancel_requested then
+          suspend_run(field, body, lease, lane, first)
+        elseif kind == KIND_SUSPENDED then
+          requeue_or_cancel(field, lease, body, lane)
         else -- KIND_RELEASED, KIND_UNSTARTED, KIND_SNOOZED, KIND_SNOOZED_UNSTARTED
           if kind == KIND_UNSTARTED or kind == KIND_SNOOZED_UNSTARTED then
             refund_limits(field, lane, lease)

@@ -1,9 +1,11 @@
 -- Shared part: collects the writes of scripts that move jobs, and performs them at the end with a few commands.
 -- Keys: job payload attempt_state ready scheduled lease session_leases cancel_requested finished dead_letter dead_letter_time
--- Provides: end_lease, add_waiting, drop_waiting, requeue, finish_job, put_job, and write_buffer(defers_uses), which performs all writes, but leaves those
---   of the uses of keys to the caller if `defers_uses`. restart_buffer(): forgets the writes, which were performed.
+-- Provides: end_lease, add_waiting, drop_waiting, requeue, finish_job, complete_plain, put_job, put_attempts, put_suspended, and write_buffer(defers_uses), which performs all writes, but leaves those
+--   of the uses of keys to the caller if `defers_uses`. restart_buffer(): forgets the writes, which were performed. get_first_scheduled() -> the earliest due time
+--   that the writes add to `scheduled`, or nil
 --   The caller of write_buffer then calls resolve_flows (see settles_members.lua) if a job may have ended. `field` is a seq as 8 bytes,
 --   `body` a record of `job`, `lease` a result of read_lease. A settlement first sets `counts` and `settled` of the lease.
+-- Idle: get_first_scheduled
 -- Atomic: nothing is written before everything is decided. No command of write_buffer can fail because of its arguments. Thus
 --   the script is applied as a whole, although the server cannot roll back.
 -- Cost: O(log n) per job, for n waiting jobs.
@@ -72,6 +74,22 @@ local function put_job(field, body)
   push_pair(writes.put_job, field, body)
 end
 
+-- `attempts`: as for make_attempt_state
+local function put_attempts(field, attempts, due8)
+  push_pair(writes.put_state, field, make_attempt_state(attempts, due8))
+end
+
+-- Suspend a leased job. `due8`: when it is resumed; nil: it waits for no time.
+local function put_suspended(field, body, lease, lane, due8)
+  put_job(field, make_suspended_job(body))
+  put_attempts(field, lease, lease.due8)
+  lane[SUSPENDED] = lane[SUSPENDED] + 1
+  if due8 then
+    push_pair(writes.put_scheduled, 0, due8 .. field .. lane.number .. lease.rank .. SUSPENDED)
+    mark_queue(lane.queue)
+  end
+end
+
 -- Finish a job. `attempts` is its lease, if an attempt ends it, or its attempt state. `reason` may be nil; `fingerprint` is that of
 -- the error of a failed job. A failed job keeps its payload, and others if `keeps_payload`.
 local function finish_job(field, body, lane, code, attempts, reason, fingerprint, keeps_payload)
@@ -98,6 +116,28 @@ local function finish_job(field, body, lane, code, attempts, reason, fingerprint
   if band(flags, FLAG_UNIQUE_KEY) ~= 0 and release_key(body, lane.name) then
     mark_queue(lane.queue)
   end
+end
+
+-- Complete a job that has only what each job has, without reading its records field by field. Return false, and do nothing, if
+-- the lease is another one, or if the job has options, a unique key, a large payload, an earlier settlement, a limit by key, a
+-- tenant or a cancel request. `keeps`: whether the job keeps its payload.
+local function complete_plain(field, token, record, body, session4, keeps)
+  if #record ~= LEASE_END or byte(body, JOB_FLAGS) ~= 0 or sub(record, 1, LEASE_TOKEN_END) ~= session4 .. token then
+    return false
+  end
+  local started8, cancel, counts, _, lane4, _, due8 = unpack_struct('>c8c1c6I2c4c1c8', record, LEASE_STARTED)
+  if cancel == CANCEL_REQUESTED then
+    return false
+  end
+  local lane, head_end = get_lane(lane4), JOB_ID_LENGTH + byte(body, JOB_ID_LENGTH)
+  lane[LEASED], lane[COMPLETED] = lane[LEASED] - 1, lane[COMPLETED] + 1
+  push(writes.drop_lease, field)
+  push(writes.drop_session_lease, session4 .. field)
+  push_pair(writes.put_finished, now, field)
+  push_pair(writes.put_job, field, sub(body, 1, JOB_CREATED_END) .. due8 .. (keeps and PLAIN_KEPT_FLAGS or PLAIN_FLAGS)
+    .. sub(body, JOB_PRIORITY, head_end) .. COMPLETED .. started8 .. now8 .. counts .. token .. session4
+    .. (keeps and sub(body, head_end + 1) or ''))
+  return true
 end
 
 local function write_buffer(defers_uses)
@@ -129,6 +169,18 @@ local function write_buffer(defers_uses)
   call_in_batches('ZADD', finished_key, writes.put_finished)
   call_in_batches('ZADD', dead_letter_key, writes.put_dead_letter)
   call_in_batches('ZADD', dead_letter_time_key, writes.put_dead_letter_time)
+end
+
+local function get_first_scheduled()
+  local first, first8
+  for i = 2, #writes.put_scheduled, 2 do
+    local due8 = read_scheduled(writes.put_scheduled[i])
+    local due = decode_time(due8, 1)
+    if not first or due < first then
+      first, first8 = due, due8
+    end
+  end
+  return first8
 end
 
 local function restart_buffer()

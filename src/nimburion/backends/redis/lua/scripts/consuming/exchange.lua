@@ -9,7 +9,8 @@
 --   ARGV[7] the settlements (see settle.lua), and ARGV[8...] their other values
 -- Reply: {'lost'}: the session is not alive
 --   {'order', last number 8}: the number is neither the last one nor the next one
---   {'members'}: a job of a settlement is a member of a flow; repeat the call with the script exchange_flows. Nothing was changed.
+--   {'members'}: a job of a settlement is a member of a flow, or it is a durable run, or the time of a run has come; repeat this call and all later ones
+--     with the script exchange_flows. {'cancelled'}: a job waits again to which a cancel was requested; repeat only this call so. Nothing was changed.
 --   {'done', codes, nonce, now 8, next time 8 or '', deliveries, indexes of lanes with more jobs, {lane number, full name, ...},
 --   bodies}; a delivery is due 8 | seq 8 | fence 4 | failures 4 | lost 2
 -- A repeated number gets the same reply again and changes nothing, except that deliveries too large for the reply are requeued.
@@ -31,14 +32,18 @@ if is_repeat then
   codes = session.codes
   deliveries, bodies, nonce = repeat_leases(session4, number8, nonce, request.max_bytes)
   if not deliveries then
-    return { 'members' }
+    return { 'cancelled' }
   end
   lanes = find_open_lanes(request, lane_numbers, {})
 elseif (struct.unpack('>I8', number8)) ~= (struct.unpack('>I8', last8)) + 1 then
   return { 'order', last8 }
 else
-  if settlements ~= '' and read_settled(settlements) and not settles_members then
-    return { 'members' }
+  local needed = settlements ~= '' and read_settled(settlements) or nil
+  if not settles_members then
+    needed = needed or has_due_runs() and 'members'
+    if needed then
+      return { needed }
+    end
   end
   if is_restricted then
     follow_clock()

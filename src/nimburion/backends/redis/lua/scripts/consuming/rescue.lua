@@ -73,7 +73,7 @@ for _, expired_session in ipairs(expired_sessions) do
     if is_loss then
       lost = add_loss(field, lease, session_part)
     end
-    if is_loss and lost >= max_lost and not lease.is_cancel_requested then
+    if is_loss and lost >= max_lost and not (lease.is_cancel_requested and not needs_cleanup(field)) then
       local lane = get_lane(lease.lane4)
       end_lease(field, lease, lane)
       finish_job(field, body, lane, FAILED, lease, 'lost', fingerprint)

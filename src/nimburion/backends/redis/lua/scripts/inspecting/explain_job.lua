@@ -7,7 +7,7 @@
 --   read_sessions.lua),
 --   {limit NUL key, use (see record_format.lua), number of parked jobs, ...} of its keys, limit NUL key for which it is parked or nil,
 --   {tenant, microseconds ahead of the minimum, tenants before it, jobs before it} or {}: it waits for no turn,
---   {kind of a source, its id, on, details of the job or record of the flow or nil, ...}: the first of the open conditions of a suspended job, or of the impossible ones of a cancelled job; their number}
+--   {kind of a source, its id (of a signal, its name), on, details of the job or record of the flow or nil, ...}: the first of the open conditions of a suspended job, or of the impossible ones of a cancelled job; their number}
 -- Atomic: reads only; everything is of the same moment.
 -- Cost: O(log n) per session, for n leases, and that of limit_holders.lua if its name has a limit.
 local MAX_WAITING_COUNTED, MAX_UNMET = 10000, 3
@@ -49,8 +49,8 @@ end
 
 -- Return the first open conditions of a suspended job, or the first impossible ones of a cancelled job.
 local function describe_unmet()
-  local found = {}
-  local member = unmet_numbers and read_member(body) or { conditions = {} }
+  local found, open_count = {}, 0
+  local member = unmet_numbers and is_member(body) and read_member(body) or { conditions = {} }
   if code == CANCELLED and member.own_source then
     push(member.conditions, { source = member.own_source, on = FAILS_FAST })
   end
@@ -58,20 +58,25 @@ local function describe_unmet()
     local source, on = condition.source, condition.on
     local class = code == CANCELLED and IMPOSSIBLE or get_condition_class(on)
     local is_unmet = redis.call('ZSCORE', condition_key, get_condition(source, class, field, on))
+    open_count = open_count + (is_unmet and 1 or 0)
     if is_unmet and #found < 4 * MAX_UNMET then
       local kind, id = sub(source, 1, 1), sub(source, 4)
       push_pair(found, kind, id)
       push_pair(found, on, kind == JOB_SOURCE and describe_source(id) or kind == FLOW_SOURCE and redis.call('HGET', flow_key, id) or false)
     end
   end
-  return found
+  for i, source in ipairs(code == SUSPENDED and unmet_numbers and read_sources(unmet_numbers) or {}) do
+    local kind, id = sub(source, 1, 1), sub(source, 4)
+    open_count = open_count + 1
+    if #found < 4 * MAX_UNMET then
+      push_pair(found, kind, kind == SIGNAL_SOURCE and sub(id, 9) or id)
+      push_pair(found, ON_ANY, kind == FLOW_SOURCE and redis.call('HGET', flow_key, id) or false)
+    end
+  end
+  return found, open_count
 end
 
-local unmet, unmet_count = describe_unmet(), 0
-if unmet_numbers then
-  local total, impossible = unpack_struct('>I2I2', unmet_numbers)
-  unmet_count = code == CANCELLED and impossible or total
-end
+local unmet, unmet_count = describe_unmet()
 local names = list_lane_names()
 local holder = has_flag(body, FLAG_UNIQUE_KEY) and find_key_holder((get_key_field(body, lane.name))) or false
 local closing = { redis.call('HGET', limit_key, lane.name) }

@@ -1,6 +1,6 @@
 -- prune: deletes finished jobs and results past their retention, flows with their groups, and old sessions, expired unique keys and pauses
 -- that ended.
--- Keys: job finished dead_letter_time result result_time unique_key unique_expiry ended_session session_state session_info session_id session_leases paused_queue statistics_merged replacement replacement_expiry counters limit_use parked tenant_share share_class flow flow_order running_flow ended_flow released_flow flow_finished
+-- Keys: job finished dead_letter_time result result_time unique_key unique_expiry ended_session session_state session_info session_id session_leases paused_queue statistics_merged replacement replacement_expiry counters limit_use parked tenant_share share_class flow flow_order running_flow ended_flow released_flow flow_finished removed_run
 -- Arguments:
 --   ARGV[3] the maximum number of deletions
 --   ARGV[4] the retention of completed and cancelled jobs in microseconds; '': for ever
@@ -135,6 +135,12 @@ local function drop_replacements()
   return #ids
 end
 
+-- Delete steps and signals of durable runs that were deleted before. Return whether some are left.
+local function drop_runs()
+  remove_runs(redis.call('ZRANGE', removed_run_key, 0, 499))
+  return redis.call('EXISTS', removed_run_key) == 1
+end
+
 -- Delete the pauses that ended.
 local function drop_pauses()
   local pauses = read_pauses()
@@ -198,6 +204,9 @@ end
 more = drop_sessions() == 500
 more = drop_keys() == 500 or more
 more = drop_replacements() == 500 or more
+if redis.call('EXISTS', removed_run_key) == 1 then
+  more = drop_runs() or more
+end
 if ARGV[4] ~= '' and ARGV[5] ~= '' and redis.call('EXISTS', ended_flow_key) == 1 then
   more = drop_flows() == 500 or more
 end
