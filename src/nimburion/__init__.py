@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         get_current_context,
         job,
     )
+    from nimburion.jobs.durable import DurableContext, Signal
     from nimburion.jobs.flows import Flow, chain
     from nimburion.jobs.outbox.outbox import Outbox
     from nimburion.scheduler import Scheduler
@@ -68,6 +69,8 @@ __all__ = [
     "chain",
     "Context",
     "BatchContext",
+    "DurableContext",
+    "Signal",
     "get_current_context",
     "Limit",
     "Unique",
@@ -101,6 +104,7 @@ _HOMES = MappingProxyType(
         "server": "nimburion.server",
         "open_backend": "nimburion.backends",
         "Outbox": "nimburion.jobs.outbox.outbox",
+        **dict.fromkeys(("DurableContext", "Signal"), "nimburion.jobs.durable"),
         **dict.fromkeys(("Flow", "chain"), "nimburion.jobs.flows"),
         "Scheduler": "nimburion.scheduler",
         "Operator": "nimburion.actions",

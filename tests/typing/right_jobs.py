@@ -12,12 +12,14 @@ from nimburion import (
     BatchContext,
     ChildProcess,
     Context,
+    DurableContext,
     Flow,
     Job,
     JobId,
     Limit,
     Priority,
     Processor,
+    Signal,
     Status,
     Unique,
     chain,
@@ -27,6 +29,7 @@ from nimburion.backends.memory import MemoryBackend
 from nimburion.core.flows import On
 from nimburion.integrations.flask import FlaskJobs
 from nimburion.jobs.declaration.job import JobCall
+from nimburion.jobs.durable import ChildJob
 from nimburion.jobs.flows import Member, Members
 from nimburion.types import Enqueueing, EnqueueOptions, Next, PolicyOptions
 
@@ -407,3 +410,63 @@ async def combine() -> None:
     assert_type(await processor.flows.replay("own"), list[str])
     assert_type(processor.sync.flows.cancel("own"), list[str])
     assert_type(processor.sync.enqueue_flow(flow), str)
+
+
+@dataclasses.dataclass
+class Confirmed:
+    by: str
+
+
+confirmed = Signal("confirmed", Confirmed)
+maybe = Signal("maybe", int | None)
+
+
+async def create_account(email: str, *, admin: bool = False) -> int:
+    return len(email)
+
+
+def refund(payment: int) -> None: ...
+
+
+def debit(connection: Any, account: int) -> str:
+    return f"{connection} {account}"
+
+
+@job
+async def onboard(ctx: DurableContext, email: str) -> str:
+    assert_type(await ctx.step(create_account, email, admin=True), int)
+    assert_type(await ctx.step(len, email), int)
+    assert_type(await ctx.step(generate_report, 2024), str)
+    assert_type(await ctx.options(max_retries=5, timeout="30s").step(create_account, email), int)
+    assert_type(await ctx.transact(debit, 7), str)
+    await ctx.sleep("trial", timedelta(days=3))
+    assert_type(await ctx.wait_for(confirmed), Confirmed)
+    assert_type(await ctx.wait_for(confirmed, timeout="7d"), Confirmed | None)
+    optional: Confirmed | None = await ctx.options(key="again").wait_for(confirmed)
+    assert_type(await ctx.run(count.job(1)), int)
+    assert_type(await ctx.run(SendEmail(to="a", subject="b")), str)
+    assert_type(await ctx.run_all(count.job(n) for n in range(9)), list[int])
+    child = await ctx.start(count.job(1))
+    assert_type(child, ChildJob[int])
+    assert_type(await child.result(), int)
+    ctx.undo(refund, 7)
+    assert_type(ctx.changed("new-mail"), bool)
+    assert_type(ctx.now(), datetime)
+    if optional is None:
+        await ctx.restart(email)
+    return email
+
+
+@processor.job(max_retries=3)
+async def onboard_fast(ctx: DurableContext[Resources], email: str) -> int:
+    assert_type(ctx.state, Resources)
+    return len(email)
+
+
+async def use_durable() -> None:
+    job_id = await processor.enqueue(onboard.job("ann"))
+    assert_type(job_id, JobId[str])
+    assert_type(await onboard_fast.enqueue("ann"), JobId[int])
+    assert_type(await processor.signal(job_id, confirmed, Confirmed("ann"), id="mail-1"), bool)
+    await processor.signal(job_id, maybe, None)
+    assert_type(processor.sync.signal(job_id, confirmed, Confirmed("ann")), bool)

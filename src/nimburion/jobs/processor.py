@@ -88,7 +88,7 @@ from nimburion.jobs.worker.stop_conditions import (
 
 if TYPE_CHECKING:
     from nimburion.core.session import Vitals
-    from nimburion.jobs.declaration.attempt_record import ReportSink
+    from nimburion.jobs.declaration.attempt_record import RecordStep, ReportSink
     from nimburion.jobs.outbox.outbox import Outbox
     from nimburion.jobs.outbox.relay import OutboxRelay
     from nimburion.jobs.worker.attempt.attempt_runner import AttemptRunner
@@ -118,6 +118,7 @@ _POLICY_BOUNDS = MappingProxyType(
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+ContextT = TypeVar("ContextT", bound=Context[Any])
 HookT = TypeVar("HookT", bound=HandlerHook | AsyncHandlerHook)
 FailureHookT = TypeVar("FailureHookT", bound=FailureHook)
 LifespanT = TypeVar("LifespanT", bound=LifespanFunction)
@@ -287,12 +288,12 @@ class Processor(Client):
 
     @overload
     def job(
-        self, function: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, T]], /
-    ) -> RegisteredJob[Concatenate[Context[Any], P], P, Coroutine[Any, Any, T], T]: ...
+        self, function: Callable[Concatenate[ContextT, P], Coroutine[Any, Any, T]], /
+    ) -> RegisteredJob[Concatenate[ContextT, P], P, Coroutine[Any, Any, T], T]: ...
     @overload
     def job(
-        self, function: Callable[Concatenate[Context[Any], P], T], /
-    ) -> RegisteredJob[Concatenate[Context[Any], P], P, T, T]: ...
+        self, function: Callable[Concatenate[ContextT, P], T], /
+    ) -> RegisteredJob[Concatenate[ContextT, P], P, T, T]: ...
     @overload
     def job(
         self, function: Callable[P, Coroutine[Any, Any, T]], /
@@ -721,6 +722,9 @@ class Processor(Client):
         state: object,
         guard: ForkGuard | None = None,
         children: ChildPool | None = None,
+        *,
+        record: RecordStep | None = None,
+        hold: float = 0.0,
     ) -> AttemptRunner:
         """Return an attempt runner for a worker or an inline runner of this processor."""
         from nimburion.jobs.worker.attempt.attempt_runner import AttemptRunner
@@ -728,6 +732,18 @@ class Processor(Client):
         from nimburion.jobs.worker.attempt.reporter import AttemptReporter
 
         sizes = self.settings.sizes
+        reporter = AttemptReporter(
+            self._statistics.jobs,
+            self.events,
+            self.clock,
+            log_attempts=self.settings.log_attempts,
+            read_exemplar=self._read_exemplar,
+        )
+        runs = None
+        if record is not None and self.registry.has_durable:
+            from nimburion.jobs.durable.services import make_run_services
+
+            runs = make_run_services(self, record, threads.start, reporter, self._random, hold=hold)
         return AttemptRunner(
             self.registry,
             self._middlewares,
@@ -739,13 +755,7 @@ class Processor(Client):
             random=self._random,
             sizes=sizes,
             client=self,
-            reporter=AttemptReporter(
-                self._statistics.jobs,
-                self.events,
-                self.clock,
-                log_attempts=self.settings.log_attempts,
-                read_exemplar=self._read_exemplar,
-            ),
+            reporter=reporter,
             keeps_arguments=self._choose_kept_arguments(),
             make_transaction=self._make_transaction,
             state=state,
@@ -754,6 +764,7 @@ class Processor(Client):
                 None if children is None else ProcessCalls(children, report, sizes.error)
             ),
             read_records=partial(read_records, self),
+            runs=runs,
         )
 
     def _make_children(self) -> ChildPool | None:
@@ -952,6 +963,22 @@ def trace_as_configured(processor: Processor, settings: TelemetrySettings) -> No
         record_exceptions=settings.trace_exceptions,
     )
     instrument(processor, tracing)
+
+
+def copy_processor(
+    processor: Processor, backend: Backend, clock: Clock, random: Random
+) -> Processor:
+    """Return a processor with the handlers, middleware, hooks, lifespan and settings of another.
+    For tests.
+    """
+    settings = msgspec.structs.replace(processor.settings, outbox_url="")
+    copy = Processor(backend, settings, clock=clock, random=random)
+    copy.registry = processor.registry
+    copy._middlewares += processor._middlewares  # noqa: SLF001
+    copy._handler_hooks = processor._handler_hooks  # noqa: SLF001
+    copy._failure_hooks = processor._failure_hooks  # noqa: SLF001
+    copy._lifespan = processor._lifespan  # noqa: SLF001
+    return copy
 
 
 def get_handler_hooks(processor: Processor) -> HandlerHooks:

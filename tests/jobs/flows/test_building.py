@@ -102,11 +102,14 @@ def test_a_dependency_that_is_no_member(depends_on: object) -> None:
         flow.add(note.job("a"), depends_on=depends_on)  # type: ignore[arg-type]
 
 
-def test_an_end_that_is_unknown() -> None:
+@pytest.mark.parametrize("on", ["x", "any"])
+def test_an_end_that_is_unknown(on: str) -> None:
     flow = Flow("import")
     first = flow.add(fetch.job("a"))
-    with pytest.raises(InvalidJob, match="on is one of 'success', 'failure', 'finished', not 'x'"):
-        flow.add(note.job("a"), depends_on=first, on="x")  # type: ignore[arg-type]
+    with pytest.raises(
+        InvalidJob, match=f"on is one of 'success', 'failure', 'finished', not {on!r}"
+    ):
+        flow.add(note.job("a"), depends_on=first, on=on)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("on", ["failure", "finished"])

@@ -6,13 +6,16 @@ The catalogue lists tests of Celery (`t/integration/test_canvas.py`), Sidekiq ba
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from nimburion import Context, Flow, PermanentError, Processor, State, chain, job
+from nimburion.backends.memory import MemoryBackend
+from nimburion.backends.sqlite import SQLiteBackend
+from nimburion.core.backend import Backend
 from nimburion.core.flows import FlowState
 from nimburion.testing import FakeClock
 
@@ -61,8 +64,12 @@ async def note(text: str) -> None: ...
 
 @pytest_asyncio.fixture(params=["memory", "sqlite"])
 async def processor(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Processor]:
-    url = "memory://" if request.param == "memory" else f"sqlite:///{tmp_path / 'jobs.db'}"
-    made = Processor(url, clock=FakeClock())
+    clock = FakeClock()
+    backends: dict[str, Callable[[], Backend]] = {
+        "memory": lambda: MemoryBackend(clock=clock),
+        "sqlite": lambda: SQLiteBackend(tmp_path / "jobs.db", clock=clock),
+    }
+    made = Processor(backends[request.param](), clock=clock)
     made.register(add, total, collect, fail, fail_first, note)
     async with made:
         yield made

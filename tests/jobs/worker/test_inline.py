@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -176,6 +177,14 @@ async def test_drain_with_advance_runs_to_the_very_end(
     assert ran == ["late"]
     assert clock.now() >= before + 3_600
     assert await processor.pending_count() == 0
+
+
+async def test_a_backend_with_its_own_clock_cannot_be_advanced(tmp_path: Path) -> None:
+    async with Processor(f"sqlite:///{tmp_path}/jobs.db", clock=FakeClock()) as processor:
+        processor.register(note)
+        await processor.enqueue(note.job("later"), after=3600.0)
+        with pytest.raises(TypeError, match="reads its own clock"):
+            await processor.drain(advance=True)
 
 
 async def test_due_jobs_of_unknown_names_are_an_error(processor: Processor) -> None:

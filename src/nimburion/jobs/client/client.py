@@ -41,11 +41,13 @@ from nimburion.core.errors import (
     BackendUnavailable,
     DefinitionError,
     InvalidJob,
+    JobConflict,
     JobNotCompleted,
     JobNotFound,
     NotOpen,
     NotSupported,
     ResultNotKept,
+    TooManySignals,
     WaitTimeout,
 )
 from nimburion.core.events import Events, JobEnqueued
@@ -106,6 +108,7 @@ if TYPE_CHECKING:
     from nimburion.actions.workers import WorkerActions
     from nimburion.core.flows import NewFlow
     from nimburion.core.queries import QueueInfo
+    from nimburion.jobs.durable.signals import Signal
     from nimburion.jobs.flows.flow import Flow
     from nimburion.jobs.flows.growing import Flows
     from nimburion.jobs.outbox.database import OutboxDatabase
@@ -870,6 +873,44 @@ class Client:
         await self._send_waiting(job_id)
         return await self.backend.producing.cancel(job_id)
 
+    async def signal(
+        self,
+        job_id: str | UUID,
+        signal: Signal[R],
+        value: R,
+        *,
+        id: str | UUID | None = None,  # noqa: A002 (the name of the option)
+    ) -> bool:
+        """Send a signal to a durable run. Return False if it was not stored now.
+
+        ```python
+        await processor.signal(job_id, confirmed, Confirmed("ann"), id="mail-4711")
+        ```
+
+        The signal is stored when the call returns. It is kept until the run takes it, in the order
+        of the calls, so it may be sent before the run waits for it. With an `id` of your own, the
+        call is safe to repeat: the job gets one signal with it.
+
+        False means that the job has ended, or has a signal with this id. Errors:
+
+        - `JobNotFound`: there is no job with this id.
+        - `InvalidJob`: the value has another type than the signal, or is larger than 64 KiB.
+        - `TooManySignals`: the job has 1,000 unread signals.
+        - `BackendUnavailable`: it is not known whether the signal was stored.
+        """
+        from nimburion.core.runs import NewSignal, SignalOutcome  # most processes send none
+
+        self._check_open()
+        target = read_job_id(job_id)
+        signal_id = self._ids.make() if id is None else read_job_id(id)
+        new = NewSignal(target, signal.name, signal_id, signal.encode(value))
+        (outcome,) = await self.backend.producing.send_signals([new])
+        if outcome is SignalOutcome.UNKNOWN:
+            raise JobNotFound(target)
+        if outcome is SignalOutcome.FULL:
+            raise TooManySignals(target)
+        return outcome is SignalOutcome.STORED
+
     async def run_now(self, job_id: str | UUID) -> bool:
         """Make a job due now that waits for a later time, and return whether it waited for one.
 
@@ -1547,6 +1588,38 @@ async def add_members(
         some = slice(start, start + size)
         calls = [one.job for one in planned[some]]
         await client._enqueue_together(calls, new[some], parsed, flows)
+    return [job.id for job in new]
+
+
+async def enqueue_children(
+    client: Client, flow_id: str, name: str, jobs: Sequence[JobReturning[Any]]
+) -> list[str]:
+    """Store the child jobs of a durable run as the members of a flow, and return their ids.
+
+    The call is safe to repeat. `JobConflict` is raised after it if some were stored before with
+    other arguments, which they keep.
+    """
+    from nimburion.core.flows import NewFlow
+    from nimburion.jobs.flows.enqueueing import MemberMaker
+    from nimburion.jobs.flows.plan import PlannedJob
+
+    parsed = client._parse_options({})
+    planned = [
+        PlannedJob(f"{flow_id}.{number}", str(number), cast("AnyJob", job), flow_id, None, (), {})
+        for number, job in enumerate(jobs)
+    ]
+    new = MemberMaker(client._make_job, parsed, client._sizes).make(planned)
+    flows, size = [NewFlow(id=flow_id, name=name, members=len(new))], client._sizes.batch
+    conflict: JobConflict | None = None
+    for start in range(0, len(new), size):
+        some = slice(start, start + size)
+        calls = [one.job for one in planned[some]]
+        try:
+            await client._enqueue_together(calls, new[some], parsed, flows)
+        except JobConflict as error:
+            conflict = error
+    if conflict is not None:
+        raise conflict
     return [job.id for job in new]
 
 

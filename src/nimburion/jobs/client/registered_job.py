@@ -42,6 +42,7 @@ CallP = ParamSpec("CallP")
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+ContextT = TypeVar("ContextT", bound=Context[Any])
 
 
 class Enqueuer(Protocol):
@@ -99,6 +100,11 @@ class RegisteredJob(JobFunction[CallP, P, R, T]):
         """
         check_option_names(options)
         return JobWithOptions(self, self._find_processor, options)
+
+
+def find_processor(job: RegisteredJob[..., ..., Any, Any]) -> Enqueuer:
+    """Return the processor of a job. For tests only."""
+    return job._find_processor()  # noqa: SLF001
 
 
 class JobWithOptions(Generic[P, T]):
@@ -162,12 +168,12 @@ class RegisterDecorator:
 
     @overload
     def __call__(
-        self, function: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, T]], /
-    ) -> RegisteredJob[Concatenate[Context[Any], P], P, Coroutine[Any, Any, T], T]: ...
+        self, function: Callable[Concatenate[ContextT, P], Coroutine[Any, Any, T]], /
+    ) -> RegisteredJob[Concatenate[ContextT, P], P, Coroutine[Any, Any, T], T]: ...
     @overload
     def __call__(
-        self, function: Callable[Concatenate[Context[Any], P], T], /
-    ) -> RegisteredJob[Concatenate[Context[Any], P], P, T, T]: ...
+        self, function: Callable[Concatenate[ContextT, P], T], /
+    ) -> RegisteredJob[Concatenate[ContextT, P], P, T, T]: ...
     @overload
     def __call__(
         self, function: Callable[P, Coroutine[Any, Any, T]], /

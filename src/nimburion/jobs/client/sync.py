@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     )
     from nimburion.jobs.declaration.job import AnyJob, JobId, JobReturning
     from nimburion.jobs.declaration.options import EnqueueManyOptions, EnqueueOptions
+    from nimburion.jobs.durable.signals import Signal
     from nimburion.scheduler.sync_schedules import SyncSchedules
 
 P = ParamSpec("P")
@@ -245,6 +246,21 @@ class SyncClient:
     def get_statuses(self) -> None: ...
     @_make_sync(Client.cancel)
     def cancel(self) -> None: ...
+
+    if TYPE_CHECKING:
+
+        def signal(
+            self,
+            job_id: str | UUID,
+            signal: Signal[T],
+            value: T,
+            *,
+            id: str | UUID | None = None,  # noqa: A002
+        ) -> bool: ...
+
+    else:
+        signal = SyncMethod(Client.signal)
+
     @_make_sync(Client.run_now)
     def run_now(self) -> None: ...
     @_make_sync(Client.queue_size)

@@ -144,7 +144,10 @@ class Context(Generic[StateT_co]):
         self.deadline: float | None = deadline
         """When the attempt times out, in seconds of the worker's monotonic clock; None: never."""
         self.payload: bytes = record.delivery.payload
+        """The arguments as they were stored. Middleware may replace them before they are decoded.
+        """
         self.job: Any = None
+        """The decoded arguments; None before the handler is called."""
 
     @property
     def cancelled(self) -> bool:

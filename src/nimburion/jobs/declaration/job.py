@@ -63,6 +63,7 @@ from nimburion.jobs.declaration.signature import (
 CallP = ParamSpec("CallP")
 P = ParamSpec("P")
 T = TypeVar("T")
+ContextT = TypeVar("ContextT", bound=Context[Any])
 R = TypeVar("R")
 if TYPE_CHECKING:
     from typing_extensions import TypeVar as TypeVarWithDefault
@@ -494,12 +495,12 @@ class JobDecorator:
 
     @overload
     def __call__(
-        self, function: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, T]], /
-    ) -> JobFunction[Concatenate[Context[Any], P], P, Coroutine[Any, Any, T], T]: ...
+        self, function: Callable[Concatenate[ContextT, P], Coroutine[Any, Any, T]], /
+    ) -> JobFunction[Concatenate[ContextT, P], P, Coroutine[Any, Any, T], T]: ...
     @overload
     def __call__(
-        self, function: Callable[Concatenate[Context[Any], P], T], /
-    ) -> JobFunction[Concatenate[Context[Any], P], P, T, T]: ...
+        self, function: Callable[Concatenate[ContextT, P], T], /
+    ) -> JobFunction[Concatenate[ContextT, P], P, T, T]: ...
     @overload
     def __call__(
         self, function: Callable[P, Coroutine[Any, Any, T]], /
@@ -532,12 +533,12 @@ class BatchJobDecorator:
 
 @overload
 def job(
-    function: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, T]], /
-) -> JobFunction[Concatenate[Context[Any], P], P, Coroutine[Any, Any, T], T]: ...
+    function: Callable[Concatenate[ContextT, P], Coroutine[Any, Any, T]], /
+) -> JobFunction[Concatenate[ContextT, P], P, Coroutine[Any, Any, T], T]: ...
 @overload
 def job(
-    function: Callable[Concatenate[Context[Any], P], T], /
-) -> JobFunction[Concatenate[Context[Any], P], P, T, T]: ...
+    function: Callable[Concatenate[ContextT, P], T], /
+) -> JobFunction[Concatenate[ContextT, P], P, T, T]: ...
 @overload
 def job(
     function: Callable[P, Coroutine[Any, Any, T]], /

@@ -37,7 +37,14 @@ from nimburion.jobs.declaration.signature import (
     is_async,
     read_batch_return_type,
     read_return_type,
+    takes_durable_context,
 )
+
+NO_DURABLE_FUNCTION = (
+    "DurableContext is the context of a function; write `@processor.job` and "
+    "`async def NAME(ctx: DurableContext, …)`"
+)
+"""What to write in place of a class or a raw handler that is to be durable."""
 
 RawHandler = Callable[[Context[Any], bytes], Any]
 BatchCall = Callable[[BatchContext[Any], list[Any]], Any]
@@ -55,9 +62,11 @@ class Handler:
         "_result_limit",
         "call",
         "call_batch",
+        "context_type",
         "decode",
         "get_batch_argument",
         "is_async",
+        "is_durable",
         "keeps_result",
         "name",
         "policy",
@@ -79,6 +88,7 @@ class Handler:
         sizes: SizeLimits,
         call_batch: BatchCall | None = None,
         get_batch_argument: Callable[[Any], Any] | None = None,
+        is_durable: bool = False,
     ) -> None:
         self.name: str = name
         self.queue: str = queue
@@ -92,6 +102,15 @@ class Handler:
                 f'job {name!r}: execution="thread" is for `def` handlers, and this one is an '
                 "`async def`, which runs on the event loop"
             )
+        self.is_durable: bool = is_durable
+        """Whether the handler takes a `DurableContext`."""
+        self.context_type: type[Context[Any]] = Context
+        """What the handler gets as its context."""
+        if is_durable:
+            from nimburion.jobs.durable.context import DurableContext
+
+            _check_durable(name, policy, is_async=self.is_async)
+            self.context_type = DurableContext
         self.call: Callable[[Any, Context[Any]], Any] = call
         """Calls the handler with the return value of `decode` and the context."""
         self.decode: Callable[[bytes], Any] = decode
@@ -133,6 +152,8 @@ class Registry:
         self._queue_limits = make_queue_limits(settings)
         self.get: Callable[[str], Handler | None] = self._handlers.get
         """Returns the handler of a name; None when it is not registered."""
+        self.has_durable: bool = False
+        """Whether a handler is durable."""
 
     def add(self, *jobs: type[Job] | JobFunction[..., ..., Any, Any]) -> None:
         """Register job classes and job functions.
@@ -154,6 +175,8 @@ class Registry:
         """Register `handler(ctx, data)` for jobs of `name`; `data` is the payload, in bytes."""
         if not callable(handler):
             raise DefinitionError(f"the handler of {name!r} must be callable, not {handler!r}")
+        if takes_durable_context(handler):
+            raise DefinitionError(f"the raw handler of {name!r}: {NO_DURABLE_FUNCTION}")
         if "batch" in policy:
             raise DefinitionError(
                 f"job {name!r}: a raw handler takes one job; for a batch, use a function: "
@@ -242,6 +265,7 @@ class Registry:
     def _add(self, handler: Handler) -> None:
         _make_rules(handler)  # raises if two of its limits have one name
         known = self._handlers.setdefault(handler.name, handler)
+        self.has_durable = self.has_durable or handler.is_durable
         if known is not handler and known.target is not handler.target:
             raise DefinitionError(
                 f"the name {handler.name!r} is taken by {_describe(known.target)}; "
@@ -262,6 +286,8 @@ class Registry:
             decode = partial(declaration.codec.decode, sizes=self._settings.sizes)
         elif isinstance(job, type) and issubclass(job, Job) and declaration:
             function = call = job.process
+            if takes_durable_context(function, 1):
+                raise DefinitionError(f"job {declaration.name!r}: {NO_DURABLE_FUNCTION}")
             decode = _make_instance_decoder(job, declaration, self._settings.sizes)
         else:
             raise DefinitionError(
@@ -279,6 +305,25 @@ class Registry:
             sizes=self._settings.sizes,
             call_batch=call_batch,
             get_batch_argument=get_batch_argument,
+            is_durable=isinstance(job, JobFunction) and job.signature.is_durable,
+        )
+
+
+def _check_durable(name: str, policy: Policy, *, is_async: bool) -> None:
+    """Raise `DefinitionError` if a handler with these properties cannot be durable."""
+    if policy.batch is not None:
+        raise DefinitionError(
+            f"job {name!r}: a batch handler takes a BatchContext; it cannot be durable"
+        )
+    if policy.execution == "process":
+        raise DefinitionError(
+            f'job {name!r}: a durable function runs in the worker, not with execution="process"; '
+            "run what needs a process of its own as a child job: `await ctx.run(…)`"
+        )
+    if not is_async:
+        raise DefinitionError(
+            f"job {name!r}: a durable function is an `async def`; its steps may be `def` "
+            "functions, which run in threads"
         )
 
 

@@ -18,7 +18,7 @@ from nimburion.jobs.declaration.batches import BatchContext
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.fields import JobField
 
-_CONTEXTS = ("Context", "BatchContext")
+_CONTEXTS = ("Context", "BatchContext", "DurableContext")
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -29,6 +29,8 @@ class Signature(NamedTuple):
     fields: list[JobField]
     positional_only: int
     """The number of fields, from the first, that must be passed by position."""
+    is_durable: bool = False
+    """Whether the context is a `DurableContext`."""
 
 
 def read_class_fields(name: str, cls: type) -> list[JobField]:
@@ -59,7 +61,17 @@ def read_signature(name: str, function: Callable[..., Any]) -> Signature:
         takes_context,
         [_make_field(name, function, parameter) for parameter in own],
         sum(parameter.kind is inspect.Parameter.POSITIONAL_ONLY for parameter in own),
+        takes_context and _is_durable(parameters[0]),
     )
+
+
+def takes_durable_context(function: Callable[..., Any], position: int = 0) -> bool:
+    """Return whether the parameter at a position is annotated as `DurableContext`."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # without a signature
+        return False
+    return len(parameters) > position and _is_durable(parameters[position])
 
 
 def read_batch_signature(name: str, function: Callable[..., Any]) -> Signature:
@@ -163,6 +175,15 @@ def _is_context(parameter: inspect.Parameter) -> bool:
             return True
     untyped = annotation in (inspect.Parameter.empty, Any, "Any", "typing.Any")
     return parameter.name == "ctx" and untyped
+
+
+def _is_durable(parameter: inspect.Parameter) -> bool:
+    annotation = parameter.annotation
+    if isinstance(annotation, str):
+        return annotation.strip("'\" ").partition("[")[0].rpartition(".")[2] == "DurableContext"
+    cls = typing.get_origin(annotation) or annotation
+    bases = cls.__mro__ if isinstance(cls, type) else ()
+    return any(base.__name__ == "DurableContext" for base in bases)
 
 
 def _make_field(name: str, function: Callable[..., Any], parameter: inspect.Parameter) -> JobField:

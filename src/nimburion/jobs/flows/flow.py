@@ -19,7 +19,7 @@ from decimal import Decimal
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 from nimburion.core.errors import InvalidJob
-from nimburion.core.flows import MAX_CONDITIONS, On
+from nimburion.core.flows import ENDS, MAX_CONDITIONS, On
 from nimburion.core.size_limits import check_name
 from nimburion.core.text.shortening import shorten
 from nimburion.jobs.declaration.job import AnyJob, Declaration, JobReturning, require_declaration
@@ -276,11 +276,10 @@ class Flow:
             raise InvalidJob(
                 f"depends_on takes members, not {depends_on!r}; `flow.add` returns one"
             )
-        try:
-            end = On(on)
-        except ValueError:
-            known = ", ".join(repr(str(one)) for one in On)
-            raise InvalidJob(f"on is one of {known}, not {on!r}") from None
+        if on not in ENDS:
+            known = ", ".join(repr(str(one)) for one in ENDS)
+            raise InvalidJob(f"on is one of {known}, not {on!r}")
+        end = On(on)
         conditions: dict[AnyMember, On] = {}
         for one in depends_on:
             if not isinstance(one, Member | Members):

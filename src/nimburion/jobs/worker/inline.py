@@ -14,14 +14,21 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from nimburion.core.backend import Backend
-from nimburion.core.errors import JobNotFound, NothingRegistered, SessionLost
+from nimburion.core.errors import JobNotFound, LeaseLost, NothingRegistered, SessionLost
 from nimburion.core.exchange import RESERVE_NOTHING, Reply, ReserveRequest
 from nimburion.core.ids import Entropy
 from nimburion.core.job import State
 from nimburion.core.lease import Delivery
 from nimburion.core.queries import JobFilter
 from nimburion.core.settings import Settings
-from nimburion.core.settlement import Progressed, Released, Settlement, Spent
+from nimburion.core.settlement import (
+    Progressed,
+    Recorded,
+    Released,
+    Settled,
+    Settlement,
+    Spent,
+)
 from nimburion.core.timing.clock import Clock
 from nimburion.jobs.declaration.lifespan import Lifespan
 from nimburion.jobs.declaration.registry import Registry
@@ -78,6 +85,12 @@ class InlineRunner:
         self._reports: list[Progressed | Spent] = []
         self._unsettled: list[Settlement] = []
         """The settlements of a step whose last exchange had no answer."""
+        self._awaited: dict[int, asyncio.Future[float]] = {}
+        """What waits for the answers to steps, by the identity of their settlement."""
+        self._sending: asyncio.Task[None] | None = None
+        """The task that sends steps."""
+        self._now = clock.now()
+        """The time of the backend's clock in the last reply."""
         self._next_due: float | None = None
         """The next time of the last reply without a job."""
 
@@ -185,6 +198,7 @@ class InlineRunner:
         number = self._number + 1
         reply = await self._backend.consuming.exchange(self._session_id, number, settlements, want)
         self._number = number
+        self._now = reply.now
         return reply
 
     async def _settle(self) -> None:
@@ -192,14 +206,48 @@ class InlineRunner:
 
         If the backend does not answer, the next step repeats them, under the same number.
         """
-        await self._exchange(self._unsettled, RESERVE_NOTHING)
-        self._unsettled = []
+        batch = list(self._unsettled)
+        reply = await self._exchange(batch, RESERVE_NOTHING)
+        del self._unsettled[: len(reply.results)]
+        for settlement, result in zip(batch, reply.results, strict=False) if self._awaited else ():
+            future = self._awaited.pop(id(settlement), None)
+            if future is None or future.done():
+                continue
+            if result is Settled.STALE:
+                future.set_exception(LeaseLost(settlement.lease.job_id))
+            else:
+                future.set_result(reply.now)
+
+    def _record(self, recorded: Recorded) -> asyncio.Future[float]:
+        """Send a step of a durable run; see `RecordStep`."""
+        future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(_ignore_error)
+        self._unsettled.append(recorded)
+        self._awaited[id(recorded)] = future
+        if self._sending is None:
+            self._sending = asyncio.create_task(self._send_steps())
+        return future
+
+    async def _send_steps(self) -> None:
+        """Send the steps that wait, also those that come meanwhile."""
+        try:
+            while self._unsettled:
+                await self._settle()
+        except Exception as error:  # noqa: BLE001 (the handler fails with it)
+            for future in self._awaited.values():
+                if not future.done():
+                    future.set_exception(error)
+            self._awaited.clear()
+        finally:
+            self._sending = None
 
     async def _report_dead(self, job_ids: Sequence[str]) -> None:
         """Call the hooks for jobs that became dead letters because their workers were lost."""
         if job_ids:
             threads = HandlerThreads(1, asyncio.get_running_loop())
-            attempts = self._make_attempt_runner(threads, self._note_report, self._state)
+            attempts = self._make_attempt_runner(
+                threads, self._note_report, self._state, record=self._record, hold=0.0
+            )
             for job_id in job_ids:
                 with suppress(JobNotFound):  # deleted since
                     await attempts.report_dead(await self._backend.reads.get_job(job_id))
@@ -226,9 +274,14 @@ class InlineRunner:
             for attempt in attempts:
                 attempt.clear()
 
-    async def _run_and_settle(self, attempts: Sequence[Attempt]) -> None:
+    async def _run_and_settle(  # noqa: C901 - the end of each attempt in one place
+        self, attempts: Sequence[Attempt]
+    ) -> None:
         threads = HandlerThreads(1, asyncio.get_running_loop())
-        runner = self._make_attempt_runner(threads, self._note_report, self._state)
+        runner = self._make_attempt_runner(
+            threads, self._note_report, self._state, record=self._record, hold=0.0
+        )
+        runner.reporter.note_exchange(self._now)
         ended: dict[Attempt, Settlement | None] = {
             attempt: Released(attempt.delivery.lease) for attempt in attempts
         }
@@ -258,7 +311,9 @@ class InlineRunner:
         threads.close()
         # Wait for a handler that exceeded its timeout: no thread outlives this call.
         await asyncio.get_running_loop().run_in_executor(None, threads.join)
-        self._unsettled = [*self._reports]
+        if self._sending is not None:
+            await asyncio.wait({self._sending})
+        self._unsettled += self._reports
         self._unsettled += [each for each in ended.values() if each is not None]
         self._reports.clear()
         await self._settle()
@@ -298,7 +353,18 @@ class InlineRunner:
         if not isinstance(self._clock, AdvanceableClock):
             raise TypeError("drain(advance=True) needs a clock that can be advanced: FakeClock")
         self._clock.advance(max(0.0, min(times) - self._clock.now()))
+        if await self._backend.now() < min(times):
+            raise TypeError(
+                "drain(advance=True) needs a backend that reads the clock of the processor: "
+                f"memory://. The backend {self._backend.describe()} reads its own clock"
+            )
         return True
+
+
+def _ignore_error(future: asyncio.Future[float]) -> None:
+    """Let Python not log an error of a step that no handler waits for."""
+    if not future.cancelled():
+        future.exception()
 
 
 async def _wait_until_done(task: asyncio.Task[Any]) -> None:

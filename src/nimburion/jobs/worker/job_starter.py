@@ -16,11 +16,10 @@ from typing import Any
 
 from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease
 from nimburion.core.service import wait_for_first
-from nimburion.core.settlement import Cancelled, Released, Settlement
+from nimburion.core.settlement import Released, Settlement
 from nimburion.core.timing.clock import Clock
 from nimburion.jobs.worker.attempt.attempt import Attempt, Interruption
 from nimburion.jobs.worker.attempt.attempt_runner import (
-    CANCELLED_ON_REQUEST,
     RELEASE_DELAY_AFTER_ERROR,
     AttemptRunner,
     raise_keyboard_interrupt,
@@ -258,9 +257,9 @@ class JobStarter:
             self.session.completer.settle(settlement)
         elif self.runner.is_worker_aborted() and not attempt.settled:
             self.leaves_jobs = True
-        if attempt.call is not None and attempt.in_thread:
+        if attempt.call is not None and (call := attempt.find_thread_call()) is not None:
             # A thread cannot be stopped, so the slot stays occupied until it returns.
-            attempt.call.on_finish = lambda: self._free_late_slot(attempt)
+            call.on_finish = lambda: self._free_late_slot(attempt)
             self.unresponsive.report_kept_slot(attempt, self._slots.running)
             self._fetcher.wake()
         else:
@@ -286,6 +285,11 @@ class JobStarter:
 
     def _free_late_slot(self, attempt: Attempt) -> None:
         """Free the slot of a settled attempt, whose thread has returned."""
+        call = attempt.find_thread_call()
+        if call is not None:  # that of another step, which ran beside it
+            call.on_finish = lambda: self._free_late_slot(attempt)
+            return
+        attempt.forget_ended_calls()
         self._fetcher.may_have_work = True  # its queue was at its limit: it may have more jobs
         self.unresponsive.report_return(attempt)
         self._free_slot(attempt)
@@ -358,7 +362,7 @@ class JobStarter:
             for delivery in [each for each in list(deliveries) if each.lease in leases]:
                 with suppress(ValueError):  # the watchdog has taken it
                     deliveries.remove(delivery)
-                    self._return_delivery(delivery, Cancelled(delivery.lease, CANCELLED_ON_REQUEST))
+                    self._return_delivery(delivery, self.runner.settle_cancelled(delivery))
 
     def recall(self) -> list[Lease]:
         """Take the jobs that have not started away from the blocked event loop; return their

@@ -17,6 +17,7 @@ from nimburion.core.service import Service, wait_for_first
 from nimburion.core.session import Vitals
 from nimburion.core.settings import Settings
 from nimburion.core.version import __version__
+from nimburion.jobs.declaration.attempt_record import HOLD
 from nimburion.jobs.declaration.lifespan import Lifespan
 from nimburion.jobs.worker.attempt.attempt_runner import MakeAttemptRunner
 from nimburion.jobs.worker.attempt.forking import ForkGuard
@@ -112,7 +113,14 @@ class RunningWorker:
     async def _start_worker(self) -> None:
         """Open the lifespan, then start the worker: no job is reserved before."""
         state = await self._lifespan.open()
-        attempts = self._make_attempt_runner(self._threads, self._worker.report, state, self._guard)
+        attempts = self._make_attempt_runner(
+            self._threads,
+            self._worker.report,
+            state,
+            self._guard,
+            record=self._worker.record,
+            hold=HOLD,
+        )
         await self._worker.start(attempts)
 
     def _log_ready(self) -> None:

@@ -29,7 +29,7 @@ from nimburion.core.outage_log import OutageLog
 from nimburion.core.service import wait_for_first
 from nimburion.core.session import HeartbeatReply, WorkerCommand
 from nimburion.core.settings import Settings
-from nimburion.core.settlement import Progressed, Spent
+from nimburion.core.settlement import Progressed, Recorded, Spent
 from nimburion.core.timing.clock import Clock
 from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.worker.attempt.attempt import Attempt, Interruption
@@ -281,6 +281,12 @@ class Worker:
             self._note_report(report)  # synchronously: the settlement must not overtake it
         else:
             self._loop.call_soon_threadsafe(self._note_report, report)
+
+    def record(self, recorded: Recorded) -> asyncio.Future[float]:
+        """Send a step of a durable run with the next exchange. See `Completer.record`."""
+        future = self.session.completer.record(recorded)
+        self.fetcher.wake()
+        return future
 
     # The loop
 

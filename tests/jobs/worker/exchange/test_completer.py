@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from nimburion.core.errors import BackendUnavailable, SessionLost, Unstorable
+from nimburion.core.errors import BackendUnavailable, LeaseLost, SessionLost, Unstorable
 from nimburion.core.events import Event, Events, StaleSettlement
 from nimburion.core.exchange import RESERVE_NOTHING, Reply, ReserveRequest
 from nimburion.core.job import AttemptError, Reason
@@ -18,6 +18,7 @@ from nimburion.core.settlement import (
     Completed,
     Failed,
     Progressed,
+    Recorded,
     Released,
     Retried,
     Settled,
@@ -454,3 +455,34 @@ async def test_it_is_full_while_too_much_waits() -> None:
     assert full == [False, False, False, True]
     await flush(completer)
     assert not completer.is_full
+
+
+async def test_a_step_is_awaited_until_its_exchange_is_answered() -> None:
+    backend = FakeBackend(BackendUnavailable("gone"), None)
+    completer = make_completer(backend)
+    future = completer.record(Recorded(lease("a"), 1, b"{}"))
+    assert completer.is_awaited
+    assert not future.done()
+    await completer.exchange(RESERVE_NOTHING)
+    assert await future == 0.0  # the time of the reply
+    assert not completer.is_awaited
+
+
+async def test_a_step_of_a_lost_lease_and_one_that_cannot_be_stored() -> None:
+    backend = FakeBackend()
+    backend.stale, backend.poison = {"stale"}, {"bad"}
+    completer = make_completer(backend)
+    stale, bad, good, dropped = (
+        completer.record(Recorded(lease(name), 1, b"{}"))
+        for name in ("stale", "bad", "good", "dropped")
+    )
+    dropped.cancel()
+    backend.poison.add("dropped")
+    await completer.exchange(RESERVE_NOTHING)
+    with pytest.raises(LeaseLost):
+        await stale
+    with pytest.raises(Unstorable):
+        await bad
+    assert await good == 0.0
+    assert not completer.is_awaited
+    assert Failed not in {type(each) for _, batch in backend.calls for each in batch}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from nimburion.core.metrics.counters import LaneCounters
@@ -53,7 +53,9 @@ class Attempt(AttemptRecord):
     context: Context | None = None
     """The context of the handler; None before it starts and after the attempt has ended."""
     call: ThreadCall | None = None
-    """The thread call of a `def` handler; None for a coroutine."""
+    """The thread call of a `def` handler, or the latest of a step; None for a coroutine."""
+    step_calls: Sequence[ThreadCall] = ()
+    """The thread calls of the steps of a durable run that have not ended."""
     child: Child | None = None
     """The child process that runs the handler; None if none does."""
     timeout: AttemptTimeout | None = None
@@ -99,8 +101,27 @@ class Attempt(AttemptRecord):
 
     @property
     def in_thread(self) -> bool:
-        """Whether a thread still runs the handler, even if its result is no longer awaited."""
-        return self.call is not None and not self.call.finished
+        """Whether a thread still runs the handler or a step, even if nothing awaits its result."""
+        return self.find_thread_call() is not None
+
+    def find_thread_call(self) -> ThreadCall | None:
+        """Return a thread call that has not ended; None if there is none."""
+        call = self.call
+        if call is not None and not call.finished:
+            return call
+        for one in self.step_calls:
+            if not one.finished:
+                return one
+        return None
+
+    def add_step_call(self, call: ThreadCall) -> None:
+        """Note that a thread calls the function of a step, maybe beside others."""
+        self.step_calls = (*self.step_calls, call)
+        self.call = call
+
+    def forget_ended_calls(self) -> None:
+        """Drop the thread calls of steps that have ended: they refer to the attempt."""
+        self.step_calls = [one for one in self.step_calls if not one.finished]
 
     def clear(self) -> None:
         """Break the reference cycles of an ended attempt.
@@ -123,5 +144,8 @@ class Attempt(AttemptRecord):
         if self.context is None:  # not started: `perform` checks `interruption`
             return
         self.cancel_requested = True
+        if self.run is not None and interruption is Interruption.CANCEL:
+            self.run.request_cancel()  # a step that works may end
+            return
         if self.task is not None and (interruption is Interruption.LOST or not self.in_thread):
             self.task.cancel()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import msgspec
 
 from nimburion.core.errors import LeaseLost, RemoteError
-from nimburion.core.job import AttemptError, ErrorKind, JobRecord
+from nimburion.core.job import AttemptError, ErrorKind, JobRecord, Reason
 from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease, Token
 from nimburion.core.result_errors import encode_result_error
 from nimburion.core.settlement import (
@@ -37,7 +37,9 @@ from nimburion.core.transactions import Transaction
 from nimburion.jobs.declaration.attempt_record import (
     AttemptRecord,
     EnqueueClient,
+    RecordStep,
     ReportSink,
+    RunServices,
     WorkerServices,
 )
 from nimburion.jobs.declaration.codec import UnstorableResult
@@ -76,6 +78,8 @@ from nimburion.jobs.worker.attempt.threads import HandlerThreads
 
 if TYPE_CHECKING:
     from nimburion.core.metrics.counters import LaneCounters
+    from nimburion.jobs.durable.cleanup import UndoFailed
+    from nimburion.jobs.durable.run import DurableRun
     from nimburion.jobs.worker.attempt.member_results import MemberResults, ReadRecords
 
 _log = logging.getLogger("nimburion.worker")
@@ -117,6 +121,7 @@ class AttemptRunner:
         guard: ForkGuard | None = None,
         process_calls: ProcessCalls | None = None,
         read_records: ReadRecords | None = None,
+        runs: RunServices | None = None,
     ) -> None:
         self.guard: ForkGuard = guard or ForkGuard()
         guard = self.guard
@@ -133,7 +138,9 @@ class AttemptRunner:
         self._monotonic = clock.monotonic
         self._random = random
         self._sizes = sizes
-        self._services = WorkerServices(clock.monotonic, report, client, make_transaction, state)
+        self._services = WorkerServices(
+            clock.monotonic, report, client, make_transaction, state, runs
+        )
         self._failure_hooks = failure_hooks
         self._failure_hook_runner = FailureHookRunner(guard)
         self._keep_default, self._keep_by_queue = keeps_arguments
@@ -144,7 +151,9 @@ class AttemptRunner:
         self._read_records = read_records
         self._member_results: MemberResults | None = None
 
-    async def perform(self, attempt: Attempt) -> Settlement | None:
+    async def perform(  # noqa: C901, PLR0911 - one call for each job
+        self, attempt: Attempt
+    ) -> Settlement | None:
         """Run the handler and return its settlement; None if the lease is lost."""
         delivery = attempt.delivery
         chain = self._chains.known.get(delivery.name) or self._chains.find(delivery.name)
@@ -156,7 +165,11 @@ class AttemptRunner:
             chain = self._prepare_member(attempt, chain)
         handler, run, lanes, _ = chain
         expires = delivery.options.expires or handler.policy.expires
-        if expires is not None and self._is_expired(attempt, expires):
+        if (
+            expires is not None
+            and self._is_expired(attempt, expires)
+            and not (handler.is_durable and delivery.lease.token.fence > 1)  # it has started
+        ):
             return self._settle_expired(attempt, handler, lanes)
         keep = self._keep_by_queue
         attempt.keep_payload = (
@@ -166,7 +179,7 @@ class AttemptRunner:
         timeout = delivery.options.timeout or handler.policy.timeout
         deadline = None if timeout is None else self._monotonic() + timeout
         attempt.handler = handler
-        attempt.context = context = Context(attempt, self._services, deadline)
+        attempt.context = context = handler.context_type(attempt, self._services, deadline)
         CURRENT.set(context)
         reporter.begin(attempt, lanes.get(delivery.queue) or reporter.find_lane(lanes, delivery))
         try:
@@ -189,6 +202,8 @@ class AttemptRunner:
             outcome: Outcome = self._make_success(attempt, context, handler, result)
         except BaseException as raised:  # noqa: BLE001 - each end of a handler is an outcome
             outcome = self._classify(attempt, context, handler, raised)
+        if attempt.run is not None:
+            return await self._end_run(attempt, attempt.run, outcome, handler)
         settlement = self._make_settlement(attempt, outcome, handler)
         if type(outcome) is not AttemptFailed:
             reporter.end(attempt, settlement, None)
@@ -196,6 +211,43 @@ class AttemptRunner:
         reporter.end(attempt, settlement, outcome.error.type)
         if isinstance(settlement, Retried | Failed):
             return await self._run_failure_hooks(attempt, settlement, handler)
+        return settlement
+
+    async def _end_run(
+        self, attempt: Attempt, run: DurableRun, outcome: Outcome, handler: Handler
+    ) -> Settlement | None:
+        """Return the settlement of a durable run, after what must be done at its end."""
+        from nimburion.jobs.durable.cleanup import UndoFailed, end_run
+
+        raised = attempt.raised
+        settlement = self._make_settlement(attempt, outcome, handler)
+        if not run.is_loaded and attempt.interruption is Interruption.CANCEL:
+            settlement = self.settle_cancelled(attempt.delivery)
+        elif settlement is not None and run.is_loaded:
+            if isinstance(settlement, Retried | Failed):
+                run.forget_errors(raised)
+            try:
+                settlement = await end_run(run, settlement, raised)
+            except UndoFailed as failed:
+                settlement = self._settle_undo_failure(attempt, failed)
+        attempt.run = None
+        if attempt.lease_is_lost:
+            settlement = None
+        if not isinstance(settlement, Retried | Failed):
+            self.reporter.end(attempt, settlement)
+            return settlement
+        self.reporter.end(attempt, settlement, settlement.error.type)
+        return await self._run_failure_hooks(attempt, settlement, handler)
+
+    def _settle_undo_failure(self, attempt: Attempt, failed: UndoFailed) -> Failed:
+        cause = failed.__cause__ or failed
+        error = outcomes.describe_exception(
+            cause, attempt.delivery.attempt, "failure", self._sizes.error
+        )
+        message = f"undo {str(failed)!r}: {error.message}"
+        error = msgspec.structs.replace(self._add_place(attempt, error), message=message)
+        settlement = Failed(attempt.delivery.lease, Reason.UNDO_FAILED, error)
+        log_failure(attempt.delivery, settlement, cause)
         return settlement
 
     async def settle_after_error(
@@ -294,9 +346,26 @@ class AttemptRunner:
             return Completed(attempt.delivery.lease, outcome.result, attempt.keep_payload)
         if isinstance(outcome, AttemptFailed):
             outcome = outcome._replace(error=self._add_place(attempt, outcome.error))
+        delivery = attempt.delivery
+        if attempt.run is not None and attempt.run.has_recorded:
+            delivery = msgspec.structs.replace(delivery, failures=0)
         settlement = decide_settlement(
-            attempt.delivery, outcome, handler.policy, self._random, self._read_backend_time()
+            delivery, outcome, handler.policy, self._random, self._read_backend_time()
         )
+        if (
+            attempt.run is not None
+            and attempt.run.ends_as_cancelled
+            and isinstance(settlement, Failed)
+            and settlement.error.kind != "unreadable"
+        ):
+            _log.warning(
+                "job %s (%s) failed while it was cancelled, and ends as cancelled",
+                delivery.lease.job_id,
+                delivery.name,
+                exc_info=raised,
+                extra=make_extra(attempt.delivery),
+            )
+            return Cancelled(delivery.lease, CANCELLED_ON_REQUEST)
         if isinstance(settlement, Retried | Failed):
             log_failure(attempt.delivery, settlement, raised)
         return settlement
@@ -339,13 +408,23 @@ class AttemptRunner:
         self.reporter.count_expired(delivery, lanes)
         return Cancelled(delivery.lease, EXPIRED)
 
+    def settle_cancelled(self, delivery: Delivery) -> Cancelled | Released:
+        """Return the settlement of a job that is cancelled before its handler was called.
+
+        A durable run is released: the backend ends it, unless a worker must undo what it did.
+        """
+        handler = self._registry.get(delivery.name)
+        if handler is not None and handler.is_durable:
+            return Released(delivery.lease, unstarted=True)
+        return Cancelled(delivery.lease, CANCELLED_ON_REQUEST)
+
     def _settle_unstarted(self, attempt: Attempt) -> Settlement | None:
         lease = attempt.delivery.lease
         match attempt.interruption:
             case Interruption.LOST:
                 return None
             case Interruption.CANCEL:
-                return Cancelled(lease, CANCELLED_ON_REQUEST)
+                return self.settle_cancelled(attempt.delivery)
             case Interruption.STOP | None:
                 return Released(lease, unstarted=True)
 
@@ -387,6 +466,9 @@ class AttemptRunner:
             )
             attempt.interruption = Interruption.LOST
             return INTERRUPTED
+        ended = None if attempt.run is None else _read_ending(attempt, attempt.run, raised)
+        if ended is not None:
+            return ended
         if issubclass(kind, asyncio.CancelledError):
             return self._classify_cancellation(attempt, cast("asyncio.CancelledError", raised))
         if issubclass(kind, LeaseLost):
@@ -463,7 +545,24 @@ class AttemptRunner:
         if issubclass(type(raised), KeyboardInterrupt) and _may_be_ctrl_c(attempt, raised):
             attempt.keyboard_interrupt = cast("KeyboardInterrupt", raised)
         number = attempt.delivery.attempt
+        if attempt.run is not None and issubclass(type(raised), BaseExceptionGroup):
+            group = cast("BaseExceptionGroup[BaseException]", raised)
+            outcome = outcomes.classify_group(group, number, handler.policy, self._sizes.error)
+            if outcome is not None:
+                return outcome
         return outcomes.classify_exception(raised, number, handler.policy, self._sizes.error)
+
+
+def _read_ending(attempt: Attempt, run: DurableRun, raised: BaseException) -> Outcome | None:
+    """Return the outcome of a handler that its durable run has ended; None if it has not."""
+    from nimburion.jobs.durable.run import RunCancellation, RunSuspension
+
+    ending = run.ending
+    if ending is None or attempt.must_end or not issubclass(type(raised), asyncio.CancelledError):
+        return None
+    if isinstance(ending, RunSuspension):
+        return outcomes.RunSuspended(ending.sources, ending.delay)
+    return CancelRequested(CANCELLED_ON_REQUEST) if type(ending) is RunCancellation else INTERRUPTED
 
 
 def _is_interrupted(attempt: Attempt) -> bool:
@@ -591,9 +690,14 @@ class MakeAttemptRunner(Protocol):
         state: object,
         guard: ForkGuard | None = None,
         /,
+        *,
+        record: RecordStep,
+        hold: float,
     ) -> AttemptRunner:
         """Return an attempt runner that uses these threads and this report of progress.
 
         `state` is what the lifespan yielded. Without `guard`, the runner watches for forks itself.
+        `record` stores the steps of durable runs, and `hold` is the longest sleep for which a run
+        keeps its slot, in seconds.
         """
         ...

@@ -99,7 +99,7 @@ class HandlerChains:
         If the handler cannot run in a child, it runs where its policy says.
         """
         handler, calls = chain.handler, self._process_calls
-        if calls is None or handler.policy.execution == "process":
+        if calls is None or handler.policy.execution == "process" or handler.is_durable:
             return chain
         call_in_child = self._make_process_call(handler, calls)
 
@@ -123,6 +123,8 @@ class HandlerChains:
         if handler.policy.execution == "process" and self._process_calls is not None:
             return self._make_process_call(handler, self._process_calls)
         call = make_handler_call(handler, self._hooks, self._guard)
+        if handler.is_durable:
+            return _make_durable_call(call)
         run = call if handler.is_async else self._make_thread_call(call)
         return run if handler.policy.batch is None else self._make_batch_call(handler, run)
 
@@ -177,3 +179,13 @@ class HandlerChains:
             return await value if inspect.isawaitable(value) else value
 
         return call_in_thread
+
+
+def _make_durable_call(call: HandlerCall) -> HandlerCoroutine:
+    """Return a function that runs a durable handler."""
+    from nimburion.jobs.durable.context import DurableContext, call_durably
+
+    async def call_in_run(context: Context) -> object:
+        return await call_durably(call, cast("DurableContext", context))
+
+    return call_in_run

@@ -20,8 +20,8 @@ def read_stack(attempt: Attempt, loop_thread: int) -> tuple[Place, str]:
 
     Safe from any thread. `loop_thread` is the thread of the worker's event loop.
     """
-    call = attempt.call
-    if call is not None and attempt.in_thread:
+    call = attempt.find_thread_call()
+    if call is not None:
         return "thread", format_frames(find_thread_frames(call.thread))
     task = attempt.task
     frames = [] if task is None else find_task_frames(task, loop_thread)

@@ -10,11 +10,12 @@ import os
 import traceback
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import msgspec
 
 from nimburion.core.errors import Cancel, PermanentError, RateLimitExceeded, Retry, Snooze
+from nimburion.core.flows import WaitSource
 from nimburion.core.job import AttemptError, ErrorKind
 from nimburion.core.text.fingerprints import compute_fingerprint
 from nimburion.core.text.shortening import MAX_MESSAGE_BYTES, clean_text
@@ -56,11 +57,26 @@ class CancelRequested(NamedTuple):
     reason: str
 
 
+class RunSuspended(NamedTuple):
+    """The durable run waits for one of `sources`, or for `delay` seconds."""
+
+    sources: tuple[WaitSource, ...]
+    delay: float | None
+
+
 class Interrupted(NamedTuple):
     """The worker stopped before the handler had ended."""
 
 
-Outcome = Succeeded | AttemptFailed | Snoozed | OverRateLimit | CancelRequested | Interrupted
+Outcome = (
+    Succeeded
+    | AttemptFailed
+    | Snoozed
+    | OverRateLimit
+    | CancelRequested
+    | RunSuspended
+    | Interrupted
+)
 
 NO_RESULT = Succeeded(None)
 INTERRUPTED = Interrupted()
@@ -91,6 +107,34 @@ def classify_exception(raised: BaseException, attempt: int, policy: Policy, limi
     if _is_permanent(raised, policy):
         return AttemptFailed(describe_exception(raised, attempt, "permanent", limit))
     return AttemptFailed(describe_exception(raised, attempt, "failure", limit))
+
+
+def classify_group(
+    raised: BaseExceptionGroup[BaseException], attempt: int, policy: Policy, limit: int
+) -> Outcome | None:
+    """Return the outcome of an attempt that raised a group of errors which no retry helps.
+
+    None: there are other errors in it.
+    """
+    kinds = {_find_final_kind(error, policy) for error in _list_members(raised)}
+    if None in kinds:
+        return None
+    kind: ErrorKind = "unreadable" if kinds == {"unreadable"} else "permanent"
+    return AttemptFailed(describe_exception(raised, attempt, kind, limit))
+
+
+def _find_final_kind(raised: BaseException, policy: Policy) -> ErrorKind | None:
+    if issubclass(type(raised), UnreadablePayload):
+        return "unreadable"
+    return "permanent" if _is_permanent(raised, policy) else None
+
+
+def _list_members(raised: BaseException) -> list[BaseException]:
+    """Return the errors in a group, also in the groups inside it."""
+    if not issubclass(type(raised), BaseExceptionGroup):
+        return [raised]
+    group = cast("BaseExceptionGroup[BaseException]", raised)
+    return [error for member in group.exceptions for error in _list_members(member)]
 
 
 def _classify_snooze(raised: BaseException, attempt: int, limit: int) -> Outcome:

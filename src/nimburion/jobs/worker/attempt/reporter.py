@@ -19,6 +19,7 @@ from nimburion.core.settlement import (
     Released,
     Retried,
     Settlement,
+    Suspended,
 )
 from nimburion.core.timing.clock import Clock
 from nimburion.jobs.worker.attempt.outcome import find_own_traceback
@@ -263,7 +264,7 @@ def _count_settlement(lane: LaneCounters, settlement: Settlement | None) -> None
             lane.count_dead_letter(reason)
         case Cancelled():
             lane.cancelled += 1
-        case Released() | RateLimited():
+        case Released() | RateLimited() | Suspended():
             lane.released += 1
         case _:
             lane.lost += 1

@@ -19,6 +19,7 @@ from nimburion.core.settlement import (
     Released,
     Retried,
     Settlement,
+    Suspended,
 )
 from nimburion.jobs.declaration.backoff import compute_delay
 from nimburion.jobs.declaration.policy import Policy
@@ -28,6 +29,7 @@ from nimburion.jobs.worker.attempt.outcome import (
     Interrupted,
     Outcome,
     OverRateLimit,
+    RunSuspended,
     Snoozed,
     Succeeded,
 )
@@ -36,7 +38,7 @@ _FINAL_REASONS = {"permanent": Reason.PERMANENT, "unreadable": Reason.UNREADABLE
 """The kinds of errors that are never retried."""
 
 
-def decide_settlement(
+def decide_settlement(  # noqa: PLR0911 - one for each kind of outcome
     delivery: Delivery, outcome: Outcome, policy: Policy, random: Random, now: float
 ) -> Settlement:
     """Return the settlement of this attempt, which ended at `now` on the backend's clock."""
@@ -51,6 +53,8 @@ def decide_settlement(
             return RateLimited(delivery.lease, outcome.retry_after)
         case CancelRequested():
             return Cancelled(delivery.lease, outcome.reason)
+        case RunSuspended():
+            return Suspended(delivery.lease, outcome.sources, outcome.delay)
         case Interrupted():
             return Released(delivery.lease)
     assert_never(outcome)

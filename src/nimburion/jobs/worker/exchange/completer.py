@@ -21,7 +21,14 @@ from collections.abc import Iterator, Sequence
 from msgspec.structs import replace
 
 from nimburion.core.backend import Consuming
-from nimburion.core.errors import BackendError, NotSupported, OutOfOrder, SessionLost, Unstorable
+from nimburion.core.errors import (
+    BackendError,
+    LeaseLost,
+    NotSupported,
+    OutOfOrder,
+    SessionLost,
+    Unstorable,
+)
 from nimburion.core.events import BackendUnreachable, Events, StaleSettlement
 from nimburion.core.exchange import RESERVE_NOTHING, Reply, ReserveRequest
 from nimburion.core.job import AttemptError, Reason
@@ -33,11 +40,13 @@ from nimburion.core.settlement import (
     Failed,
     Progressed,
     RateLimited,
+    Recorded,
     Released,
     Retried,
     Settled,
     Settlement,
     Spent,
+    Suspended,
 )
 from nimburion.core.size_limits import SizeLimits
 from nimburion.core.text.shortening import clean_text
@@ -97,6 +106,8 @@ class Completer:
         self.is_full: bool = False
         """Whether more than `max_unsettled` bytes wait: no further job should start."""
         self._progress: dict[Lease, Progressed] = {}
+        self._awaited: dict[int, asyncio.Future[float]] = {}
+        """What waits for the answers to steps, by the identity of their settlement."""
         self.pending: list[Settlement] = []
         self.in_flight: bool = False
         """Whether an exchange was sent and is not answered yet."""
@@ -117,6 +128,23 @@ class Completer:
         self.pending.append(settlement)
         if type(settlement) is not Completed or settlement.result is not None:
             self._count(self._unsettled + measure_size(settlement))
+
+    def record(self, recorded: Recorded) -> asyncio.Future[float]:
+        """Send a step of a durable run with the next exchange.
+
+        The future gives the time at which it was stored, or `LeaseLost`. It is never done if the
+        session ends first.
+        """
+        future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(_ignore_error)
+        self._awaited[id(recorded)] = future
+        self.settle(recorded)
+        return future
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a handler waits for what is sent."""
+        return bool(self._awaited)
 
     def report_progress(self, progress: Progressed) -> None:
         """Send this report with the next exchange. It replaces an older report for the lease."""
@@ -192,6 +220,11 @@ class Completer:
         except Unstorable as error:
             if not batch:
                 raise
+            if isinstance(batch[0], Recorded) and len(batch) == 1:
+                future = self._awaited.pop(id(batch[0]), None)
+                if future is not None and not future.done():
+                    future.set_exception(error)
+                return await self._exchange_until_answered([], request)
             if len(batch) == 1:
                 return await self._exchange_until_answered(
                     [_replace_unstorable(batch[0], error)], request
@@ -200,7 +233,7 @@ class Completer:
             await self._send(batch[:half], RESERVE_NOTHING)
             return await self._send(batch[half:], request)
 
-    async def _exchange_until_answered(
+    async def _exchange_until_answered(  # noqa: C901 - no call more for each exchange
         self, batch: list[Settlement], request: ReserveRequest
     ) -> Reply:
         pauses: Iterator[float] | None = None
@@ -245,6 +278,8 @@ class Completer:
                     self._return(batch[applied:])
                 if Settled.STALE in reply.results:
                     self._report_stale(batch, reply)
+                if self._awaited:
+                    self._answer_steps(batch, reply)
                 return reply
         raise SessionLost(self.session_id)
 
@@ -296,6 +331,17 @@ class Completer:
             )
         return True
 
+    def _answer_steps(self, batch: Sequence[Settlement], reply: Reply) -> None:
+        """Tell the handlers that wait which of their steps are stored."""
+        for settlement, result in zip(batch, reply.results, strict=False):
+            future = self._awaited.pop(id(settlement), None)
+            if future is None or future.done():
+                continue
+            if result is Settled.STALE:
+                future.set_exception(LeaseLost(settlement.lease.job_id))
+            else:
+                future.set_result(reply.now)
+
     def _report_stale(self, batch: list[Settlement], reply: Reply) -> None:
         """Report the outcomes that were not written.
 
@@ -308,6 +354,12 @@ class Completer:
                     "job %s is not held by this worker any more; its outcome was not written",
                     settlement.lease.job_id,
                 )
+
+
+def _ignore_error(future: asyncio.Future[float]) -> None:
+    """Let Python not log an error of a step that no handler waits for."""
+    if not future.cancelled():
+        future.exception()
 
 
 def _replace_unstorable(settlement: Settlement, error: Unstorable) -> Settlement:
@@ -326,7 +378,9 @@ def _replace_unstorable(settlement: Settlement, error: Unstorable) -> Settlement
     return Failed(settlement.lease, Reason.UNSTORABLE, report)
 
 
-def measure_size(settlement: Settlement) -> int:
+def measure_size(  # noqa: PLR0911 - one for each kind
+    settlement: Settlement,
+) -> int:
     """Return the approximate size of a settlement in bytes, without its lease."""
     match settlement:
         case Completed():
@@ -337,6 +391,10 @@ def measure_size(settlement: Settlement) -> int:
             return len(settlement.message)
         case Cancelled():
             return len(settlement.reason)
+        case Recorded():
+            return len(settlement.body)
+        case Suspended():
+            return sum(len(source.id) for source in settlement.sources)
         case Released() | RateLimited() | Spent():
             return 0
 

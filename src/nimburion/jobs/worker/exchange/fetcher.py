@@ -159,6 +159,7 @@ class Fetcher:
         | the session has ended | SESSION_OVER: detect it, and open a new session |
         | too many bytes of results wait | RESULTS_FULL: no job starts before they are sent |
         | plenty held, a result waits for 20 ms | FLUSH_DUE: do not delay a result any longer |
+        | plenty held, a handler waits for a step | FLUSH_DUE: let it continue |
         | plenty held, a full flush waits | FLUSH_FULL: send the results and fetch as many jobs |
         | plenty held, less than that waits | None: a larger flush costs less per job |
         | results or progress wait | RESULTS_WAIT: a delay would gain nothing |
@@ -197,7 +198,7 @@ class Fetcher:
         return reason if self._batches is None else self._find_batch_reason(self._batches, reason)
 
     def _find_flush_reason(self, flush_size: int) -> ExchangeReason | None:
-        if self.flush_due:
+        if self.flush_due or self._completer.is_awaited:
             return ExchangeReason.FLUSH_DUE
         if len(self._completer.pending) >= max(1, flush_size):
             return ExchangeReason.FLUSH_FULL

@@ -1,0 +1,286 @@
+"""The journal of a durable run: what its stored steps contain, as JSON.
+
+Each entry has a kind and a key. Entries are read in the order of their numbers; an entry of the
+same kind and key takes the place of an earlier one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from nimburion.core.job import AttemptError
+from nimburion.core.runs import CLEANUP_STEP, RecordedStep
+from nimburion.jobs.declaration.codec import UnreadablePayload
+
+NULL = Raw(b"null")
+
+
+class StoredError(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An exception, so that a later execution can raise it again."""
+
+    type: str
+    """The qualified name of its class."""
+    module: str = ""
+    message: str = ""
+    args: Raw = Raw(b"[]")
+    """Its arguments: a JSON list."""
+    attributes: Raw = Raw(b"{}")
+    """Its attributes: a JSON object."""
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind"):
+    """What one step of the run stores."""
+
+    key: str = ""
+
+
+class StepEntry(Entry, frozen=True, tag="step"):
+    """The function of a step has returned, or the handler has caught its error."""
+
+    value: Raw = NULL
+    error: StoredError | None = None
+    arguments: str = ""
+    """The digest of the arguments; empty if they have no JSON form."""
+
+
+class RetryEntry(Entry, frozen=True, tag="retry"):
+    """A step or an undo has failed, and is tried again `delay` seconds after this was stored."""
+
+    tries: int = 1
+    """How often it has failed."""
+    delay: float = 0.0
+    message: str = ""
+    """The class and the text of the error."""
+
+
+class TimerEntry(Entry, frozen=True, tag="timer"):
+    """A sleep has begun. It ends `delay` seconds after this was stored."""
+
+    delay: float = 0.0
+
+
+class TimeoutEntry(Entry, frozen=True, tag="timeout"):
+    """A wait for a signal has begun. It ends `delay` seconds after this was stored."""
+
+    delay: float = 0.0
+
+
+class SignalEntry(Entry, frozen=True, tag="signal"):
+    """A wait for a signal has ended."""
+
+    value: Raw = NULL
+    timed_out: bool = False
+
+
+class ChildrenEntry(Entry, frozen=True, tag="children"):
+    """Child jobs are stored. Their ids are `FLOW.0` and so on."""
+
+    flow: str = ""
+    names: tuple[str, ...] = ()
+    """The names of the jobs; one name if all have the same."""
+    count: int = 1
+    arguments: str = ""
+    """The digest of the names and payloads."""
+
+
+class OutcomeEntry(Entry, frozen=True, tag="outcome"):
+    """Child jobs have ended, and the run has their results."""
+
+    values: tuple[Raw, ...] = ()
+    error: StoredError | None = None
+    """The error, which the handler has caught."""
+
+
+class ChangedEntry(Entry, frozen=True, tag="changed"):
+    """The run passed a call of `changed` that returned True."""
+
+
+class ForgottenEntry(Entry, frozen=True, tag="forgotten"):
+    """An entry does not count any more: its error has ended an attempt."""
+
+    of: str = ""
+    """The kind of the entry."""
+
+
+class UndoEntry(Entry, frozen=True, tag="undo"):
+    """The function of an undo has returned."""
+
+
+class EndingEntry(Entry, frozen=True, tag="ending"):
+    """The run ends, and undoes what it did. The handler does no new step any more."""
+
+    error: AttemptError | None = None
+    """The error that ended it; None: it was cancelled."""
+    reason: str = ""
+    """Why it became a dead letter, or why it was cancelled."""
+    undos: tuple[str, ...] = ()
+    """The keys of what is undone, in the order in which it was registered."""
+
+
+class UndoneEntry(Entry, frozen=True, tag="undone"):
+    """Everything is undone. Another attempt begins anew."""
+
+
+class RestartEntry(Entry, frozen=True, tag="restart"):
+    """The run begins anew. This entry is the first."""
+
+    generation: int = 1
+    """How often it began anew."""
+    payload: Raw = NULL
+    """The arguments; `null`: those of the job."""
+
+
+class CleanupEntry(Entry, frozen=True, tag="cleanup"):
+    """The content of `CLEANUP_STEP`: the end of the run needs a worker."""
+
+
+AnyEntry = (
+    StepEntry
+    | RetryEntry
+    | TimerEntry
+    | TimeoutEntry
+    | SignalEntry
+    | ChildrenEntry
+    | OutcomeEntry
+    | ChangedEntry
+    | ForgottenEntry
+    | UndoEntry
+    | EndingEntry
+    | UndoneEntry
+    | RestartEntry
+    | CleanupEntry
+)
+
+OPERATIONS = (StepEntry, RetryEntry, TimerEntry, TimeoutEntry, SignalEntry, ChildrenEntry)
+"""The entries of operations that a handler calls."""
+
+_encode = msgspec.json.Encoder().encode
+_decoder: msgspec.json.Decoder[AnyEntry] = msgspec.json.Decoder(AnyEntry)
+
+
+def encode_entry(entry: AnyEntry) -> bytes:
+    """Return the body of a step."""
+    return _encode(entry)
+
+
+def decode_entry(body: bytes) -> AnyEntry:
+    """Return the content of a step. `UnreadablePayload` is raised if a newer version wrote it."""
+    try:
+        return _decoder.decode(body)
+    except ValueError as error:
+        raise UnreadablePayload(f"a step of the run cannot be read: {error}") from error
+
+
+def get_kind(entry: AnyEntry) -> str:
+    """Return the kind of an entry.
+
+    >>> get_kind(TimerEntry("trial", 60.0))
+    'timer'
+    """
+    return str(entry.__struct_config__.tag)
+
+
+class StoredEntry:
+    """An entry, and when it was stored."""
+
+    __slots__ = ("at", "entry", "is_passed")
+
+    def __init__(self, entry: AnyEntry, at: float | None) -> None:
+        self.entry: AnyEntry = entry
+        self.at: float | None = at
+        """In epoch seconds on the backend's clock; None: it is not stored yet."""
+        self.is_passed: bool = False
+        """Whether this execution came to the operation that stored it."""
+
+
+class Journal:
+    """The entries of a run, by kind and key.
+
+    `steps` are in the order of their numbers. `UnreadablePayload` is raised if one cannot be read.
+    """
+
+    def __init__(self, steps: Iterable[RecordedStep] = ()) -> None:
+        self._entries: dict[tuple[str, str], StoredEntry] = {}
+        self.last_number: int = 0
+        """The largest number of a step."""
+        self.restart_number: int = 0
+        """The number of the step with which the run began anew; 0 if it has not."""
+        for step in steps:
+            self.last_number = max(self.last_number, step.number)
+            entry = decode_entry(step.body)
+            if isinstance(entry, RestartEntry):
+                self.restart_number = step.number
+            self.add(entry, step.at)
+
+    def add(self, entry: AnyEntry, at: float | None) -> StoredEntry:
+        """Add an entry."""
+        stored = StoredEntry(entry, at)
+        if isinstance(entry, ForgottenEntry):
+            self._entries.pop((entry.of, entry.key), None)
+        else:
+            self._entries[get_kind(entry), entry.key] = stored
+        return stored
+
+    def find_passed(self, kind: type[AnyEntry], key: str) -> StoredEntry | None:
+        """Return an entry, and note that this execution came to it; None if there is none."""
+        stored = self.find(kind, key)
+        if stored is not None:
+            stored.is_passed = True
+        return stored
+
+    def find(self, kind: type[AnyEntry], key: str) -> StoredEntry | None:
+        """Return an entry; None if there is none."""
+        tag: Any = kind.__struct_config__.tag
+        return self._entries.get((tag, key))
+
+    def list_entries(self) -> list[AnyEntry]:
+        """Return all entries that count."""
+        return [stored.entry for stored in self._entries.values()]
+
+    @property
+    def has_more(self) -> bool:
+        """Whether an earlier execution came further than this one."""
+        return any(
+            not stored.is_passed and isinstance(stored.entry, OPERATIONS)
+            for stored in self._entries.values()
+        )
+
+    @property
+    def needs_cleanup(self) -> bool:
+        """Whether `CLEANUP_STEP` is stored."""
+        return self.find(CleanupEntry, "") is not None
+
+    @property
+    def ending(self) -> EndingEntry | None:
+        """Why the run ends; None if it does not."""
+        stored = self.find(EndingEntry, "")
+        return stored.entry if stored and isinstance(stored.entry, EndingEntry) else None
+
+    @property
+    def restart(self) -> RestartEntry | None:
+        """The last time that the run began anew."""
+        stored = self.find(RestartEntry, "")
+        return stored.entry if stored and isinstance(stored.entry, RestartEntry) else None
+
+    @property
+    def payload(self) -> bytes | None:
+        """The arguments with which the run began anew; None: those of the job."""
+        restart = self.restart
+        payload = b"null" if restart is None else bytes(restart.payload)
+        return None if payload == b"null" else payload
+
+    @property
+    def is_undone(self) -> bool:
+        """Whether everything is undone."""
+        return self.find(UndoneEntry, "") is not None
+
+    def take_number(self, entry: AnyEntry) -> int:
+        """Return the number under which an entry is stored."""
+        if isinstance(entry, CleanupEntry):
+            return CLEANUP_STEP
+        self.last_number += 1
+        return self.last_number

@@ -1,0 +1,691 @@
+"""One execution of a durable run: what it has stored, what it waits for, and how it ends.
+
+A handler is called again from its beginning in each attempt. An operation that an earlier attempt
+completed returns what the journal has of it. When all branches of the handler wait, the run is
+suspended: the task of the handler is cancelled, and `ending` says that this is no failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
+
+from msgspec import Raw
+
+from nimburion.core.errors import BackendUnavailable, InvalidStep, JobNotFound, LeaseLost, NotOpen
+from nimburion.core.flows import WaitSource
+from nimburion.core.runs import CANCEL_SIGNAL, MAX_SOURCES, RecordedStep, StoredSignal
+from nimburion.core.settlement import Recorded
+from nimburion.jobs.declaration.attempt_record import AttemptRecord, RunServices, WorkerServices
+from nimburion.jobs.durable.journal import (
+    OPERATIONS,
+    AnyEntry,
+    CleanupEntry,
+    ForgottenEntry,
+    Journal,
+    RestartEntry,
+    StoredEntry,
+    encode_entry,
+    get_kind,
+)
+
+if TYPE_CHECKING:
+    from nimburion.jobs.durable.steps import StepCall
+    from nimburion.jobs.worker.attempt.attempt import Attempt
+
+_log = logging.getLogger("nimburion.worker")
+
+MAX_STEPS = 10_000
+"""The most steps of a run."""
+MAX_BYTES = 16 * 1024 * 1024
+"""The maximum size of the steps of a run: each attempt reads them all."""
+WARN_AT_STEPS = 1_000
+"""The number of steps after which the log says that a run has many."""
+MAX_KEY = 200
+"""The most characters of a key."""
+MAX_DELAY = 10 * 366 * 86_400.0
+"""The longest wait, in seconds."""
+
+_QUIET = 0.05
+"""Seconds without an operation after which the branches of a handler are taken to wait all.
+
+A handler without branches waits as soon as it awaits an operation.
+"""
+_GRACE = 5.0
+"""Seconds that a handler which is called again to be undone has after the last operation that it
+did, to register what is undone and to come to the next operation.
+"""
+_ROUNDING = 5e-6
+"""Seconds by which times on the backend's clock differ because they are computed."""
+_OWN_FILES = __file__.rpartition("durable")[0]
+"""The start of the file names of the code that calls handlers."""
+
+
+class RunSuspension(NamedTuple):
+    """The run waits for one of these."""
+
+    sources: tuple[WaitSource, ...]
+    delay: float | None
+
+
+class RunCancellation(NamedTuple):
+    """The run was asked to end as cancelled, and the handler came to an operation."""
+
+
+class RunRestart(NamedTuple):
+    """The handler called `restart`."""
+
+
+class RunCleanup(NamedTuple):
+    """An earlier attempt has decided the end of the run, and the handler came to where it was."""
+
+
+Ending = RunSuspension | RunCancellation | RunRestart | RunCleanup
+"""Why the run has cancelled the task of its handler."""
+
+
+class Wait:
+    """An operation that waits."""
+
+    __slots__ = ("delay", "future", "is_sleep", "since", "sources")
+
+    def __init__(
+        self,
+        sources: tuple[WaitSource, ...] = (),
+        since: StoredEntry | None = None,
+        delay: float | None = None,
+        *,
+        is_sleep: bool = False,
+    ) -> None:
+        self.sources: tuple[WaitSource, ...] = sources
+        self.since: StoredEntry | None = since
+        """The entry whose time is the start of `delay`."""
+        self.delay: float | None = delay
+        self.is_sleep: bool = is_sleep
+        """Whether nothing but the time ends it, so that the run may keep its slot meanwhile."""
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def compute_remaining(self, now: float) -> float | None:
+        """Return the seconds until its time has come; None: it waits for no time."""
+        if self.delay is None:
+            return None
+        if self.since is None or self.since.at is None:
+            return self.delay
+        return max(0.0, self.since.at + self.delay - now)
+
+
+class CaughtError(NamedTuple):
+    """An error that an operation raised."""
+
+    error: Exception
+    entry: AnyEntry
+    """What stores it."""
+
+
+class DurableRun:
+    """The execution of a durable handler in one attempt."""
+
+    size = 0
+    """The size of the steps since the run began anew, in bytes."""
+    _unstored = 0
+    """How many operations wait until their entry is stored."""
+    _is_stopping = False
+    """Whether the handler is cancelled as soon as no thread runs a step: its worker stops."""
+
+    def __init__(self, record: AttemptRecord, worker: WorkerServices) -> None:
+        if worker.runs is None:
+            raise NotOpen("a durable run needs a worker")
+        self.record: AttemptRecord = record
+        self.services: RunServices = worker.runs
+        self.worker: WorkerServices = worker
+        self.journal: Journal = Journal()
+        self.is_loaded: bool = False
+        self.ending: Ending | None = None
+        """Why the task of the handler was cancelled."""
+        self._next_ending: Ending | None = None
+        """Why it will be cancelled as soon as no operation works."""
+        self.has_recorded: bool = False
+        """Whether this attempt has stored a step, so that its failure is the first."""
+        self.time: float = record.delivery.created_at
+        """When the latest operation ended that this execution came to."""
+        self.is_cleaning: bool = False
+        """Whether the handler has ended, and its work is undone."""
+        self.is_cancelling: bool = False
+        """Whether the run was asked to end as cancelled."""
+        self.called: list[str] = []
+        """The keys of the steps whose functions this execution has called, once for each call."""
+        self.differing: list[str] = []
+        """The keys of the operations that were stored with other arguments."""
+        self.undos: list[StepCall] = []
+        """What `ctx.undo` has registered."""
+        self._cleanup: asyncio.Future[float] | None = None
+        """Is done when it is stored that the end of the run needs a worker."""
+        self.signals: list[StoredSignal] = []
+        """The unread signals that no operation has taken."""
+        self._is_closed = False
+        self._keys: dict[tuple[str, str], str] = {}
+        """Where each key of this execution was used first, by kind of operation and key."""
+        self._active = 0
+        """How many operations work."""
+        self._waits: set[Wait] = set()
+        self._stopped: list[asyncio.Future[None]] = []
+        """What branches await that are stopped."""
+        self._branches: set[asyncio.Task[Any]] = set()
+        """The tasks, other than that of the handler, that did operations."""
+        self._main: asyncio.Task[Any] | None = None
+        """The task of the handler."""
+        self._cancels = 0
+        """How often the run has cancelled it."""
+        self._check: asyncio.Handle | None = None
+        self._grace: asyncio.Handle | None = None
+        self._timer: asyncio.Task[None] | None = None
+        self._raised: dict[tuple[str, str], CaughtError] = {}
+        """The errors of operations that are not stored, by kind and key of their entry."""
+        self._replayed: dict[int, tuple[Exception, AnyEntry]] = {}
+        """The errors of the journal that this execution raised, by identity, and what stores them.
+        """
+
+    @property
+    def job_id(self) -> str:
+        """The id of the job."""
+        return self.record.delivery.lease.job_id
+
+    @property
+    def generation(self) -> int:
+        """How often the run began anew."""
+        restart = self.journal.restart
+        return 0 if restart is None else restart.generation
+
+    @property
+    def ends_as_cancelled(self) -> bool:
+        """Whether the run was asked to end, and no attempt has decided how."""
+        return self.is_loaded and self.is_cancelling and self.journal.ending is None
+
+    # Begin
+
+    async def load(self) -> None:
+        """Read what the run has stored. Call it before the handler.
+
+        `BackendUnavailable` is raised if the backend does not answer, and `UnreadablePayload` if a
+        newer version of nimburion wrote the steps.
+        """
+        self._main = asyncio.current_task()
+        steps: list[RecordedStep] = []
+        if self.record.delivery.lease.token.fence > 1:
+            steps = await self._read()
+        self.journal = Journal(steps)
+        self.size = sum(len(step.body) for step in steps)
+        if self.journal.is_undone:
+            await self.begin_anew(self.journal.payload)
+        self.is_loaded = True
+        if not self.journal.needs_cleanup:
+            self._end_soon_if_asked()
+
+    def _end_soon_if_asked(self) -> None:
+        """End a run that is to be cancelled or undone some time after it came to all that it did.
+
+        So it ends also if the handler then awaits something else than an operation.
+        """
+        if self._grace is not None:
+            self._grace.cancel()
+        ending = self._find_ending()
+        if ending is not None and not self.is_cleaning and not self.journal.has_more:
+
+            def end() -> None:
+                self._next_ending = ending
+                self._plan_check()
+
+            self._grace = asyncio.get_running_loop().call_later(_GRACE, end)
+
+    def _find_ending(self) -> RunCancellation | RunCleanup | None:
+        """Return why the handler must do nothing new; None if it may."""
+        if self.journal.ending is not None:
+            return RunCleanup()
+        return RunCancellation() if self.is_cancelling else None
+
+    async def _read(self) -> list[RecordedStep]:
+        steps: list[RecordedStep] = []
+        self.signals = []
+        after: str | None = None
+        while True:
+            try:
+                page = await self.services.read_run(self.job_id, after)
+            except JobNotFound:
+                raise BackendUnavailable(f"job {self.job_id} is not kept any more") from None
+            steps += page.steps
+            self.signals += page.signals
+            after = page.next
+            if after is None:
+                break
+        unread = [signal for signal in self.signals if signal.name != CANCEL_SIGNAL]
+        if len(unread) < len(self.signals):
+            self.is_cancelling = self.record.cancel_requested = True
+        self.signals = unread
+        return steps
+
+    async def begin_anew(self, payload: bytes | None) -> None:
+        """Forget all steps. The arguments of the next execution are `payload`; None: those of the
+        job.
+        """
+        entry = RestartEntry("", self.generation + 1, Raw(payload or b"null"))
+        number, self.journal = self.journal.last_number, Journal()
+        self.journal.last_number = number
+        self.journal.restart_number = number + 1
+        self.size = 0
+        await self.record_entry(entry, forgets=True)
+
+    # Operations
+
+    def begin(self, kind: str, key: str, place: str) -> None:
+        """Note that the handler does an operation at a place of its code. `InvalidStep` is raised
+        if it has used the key for another of this kind.
+        """
+        self._check_open()
+        task = asyncio.current_task()
+        if task is not None and task is not self._main:
+            self._branches.add(task)
+        check_key(key)
+        first = self._keys.setdefault((kind, key), place)
+        if first is not place:
+            raise InvalidStep(
+                f"{place}: the key {key!r} is used for a {kind} at {first} already; give each its "
+                f"own with `ctx.options(key=…)`, such as the id of what it works on"
+            )
+
+    def _check_open(self) -> None:
+        has_ended = (
+            asyncio.current_task() is not self._main if self.is_cleaning else self._is_closed
+        )
+        if has_ended:
+            raise NotOpen(
+                f"job {self.job_id}: the handler has ended, and its context cannot be used any more"
+            )
+
+    async def require_may_begin(self) -> None:
+        """Stop this branch if the handler must not begin anything new. Call it before what is not
+        in the journal.
+        """
+        self._check_open()
+        if self.is_cleaning:
+            return
+        if self.ending is not None:  # it does this in a `finally` block
+            await asyncio.sleep(0)
+            raise asyncio.CancelledError
+        ending = self._find_ending()
+        if ending is not None:
+            self._next_ending = ending
+            self._plan_check()
+            await self._await_forever()
+        if self.record.must_end and self._main is not None:
+            if self._main.cancelling():
+                await asyncio.sleep(0)
+                raise asyncio.CancelledError
+            self._is_stopping = True  # a thread kept the worker from cancelling the handler
+            self._stop_for_worker()
+            await self._await_forever()
+
+    def _stop_for_worker(self) -> None:
+        """Cancel the handler, whose worker stops, unless a thread still runs one of its steps."""
+        if self._main is None or self._is_closed or not self._is_stopping:
+            return
+        attempt = cast("Attempt", self.record)
+        if attempt.lease_is_lost or not (attempt.in_thread or self._unstored):
+            self._is_stopping = False
+            self._cancels += 1
+            self._main.cancel()
+
+    async def stop(self, ending: Ending) -> NoReturn:
+        """End the execution, and this branch with it."""
+        self._end(ending)
+        await self._await_forever()
+
+    async def _await_forever(self) -> NoReturn:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._stopped.append(future)
+        await future
+        raise asyncio.CancelledError  # never: it is only cancelled
+
+    def request_cancel(self) -> None:
+        """End the run as cancelled: at once if no operation works, else when they have ended."""
+        self.is_cancelling = True
+        if not self.is_loaded:
+            if self.record.task is not None:
+                self.record.task.cancel()
+        elif not self._is_closed and not self.is_cleaning and self.journal.ending is None:
+            self._next_ending = RunCancellation()
+            self._plan_check()
+
+    def _end(self, ending: Ending) -> None:
+        """Cancel the task of the handler."""
+        if self.ending is None:
+            self.ending = ending
+        if self._main is not None:
+            self._cancels += 1
+            self._main.cancel()
+
+    def begin_work(self) -> None:
+        """Note that an operation works: the run does not wait until `end_work`."""
+        self._active += 1
+        self._stop_check()
+
+    def end_work(self) -> None:
+        """Note that an operation has ended its work."""
+        self._active -= 1
+        if self._is_stopping:
+            asyncio.get_running_loop().call_soon(self._stop_for_worker)
+        if self._waits or self._next_ending is not None:
+            self._plan_check()
+
+    # Steps
+
+    def send(
+        self, entry: AnyEntry, *, takes: int | None = None, forgets: bool = False
+    ) -> tuple[StoredEntry, asyncio.Future[float]]:
+        """Store an entry with the next exchange, after the errors that the handler has caught.
+
+        What is sent later is not stored without it.
+        """
+        self._check_open()
+        self._send_caught()
+        return self._send(entry, takes=takes, forgets=forgets)
+
+    def _send_caught(self) -> asyncio.Future[float] | None:
+        """Store the errors that the handler has caught. Returns None if there are none."""
+        future = None
+        for caught in list(self._raised.values()):
+            future = self._send(caught.entry)[1]
+            self._replayed[id(caught.error)] = caught.error, caught.entry
+        self._raised.clear()
+        return future
+
+    async def record_caught(self) -> None:
+        """Store the errors that the handler has caught, and return when they are stored."""
+        future = self._send_caught()
+        if future is not None:
+            await self.await_stored(future)
+
+    def _send(
+        self, entry: AnyEntry, *, takes: int | None = None, forgets: bool = False
+    ) -> tuple[StoredEntry, asyncio.Future[float]]:
+        body = encode_entry(entry)
+        if isinstance(entry, OPERATIONS):
+            self.check_size(len(body))
+        recorded = Recorded(
+            self.record.delivery.lease, self.take_number(entry), body, takes, forgets
+        )
+        self.size += len(body)
+        stored = self.journal.add(entry, None)
+        stored.is_passed = True
+        future = self.services.record(recorded)
+
+        def note(done: asyncio.Future[float]) -> None:
+            if done.cancelled():
+                return
+            error = done.exception()
+            if error is None:
+                stored.at = done.result()
+            elif isinstance(error, LeaseLost):
+                self._lose_lease()
+
+        future.add_done_callback(note)
+        return stored, future
+
+    def _lose_lease(self) -> None:
+        """End the attempt: another worker has the job."""
+        from nimburion.jobs.worker.attempt.attempt import Interruption
+
+        cast("Attempt", self.record).interrupt(Interruption.LOST)
+
+    def take_number(self, entry: AnyEntry) -> int:
+        """Return the number of the step that stores an entry. `InvalidStep` is raised if the run
+        has too many.
+        """
+        number = self.journal.take_number(entry)
+        count = number - self.journal.restart_number
+        if count > MAX_STEPS and isinstance(entry, OPERATIONS):
+            raise InvalidStep(
+                f"the run has {MAX_STEPS} steps, which is the limit; begin anew with "
+                "`ctx.restart(…)`, or do the parts in child jobs"
+            )
+        if count == WARN_AT_STEPS:
+            _log.warning(
+                "job %s (%s) has %d steps; each attempt reads them all. Use ctx.restart, or child "
+                "jobs",
+                self.job_id,
+                self.record.delivery.name,
+                count,
+            )
+        self.has_recorded = self.has_recorded or number > 0
+        return number
+
+    def check_size(self, size: int) -> None:
+        """Raise `InvalidStep` if the run cannot store `size` more bytes."""
+        if self.size + size > MAX_BYTES:
+            raise InvalidStep(
+                f"the steps of the run have {self.size} bytes, and {size} more are over the "
+                f"limit of {MAX_BYTES}; store large values elsewhere and return their location, or "
+                "begin anew with `ctx.restart(…)`"
+            )
+
+    async def record_entry(
+        self, entry: AnyEntry, *, takes: int | None = None, forgets: bool = False
+    ) -> StoredEntry:
+        """Store an entry, and return when it is stored."""
+        stored, future = self.send(entry, takes=takes, forgets=forgets)
+        self.time = stored.at = await self.await_stored(future)
+        return stored
+
+    async def await_stored(self, future: asyncio.Future[float]) -> float:
+        """Return when a step is stored, with its time on the backend's clock."""
+        self.begin_work()
+        self._unstored += 1
+        try:
+            return await future
+        finally:
+            self._unstored -= 1
+            self.end_work()
+
+    def require_cleanup(self) -> None:
+        """Store that the end of the run needs a worker, unless that is stored."""
+        if not self.journal.needs_cleanup:
+            self._cleanup = self.send(CleanupEntry())[1]
+
+    async def await_cleanup(self) -> None:
+        """Return when it is stored that the end of the run needs a worker, if it does.
+
+        Call it before what may have to be undone: if the worker is lost then, and the run is
+        cancelled, another worker still undoes it.
+        """
+        if self._cleanup is not None:
+            await self.await_stored(self._cleanup)
+            self._cleanup = None
+
+    def note_passed(self, stored: StoredEntry, delay: float = 0.0) -> None:
+        """Note that an operation has ended that an earlier attempt did, or a wait."""
+        stored.is_passed = True
+        if stored.at is not None:
+            self.time = max(self.time, stored.at + delay)
+        if self.is_cancelling or self.journal.ending is not None:
+            self._end_soon_if_asked()
+
+    # Errors
+
+    def note_raised(self, error: Exception, entry: AnyEntry) -> None:
+        """Note that an operation raises this error. If the handler catches it, `entry` is stored
+        before what it does next.
+        """
+        self._raised[get_kind(entry), entry.key] = CaughtError(error, entry)
+
+    def note_replayed(self, error: Exception, entry: AnyEntry) -> None:
+        """Note that the journal has this error, and an operation raises it again."""
+        self._replayed[id(error)] = error, entry
+
+    def forget_errors(self, raised: BaseException | None) -> None:
+        """Forget the stored errors that have ended this attempt: the next attempt tries again."""
+        own = {id(caught.error) for caught in self._raised.values()} | {*self._replayed}
+        self._raised.clear()
+        for error in _list_causes(raised, own):
+            found = self._replayed.pop(id(error), None)
+            if found is not None:
+                entry = found[1]
+                self._send(ForgottenEntry(entry.key, get_kind(entry)))
+
+    # Waits
+
+    def is_over(self, since: StoredEntry, delay: float) -> bool:
+        """Return whether `delay` seconds have passed since an entry was stored."""
+        return since.at is not None and since.at + delay <= self.services.now() + _ROUNDING
+
+    async def wait(self, wait: Wait) -> None:
+        """Wait. Returns only if it is a sleep and its time has come; otherwise, the handler is
+        cancelled.
+        """
+        self._waits.add(wait)
+        self._plan_check()
+        try:
+            await wait.future
+        finally:
+            self._waits.discard(wait)
+            if self._waits or self._next_ending is not None:
+                self._plan_check()
+
+    def _stop_check(self) -> None:
+        if self._check is not None:
+            self._check.cancel()
+            self._check = None
+
+    def _plan_check(self) -> None:
+        """Look soon whether all branches of the handler wait or are stopped."""
+        self._stop_check()
+        if not self._active and not self._is_closed and self.ending is None:
+            self._check = asyncio.get_running_loop().call_soon(self._end_if_idle)
+
+    def _end_if_idle(self, *, is_quiet: bool = False) -> None:
+        """End the execution if it must end, or suspend the run.
+
+        With branches, do so when they have done nothing for a while: each may still come to an
+        operation of the journal, and what it then undoes.
+        """
+        if self._has_branches() and not is_quiet:
+            loop = asyncio.get_running_loop()
+            self._check = loop.call_later(_QUIET, partial(self._end_if_idle, is_quiet=True))
+        elif self._next_ending is not None and not self.is_cleaning:
+            self._end(self._next_ending)
+        elif self._waits:
+            self._suspend()
+
+    def _has_branches(self) -> bool:
+        """Return whether a task other than that of the handler may do operations."""
+        self._branches = {task for task in self._branches if not task.done()}
+        return bool(self._branches)
+
+    def _suspend(self) -> None:
+        """Suspend the run, or keep its slot until the end of a short sleep."""
+        try:
+            self._send_caught()
+        except InvalidStep as error:  # too many steps
+            self._fail_waits(error)
+            return
+        now = self.services.now()
+        sources = tuple(dict.fromkeys(one for wait in self._waits for one in wait.sources))
+        remaining = {
+            wait: left for wait in self._waits if (left := wait.compute_remaining(now)) is not None
+        }
+        first = min(remaining, key=remaining.__getitem__, default=None)
+        if first is not None and first.is_sleep and remaining[first] <= self.services.hold:
+            self._hold(first, remaining[first])
+        elif len(sources) > MAX_SOURCES:
+            text = f"a run waits for at most {MAX_SOURCES} signals and child jobs at a time"
+            self._fail_waits(InvalidStep(f"{text}; use `ctx.run_all`"))
+        else:
+            self._end(RunSuspension(sources, None if first is None else remaining[first]))
+
+    def _fail_waits(self, error: InvalidStep) -> None:
+        """Raise an error where the handler waits."""
+        for wait in self._waits:
+            if not wait.future.done():
+                wait.future.set_exception(error)
+
+    def _hold(self, wait: Wait, seconds: float) -> None:
+        """Keep the slot until a sleep ends."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+        async def end_sleep() -> None:
+            await self.services.sleep(seconds)
+            if not wait.future.done():
+                wait.future.set_result(None)
+                self._waits.discard(wait)
+
+        self._timer = asyncio.create_task(end_sleep())
+
+    # End
+
+    def close(self) -> None:
+        """End all branches of the handler. Nothing else can be done with the context."""
+        self._is_closed = True
+        self._stop_check()
+        if self._grace is not None:
+            self._grace.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        for future in [wait.future for wait in self._waits] + self._stopped:
+            future.cancel()
+        self._waits.clear()
+        self._stopped.clear()
+        for task in self._branches:
+            task.cancel()
+        self._branches.clear()
+
+    def begin_cleanup(self) -> None:
+        """Use the run to undo what its handler did. Call it in the task of the handler."""
+        self.is_cleaning, self._is_closed, self.ending = True, False, None
+        self._next_ending = None
+        self._main = asyncio.current_task()
+        self.uncancel()
+
+    def uncancel(self) -> None:
+        """Forget that the run has cancelled its task: what comes next is not cancelled."""
+        if self._main is None or self._cancels == 0:
+            return
+        for _ in range(self._cancels):
+            self._main.uncancel()
+        self._cancels = 0
+
+
+def check_key(key: object) -> None:
+    """Raise `InvalidStep` if this is no key."""
+    if not isinstance(key, str) or not 1 <= len(key) <= MAX_KEY:
+        raise InvalidStep(f"a key is a text of 1 to {MAX_KEY} characters, not {key!r}")
+
+
+def find_call_site() -> str:
+    """Return file and line of the handler, or of what it calls, that does an operation."""
+    frame = sys._getframe(1)  # noqa: SLF001
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OWN_FILES):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _list_causes(raised: BaseException | None, own: set[int]) -> list[BaseException]:
+    """Return an exception with its causes, contexts and the members of groups.
+
+    `own` identifies the errors of operations. What such an error came after is none of its causes:
+    the handler has caught that, and went on.
+    """
+    found: dict[int, BaseException] = {}
+    waiting: list[BaseException | None] = [raised]
+    while waiting:
+        error = waiting.pop()
+        if error is None or id(error) in found:
+            continue
+        found[id(error)] = error
+        if id(error) in own:
+            continue
+        waiting += [error.__cause__, error.__context__]
+        if isinstance(error, BaseExceptionGroup):
+            waiting += error.exceptions
+    return list(found.values())

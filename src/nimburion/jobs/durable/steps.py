@@ -1,0 +1,349 @@
+"""Run the function of a step, try it again if it fails, and store its value."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from msgspec import Raw
+
+from nimburion.core.errors import (
+    BackendError,
+    BackendUnavailable,
+    DefinitionError,
+    InvalidStep,
+    JobSignal,
+    LeaseLost,
+    PermanentError,
+    Retry,
+    StepFailed,
+)
+from nimburion.core.settlement import Recorded
+from nimburion.core.timing.durations import Duration
+from nimburion.core.transactions import Transaction
+from nimburion.jobs.declaration.backoff import (
+    Backoff,
+    BackoffFunction,
+    Delays,
+    compute_delay,
+    parse_delays,
+    parse_seconds,
+)
+from nimburion.jobs.declaration.codec import UnreadablePayload
+from nimburion.jobs.durable.handler import get_policy
+from nimburion.jobs.durable.journal import (
+    RetryEntry,
+    StepEntry,
+    StoredEntry,
+    StoredError,
+    UndoEntry,
+    encode_entry,
+)
+from nimburion.jobs.durable.run import DurableRun, RunSuspension, Wait
+from nimburion.jobs.durable.stored_errors import decode_error, encode_error, format_message
+from nimburion.jobs.durable.values import (
+    compute_arguments_digest,
+    decode_value,
+    encode_value,
+    read_step_function,
+)
+
+if TYPE_CHECKING:
+    from nimburion.jobs.worker.attempt.attempt import Attempt
+
+_log = logging.getLogger("nimburion.worker")
+
+_UNKNOWN_COMMIT_DELAY = 5.0
+"""Seconds until the next attempt if it is unknown whether a transaction was committed."""
+
+
+class StepOptions(NamedTuple):
+    """The options of an operation: what `ctx.options(…)` was given."""
+
+    key: str | None = None
+    max_retries: int | None = None
+    """How often a step that fails is tried again; None: its error is raised at once."""
+    backoff: BackoffFunction | None = None
+    """The delays between the tries; None: as the policy of the job says."""
+    backoff_max: float | None = None
+    timeout: float | None = None
+
+
+NO_OPTIONS = StepOptions()
+
+
+def make_step_options(
+    key: str | None,
+    max_retries: int | None,
+    retry_backoff: Delays | Backoff | None,
+    timeout: Duration | None,
+) -> StepOptions:
+    """Return the options of `ctx.options`. `InvalidStep` names one with a wrong value."""
+    backoff = retry_backoff if isinstance(retry_backoff, Backoff) else Backoff(retry_backoff)
+    if max_retries is not None and (isinstance(max_retries, bool) or max_retries < 0):
+        raise InvalidStep(f"max_retries must be 0 or more, not {max_retries!r}")
+    if backoff.retry_for is not None:
+        raise InvalidStep("the retry_for of Backoff is for jobs; a step takes max_retries")
+    try:
+        return StepOptions(
+            key,
+            max_retries,
+            None if backoff.delays is None else parse_delays(backoff.delays),
+            None
+            if backoff.max_delay is None
+            else parse_seconds("the max_delay of Backoff", backoff.max_delay),
+            None if timeout is None else parse_seconds("timeout", timeout),
+        )
+    except DefinitionError as error:
+        raise InvalidStep(str(error)) from None
+
+
+class StepCall(NamedTuple):
+    """The function of a step or an undo with its arguments."""
+
+    key: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    options: StepOptions
+    place: str
+
+
+async def run_step(run: DurableRun, call: StepCall) -> Any:  # noqa: ANN401 (the value of the step)
+    """Return the value of a step: that of an earlier attempt, or that of its function, stored."""
+    run.begin("step", call.key, call.place)
+    digest = compute_arguments_digest(call.args, call.kwargs)
+    stored = run.journal.find_passed(StepEntry, call.key)
+    if stored is not None:
+        return _replay(run, call, stored, digest)
+    await run.require_may_begin()
+    encoded, value = await _try(run, call, lambda: _call_and_encode(run, call))
+    await run.record_entry(StepEntry(call.key, encoded, None, digest))
+    return value
+
+
+async def run_in_transaction(run: DurableRun, call: StepCall) -> Any:  # noqa: ANN401 (the value of the step)
+    """Return the value of a step whose record is in the transaction of its function."""
+    run.begin("step", call.key, call.place)
+    digest = compute_arguments_digest(call.args, call.kwargs)
+    stored = run.journal.find_passed(StepEntry, call.key)
+    if stored is not None:
+        return _replay(run, call, stored, digest)
+    await run.require_may_begin()
+    return await _try(run, call, lambda: _call_in_transaction(run, call, digest))
+
+
+async def run_undo(run: DurableRun, call: StepCall) -> None:
+    """Call the function of an undo, unless it has returned in an earlier attempt."""
+    if run.journal.find_passed(UndoEntry, call.key) is None:
+        await _try(run, call, lambda: _call(run, call), is_undo=True)
+        await run.record_entry(UndoEntry(call.key))
+
+
+def _replay(run: DurableRun, call: StepCall, stored: StoredEntry, digest: str) -> Any:  # noqa: ANN401
+    """Return the value of the journal, or raise its error."""
+    entry = cast("StepEntry", stored.entry)
+    if entry.arguments and digest and entry.arguments != digest:
+        run.differing.append(call.key)
+        _log.warning(
+            "job %s: the arguments of step %r at %s differ from those with which it ran; its "
+            "stored value is used. The code between two steps must give the same values each time",
+            run.job_id,
+            call.key,
+            call.place,
+        )
+    run.note_passed(stored)
+    run.journal.find_passed(RetryEntry, call.key)
+    if entry.error is None:
+        return decode_value(call.key, call.function, entry.value)
+    error = make_error(call.key, entry.error)
+    run.note_replayed(error, entry)
+    raise error
+
+
+def make_error(key: str, stored: StoredError) -> Exception:
+    """Return the error of the journal, to be raised again."""
+    return decode_error(stored) or StepFailed(key, stored.type, stored.message)
+
+
+async def _try(
+    run: DurableRun, call: StepCall, attempt: Callable[[], Awaitable[Any]], *, is_undo: bool = False
+) -> Any:  # noqa: ANN401
+    """Return what `attempt` returns. If it fails, try again as the options of the step say."""
+    key = make_retry_key(call.key, is_undo=is_undo)
+    stored = run.journal.find_passed(RetryEntry, key)
+    while True:
+        tries = await _wait_for_retry(run, stored)
+        await run.await_cleanup()
+        run.begin_work()
+        run.called.append(key)
+        try:
+            return await attempt()
+        except LeaseLost as error:
+            run.record.lease_lost = error
+            raise
+        except Exception as error:
+            delay = _decide_retry(run, call, error, tries + 1)
+            if delay is None:
+                _note_failure(run, call, error, is_undo=is_undo)
+                raise
+            text = f"{type(error).__name__}: {format_message(error)}"
+            _log.warning(
+                "job %s (%s): step %r failed (%s); trying again in %.1f s",
+                run.job_id,
+                run.record.delivery.name,
+                key,
+                text.partition("\n")[0],
+                delay,
+            )
+            stored = await run.record_entry(RetryEntry(key, tries + 1, delay, text))
+        finally:
+            run.end_work()
+
+
+def make_retry_key(key: str, *, is_undo: bool) -> str:
+    """Return the key of the entry that counts the failures of a step or an undo."""
+    return f"undo {key}" if is_undo else key
+
+
+def _note_failure(run: DurableRun, call: StepCall, error: Exception, *, is_undo: bool) -> None:
+    """Note the error of a step, which the handler may catch.
+
+    If a later execution could not raise it, raise `StepFailed` in this one too.
+    """
+    if is_undo or isinstance(error, JobSignal):
+        return
+    stored = encode_error(error)
+    digest = compute_arguments_digest(call.args, call.kwargs)
+    if stored is not None:
+        run.note_raised(error, StepEntry(call.key, error=stored, arguments=digest))
+        return
+    text = format_message(error)
+    failed = StepFailed(call.key, type(error).__qualname__, text)
+    stored = StoredError(type(error).__qualname__, "", text)
+    run.note_raised(failed, StepEntry(call.key, error=stored, arguments=digest))
+    raise failed from error
+
+
+def _decide_retry(run: DurableRun, call: StepCall, error: Exception, failures: int) -> float | None:
+    """Return the seconds until the step is tried again; None: its error is raised."""
+    options = call.options
+    if options.max_retries is None or failures > options.max_retries:
+        return None
+    if isinstance(error, PermanentError | UnreadablePayload) or (
+        isinstance(error, JobSignal) and not isinstance(error, Retry)
+    ):
+        return None
+    if isinstance(error, Retry) and error.after is not None:
+        return error.after
+    policy = get_policy(run.record)
+    if options.backoff is None:
+        backoff, longest = policy.backoff, options.backoff_max or policy.backoff_max
+    else:
+        backoff, longest = options.backoff, options.backoff_max
+    return compute_delay(backoff, longest, failures, run.services.random)
+
+
+async def _wait_for_retry(run: DurableRun, stored: StoredEntry | None) -> int:
+    """Wait until the next try of a step is due, and return how often it has failed."""
+    if stored is None:
+        return 0
+    entry = cast("RetryEntry", stored.entry)
+    if not run.is_over(stored, entry.delay):
+        await run.wait(Wait((), stored, entry.delay, is_sleep=True))
+    return entry.tries
+
+
+async def _call_and_encode(run: DurableRun, call: StepCall) -> tuple[Raw, Any]:
+    return _encode(run, call, await _call(run, call))
+
+
+def _encode(run: DurableRun, call: StepCall, value: object) -> tuple[Raw, Any]:
+    """Return the JSON of the value of a step, and the value that a later attempt reads from it."""
+    encoded = encode_value(call.key, value)
+    run.check_size(len(encoded))
+    return Raw(encoded), decode_value(call.key, call.function, encoded)
+
+
+async def _call(run: DurableRun, call: StepCall) -> Any:  # noqa: ANN401
+    """Call the function where it belongs, and return its value."""
+    function = call.function
+    if call.options.timeout is None:
+        return await _start(run, function, call)
+    limit = asyncio.timeout(call.options.timeout)
+    try:
+        async with limit:
+            return await _start(run, function, call)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise TimeoutError(
+            f"step {call.key!r} did not end within {call.options.timeout:g} s"
+        ) from None
+
+
+async def _start(run: DurableRun, function: Callable[..., Any], call: StepCall) -> Any:  # noqa: ANN401
+    if read_step_function(function).is_async:
+        return await function(*call.args, **call.kwargs)
+    started = run.services.start_call(lambda: function(*call.args, **call.kwargs))
+    attempt = cast("Attempt", run.record)
+    attempt.add_step_call(started)
+    try:
+        value = await started.future
+    finally:
+        attempt.forget_ended_calls()
+    return await value if inspect.isawaitable(value) else value
+
+
+async def _call_in_transaction(run: DurableRun, call: StepCall, digest: str) -> Any:  # noqa: ANN401
+    """Call the function with the connection of a transaction, which stores the step too."""
+    make = run.worker.make_transaction
+    assert make is not None
+    await run.record_caught()
+    transaction = make(None)
+    connection = await transaction.begin()
+    try:
+        value = call.function(connection, *call.args, **call.kwargs)
+        if inspect.isawaitable(value):
+            value = await value
+        encoded, decoded = _encode(run, call, value)
+        entry = StepEntry(call.key, encoded, None, digest)
+        recorded = Recorded(run.record.delivery.lease, run.take_number(entry), encode_entry(entry))
+        await transaction.settle(run.record.session_id, recorded)
+    except BaseException:
+        await transaction.rollback()
+        raise
+    await _commit(run, call, transaction)
+    run.size += len(recorded.body)
+    run.note_passed(run.journal.add(entry, run.services.now()))
+    return decoded
+
+
+async def _commit(run: DurableRun, call: StepCall, transaction: Transaction) -> None:
+    """Commit a step with its rows.
+
+    If the backend does not answer, both may be stored. So the attempt ends, and the next one reads
+    whether they are.
+    """
+    try:
+        await transaction.commit()
+    except BaseException as error:
+        is_unknown = isinstance(error, BackendUnavailable) and error.outcome != "not applied"
+        if not is_unknown:
+            await transaction.rollback()
+            raise
+        with suppress(BackendError):
+            await transaction.rollback()
+        _log.warning(
+            "job %s (%s): it is unknown whether step %r is committed (%s); reading that in %.0f s",
+            run.job_id,
+            run.record.delivery.name,
+            call.key,
+            error,
+            _UNKNOWN_COMMIT_DELAY,
+        )
+        await run.stop(RunSuspension((), _UNKNOWN_COMMIT_DELAY))

@@ -1,0 +1,107 @@
+"""The values of steps as JSON, and digests of arguments."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import msgspec
+
+from nimburion.core.errors import DefinitionError, InvalidStep
+from nimburion.jobs.declaration.codec import UnreadablePayload, lower_first
+from nimburion.jobs.declaration.custom_types import dec_hook, enc_hook
+from nimburion.jobs.declaration.fields import check_type
+from nimburion.jobs.declaration.json_values import check_json_value
+from nimburion.jobs.declaration.signature import is_async, read_return_type
+
+MAX_VALUE_BYTES = 256 * 1024
+"""The maximum size of the value of a step, as JSON."""
+
+_ERRORS = (ValueError, TypeError, RecursionError, OverflowError, NotImplementedError)
+_encoder = msgspec.json.Encoder(enc_hook=enc_hook)
+
+
+class StepFunction(NamedTuple):
+    """What is read once of a function that is a step."""
+
+    is_async: bool
+    decoder: msgspec.json.Decoder[Any]
+
+
+def read_step_function(function: Callable[..., Any]) -> StepFunction:
+    """Return what a run needs of a function. `InvalidStep` is raised if it cannot be a step."""
+    plain = getattr(function, "__func__", function)
+    try:
+        known = _known.get(plain)
+        if known is None:
+            known = _known[plain] = _read(function)
+    except TypeError:  # it cannot be a key
+        return _read(function)
+    return known
+
+
+def _read(function: Callable[..., Any]) -> StepFunction:
+    name = get_function_name(function) or "without a name"
+    what = f"step {name!r}"
+    try:
+        kind = read_return_type(name, function)
+        check_type(f"{what}, return type", kind)
+        waits = is_async(function)
+    except DefinitionError as error:
+        raise InvalidStep(str(error)) from error
+    return StepFunction(waits, msgspec.json.Decoder(kind, dec_hook=dec_hook))
+
+
+_known: WeakKeyDictionary[Callable[..., Any], StepFunction] = WeakKeyDictionary()
+
+
+def get_function_name(function: Callable[..., Any]) -> str:
+    """Return the name of a function; empty if it has none of its own."""
+    name = getattr(function, "__name__", "")
+    return name if isinstance(name, str) and name != "<lambda>" else ""
+
+
+def encode_value(key: str, value: object, limit: int = MAX_VALUE_BYTES) -> bytes:
+    """Return the JSON of the value of a step. `InvalidStep` is raised if it cannot be stored."""
+    try:
+        check_json_value(value)
+        encoded = _encoder.encode(value)
+    except _ERRORS as error:
+        raise InvalidStep(
+            f"step {key!r}: its value cannot be stored: {lower_first(str(error))}; return a value "
+            "that JSON can represent"
+        ) from error
+    if len(encoded) > limit:
+        raise InvalidStep(
+            f"step {key!r}: its value is {len(encoded)} bytes, over the limit of {limit}; store it "
+            "elsewhere and return its location"
+        )
+    return encoded
+
+
+def decode_value(key: str, function: Callable[..., Any], value: bytes | msgspec.Raw) -> Any:  # noqa: ANN401
+    """Return the value of a step, in the annotated type of its function. `UnreadablePayload` is
+    raised if it does not fit.
+    """
+    try:
+        return read_step_function(function).decoder.decode(bytes(value))
+    except _ERRORS as error:
+        raise UnreadablePayload(
+            f"step {key!r}: its stored value does not fit the type that its function returns: "
+            f"{lower_first(str(error))}"
+        ) from error
+
+
+def compute_arguments_digest(args: Sequence[object], kwargs: Mapping[str, object]) -> str:
+    """Return a digest of arguments; empty if they have no JSON form.
+
+    >>> compute_arguments_digest((1,), {}) == compute_arguments_digest((2,), {})
+    False
+    """
+    try:
+        encoded = _encoder.encode([args, dict(sorted(kwargs.items()))])
+    except Exception:  # noqa: BLE001 (a value of the application may raise anything)
+        return ""
+    return hashlib.blake2b(encoded, digest_size=8).hexdigest()

@@ -1,0 +1,460 @@
+"""Durable functions in a running worker."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from nimburion import Context, DurableContext, Processor, Signal, State
+from nimburion.core.runs import RunPage
+from nimburion.errors import BackendUnavailable, DefinitionError
+from nimburion.testing import FakeClock
+from nimburion.types import Next
+from tests.jobs.durable.runs import finish, make_processor
+from tests.waiting import wait_until
+
+number = Signal("number", int)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def processor(request: pytest.FixtureRequest, tmp_path: Path) -> Processor:
+    url = "memory://" if request.param == "memory" else f"sqlite:///{tmp_path / 'jobs.db'}"
+    return Processor(url, max_retries=0)
+
+
+async def double(value: int) -> int:
+    return 2 * value
+
+
+async def test_many_runs_share_exchanges(processor: Processor) -> None:
+    @processor.job
+    async def run(ctx: DurableContext, value: int) -> int:
+        for place in range(5):
+            value = await ctx.options(key=str(place)).step(double, value)
+        return value
+
+    async with processor:
+        await processor.start()
+        job_ids = [await run.enqueue(value) for value in range(50)]
+        results = await processor.wait_all(job_ids, timeout=30)
+        assert results == [32 * value for value in range(50)]
+
+
+async def test_signals_sleeps_and_children(processor: Processor) -> None:
+    @processor.job
+    async def child(value: int) -> int:
+        return value + 1
+
+    @processor.job
+    async def run(ctx: DurableContext) -> list[object]:
+        await ctx.sleep("pause", 0.05)
+        first = await ctx.wait_for(number)
+        late = await ctx.options(key="late").wait_for(number, timeout=0.05)
+        return [first, late, await ctx.run_all(child.job(n) for n in range(20))]
+
+    async with processor:
+        await processor.start()
+        job_id = await run.enqueue()
+        await processor.signal(job_id, number, 7)
+        assert await processor.wait(job_id, timeout=20) == [7, None, list(range(1, 21))]
+
+
+async def test_a_short_sleep_keeps_the_slot(processor: Processor) -> None:
+    starts: list[int] = []
+
+    @processor.job
+    async def run(ctx: DurableContext) -> None:
+        starts.append(ctx.attempt)
+        await ctx.sleep("pause", 0.05)
+
+    async with processor:
+        await processor.start()
+        await processor.wait(await run.enqueue(), timeout=20)
+        assert len(starts) == 1
+
+
+async def test_a_run_continues_in_another_worker(processor: Processor) -> None:
+    steps: list[str] = []
+    waits = asyncio.Event()
+
+    async def note(text: str) -> None:
+        steps.append(text)
+
+    async def wait_long() -> None:
+        waits.set()
+        if len(steps) == 1:
+            steps.append("interrupted")
+            await asyncio.Event().wait()
+
+    @processor.job
+    async def run(ctx: DurableContext) -> None:
+        await ctx.options(key="first").step(note, "first")
+        await ctx.step(wait_long)
+        await ctx.options(key="last").step(note, "last")
+
+    async with processor:
+        await processor.start()
+        job_id = await run.enqueue()
+        await waits.wait()
+        await processor.stop(0.0)
+        await processor.start()
+        await processor.wait(job_id, timeout=20)
+        assert steps == ["first", "interrupted", "last"]
+
+
+async def test_a_worker_that_stops_waits_for_a_thread_whose_step_counts(
+    processor: Processor,
+) -> None:
+    started, may_end = threading.Event(), threading.Event()
+    calls: list[str] = []
+
+    def work() -> str:
+        calls.append("work")
+        started.set()
+        may_end.wait(20)
+        return "done"
+
+    async def note() -> None:
+        calls.append("note")
+
+    @processor.job
+    async def run(ctx: DurableContext) -> str:
+        done = await ctx.step(work)
+        await ctx.step(note)
+        return done
+
+    async with processor:
+        await processor.start()
+        job_id = await run.enqueue()
+        await asyncio.to_thread(started.wait)
+        asyncio.get_running_loop().call_later(0.2, may_end.set)
+        await processor.stop(0.0)
+        await processor.start()
+        assert await processor.wait(job_id, timeout=20) == "done"
+        assert calls == ["work", "note"]
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+async def test_a_worker_that_stops_waits_for_all_threads_of_a_run(
+    processor: Processor, goes_on: bool
+) -> None:
+    may_end, is_asked = threading.Event(), asyncio.Event()
+    contexts, calls = list[DurableContext](), list[str]()
+
+    def work() -> None:
+        calls.append("work")
+        may_end.wait(20)
+
+    def work_shortly() -> None:
+        calls.append("work shortly")
+
+    async def note() -> None:
+        calls.append("note")
+
+    @processor.job
+    async def run(ctx: DurableContext) -> None:
+        contexts.append(ctx)
+
+        async def go_on() -> None:
+            await ctx.step(work_shortly)
+            await is_asked.wait()
+            if goes_on:
+                await ctx.step(note)
+
+        await asyncio.gather(ctx.step(work), go_on())
+
+    async with processor:
+        await processor.start()
+        job_id = await run.enqueue()
+
+        async def has_step() -> bool:
+            return len((await processor.backend.reads.read_run(job_id)).steps) > 0
+
+        await wait_until(has_step, "the short step is stored")
+        stop = asyncio.create_task(processor.stop(0.0))
+        await wait_until(lambda: contexts[0].cancelled, "the run is asked to end")
+        is_asked.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        may_end.set()
+        await stop
+        await processor.start()
+        await processor.wait(job_id, timeout=20)
+        assert sorted(calls) == sorted(["work", "work shortly"] + ["note"] * goes_on)
+        assert len(contexts) == 1 + goes_on
+
+
+async def test_a_slot_stays_occupied_until_all_threads_of_a_run_return() -> None:
+    processor = Processor("memory://", max_retries=0, concurrency=2)
+    may_end = {"first": threading.Event(), "second": threading.Event()}
+    started, blocks, events = threading.Barrier(3), asyncio.Event(), list[str]()
+
+    def work(name: str) -> None:
+        started.wait(20)
+        may_end[name].wait(20)
+        events.append(name)
+
+    @processor.job(timeout=0.05)
+    async def run(ctx: DurableContext) -> None:
+        await asyncio.gather(*(ctx.options(key=name).step(work, name) for name in may_end))
+
+    @processor.job
+    async def block() -> None:
+        await blocks.wait()
+
+    @processor.job
+    async def other() -> None:
+        events.append("other")
+
+    async with processor:
+        await processor.start()
+        first, _, last = await run.enqueue(), await block.enqueue(), await other.enqueue()
+        await asyncio.to_thread(started.wait, 20)
+
+        async def has_failed() -> bool:
+            return (await processor.get_status(first)).state is State.FAILED
+
+        await wait_until(has_failed, "it has timed out")
+        may_end["second"].set()
+        await wait_until(lambda: bool(events), "a thread returns")
+        for _ in range(50):
+            await asyncio.sleep(0)
+        may_end["first"].set()
+        await processor.wait(last, timeout=20)
+        blocks.set()
+        assert events == ["second", "first", "other"]
+
+
+async def test_a_waiting_run_is_cancelled(processor: Processor) -> None:
+    undone: list[int] = []
+
+    def undo(value: int) -> None:
+        undone.append(value)
+
+    @processor.job
+    async def run(ctx: DurableContext) -> None:
+        ctx.undo(undo, 5)
+        await ctx.wait_for(number)
+
+    async with processor:
+        await processor.start()
+        job_id = await run.enqueue()
+
+        async def is_suspended() -> bool:
+            return (await processor.get_status(job_id)).state is State.SUSPENDED
+
+        await wait_until(is_suspended, "it waits")
+        await processor.cancel(job_id)
+
+        async def is_cancelled() -> bool:
+            return (await processor.get_status(job_id)).state is State.CANCELLED
+
+        await wait_until(is_cancelled, "it is cancelled")
+        assert undone == [5]
+
+
+async def test_a_busy_run_without_operations_is_cancelled(processor: Processor) -> None:
+    started = asyncio.Event()
+
+    @processor.job
+    async def run(ctx: DurableContext) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    async with processor:
+        await processor.start()
+        job_id = await run.enqueue()
+        await started.wait()
+        began = time.monotonic()
+        await processor.cancel(job_id)
+
+        async def is_cancelled() -> bool:
+            return (await processor.get_status(job_id)).state is State.CANCELLED
+
+        await wait_until(is_cancelled, "it is cancelled")
+        assert time.monotonic() - began < 30
+
+
+async def test_a_run_that_loses_its_lease_ends_and_writes_nothing(processor: Processor) -> None:
+    calls: list[str] = []
+
+    async def work(worker_id: str) -> str:
+        calls.append("work")
+        if len(calls) == 1:
+            await processor.backend.consuming.close_session(worker_id)
+        return f"call {calls.count('work')}"
+
+    async def note() -> None:
+        calls.append("note")
+
+    @processor.job
+    async def run(ctx: DurableContext) -> str:
+        try:
+            done = await ctx.step(work, ctx.worker_id)
+        except Exception:
+            calls.append("caught")
+            raise
+        await ctx.step(note)
+        return done
+
+    async with processor:
+        await processor.start()
+        assert await processor.wait(await run.enqueue(), timeout=20) == "call 2"
+        assert calls == ["work", "work", "note"]
+
+
+async def test_a_run_that_is_cancelled_before_its_handler_is_called_is_undone() -> None:
+    processor = Processor("memory://", max_retries=0)
+    undone, entered, blocks = list[int](), asyncio.Event(), [False]
+
+    @processor.use
+    async def wait_for_ever(ctx: Context, call_next: Next[Context]) -> object:
+        if blocks[0]:
+            blocks[0] = False
+            entered.set()
+            await asyncio.Event().wait()
+        return await call_next(ctx)
+
+    @processor.job
+    async def run(ctx: DurableContext) -> None:
+        ctx.undo(undone.append, 5)
+        await ctx.options(key="first").wait_for(number)
+        blocks[0] = True
+        await ctx.wait_for(number)
+
+    async with processor:
+        await processor.start()
+        job_id = await run.enqueue()
+        await processor.signal(job_id, number, 1)
+
+        async def is_suspended() -> bool:
+            return (await processor.get_status(job_id)).state is State.SUSPENDED and blocks[0]
+
+        await wait_until(is_suspended, "it waits")
+        await processor.signal(job_id, number, 2)
+        await entered.wait()
+        await processor.cancel(job_id)
+
+        async def is_cancelled() -> bool:
+            return (await processor.get_status(job_id)).state is State.CANCELLED
+
+        await wait_until(is_cancelled, "it is cancelled")
+        assert undone == [5]
+
+
+async def test_a_backend_that_does_not_answer_at_the_start_counts_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = FakeClock()
+    processor = make_processor(clock)
+
+    @processor.job
+    async def run(ctx: DurableContext) -> int:
+        await ctx.sleep("pause", 10)
+        return ctx.attempt
+
+    async with processor:
+        job_id = await run.enqueue()
+        await processor.drain()
+        with monkeypatch.context() as patch:
+
+            async def fail(*_: object, **__: object) -> RunPage:
+                raise BackendUnavailable("no answer")
+
+            patch.setattr(processor.backend.reads, "read_run", fail)
+            clock.advance(10)
+            assert await processor.drain() == 1
+        assert (await finish(processor, job_id)).result == 1
+
+
+def test_what_cannot_be_durable() -> None:
+    processor = Processor("memory://")
+
+    def blocking(ctx: DurableContext) -> None: ...
+    async def durable(ctx: DurableContext) -> None: ...
+
+    with pytest.raises(DefinitionError, match="a durable function is an `async def`"):
+        processor.job(blocking)
+    with pytest.raises(DefinitionError, match='not with execution="process"'):
+        processor.job(execution="process")(durable)
+    with pytest.raises(DefinitionError, match="write `@processor"):
+        processor.register("raw", durable)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_a_run_that_ends_while_its_worker_stops_is_undone_by_the_next(
+    processor: Processor, *, is_cancelled: bool
+) -> None:
+    started, may_end = threading.Event(), threading.Event()
+    calls: list[str] = []
+
+    def ship() -> None:
+        calls.append("ship")
+        started.set()
+        may_end.wait(20)
+        if not is_cancelled:
+            raise ValueError("no stock")
+
+    @processor.job
+    async def order(ctx: DurableContext) -> None:
+        ctx.undo(calls.append, "undone")
+        await ctx.step(ship)
+        await ctx.sleep("pause", 1000)
+
+    async with processor:
+        await processor.start()
+        job_id = await order.enqueue()
+        await asyncio.to_thread(started.wait)
+        if is_cancelled:
+            await processor.cancel(job_id)
+        asyncio.get_running_loop().call_later(0.2, may_end.set)
+        await processor.stop(0.0)
+        await processor.start()
+        wanted = State.CANCELLED if is_cancelled else State.FAILED
+
+        async def has_ended() -> bool:
+            return (await processor.get_status(job_id)).state is wanted
+
+        await wait_until(has_ended, "it has ended")
+        assert calls == ["ship", "undone"]
+        if not is_cancelled:
+            error = (await processor.get_status(job_id)).error
+            assert error is not None
+            assert error.message == "no stock"
+
+
+async def test_a_cancelled_run_ends_also_where_its_handler_awaits_something_else(
+    processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nimburion.jobs.durable.run._GRACE", 0.1)
+    undone: list[str] = []
+    may_wait = asyncio.Event()
+
+    @processor.job
+    async def run(ctx: DurableContext) -> None:
+        await ctx.step(double, 1)
+        ctx.undo(undone.append, "double")
+        if may_wait.is_set():
+            await asyncio.Event().wait()
+        await ctx.wait_for(number)
+
+    async with processor:
+        await processor.start()
+        job_id = await run.enqueue()
+
+        async def is_suspended() -> bool:
+            return (await processor.get_status(job_id)).state is State.SUSPENDED
+
+        await wait_until(is_suspended, "it waits")
+        may_wait.set()
+        await processor.cancel(job_id)
+
+        async def is_cancelled() -> bool:
+            return (await processor.get_status(job_id)).state is State.CANCELLED
+
+        await wait_until(is_cancelled, "it is cancelled")
+        assert undone == ["double"]
