@@ -115,6 +115,14 @@ CASES = {
         None,
         ("/jobs/later/run-now", {}),
     ),
+    "signal": Case(
+        "jobs.signal",
+        lambda p: make_actions(p, p.operator).jobs.signal("a", "paid", b"7", signal_id="s1"),
+        ("jobs", "signal", "a", "paid", "7", "--id", "s1"),
+        "/jobs/a/signals",
+        {"name": "paid", "payload": 7, "id": "s1"},
+        ("/jobs/a/signals", {"name": "paid", "payload": "7", "id": "s1"}),
+    ),
     "replay": Case(
         "dead.replay",
         lambda p: p.dead.replay("dead"),
@@ -313,6 +321,7 @@ async def read_effect(api: Api) -> object:
     backend = api.processor.backend
     return (
         sorted((job.id, job.state, job.queue) for job in (await backend.reads.list_jobs()).jobs),
+        [(one.name, one.payload) for one in (await backend.reads.read_run("a")).signals],
         sorted(
             (one.name, one.paused, one.pause and (one.pause.reason, one.pause.until is None))
             for one in await backend.reads.list_queues()
@@ -459,7 +468,7 @@ def test_without_the_right_nothing_is_changed_or_recorded(
 
 
 CHANGES = (
-    *("pause_queue", "cancel", "change_jobs", "change_limit", "reset_limit"),
+    *("pause_queue", "cancel", "change_jobs", "change_limit", "reset_limit", "send_signals"),
     *("set_tenant_weight", "send_command", "put_record", "delete_record"),
 )
 """The operations of a backend that actions call."""

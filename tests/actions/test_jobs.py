@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 
+import pytest
+
 from nimburion.actions import Actions, Operator
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.audit import list_audit
+from nimburion.core.errors import JobNotFound, MissingRight
 from nimburion.core.job import NewJob, State
 from nimburion.core.queries import JobFilter
+from nimburion.core.runs import SignalOutcome
 
 
 async def count_calls(jobs: int) -> int:
@@ -51,4 +55,23 @@ async def test_a_job_is_cancelled_if_it_has_the_id_and_matches_the_other_fields(
     assert record.details == {"ids": "a b c", "queue": "q"}
     done = await actions.jobs.cancel(JobFilter(ids=("a", "b", "c")))
     assert done.outcomes == {"a": "finished", "b": "cancelled", "c": "not found"}
+    await backend.close()
+
+
+async def test_a_signal_needs_the_right_operate_and_a_job() -> None:
+    backend = MemoryBackend()
+    await backend.open()
+    reader = Actions(backend, Operator("ann", rights=frozenset({"read", "payloads"})))
+    with pytest.raises(MissingRight):
+        await reader.jobs.signal("a", "paid", b"1")
+    actions = Actions(backend, Operator("ann", rights=frozenset({"operate"})))
+    with pytest.raises(JobNotFound):
+        await actions.jobs.signal("a", "paid", b"1")
+    (record,) = (await list_audit(backend, limit=9)).records
+    assert (record.action, record.outcome) == ("jobs.signal", "failed")
+    await backend.producing.enqueue([NewJob("a", "n", "q", b"{}")])
+    first = await actions.jobs.signal("a", "paid", b"1")
+    second = await actions.jobs.signal("a", "paid", b"1")
+    assert (first.outcome, second.outcome) == (SignalOutcome.STORED, SignalOutcome.STORED)
+    assert first.id != second.id
     await backend.close()

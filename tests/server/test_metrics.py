@@ -92,8 +92,8 @@ async def test_a_backend_that_hangs_is_down_after_a_bound(
 async def test_the_limits_are_read_in_the_background(api: Api, reads: list[str]) -> None:
     await api.services.metrics.slow_readings.start()
     try:
-        await wait_until(lambda: "count_jobs" in reads, "the limits and the counts are read")
-        assert reads == ["list_limits", "list_flows", "list_flows", "count_jobs"]
+        await wait_until(lambda: reads.count("list_flows") > 1, "limits and counts are read")
+        assert reads == ["list_limits", "count_jobs", "list_flows", "list_flows"]
     finally:
         await api.services.metrics.slow_readings.stop()
     await api.services.metrics.slow_readings.stop()

@@ -9,13 +9,14 @@ import pytest
 from nimburion.core.bulk_operations import BulkAction
 from nimburion.core.errors import BackendUnavailable
 from nimburion.core.exchange import Lane, ReserveRequest
-from nimburion.core.flows import FlowPage, NewFlow
+from nimburion.core.flows import FlowPage, NewFlow, SourceKind, WaitCondition, WaitSource
 from nimburion.core.job import AttemptError, JobOptions, NewJob
 from nimburion.core.limits import LimitChange, LimitRule
 from nimburion.core.metrics.counters import OTHER
-from nimburion.core.queries import JobCounts, QueueInfo
+from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobCounts, JobFilter, Page, QueueInfo
 from nimburion.core.session import Session, SessionInfo
 from nimburion.core.settlement import Failed
+from nimburion.telemetry import backend_metrics
 from nimburion.telemetry.backend_metrics import MAX_NAMES, MAX_QUEUES, BackendMetrics
 from nimburion.telemetry.registry import MetricsRegistry
 from nimburion.testing import FakeClock
@@ -50,6 +51,20 @@ class CountingBackend(OverridableBackend):
         if self.flows_down:
             raise BackendUnavailable("the flows cannot be read")
         return await super().list_flows(running=running, limit=limit, after=after)
+
+    async def list_jobs(
+        self,
+        which: JobFilter = EVERY_JOB,
+        *,
+        limit: int = 100,
+        after: str | None = None,
+        payloads: bool = False,
+        budget: int = SCAN_BUDGET,
+    ) -> Page:
+        self._read("list_jobs")
+        return await super().list_jobs(
+            which, limit=limit, after=after, payloads=payloads, budget=budget
+        )
 
     def _read(self, name: str) -> None:
         self.names.append(name)
@@ -137,6 +152,28 @@ async def test_the_flows_that_have_not_ended(backend: CountingBackend, clock: Fa
     await metrics.refresh()
     assert [family.name for family in metrics.collect()][:2] == ["backend_up", "backend_durable"]
     assert read(metrics, "flows_running") == {}
+
+
+async def test_suspended_jobs_by_name(
+    backend: CountingBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = BackendMetrics(backend)
+    await metrics.refresh_slow_readings()
+    assert read(metrics, "jobs_suspended") == {}
+    assert "list_jobs" not in backend.names
+    first = WaitCondition(WaitSource(SourceKind.JOB, "f.first"))
+    waits = JobOptions(flow="f", conditions=(first,))
+    jobs = [
+        NewJob("f.first", "send", "mail", b"{}", options=JobOptions(flow="f")),
+        *(NewJob(f"f.a{number}", "add", "mail", b"{}", options=waits) for number in range(3)),
+        NewJob("f.b", "report", "mail", b"{}", options=waits),
+    ]
+    await backend.producing.enqueue(jobs, [NewFlow(id="f", members=5)])
+    await metrics.refresh_slow_readings()
+    assert read(metrics, "jobs_suspended") == {"add": 3, "report": 1}
+    monkeypatch.setattr(backend_metrics, "MAX_SUSPENDED", 2)
+    await metrics.refresh_slow_readings()
+    assert read(metrics, "jobs_suspended") == {"report": 1, "add": 1, "other": 2}
 
 
 async def test_failed_flows_count_until_they_are_replayed(backend: CountingBackend) -> None:

@@ -1,20 +1,26 @@
-"""Cancel jobs, make waiting jobs due, and ask where a running handler is."""
+"""Cancel jobs, make waiting jobs due, send signals, and ask where a running handler is."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from nimburion.actions.operator import SubjectActions
 from nimburion.core.backend import Backend
 from nimburion.core.bulk_operations import MAX_STEP, BulkAction
-from nimburion.core.errors import JobNotFound
+from nimburion.core.errors import InvalidJob, JobNotFound
 from nimburion.core.queries import JobFilter, describe_filter
 from nimburion.core.session import WorkerCommand
+from nimburion.core.size_limits import check_name
 from nimburion.core.stacks import HandlerStack, get_stack, request_stack
+from nimburion.core.text.shortening import shorten
+
+if TYPE_CHECKING:
+    from nimburion.core.runs import SignalOutcome
 
 STEP = MAX_STEP
 """The most jobs that one step of an action reads or changes."""
@@ -51,8 +57,16 @@ class StackAnswer(msgspec.Struct, frozen=True):
     stack: HandlerStack | None = None
 
 
+class SentSignal(msgspec.Struct, frozen=True):
+    """What became of a signal to a durable run."""
+
+    id: str
+    """The id of the signal. The job gets each id once."""
+    outcome: SignalOutcome
+
+
 class JobActions(SubjectActions):
-    """Cancel jobs, make waiting jobs due, and ask where a running handler is."""
+    """Cancel jobs, make waiting jobs due, send signals, and ask where a running handler is."""
 
     async def cancel(
         self,
@@ -135,11 +149,65 @@ class JobActions(SubjectActions):
                 await asyncio.sleep(_STACK_INTERVAL)
         return StackAnswer("no answer")
 
+    async def signal(
+        self,
+        job_id: str,
+        name: str,
+        payload: bytes,
+        *,
+        signal_id: str | None = None,
+        reason: str = "",
+    ) -> SentSignal:
+        """Send a signal to a durable run, and return what became of it.
+
+        `payload` is JSON. The handler reads it in the type of its signal. Without `signal_id`, each
+        call sends another signal. The audit log keeps `reason` and the name, but not the payload.
+
+        Raises:
+            JobNotFound: there is no job with this id.
+            InvalidJob: the name or the id is no valid one, or the payload is no JSON or too large.
+        """
+        from nimburion.core.runs import NewSignal, SignalOutcome  # most processes send none
+
+        check_signal(name, payload)
+        signal_id = os.urandom(16).hex() if signal_id is None else check_name("id", signal_id)
+        async with self._operator.record(
+            self._backend, "jobs.signal", job_id, signal=name, id=signal_id, reason=reason
+        ) as change:
+            (outcome,) = await self._backend.producing.send_signals(
+                [NewSignal(job_id, name, signal_id, payload)]
+            )
+            if outcome is SignalOutcome.UNKNOWN:
+                raise JobNotFound(job_id)
+            change.count = int(outcome is SignalOutcome.STORED)
+        return SentSignal(signal_id, outcome)
+
     async def _cancel(self, job_id: str) -> CancelOutcome:
         try:
             return (await self._backend.producing.cancel(job_id)).value
         except JobNotFound:
             return "not found"
+
+
+def check_signal(name: str, payload: bytes) -> None:
+    """Raise `InvalidJob` unless a signal can have this name and this payload."""
+    from nimburion.core.runs import MAX_SIGNAL_BYTES, MAX_SIGNAL_NAME
+
+    if not 1 <= len(name) <= MAX_SIGNAL_NAME or "/" in name:
+        raise InvalidJob(
+            f"the name of a signal is a text of 1 to {MAX_SIGNAL_NAME} characters without a slash, "
+            f"not {shorten(repr(name), 80)}"
+        )
+    if len(payload) > MAX_SIGNAL_BYTES:
+        raise InvalidJob(
+            f"signal {name!r}: its value is {len(payload)} bytes, over the limit of "
+            f"{MAX_SIGNAL_BYTES}"
+        )
+    try:
+        payload.decode()
+        msgspec.json.decode(payload)
+    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
+        raise InvalidJob(f"signal {name!r}: its value is no JSON: {error}") from None
 
 
 def batch_ids(ids: Iterable[str]) -> Iterator[tuple[str, ...]]:

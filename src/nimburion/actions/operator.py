@@ -19,7 +19,7 @@ RIGHT_BY_ACTION = MappingProxyType(
         **dict.fromkeys(
             (
                 *("queue.pause", "queue.resume", "queue.pause_all", "queue.resume_all"),
-                *("jobs.cancel", "jobs.run_now", "dead.replay"),
+                *("jobs.cancel", "jobs.run_now", "jobs.signal", "dead.replay"),
                 *("limit.change", "limit.reset", "tenant.weight"),
                 *("worker.quiet", "worker.resume", "worker.stop"),
                 *("schedule.pause", "schedule.resume", "schedule.run"),

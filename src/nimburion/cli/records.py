@@ -84,8 +84,8 @@ def format_progress(record: JobRecord) -> str | None:
     return None if progress is None else f"{progress.fraction:.0%} {progress.message}".rstrip()
 
 
-def print_record(record: JobRecord) -> None:
-    """Print all fields except the payload and the error history."""
+def print_record(record: JobRecord, steps: int | str | None = None) -> None:
+    """Print all fields except the payload and the error history, and the number of steps."""
     result_error = decode_result_error(record.result)
     print_fields(
         {
@@ -103,6 +103,7 @@ def print_record(record: JobRecord) -> None:
             "started": format_time(record.started_at),
             "finished": format_time(record.finished_at),
             "progress": format_progress(record),
+            "steps": None if steps is None else f"{steps} (`nimburion jobs steps`)",
             "reason": record.reason,
             "error": summarize_error(record) if record.error else None,
             "result": f"not stored: {result_error}"
@@ -118,9 +119,11 @@ def print_record(record: JobRecord) -> None:
     )
 
 
-def print_whole_record(record: JobRecord) -> None:
-    """Print all fields, including the payload and the error history."""
-    print_record(record)
+def print_whole_record(record: JobRecord, steps: int | str | None = None) -> None:
+    """Print all fields, including the payload and the error history. `steps`: how many steps it
+    has, if it is a durable run.
+    """
+    print_record(record, steps)
     if record.payload is not None:
         click.echo(f"\npayload, {len(record.payload)} bytes:")
         click.echo(escape_lines(bytes_to_text(record.payload) or ""))

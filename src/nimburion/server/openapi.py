@@ -146,7 +146,7 @@ _IDEMPOTENCY_KEY = (
         "name": "Idempotency-Key",
         "in": "header",
         "required": False,
-        "description": "A repeat with the same key stores no second job.",
+        "description": "A repeat with the same key stores no second job or signal.",
         "schema": {"type": "string", "pattern": r'^"?[!#-~]{1,255}"?$'},
     },
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
@@ -22,7 +23,7 @@ from nimburion.core.flows import FlowState
 from nimburion.core.job import State
 from nimburion.core.limits import LimitInfo, get_limited_job
 from nimburion.core.metrics.counters import OTHER
-from nimburion.core.queries import QueueInfo
+from nimburion.core.queries import JobFilter, QueueInfo
 from nimburion.core.session import SessionInfo
 from nimburion.telemetry.families import NO_LABELS, Family, Labels, Sample
 
@@ -37,6 +38,10 @@ MAX_TENANTS = 1_000
 """The maximum number of tenants that are read. None of them has series of its own."""
 MAX_FLOWS = 10_000
 """The maximum number of running flows that are read, the ones that were stored last."""
+MAX_SUSPENDED = 1_000
+"""The maximum number of suspended jobs whose names are read, the newest. The others count as
+`other`.
+"""
 MAX_NAMES = 500
 """The maximum number of job names with series of their own."""
 
@@ -50,6 +55,7 @@ class BackendMetrics:
         self._limits: list[LimitInfo] = []
         self._tenants: list[TenantUse] = []
         self._dead: int | None = None
+        self._suspended: dict[str, int] | None = None
         self._flows: _FlowCounts | None = None
         self._slow_readings_work = True
         self._labels: dict[tuple[str, str], Labels] = {}
@@ -67,22 +73,26 @@ class BackendMetrics:
         except (BackendError, TimeoutError) as error:
             _log.debug("the metrics of the backend could not be read: %r", error)
             self._families = [_make_up(0)]
-            self._limits, self._tenants, self._dead, self._flows = [], [], None, None
+            self._limits, self._tenants, self._suspended = [], [], None
+            self._dead, self._flows = None, None
             return
         self._families = [_make_up(1), *self._describe(queues, sessions)]
 
     async def refresh_slow_readings(self) -> None:
-        """Read what changes slowly: limits, tenants, running flows, and the number of dead letters.
+        """Read what changes slowly: limits, tenants, running flows, suspended jobs, and the number
+        of dead letters.
 
-        The numbers of flows and dead letters are left out when they cannot be read. The first
-        failure is logged.
+        The numbers of flows, suspended jobs and dead letters are left out when they cannot be read.
+        The first failure is logged.
         """
-        dead = flows = None
+        dead = suspended = flows = None
         try:
             async with asyncio.timeout(READ_TIMEOUT):
                 self._limits = await self._backend.reads.list_limits(fullest=1, holders=0)
                 self._tenants = (await self._backend.reads.list_tenants(MAX_TENANTS)).tenants
-                dead = (await self._backend.reads.count_jobs(budget=None))[State.FAILED]
+                counts = await self._backend.reads.count_jobs(budget=None)
+                dead = counts[State.FAILED]
+                suspended = await _count_suspended(self._backend, counts[State.SUSPENDED])
                 flows = await _count_flows(self._backend)
         except (BackendError, TimeoutError) as error:
             _log.log(
@@ -92,7 +102,7 @@ class BackendMetrics:
                 READ_TIMEOUT,
                 error,
             )
-        self._dead, self._flows = dead, flows
+        self._dead, self._suspended, self._flows = dead, suspended, flows
         self._slow_readings_work = flows is not None
 
     def collect(self) -> Iterable[Family]:
@@ -159,6 +169,9 @@ class BackendMetrics:
                 help="Dead letters that are kept.",
                 samples=[Sample(NO_LABELS, self._dead)],
             )
+        if self._suspended is not None:
+            text = "Jobs that wait for other jobs, a signal or a time."
+            yield self._gauge("jobs_suspended", text, self._suspended, "name")
         if self._flows is not None:
             yield from self._describe_flows(self._flows)
         yield from self._describe_limits()
@@ -256,6 +269,17 @@ class BackendMetrics:
                 self._labels.clear()
             labels = self._labels[key] = Labels({label: value})
         return labels
+
+
+async def _count_suspended(backend: Backend, total: int) -> dict[str, int]:
+    """Return the number of suspended jobs by name; those beyond `MAX_SUSPENDED` are `other`."""
+    if not total:
+        return {}
+    which = JobFilter(states=frozenset({State.SUSPENDED}))
+    page = await backend.reads.list_jobs(which, limit=MAX_SUSPENDED)
+    names = _bound_names(Counter(record.name for record in page.jobs))
+    rest = total - len(page.jobs)
+    return {**names, OTHER: names.get(OTHER, 0) + rest} if rest > 0 else names
 
 
 class _FlowCounts(msgspec.Struct, frozen=True):

@@ -66,6 +66,7 @@ INSTRUMENTS: Mapping[str, Instrument] = {
     "metric_labels_folded": Instrument("counter", "{pair}"),
     "backend_durable": Instrument("gauge", _ONE),
     "jobs_dead": Instrument("gauge", _JOBS),
+    "jobs_suspended": Instrument("gauge", _JOBS),
     "flows_running": Instrument("gauge", "{flow}"),
     "flows_failing": Instrument("gauge", "{flow}"),
     "flows_failed": Instrument("gauge", "{flow}"),

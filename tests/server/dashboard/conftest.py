@@ -29,6 +29,7 @@ FORMS: dict[str, dict[str, str]] = {
     "queues.pause": {"reason": "deploy", "for": "600"},
     "jobs.cancel": {"ids": "a"},
     "jobs.run-now": {"ids": "a"},
+    "jobs.id.signals": {"name": "paid", "payload": '{"cents": 7}', "id": "", "reason": ""},
     "jobs.replay": {"ids": "c"},
     "jobs.purge": {"ids": "c"},
     "dead-letters.fingerprint.replay": {"ids": "a"},

@@ -1,7 +1,8 @@
-"""`nimburion flows …`: list, show, close, cancel, replay and export flows."""
+"""`nimburion flows …`: list, show, close, cancel, replay and export flows; runs by name."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import click
@@ -14,15 +15,20 @@ from nimburion.cli.listing_groups import listing_group
 from nimburion.cli.operators import make_actions
 from nimburion.cli.output import format_time, print_fields, print_result, print_table
 from nimburion.cli.parameters import add_reason_option
+from nimburion.core.errors import JobNotFound
 from nimburion.core.flows import FlowState
+from nimburion.core.job import State
 from nimburion.core.text.escaping import escape_controls
 
 if TYPE_CHECKING:
     from nimburion.actions.bulk import BulkPreview
-    from nimburion.actions.flow_export import FlowExport
+    from nimburion.actions.flow_export import ExportedJob
     from nimburion.actions.flows import FlowTree, FoundFlows, ReplayPreview
+    from nimburion.actions.open_runs import OpenRunList
     from nimburion.core.backend import Backend
     from nimburion.core.flows import FlowInfo
+
+_MAX_EXPORTED_RUNS = 200
 
 
 @listing_group
@@ -149,6 +155,40 @@ def print_flow(tree: FlowTree) -> None:
         )
 
 
+@flows.command("versions")
+@add_shared_options
+def list_versions() -> None:
+    """List the names of durable functions with open runs, and whether a worker serves them.
+
+    A run is open while it is suspended, or waits and has begun. Keep the code of a name deployed
+    until it is listed no more. At most 10,000 suspended and 10,000 waiting jobs are examined.
+    """
+    from nimburion.actions.open_runs import list_open_runs  # for this command only
+
+    found = current_invocation().run(list_open_runs)
+    data = {"names": msgspec.to_builtins(found.names), "complete": found.is_complete}
+    print_result(data, lambda: print_versions(found))
+
+
+def print_versions(found: OpenRunList) -> None:
+    """Print one line per name."""
+    print_table(
+        ("name", "suspended", "waiting", "oldest", "oldest run", "workers", "note"),
+        [
+            (
+                *(one.name, one.suspended, one.waiting, format_time(one.oldest), one.oldest_id),
+                *(one.workers, "" if one.workers else "no worker serves it"),
+            )
+            for one in found.names
+        ],
+        "no open runs",
+    )
+    if not found.is_complete:
+        from nimburion.actions.open_runs import MAX_READ  # for this command only
+
+        click.echo(f"examined {MAX_READ:,} suspended or waiting jobs, and there are more")
+
+
 @flows.command("close")
 @click.argument("flow_id", metavar="ID")
 @add_shared_options
@@ -173,16 +213,43 @@ async def _close(backend: Backend, flow_id: str) -> bool:
 def export_flow(flow_id: str) -> None:
     """Print a flow with its jobs as JSON, for support.
 
-    It has states, errors, dependencies and audit records, but no arguments, results or tracebacks.
+    It has states, errors, dependencies, the steps of durable runs and audit records, but no
+    arguments, results, values or tracebacks.
     """
     data = current_invocation().run(lambda backend: _export(backend, flow_id))
     click.echo(msgspec.json.format(msgspec.json.encode(data)).decode())
 
 
-async def _export(backend: Backend, flow_id: str) -> FlowExport:
+async def _export(backend: Backend, flow_id: str) -> dict[str, object]:
     from nimburion.actions.flow_export import read_export  # for this command only
 
-    return await read_export(backend, await make_actions(backend).flows.get(flow_id))
+    export = await read_export(backend, await make_actions(backend).flows.get(flow_id))
+    runs = await _export_runs(backend, export.jobs)
+    return {**msgspec.to_builtins(export), "runs": runs}
+
+
+async def _export_runs(backend: Backend, jobs: Iterable[ExportedJob]) -> list[dict[str, object]]:
+    """Return the durable runs among the jobs that began, without values. At most
+    `_MAX_EXPORTED_RUNS` jobs are asked.
+    """
+    from nimburion.cli.run_output import timeline_to_data  # for this command only
+    from nimburion.jobs.durable.timeline import read_run_timeline
+
+    began = [one for one in jobs if one.attempts or _may_be_run(one)]
+    runs = []
+    for one in began[:_MAX_EXPORTED_RUNS]:
+        try:
+            found = await read_run_timeline(backend, one.id)
+        except JobNotFound:
+            continue
+        if found.steps or found.operations:
+            runs.append(timeline_to_data(found, with_values=False))
+    return runs
+
+
+def _may_be_run(job: ExportedJob) -> bool:
+    """Return whether a job that has no attempt may have begun: a wait ends no attempt."""
+    return job.state is State.SUSPENDED or (not job.state.finished and not job.conditions)
 
 
 @flows.command("cancel")

@@ -1,4 +1,4 @@
-"""`nimburion jobs …`: list, show, cancel, delete, retry and run jobs in any state."""
+"""`nimburion jobs …`: list, show, cancel, signal, delete, retry and run jobs in any state."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from nimburion.cli.filters import (
     require_confirmation,
 )
 from nimburion.cli.invocation import add_shared_options, current_invocation
-from nimburion.cli.job_ids import get_job
+from nimburion.cli.job_ids import get_job, resolve_job_id
 from nimburion.cli.listing_groups import listing_group
 from nimburion.cli.operators import make_actions
-from nimburion.cli.output import format_duration, print_result, print_table
+from nimburion.cli.output import format_counted, format_duration, print_result, print_table
 from nimburion.cli.records import (
     format_progress,
     print_records,
@@ -44,10 +44,13 @@ from nimburion.core.job import FINISHED, UNFINISHED, State
 from nimburion.core.text.escaping import escape_controls, escape_lines
 
 if TYPE_CHECKING:
-    from nimburion.actions.jobs import CancelOutcome, DueOutcome, StackAnswer
+    from nimburion.actions.jobs import CancelOutcome, DueOutcome, SentSignal, StackAnswer
     from nimburion.core.backend import Backend
     from nimburion.core.diagnosis.running_jobs import RunningJob, RunningJobs
+    from nimburion.core.job import JobRecord
     from nimburion.core.queries import JobFilter, Page
+    from nimburion.core.runs import SignalOutcome
+    from nimburion.jobs.durable.timeline import RunTimeline
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -73,10 +76,12 @@ _DUE_WORDS: MappingProxyType[DueOutcome, str] = MappingProxyType(
 )
 """Readable messages for the outcomes of `run-now`."""
 
+_COUNTED_STEPS = 1_000
+
 
 @listing_group
 def jobs() -> None:
-    """List, show, cancel, delete, retry and run jobs."""
+    """List, show, cancel, signal, delete, retry and run jobs."""
 
 
 @jobs.command("list")
@@ -128,8 +133,109 @@ def print_page(page: Page) -> None:
 @add_shared_options
 def show_job(job_id: str) -> None:
     """Show everything about a job, payload and error history included."""
-    record = current_invocation().run(lambda backend: get_job(backend, job_id))
-    print_result(record_to_data(record), lambda: print_whole_record(record))
+    record, steps = current_invocation().run(lambda backend: read_job(backend, job_id))
+    data = record_to_data(record) | ({} if steps is None else {"steps": steps})
+    print_result(data, lambda: print_whole_record(record, steps))
+
+
+async def read_job(backend: Backend, text: str) -> tuple[JobRecord, int | str | None]:
+    """Return the record of a job and the number of its stored steps; None if it has none."""
+    record = await get_job(backend, text)
+    if record.started_at is None:
+        return record, None
+    from nimburion.core.runs import CLEANUP_STEP  # `jobs list` reads no runs
+
+    page = await backend.reads.read_run(record.id, limit=_COUNTED_STEPS)
+    count = sum(step.number != CLEANUP_STEP for step in page.steps)
+    return record, format_counted(count, is_complete=page.next is None) if count else None
+
+
+@jobs.command("steps")
+@click.argument("job_id", metavar="ID")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 10_000),
+    default=_COUNTED_STEPS,
+    show_default=True,
+    help="The most steps to read.",
+)
+@click.option("--no-values", is_flag=True, help="Print only the sizes of values, for support.")
+@add_shared_options
+def show_steps(job_id: str, limit: int, no_values: bool) -> None:  # noqa: FBT001 (the flag itself)
+    """Show what a durable run did, what it waits for now, and its unread signals.
+
+    A step begins after what was stored before it, so TOOK includes waits for a worker.
+    """
+    from nimburion.cli.run_output import print_timeline, timeline_to_data  # for this command only
+    from nimburion.jobs.durable.timeline import read_run_timeline
+
+    async def read(backend: Backend) -> RunTimeline:
+        found = await resolve_job_id(backend, job_id)
+        return await read_run_timeline(backend, found, limit=limit)
+
+    found = current_invocation().run(read)
+    print_result(
+        timeline_to_data(found, with_values=not no_values),
+        lambda: print_timeline(found, with_values=not no_values),
+    )
+
+
+@jobs.command("signal")
+@click.argument("job_id", metavar="ID")
+@click.argument("name")
+@click.argument("payload", metavar="[JSON]", default="null")
+@click.option(
+    "--id",
+    "signal_id",
+    metavar="ID",
+    help="The id of the signal; with it, you can repeat the command safely.",
+)
+@click.option("--reason", default="", help="Why, for the audit log.")
+@add_shared_options
+@click.pass_context
+def send_signal(
+    ctx: click.Context,
+    /,
+    *,
+    job_id: str,
+    name: str,
+    payload: str,
+    signal_id: str | None,
+    reason: str,
+) -> None:
+    """Send a signal to a durable run.
+
+    JSON is the value, by default null. The handler reads it in the type of its signal. The job gets
+    each id once.
+    """
+
+    async def send(backend: Backend) -> tuple[str, SentSignal]:
+        found = await resolve_job_id(backend, job_id)
+        sent = await make_actions(backend).jobs.signal(
+            found, name, payload.encode(), signal_id=signal_id, reason=reason
+        )
+        return found, sent
+
+    found, sent = current_invocation().run(send)
+    print_result(
+        {"job": found, "id": sent.id, "outcome": sent.outcome.value},
+        lambda: click.echo(f"{escape_controls(found)}  {describe_signal(sent.outcome)}"),
+    )
+    if sent.outcome.value in {"finished", "full"}:
+        ctx.exit(FAILED)
+
+
+def describe_signal(outcome: SignalOutcome) -> str:
+    """Return what became of a signal, for people."""
+    from nimburion.core.runs import MAX_UNREAD_SIGNALS
+
+    words = {
+        "stored": "sent",
+        "exists": "not sent again: the job has, or had, a signal with this id",
+        "finished": "not sent: the job has ended",
+        "full": f"not sent: the job has {MAX_UNREAD_SIGNALS:,} unread signals",
+    }
+    return words[outcome.value]
 
 
 @jobs.command("running")

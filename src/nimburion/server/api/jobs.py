@@ -358,9 +358,9 @@ async def explain_job(request: ApiRequest[NoQuery, NoBody]) -> JobExplanation:
 async def get_job_contents(request: ApiRequest[NoQuery, NoBody]) -> JobContents:
     """Show the data of a job: payload, result, headers and tracebacks."""
     record = await request.services.backend.reads.get_job(request.path["id"])
-    payload, payload_base64 = _split_content(record.payload)
+    payload, payload_base64 = split_content(record.payload)
     result_error = decode_result_error(record.result)
-    result, result_base64 = _split_content(None if result_error else record.result)
+    result, result_base64 = split_content(None if result_error else record.result)
     return JobContents(
         id=record.id,
         payload=payload,
@@ -496,7 +496,7 @@ def _summarize_error(error: AttemptError) -> ErrorSummary:
     return ErrorSummary(error.attempt, error.kind, error.type, error.message, error.at)
 
 
-def _split_content(content: bytes | None) -> tuple[msgspec.Raw | None, str | None]:
+def split_content(content: bytes | None) -> tuple[msgspec.Raw | None, str | None]:
     """Return stored bytes as JSON text, or as base64 if they are not JSON."""
     if content is None:
         return None, None

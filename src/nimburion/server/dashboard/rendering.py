@@ -33,6 +33,9 @@ NOTHING = "\N{EN DASH}"
 MAX_TEXT_CHARACTERS = 65_536
 """A longer text is cut on a page; the JSON twin of the page has all of it."""
 
+_MAX_LINE = 120
+"""The characters of a JSON text that a table shows."""
+
 
 @cache
 def make_environment() -> Environment:
@@ -66,6 +69,7 @@ def make_environment() -> Environment:
             "duration": format_duration,
             "duration_since": format_past_duration,
             "first_line": find_first_line,
+            "json_line": format_json_line,
             "json_text": format_json_text,
             "lines": format_lines,
             "link_jobs": link_jobs,
@@ -232,6 +236,16 @@ def format_json_text(text: str | None) -> Markup:
     return escape(escape_in_json(lines))
 
 
+def format_json_line(value: msgspec.Raw) -> str:
+    """Return the beginning of JSON text, on one line.
+
+    >>> format_json_line(msgspec.Raw(b'{"a":   1, "b": 2}'))
+    '{"a": 1, "b": 2}'
+    """
+    start = bytes(value)[: 4 * _MAX_LINE].decode(errors="replace")
+    return shorten(" ".join(start.split()), _MAX_LINE)
+
+
 def make_link_with(query: msgspec.Struct, **changes: object) -> str:
     """Return the query of a link to the same page with other parameters. Defaults are left out."""
     values = {**msgspec.structs.asdict(query), **changes}
@@ -280,6 +294,7 @@ STATE_ICONS: Mapping[str, str] = {
     "processing": "run",
     "retrying": "again",
     "suspended": "clock",
+    "waiting": "clock",
     "completed": "check",
     "failed": "cross",
     "cancelled": "stop",

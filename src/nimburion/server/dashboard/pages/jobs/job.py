@@ -14,9 +14,12 @@ from nimburion.core.diagnosis.explanations import (
 from nimburion.core.diagnosis.running_jobs import read_facts
 from nimburion.core.job import FINISHED, AttemptError, AttemptInfo, JobRecord, State
 from nimburion.core.queries import JobFilter
+from nimburion.core.runs import RunPage, SignalOutcome
 from nimburion.core.stacks import HandlerStack, get_stack
+from nimburion.jobs.durable.timeline import make_run_timeline, read_stored
 from nimburion.server.api import dead_letters as dead_letter_operations
 from nimburion.server.api import jobs as job_operations
+from nimburion.server.api import runs as run_operations
 from nimburion.server.api.jobs import (
     CancelledJob,
     JobStack,
@@ -25,8 +28,9 @@ from nimburion.server.api.jobs import (
     summarize_job,
 )
 from nimburion.server.api.operation import NoQuery
+from nimburion.server.api.runs import RunView, SignalReport, make_job_run
 from nimburion.server.dashboard.charts import TimelineSpan
-from nimburion.server.dashboard.flows.waits import JobFlow, read_job_flow
+from nimburion.server.dashboard.flows.waits import MEMBERS_AGE, JobFlow, read_job_flow
 from nimburion.server.dashboard.page import (
     DashboardAction,
     DashboardPage,
@@ -43,11 +47,16 @@ from nimburion.server.dashboard.pages.jobs.job_contents import (
     split_traceback,
 )
 from nimburion.server.dashboard.pages.jobs.job_list import describe_purge, describe_replay
+from nimburion.server.dashboard.run_picture import draw_run
 
 MAX_ERRORS = 20
 MAX_RUNS = 60
 RUNS_BUDGET = 2_000
 """The records that are examined for the latest runs of a name."""
+MAX_OPERATIONS = 100
+"""The most operations of a durable run that the page shows: the latest."""
+_ENDED_RUN_AGE = 60.0
+"""Seconds for which the steps of a job that has ended count."""
 
 
 class ErrorGroup(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +104,10 @@ class JobData(msgspec.Struct, frozen=True, kw_only=True):
     """Its place in its flow; None: it is in no flow, or the flow is not kept any more."""
     limit_holders: list[str]
     """The jobs that hold its limits, as far as a cause names them."""
+    run: RunView | None
+    """What it did in steps, and what it waits for; None if it has no steps and waits for nothing of
+    a run. The operations are the first `MAX_STEPS_READ`.
+    """
     stack: HandlerStack | None
     """Where its handler is, if somebody asked in the last minute. It needs the right `stacks`."""
     stack_parts: list[TracebackPart]
@@ -125,6 +138,7 @@ async def read_job(request: PageRequest[NoQuery]) -> JobData:
         key_holder=facts.key_holder,
         flow=await read_job_flow(readings, job, facts.now),
         limit_holders=list_named_holders(facts.limits),
+        run=await _read_run(request, facts),
         stack=stack,
         stack_parts=split_traceback(stack.text) if stack and stack.text else [],
         data=ShownContents(contents=msgspec.structs.replace(contents, errors=[]), command=command)
@@ -141,6 +155,24 @@ async def _read_stack(request: PageRequest[NoQuery], job: JobRecord) -> HandlerS
     return await readings.read(
         f"stack {job.id}", lambda: get_stack(readings.backend, job.id, readings.now)
     )
+
+
+async def _read_run(request: PageRequest[NoQuery], facts: Facts) -> RunView | None:
+    """Read the steps of a job that began. One that has ended gets no more of them, so what was
+    read after its end counts for long.
+    """
+    job, readings = facts.job, request.readings
+    if job.started_at is None:
+        return None
+    stored: RunPage = await readings.read(
+        f"run {job.id} {job.finished_at}",
+        lambda: read_stored(readings.backend, job.id),
+        _ENDED_RUN_AGE if job.state.finished else MEMBERS_AGE,
+    )
+    found = make_run_timeline(facts, stored)
+    if not found.steps and not found.operations:
+        return None
+    return make_job_run(found, with_values="payloads" in request.caller.rights)
 
 
 async def _read_runs(request: PageRequest[NoQuery], name: str) -> list[PastRun]:
@@ -213,8 +245,12 @@ JOB = DashboardPage(
     section="Jobs",
     read=read_job,
     template="jobs/job.html",
-    tables=("attempts", "errors", "runs"),
-    constants={"format_qualifier": format_qualifier},
+    tables=("attempts", "errors", "runs", "run.operations", "run.signals"),
+    constants={
+        "format_qualifier": format_qualifier,
+        "draw_run": draw_run,
+        "max_operations": MAX_OPERATIONS,
+    },
 )
 
 
@@ -244,7 +280,23 @@ def describe_stack(answer: JobStack) -> str:
     }[answer.outcome]
 
 
+def describe_signal(report: SignalReport) -> str:
+    """Return what became of a signal."""
+    return {
+        SignalOutcome.STORED: "The signal is sent.",
+        SignalOutcome.EXISTS: "The job has, or had, a signal with this id. Nothing was sent.",
+        SignalOutcome.FINISHED: "The job has ended. Nothing was sent.",
+    }.get(report.outcome, "The job has too many unread signals. Nothing was sent.")
+
+
 ACTIONS = (
+    DashboardAction(
+        path="/jobs/{id}/signals",
+        operation=find_operation(run_operations.OPERATIONS, "send_signal"),
+        done="The signal is sent.",
+        back="/jobs/{id}",
+        describe=describe_signal,
+    ),
     DashboardAction(
         path="/jobs/{id}/stack",
         operation=find_operation(job_operations.OPERATIONS, "show_stack"),
