@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from random import Random
 
 from tests.simulation.loop import SimulatedLoop, run
@@ -52,17 +52,37 @@ MUST_HAPPEN = (
 in a storm they are rare, and `test_scenarios.SlowConnection` makes them in every run."""
 
 
+RUNS, JOBS_BESIDE_RUNS = 8, 6
+"""The durable runs and the other jobs of a simulation with runs."""
+RUNS_MUST_HAPPEN = (
+    "runs",
+    "steps",
+    "runs suspended",
+    "runs cancelled",
+    "workers of runs crashed",
+    "sessions of runs lost",
+    "signals stored",
+    "signals exists",
+    "signals finished",
+    "lost replies",
+    "repeated exchanges",
+    "jobs rescued",
+)
+"""The same for simulations with durable runs."""
+
+
 def simulate(
     seed: int,
     *,
     weather: float = 1.0,
     jobs: int = 20,
+    runs: int = 0,
     make: Make = in_memory,
     begin: Begin = begin_late,
 ) -> Counter[str]:
     """One simulation from beginning to end; what was injected, and what came of it."""
     loop = SimulatedLoop(Random(seed ^ 0x5EED))
-    world = World(loop, seed, weather=weather, jobs=jobs, make=make, begin=begin)
+    world = World(loop, seed, weather=weather, jobs=jobs, runs=runs, make=make, begin=begin)
     try:
         run(loop, world.check_promises())
     except BaseException as error:
@@ -74,12 +94,14 @@ def simulate(
     return world.totals()
 
 
-def sum_of(storms: Iterable[Counter[str]]) -> Counter[str]:
+def sum_of(
+    storms: Iterable[Counter[str]], must_happen: Sequence[str] = MUST_HAPPEN
+) -> Counter[str]:
     """The totals of many; none of what must happen may be missing."""
     totals: Counter[str] = Counter()
     for one in storms:
         totals += one
-    assert [kind for kind in MUST_HAPPEN if not totals[kind]] == []
+    assert [kind for kind in must_happen if not totals[kind]] == []
     return totals
 
 

@@ -12,7 +12,7 @@ from random import Random
 from typing import NamedTuple
 
 from nimburion.backends.planning.flows import REOPENED_REASONS
-from nimburion.core.flows import FlowInfo, NewFlow, On, SourceKind, WaitCondition, WaitSource
+from nimburion.core.flows import ENDS, FlowInfo, NewFlow, On, SourceKind, WaitCondition, WaitSource
 from nimburion.core.job import JobOptions, JobRecord, NewJob, State
 
 NAMES = ("plain", "plain", "plain", "limited", "timed")
@@ -151,7 +151,7 @@ def make_graph(random: Random, flow_id: str) -> tuple[list[NewJob], list[NewFlow
         group = random.choice((None, *groups))
         known = before_groups if group is not None else before_groups + behind_groups
         waits = random.sample(known, min(len(known), random.choice((0, 1, 1, 2))))
-        conditions = [WaitCondition(one, random.choice((On.SUCCESS, *On))) for one in waits]
+        conditions = [WaitCondition(one, random.choice((On.SUCCESS, *ENDS))) for one in waits]
         jobs.append(_make_member(random, f"{flow_id}.{position}", flow_id, group, conditions))
         is_behind = not {*waits}.isdisjoint(behind_groups)
         (behind_groups if is_behind else before_groups).append(
@@ -176,7 +176,8 @@ def make_graph(random: Random, flow_id: str) -> tuple[list[NewJob], list[NewFlow
     ]
     end = WaitSource(SourceKind.FLOW, flow_id)
     callbacks = [
-        _make_member(random, f"{flow_id}.{on}", flow_id, "", [WaitCondition(end, on)]) for on in On
+        _make_member(random, f"{flow_id}.{on}", flow_id, "", [WaitCondition(end, on)])
+        for on in ENDS
     ]
     return callbacks + jobs, [flow, *inside]
 

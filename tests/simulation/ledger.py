@@ -22,15 +22,18 @@ from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease, Token
 from nimburion.core.maintenance import JobChanges, Rescued
 from nimburion.core.queries import JobFilter
 from nimburion.core.rate_limits import RateLimit
+from nimburion.core.runs import CLEANUP_STEP
 from nimburion.core.settlement import (
     Failed,
     Progressed,
     RateLimited,
+    Recorded,
     Released,
     Retried,
     Settled,
     Settlement,
     Spent,
+    Suspended,
 )
 from nimburion.core.timing.clock import Clock
 from tests.overridden import get_operation
@@ -94,6 +97,8 @@ class Ledger:
         self.flows = FlowLedger(self.ended)
         self.failures: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
+        self.steps: defaultdict[str, dict[int, bytes]] = defaultdict(dict)
+        """The bodies of the steps of each durable run, by number."""
         self._holder: dict[str, tuple[str, Lease]] = {}
         """Who holds a job, as far as it is known here."""
         self.last_exchange: dict[str, float] = {}
@@ -188,7 +193,7 @@ class Ledger:
 
     def _forget(self, job_id: str) -> None:
         """Forget a job that was deleted: the next one with its id is another job."""
-        for known in (self.due, self.ended, self.tokens, self.failures, self.lost):
+        for known in (self.due, self.ended, self.tokens, self.failures, self.lost, self.steps):
             known.pop(job_id, None)
         self.begun = {(begun, fence) for begun, fence in self.begun if begun != job_id}
         self.pruned.remove(job_id)
@@ -274,6 +279,9 @@ class Ledger:
         assert self._holder.get(job_id) == (session, lease), f"{job_id}: not the holder's token"
         if isinstance(settlement, Progressed):
             return
+        if isinstance(settlement, Recorded):
+            self._note_step(settlement)
+            return
         if isinstance(settlement, Spent):
             self._take(self._names[job_id], settlement.units, None)
             return
@@ -281,10 +289,28 @@ class Ledger:
         del self._holder[job_id]
         if isinstance(settlement, Retried | Failed):
             self.failures[job_id] += 1
-        if isinstance(settlement, Retried | Released) and settlement.delay is not None:
-            self.due[job_id] = self._clock.now() + settlement.delay
+        # A run that needs cleanup does not wait for its delay if it was asked to end.
+        may_be_asked = CLEANUP_STEP in self.steps.get(job_id, ())
+        delay = settlement.delay if isinstance(settlement, Retried | Released) else None
+        if delay is not None and not may_be_asked:
+            self.due[job_id] = self._clock.now() + delay
+        self.counts["runs suspended"] += isinstance(settlement, Suspended)
         self._note_rate(settlement)
         await self._look_at(job_id)
+
+    def _note_step(self, step: Recorded) -> None:
+        """A run stores each step once, and takes its signals in the order of their payloads."""
+        job_id = step.lease.job_id
+        steps = self.steps[job_id]
+        if step.number in steps:
+            self.counts["steps repeated"] += 1
+            return
+        steps[step.number] = step.body
+        self.counts["steps"] += 1
+        if step.number != CLEANUP_STEP:
+            self.failures[job_id] = self.lost[job_id] = 0
+        taken = [int(body) for _, body in sorted(steps.items()) if body.isdigit()]
+        assert taken == [*range(len(taken))], f"{job_id} took its signals as {taken}"
 
     def _note_rate(self, settlement: Settlement) -> None:
         """A released job may give its units back; a refused one stops its name."""

@@ -49,6 +49,7 @@ _NOTIFYING = frozenset(
         "make_due",
         "pause_queue",
         "change_jobs",
+        "send_signals",
     }
 )
 """What may bring work to somebody; an exchange may when it settles something."""

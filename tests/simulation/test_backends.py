@@ -27,7 +27,7 @@ from nimburion.core.timing.clock import Clock
 from tests.backends.postgres.reset import truncate_all
 from tests.overridden import OverridableBackend
 from tests.servers.server_kinds import RunningPostgres, RunningRedis
-from tests.simulation.faults import MUST_HAPPEN, read_seed, simulate, sum_of
+from tests.simulation.faults import JOBS_BESIDE_RUNS, MUST_HAPPEN, RUNS, read_seed, simulate, sum_of
 from tests.simulation.real_backends import DEADLINE, Elsewhere
 from tests.simulation.world import Make, in_memory
 
@@ -44,13 +44,15 @@ DEEP_PARTS = 50
 _MEMORY = Path("/dev/shm")  # nobody cuts the power here, so no file needs a disk
 
 
-def play(seed: int, make: Make) -> Counter[str]:
+def play(seed: int, make: Make, *, jobs: int = 20, runs: int = 0) -> Counter[str]:
     """A simulation on a real backend."""
     with Elsewhere() as elsewhere:
         return simulate(
             seed,
             make=lambda clock: elsewhere.wrap(make(clock)),
             begin=elsewhere.begin_transaction,
+            jobs=jobs,
+            runs=runs,
         )
 
 
@@ -131,6 +133,15 @@ class Storms:
         record_property: Callable[[str, object], None],
     ) -> None:
         self._check_part(part, make, comparable, record_property)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("seed", range(1, 5))
+    def test_durable_runs_stand_it(self, seed: int, make: Make) -> None:
+        """It is not compared: the step that resumes a run whose time has come may be another one
+        than in memory, so the run is due a moment later.
+        """
+        totals = play(seed, make, jobs=JOBS_BESIDE_RUNS, runs=RUNS)
+        assert totals["deliveries"] > JOBS_BESIDE_RUNS
 
     def test_one_seed_goes_as_in_memory(self, make: Make, comparable: bool) -> None:
         check_same_as_in_memory(read_seed(), make, comparable=comparable)

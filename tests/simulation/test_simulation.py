@@ -9,7 +9,14 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.simulation.faults import read_seed, simulate, sum_of
+from tests.simulation.faults import (
+    JOBS_BESIDE_RUNS,
+    RUNS,
+    RUNS_MUST_HAPPEN,
+    read_seed,
+    simulate,
+    sum_of,
+)
 
 SEEDS_EACH = 25
 PARTS = 4
@@ -35,6 +42,33 @@ def test_faults_break_no_promise_over_many_seeds(
     part: int, record_property: Callable[[str, object], None]
 ) -> None:
     _check_many_seeds(part, record_property)
+
+
+@pytest.mark.slow
+def test_faults_break_no_promise_to_durable_runs(
+    record_property: Callable[[str, object], None],
+) -> None:
+    check_runs(range(SEEDS_EACH), record_property)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("part", range(1, 40))
+def test_faults_break_no_promise_to_many_durable_runs(
+    part: int, record_property: Callable[[str, object], None]
+) -> None:
+    check_runs(range(part * SEEDS_EACH, (part + 1) * SEEDS_EACH), record_property)
+
+
+def check_runs(seeds: range, record: Callable[[str, object], None]) -> None:
+    """Simulate durable runs, and few other jobs."""
+    storms = (simulate(seed, jobs=JOBS_BESIDE_RUNS, runs=RUNS) for seed in seeds)
+    for kind, count in sorted(sum_of(storms, RUNS_MUST_HAPPEN).items()):
+        record(f"simulation of runs total: {kind}", count)
+
+
+def test_one_seed_of_durable_runs_is_the_same_each_time() -> None:
+    first, second = (simulate(read_seed(), jobs=JOBS_BESIDE_RUNS, runs=RUNS) for _ in range(2))
+    assert first == second
 
 
 def test_one_seed_is_the_same_each_time() -> None:

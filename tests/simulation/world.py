@@ -29,6 +29,7 @@ from nimburion.core.flows import NewFlow
 from nimburion.core.job import Enqueued, JobOptions, JobRecord, NewJob, State
 from nimburion.core.lease import SUSPECT_AFTER, Lease
 from nimburion.core.maintenance import Retention
+from nimburion.core.queries import JobFilter
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import Session
 from nimburion.core.settings import Settings
@@ -39,11 +40,14 @@ from nimburion.jobs import Limit, Processor, Unique
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.worker.session.heartbeat import Heartbeat
 from nimburion.testing.contract.harness import list_uses, make_limits
+from tests.model.machine import check_waits
 from tests.progress import EXCHANGES, find_idle_jobs
 from tests.simulation.flow_ledger import make_graph
 from tests.simulation.ledger import CallerTransaction, Ledger
 from tests.simulation.loop import SimulatedLoop, elapse
 from tests.simulation.net import Net, wired
+from tests.simulation.run_workers import QUEUE as RUN_QUEUE
+from tests.simulation.run_workers import RunWorker, check_runs, send_runs
 
 EPOCH = 1_800_000_000.0
 TTL = 2.0
@@ -60,6 +64,7 @@ NAMES = ("plain", "limited", "timed", "keyed")
 _STORM = 10.0
 """Virtual seconds of faults; then the weather is good and everything must come to rest ..."""
 _SUSPECTS = 4
+_RUN_WORKERS = 2
 _NEW_TENANTS = 2
 """Jobs of new tenants in each second of the storm."""
 _FLOWS = 8
@@ -198,6 +203,7 @@ class World:
         *,
         weather: float = 0.0,
         jobs: int = 0,
+        runs: int = 0,
         concurrency: int = 3,
         make: Make = in_memory,
         begin: Begin = begin_late,
@@ -222,6 +228,8 @@ class World:
         self.acknowledged: list[str] = []
         self.runs: Counter[str] = Counter()
         self._job_count = jobs
+        self._run_count = runs
+        self._run_workers: list[RunWorker] = []
         self._begin = begin
         self._at_work: dict[str, list[Run]] = {}
         self.workers: list[Worker] = []
@@ -247,6 +255,10 @@ class World:
                 self._send_flows(),
                 self._operate(),
             ]
+        if self._run_count:
+            self._run_workers = [RunWorker(self, number) for number in range(_RUN_WORKERS)]
+            callers.append(send_runs(self, self._run_count))
+            self.loop.detach(self.watch_runs())
         outside = [self.loop.spawn(caller) for caller in callers]
         await self._nemesis()
         self.net.weather = 0.0
@@ -256,6 +268,9 @@ class World:
         for task in (producer, *outside):
             await within(_REST, task, "what sends jobs does not end")
         await self.until_all_ended()
+        for runner in self._run_workers:
+            runner.stop_requested = True
+            await within(_REST, runner.task, f"{runner.process} does not stop")
         for worker in self.workers:
             worker.stop_requested.set()
         for worker in (*self.workers, *self._retired):
@@ -331,6 +346,18 @@ class World:
                     self.fail(f"{job.id} waits, though it may run and workers ask for it")
                     return
             await elapse(0.5)
+
+    async def watch_runs(self) -> None:
+        """No suspended run waits for what has come."""
+        suspended = JobFilter(states=frozenset({State.SUSPENDED}), queue=RUN_QUEUE)
+        while not self.loop.over:
+            for job in (await self.backend.reads.list_jobs(suspended, limit=1_000)).jobs:
+                try:
+                    await check_waits(self.backend, job.id)
+                except AssertionError as violation:
+                    self.fail(str(violation))
+                    return
+            await elapse(0.1)
 
     async def _unfinished(self) -> list[Any]:
         page = await self.backend.reads.list_jobs(limit=1000)
@@ -707,6 +734,7 @@ class World:
         assert (await self.backend.reads.list_tenants()).tenants == []
         await self._check_limits()
         await self._check_flows(jobs)
+        check_runs(ledger.steps, ledger.ended)
         assert self.ledger.violations == []
         assert self.loop.faults == []
 
