@@ -178,15 +178,15 @@ MUTANTS = (
     Mutant(
         "`lost` not counted",
         "backends/planning/rescue.py",
-        "= Effect(lost=1, error=$error)",
-        "= Effect(lost=0, error=$error)",
+        "Effect(lost=1, error=$error), $lease",
+        "Effect(lost=0, error=$error), $lease",
         (f"{SQLITE}test_a_loss_is_counted_apart_from_failures_and_added_to_the_history",),
     ),
     Mutant(
         "one loss too many allowed",
         "backends/planning/rescue.py",
-        "if $lease.lost + 1 >= $max_lost and not $lease.$cancel:",
-        "if $lease.lost + 1 > $max_lost and not $lease.$cancel:",
+        "if $lease.lost + 1 >= $max_lost and not $is_cancelled:",
+        "if $lease.lost + 1 > $max_lost and not $is_cancelled:",
         (f"{MEMORY}test_the_last_loss_makes_a_dead_letter",),
     ),
     # Time

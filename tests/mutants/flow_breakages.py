@@ -20,8 +20,8 @@ FLOW_MUTANTS = (
     Mutant(
         "flows: a job that waits for any end waits for a success",
         PLANNER,
-        "if $on is $kinds.FINISHED:\n        return True",
-        "if $on is $kinds.FINISHED:\n        return change is not Transition.FAILED",
+        "if $on is $kinds.FINISHED or $on is $kinds.ANY:\n        return True",
+        "if $on is $kinds.FINISHED or $on is $kinds.ANY:\n        return change is not Transition.FAILED",
         (f"{MEMORY}test_a_failing_end",),
     ),
     Mutant(

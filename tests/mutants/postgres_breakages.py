@@ -10,11 +10,35 @@ READINGS = "tests/backends/postgres/test_readings.py::"
 OPEN = "tests/backends/postgres/test_open_transactions.py::"
 TENANTS = "tests/backends/postgres/test_tenants.py::"
 TURNS = "tests/backends/postgres/test_passed_turns.py::"
+RUNS = "tests/backends/postgres/test_runs.py::"
+CHANGES = "tests/backends/postgres/test_blocked_flow_changes.py::"
 SQL = "backends/postgres/sql/functions/"
 
 _SETTLED_UNDER = f"{POSTGRES}test_a_settlement_writes_only_under_its_whole_token"
 
 POSTGRES_MUTANTS = (
+    # Durable runs
+    Mutant(
+        "PostgreSQL: a run that suspends does not wait for who sends it a signal",
+        f"{SQL}runs.sql",
+        "IF $waiting IS NOT NULL THEN\n        PERFORM {schema}.lock_runs_1($waiting);",
+        "IF $waiting IS NOT NULL THEN\n        NULL;",
+        (f"{RUNS}test_a_run_that_suspends_finds_a_signal_that_is_being_stored",),
+    ),
+    Mutant(
+        "PostgreSQL: who sends a signal does not wait for a run that is being suspended",
+        f"{SQL}runs.sql",
+        "IF $waiting IS NOT NULL THEN\n        PERFORM {schema}.lock_runs_1($waiting);",
+        "IF $waiting IS NOT NULL THEN\n        NULL;",
+        (f"{RUNS}test_a_signal_to_a_run_that_is_being_suspended_resumes_it",),
+    ),
+    Mutant(
+        "PostgreSQL: an exchange that leaves changes hides that jobs were due before",
+        f"{SQL}exchange.sql",
+        "THEN LEAST(now, $next_due) ELSE",
+        "THEN now ELSE",
+        (f"{CHANGES}test_a_backlog_of_scheduled_jobs_is_found_beside_one_of_changes",),
+    ),
     # Tokens
     Mutant(
         "PostgreSQL: counter of the token ignored",

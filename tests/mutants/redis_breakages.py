@@ -27,7 +27,7 @@ REDIS_MUTANTS = (
     ),
     Mutant(
         "Redis: token compare dropped (plain completion)",
-        f"{LUA}shared/settle.lua",
+        f"{LUA}shared/write_buffer.lua",
         "sub($record, 1, LEASE_TOKEN_END) ~= $session4 .. $token then",
         "sub($record, 1, 4) ~= $session4 then",
         (f"{REDIS}test_a_settlement_writes_only_under_its_whole_token", "-k", "half"),
@@ -72,7 +72,7 @@ REDIS_MUTANTS = (
         "Redis: a repeat reserves anew",
         "backends/redis/*.lua",
         "  $details, $bodies, $nonce = $repeat_leases($session4, $number8, $nonce, $request.max_bytes)\n"
-        "  if not $details then\n    return { 'members' }\n  end\n"
+        "  if not $details then\n    return { 'cancelled' }\n  end\n"
         "  $lanes = $find_open_lanes($request, $numbers, {})\n",
         "  $lanes = $find_open_lanes($request, $numbers, {})\n  $details, $bodies = lease_jobs(session4, number8, nonce, choose_jobs($lanes, $request), $lanes, $request.max_bytes)\n",
         (f"{REDIS}test_a_repeat_brings_the_same_deliveries",),
@@ -147,7 +147,7 @@ REDIS_MUTANTS = (
         f"{LUA}shared/promote_due.lua",
         "'(' .. encode_time(now + 1)",
         "'(' .. encode_time(now + 3600000000)",
-        (f"{REDIS}test_what_a_settlement_delays_is_never_early",),
+        (f"{REDIS}test_jobs_become_due_one_after_the_other",),
     ),
     Mutant(
         "Redis: the time of the caller is used",
@@ -222,7 +222,7 @@ REDIS_MUTANTS = (
     ),
     Mutant(
         "Redis: a plain completed job does not name the session that ended it",
-        f"{LUA}shared/settle.lua",
+        f"{LUA}shared/write_buffer.lua",
         "counts .. $token .. $session4",
         "counts .. $token .. NO_SESSION",
         (f"{REDIS}test_a_completed_attempt_names_its_session_and_host",),
@@ -330,14 +330,14 @@ REDIS_MUTANTS = (
     Mutant(
         "Redis: a request to cancel is forgotten when the attempt ends",
         "backends/redis/*.lua",
-        "    if $lease.is_cancel_requested then\n      finish_job($field, $body,",
-        "    if false then\n      finish_job($field, $body,",
+        "    if not $lease.is_cancel_requested then\n      requeue($field,",
+        "    if true then\n      requeue($field,",
         (f"{REDIS}test_what_the_worker_settles_after_a_request",),
     ),
     Mutant(
         "Redis: a request to cancel is forgotten at the rescue",
         f"{LUA}shared/release_jobs.lua",
-        "  if lease.is_cancel_requested then",
+        "  if lease.is_cancel_requested and not ask_to_end($field) then",
         "  if false then",
         (f"{REDIS}test_a_cancel_that_was_requested_ends_the_job",),
     ),

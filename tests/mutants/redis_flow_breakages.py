@@ -5,14 +5,15 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutant
 
 REDIS = "tests/contract/test_redis.py::TestRedis::"
+RUNS = "tests/backends/redis/test_runs.py::"
 SCRIPTS = "backends/redis/*.lua"
 
 REDIS_FLOW_MUTANTS = (
     Mutant(
         "Redis: a plain exchange settles a member",
         SCRIPTS,
-        "  if $settlements ~= '' and read_settled($settlements) and not settles_members then",
-        "  if $settlements ~= '' and read_settled($settlements) and false then",
+        "    if $needed then\n      return { $needed }\n    end",
+        "",
         (f"{REDIS}test_it_waits_for_all_of_its_conditions",),
     ),
     Mutant(
@@ -39,8 +40,8 @@ REDIS_FLOW_MUTANTS = (
     Mutant(
         "Redis: a job waits for the first of its conditions only",
         SCRIPTS,
-        "      if $numbers.total == 0 then\n        push($ready, $waiter.field)\n      end",
-        "      push($ready, $waiter.field)",
+        "        if $numbers.total == 0 then\n          push($ready, $waiter.field)\n        end",
+        "        push($ready, $waiter.field)",
         (f"{REDIS}test_it_waits_for_all_of_its_conditions",),
     ),
     Mutant(
@@ -59,9 +60,9 @@ REDIS_FLOW_MUTANTS = (
     ),
     Mutant(
         "Redis: a promotion does not continue the changes of flows",
-        "backends/redis/consuming.py",
-        'if $has_changes:\n            $due = await self.$server.run_script("continue_flows", b"")',
-        "if False:\n            pass",
+        SCRIPTS,
+        "continue_flows()\nlocal $count, $queues, $has_more = promote_due(",
+        "local $count, $queues, $has_more = promote_due(",
         (f"{REDIS}test_more_than_one_step_resumes",),
     ),
     Mutant(
@@ -140,5 +141,75 @@ REDIS_FLOW_MUTANTS = (
         "    elseif $past and $past[$i] then\n      $code = EXISTS\n",
         "",
         (f"{REDIS}test_a_repeat_after_the_members_were_pruned",),
+    ),
+    Mutant(
+        "Redis: a plain exchange does not see the time of a run",
+        SCRIPTS,
+        "    $needed = $needed or has_due_runs() and 'members'\n",
+        "",
+        (f"{RUNS}test_another_worker_resumes_a_run_and_reserves_it",),
+    ),
+    Mutant(
+        "Redis: a plain exchange forgets the due time that it has added",
+        SCRIPTS,
+        "  return $due_members and get_earlier($next_due8, get_first_scheduled()) or $next_due8",
+        "  return $next_due8",
+        (f"{RUNS}test_a_reply_names_a_retry_of_the_same_exchange",),
+    ),
+    Mutant(
+        "Redis: a worker that released a cancelled run ends it",
+        SCRIPTS,
+        "  return $needed or has_request() and 'cancelled' or nil",
+        "  return $needed",
+        (f"{RUNS}test_another_worker_releases_a_run_that_is_to_end",),
+    ),
+    Mutant(
+        "Redis: a step is stored twice",
+        SCRIPTS,
+        "  if redis.call('HEXISTS', run_entry_key, $step) == 1 then\n    return false\n  end",
+        "",
+        (f"{REDIS}test_a_number_is_stored_once",),
+    ),
+    Mutant(
+        "Redis: a step does not reset what the exchange settles after it",
+        SCRIPTS,
+        "$reset_leases[$fields[$i]] or $leases[$i]",
+        "$leases[$i]",
+        (f"{RUNS}test_a_step_and_a_failure_in_one_exchange",),
+    ),
+    Mutant(
+        "Redis: a run that was resumed keeps its other waits",
+        SCRIPTS,
+        "      remove_alternatives($field, $body, $alternatives)\n",
+        "",
+        (f"{REDIS}test_a_signal_before_the_time",),
+    ),
+    Mutant(
+        "Redis: a signal that came before the wait resumes nothing",
+        SCRIPTS,
+        "      $is_met = $unread[sub($source, 12)]",
+        "",
+        (f"{REDIS}test_one_that_came_before_the_wait",),
+    ),
+    Mutant(
+        "Redis: the signal that asks a run to end counts as unread",
+        SCRIPTS,
+        "$unread == MAX_UNREAD_SIGNALS and not read_unread_names($field)[CANCEL_SIGNAL] then",
+        "$unread == MAX_UNREAD_SIGNALS then",
+        (f"{RUNS}test_a_full_run_that_is_to_end_gets_one_more",),
+    ),
+    Mutant(
+        "Redis: what is left of deleted runs stays",
+        SCRIPTS,
+        "  call_in_batches('ZADD', removed_run_key, $unfinished)",
+        "",
+        (f"{RUNS}test_what_a_deletion_leaves_is_pruned",),
+    ),
+    Mutant(
+        "Redis: a suspended run forgets its failures",
+        "backends/redis/lua/shared/write_buffer.lua",
+        "  put_attempts($field, $lease, $lease.due8)\n",
+        "",
+        (f"{REDIS}test_it_counts_nothing",),
     ),
 )

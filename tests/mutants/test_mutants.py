@@ -26,7 +26,9 @@ from tests.mutants.mutant import Mutant
 from tests.mutants.postgres_breakages import POSTGRES_MUTANTS
 from tests.mutants.redis_breakages import REDIS_MUTANTS
 from tests.mutants.redis_flow_breakages import REDIS_FLOW_MUTANTS
+from tests.mutants.run_breakages import RUN_MUTANTS
 from tests.mutants.scheduler_breakages import SCHEDULER_MUTANTS
+from tests.mutants.sqlite_run_breakages import SQLITE_RUN_MUTANTS
 from tests.servers.fixtures import StartedServers
 from tests.servers.postgres import PostgresServer
 from tests.servers.server_kinds import BORROWED
@@ -38,6 +40,8 @@ MUTANTS = (
     *POSTGRES_MUTANTS,
     *FLOW_MUTANTS,
     *REDIS_FLOW_MUTANTS,
+    *RUN_MUTANTS,
+    *SQLITE_RUN_MUTANTS,
     *LIMIT_MUTANTS,
     *FAIRNESS_MUTANTS,
     *CLOCK_AND_NUMBER_MUTANTS,

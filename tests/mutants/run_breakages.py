@@ -1,0 +1,361 @@
+"""Breakages of durable runs: steps, waits, signals, and cancels."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+MEMORY = "tests/contract/test_memory.py::TestMemory::"
+MEMORY_FILES = "backends/memory/*.py"
+PLANNER = "backends/planning/*.py"
+SQLITE = "tests/contract/test_sqlite.py::TestSQLite::"
+SQLITE_RUNS = "tests/backends/sqlite/test_runs.py::"
+EXPLANATIONS = "tests/core/diagnosis/test_explanations.py::"
+
+_MUTANTS = (
+    # Steps
+    Mutant(
+        "runs: a repeated number replaces the step",
+        MEMORY_FILES,
+        "if $recorded.number in self.$steps.get($job_id, ()):",
+        "if False:",
+        (f"{MEMORY}test_a_number_is_stored_once",),
+    ),
+    Mutant(
+        "runs: a run that begins anew keeps its steps",
+        MEMORY_FILES,
+        "if $recorded.forgets:",
+        "if False:",
+        (f"{MEMORY}test_a_run_begins_anew",),
+    ),
+    Mutant(
+        "runs: a step takes no signal",
+        MEMORY_FILES,
+        "if $entry.signal.number == $recorded.takes:",
+        "if False:",
+        (f"{MEMORY}test_a_step_takes_a_signal",),
+    ),
+    Mutant(
+        "runs: a step takes all signals",
+        MEMORY_FILES,
+        "if $entry.signal.number == $recorded.takes:",
+        "if $recorded.takes:",
+        (f"{MEMORY}test_a_step_takes_a_signal",),
+    ),
+    Mutant(
+        "runs: the cleanup step resets the failures",
+        MEMORY_FILES,
+        "if self.$state.$tables.record($report, self.$now) and $report.number != CLEANUP_STEP:",
+        "if self.$state.$tables.record($report, self.$now):",
+        (f"{MEMORY}test_a_new_step_resets_failures_and_losses",),
+    ),
+    Mutant(
+        "runs: a repeated step resets the failures",
+        MEMORY_FILES,
+        "if self.$state.$tables.record($report, self.$now) and $report.number != CLEANUP_STEP:",
+        "self.$state.$tables.record($report, self.$now)\n            if $report.number != 0:",
+        (f"{MEMORY}test_a_repeated_step_resets_nothing",),
+    ),
+    Mutant(
+        "runs: the steps of a deleted job are found by the next one",
+        MEMORY_FILES,
+        "self.run_tables.remove($entry.id)",
+        "pass",
+        (f"{MEMORY}test_a_deleted_job_leaves_nothing",),
+    ),
+    Mutant(
+        "runs: the signals of a deleted job are found by the next one",
+        MEMORY_FILES,
+        "self.signals.pop($job_id, None)",
+        "pass",
+        (f"{MEMORY}test_a_deleted_job_leaves_nothing",),
+    ),
+    # Signals
+    Mutant(
+        "runs: a signal resumes no run",
+        MEMORY_FILES,
+        "self.get_flow_changes().note_signal($source)",
+        "pass",
+        (f"{MEMORY}test_a_signal_resumes_the_run_that_waits_for_it",),
+    ),
+    Mutant(
+        "runs: a signal before the wait is missed",
+        PLANNER,
+        "$is_met = self.$data.has_signal($source)",
+        "$is_met = False",
+        (f"{MEMORY}test_one_that_came_before_the_wait",),
+    ),
+    Mutant(
+        "runs: a signal that was taken is found again",
+        MEMORY_FILES,
+        "return [$one.signal for $one in self.$signals.get($job_id, {}).values() if $one.is_unread]",
+        "return [one.signal for one in self.$signals.get($job_id, {}).values()]",
+        (f"{MEMORY}test_one_that_was_taken_resumes_nothing",),
+    ),
+    Mutant(
+        "runs: any signal is met by any other",
+        MEMORY_FILES,
+        "return any($signal.name == $name for $signal in self.list_unread($job_id))",
+        "return bool(self.list_unread($job_id))",
+        (f"{MEMORY}test_another_name_before_the_wait_resumes_nothing",),
+    ),
+    Mutant(
+        "runs: one signal more is stored",
+        PLANNER,
+        "if $unread < MAX_UNREAD_SIGNALS else",
+        "if $unread <= MAX_UNREAD_SIGNALS else",
+        (f"{MEMORY}test_a_job_has_a_bounded_number_of_unread_ones",),
+    ),
+    Mutant(
+        "runs: a job that has ended gets signals",
+        PLANNER,
+        "if $state.finished:\n        return $outcomes.FINISHED",
+        "if False:\n        return $outcomes.FINISHED",
+        (f"{MEMORY}test_an_unknown_and_a_finished_job",),
+    ),
+    # Waits
+    Mutant(
+        "runs: the other sources of a resumed run stay",
+        MEMORY_FILES,
+        "if $waiter.on is $kinds.ANY:\n                self.$data.remove_alternatives($waiter.job_id)",
+        "pass",
+        (f"{MEMORY}test_a_signal_before_the_time",),
+    ),
+    Mutant(
+        "runs: a flow that is certain to fail has ended",
+        MEMORY_FILES,
+        "$entry.on in {$kinds.FINISHED, $kinds.ANY})",
+        "$entry.on is $kinds.FINISHED)",
+        (f"{MEMORY}test_a_flow_that_is_certain_to_fail_has_not_ended",),
+    ),
+    Mutant(
+        "runs: an unknown flow never ends",
+        PLANNER,
+        "$is_met = $flow is None or not $flow.unfinished",
+        "$is_met = $flow is not None and not $flow.unfinished",
+        (f"{MEMORY}test_one_that_is_unknown",),
+    ),
+    Mutant(
+        "runs: a flow must succeed to resume a run",
+        PLANNER,
+        "if $on is $kinds.FINISHED or $on is $kinds.ANY:\n        return True",
+        "if $on is $kinds.FINISHED:\n        return True",
+        (f"{MEMORY}test_the_end_of_a_flow_resumes_it",),
+    ),
+    Mutant(
+        "runs: a run is resumed a second late",
+        MEMORY_FILES,
+        "$last = make_time_source(self.$step.now)",
+        "$last = make_time_source(self.$step.now - 1)",
+        (f"{MEMORY}test_it_is_resumed_at_its_time",),
+    ),
+    Mutant(
+        "runs: a run sleeps for ever",
+        PLANNER,
+        "return (*$suspended.sources, make_time_source($due))",
+        "return $suspended.sources",
+        (f"{MEMORY}test_it_is_resumed_at_its_time",),
+    ),
+    Mutant(
+        "runs: the reply does not name the end of a sleep",
+        MEMORY_FILES,
+        "if $due is None or ($time is not None and $time < $due):",
+        "if False:",
+        (f"{MEMORY}test_the_reply_names_the_time",),
+    ),
+    Mutant(
+        "runs: one step resumes all whose time has come",
+        PLANNER,
+        "$due = self.$data.list_due(self.$left)",
+        "$due = self.$data.list_due(1_000_000)",
+        (f"{MEMORY}test_more_times_than_one_step_resumes",),
+    ),
+    Mutant(
+        "runs: a delay that is no time is stored",
+        MEMORY_FILES,
+        "if isinstance($settlement, $retried | $released | $suspended) and",
+        "if isinstance($settlement, $retried | $released) and",
+        (f"{MEMORY}test_a_delay_that_is_no_time_applies_nothing",),
+    ),
+    # Cancels
+    Mutant(
+        "runs: a run that needs cleanup is cancelled at once",
+        MEMORY_FILES,
+        "if self.$state.run_tables.needs_cleanup($job_id):\n            self.send_cancel($entry)",
+        "if False:\n            self.send_cancel($entry)",
+        (f"{MEMORY}test_one_that_needs_cleanup_is_resumed",),
+    ),
+    Mutant(
+        "runs: a request leaves the run suspended",
+        MEMORY_FILES,
+        "if $entry.is_suspended:\n            self.$state.flow_tables.remove_alternatives($entry.id)\n",
+        "if False:\n            self.$state.flow_tables.remove_alternatives($entry.id)\n",
+        (f"{MEMORY}test_one_that_needs_cleanup_is_resumed",),
+    ),
+    Mutant(
+        "runs: a request leaves what the run waited for",
+        MEMORY_FILES,
+        "self.$state.flow_tables.remove_alternatives($entry.id)\n            self.$resume($entry)",
+        "self.$resume($entry)",
+        (f"{MEMORY}test_what_it_waited_for_before_the_request_resumes_nothing",),
+    ),
+    Mutant(
+        "runs: a second request is a second signal",
+        MEMORY_FILES,
+        "if CANCEL_SIGNAL not in self.$signals.get($job_id, {}):",
+        "if True:",
+        (f"{MEMORY}test_a_second_request_resumes_it_again",),
+    ),
+    Mutant(
+        "runs: a run that was asked to end waits for its next time",
+        PLANNER,
+        "return msgspec.structs.replace($effect, due=None, sources=None, sends_cancel=True)",
+        "return msgspec.structs.replace($effect, sources=None, sends_cancel=True)",
+        (f"{MEMORY}test_a_request_to_a_run_that_gives_its_lease_back",),
+    ),
+    Mutant(
+        "runs: a run that was asked to end waits for its sources",
+        PLANNER,
+        "return msgspec.structs.replace($effect, due=None, sources=None, sends_cancel=True)",
+        "return msgspec.structs.replace($effect, due=None, sends_cancel=True)",
+        (f"{MEMORY}test_a_request_to_a_run_that_gives_its_lease_back", "-k", "suspended"),
+    ),
+    Mutant(
+        "runs: the suspension of a cancelled run does not end it",
+        PLANNER,
+        "$effect, state=$states.CANCELLED, due=None, sources=None, keeps_payload=False",
+        "$effect, state=$states.CANCELLED, due=None, keeps_payload=False",
+        (f"{MEMORY}test_a_request_to_one_that_needs_no_cleanup_cancels_it", "-k", "suspended"),
+    ),
+    Mutant(
+        "runs: a request keeps a lost run from failing",
+        PLANNER,
+        "$is_cancelled = $lease.cancel_requested and not $lease.needs_cleanup",
+        "$is_cancelled = $lease.cancel_requested",
+        (f"{MEMORY}test_a_request_does_not_keep_a_lost_run_from_failing",),
+    ),
+    Mutant(
+        "runs: a flow that fails fast ends a run that needs cleanup",
+        MEMORY_FILES,
+        "if self.$step.state.run_tables.needs_cleanup($entry.id):",
+        "if False:",
+        (f"{MEMORY}test_a_flow_that_fails_fast_asks_its_members",),
+    ),
+    # Reads
+    Mutant(
+        "runs: a page has no bound in bytes",
+        PLANNER,
+        "sum($total <= RUN_PAGE_BYTES for $total in $totals)",
+        "len(sizes)",
+        (f"{MEMORY}test_a_page_is_bounded_in_bytes",),
+    ),
+    Mutant(
+        "runs: a page has no bound in number",
+        PLANNER,
+        "$count = _count_fitting($sizes[:$limit])",
+        "$count = _count_fitting($sizes)",
+        (f"{MEMORY}test_a_page_begins_where_the_last_one_ended",),
+    ),
+    Mutant(
+        "runs: the pages of signals begin again with the steps",
+        PLANNER,
+        "$last = $steps[-1].number if $steps else $cursor.step",
+        "$last = $steps[-1].number if $steps else -1",
+        (f"{MEMORY}test_a_page_begins_where_the_last_one_ended",),
+    ),
+    Mutant(
+        "runs: why knows no other sources",
+        "core/diagnosis/*.py",
+        "*$first, $last = [*$waits, $others] if $others else $waits",
+        "*$first, $last = $waits",
+        (f"{EXPLANATIONS}test_other_sources_are_counted",),
+    ),
+)
+
+_SQLITE_MUTANTS = (
+    Mutant(
+        "runs: a stale token stores a step (SQLite)",
+        "backends/sqlite/settle.py",
+        "for $place in $places if $settlements[$place].lease.ref in $held]",
+        "for $place in $places]",
+        (f"{SQLITE}test_a_stale_token_writes_nothing",),
+    ),
+    Mutant(
+        "runs: a step is stored after the end of its run (SQLite)",
+        "backends/sqlite/settle.py",
+        "elif type($lease.ref) is int and $lease.ref not in $others:",
+        "elif type($lease.ref) is int:",
+        (f"{SQLITE}test_after_its_end_a_run_writes_nothing",),
+    ),
+    Mutant(
+        "runs: a repeated step takes a signal (SQLite)",
+        "backends/sqlite/runs.py",
+        "for $seq, $number in $stored:",
+        "for $seq, $number in first:",
+        (f"{SQLITE}test_a_repeated_number_takes_no_signal",),
+    ),
+    Mutant(
+        "runs: the step that asks for cleanup resets failures (SQLite)",
+        "backends/sqlite/runs.py",
+        "{$seq for $seq, $number in $stored if $number != $CLEANUP_STEP}",
+        "{$seq for $seq, $number in $stored}",
+        (f"{SQLITE}test_a_new_step_resets_failures_and_losses",),
+    ),
+    Mutant(
+        "runs: an empty body cannot be stored (SQLite)",
+        "backends/sqlite/sql/runs.sql",
+        "coalesce(substr(?2, json_extract(x.value, '$$[2]') + 1, json_extract(x.value, '$$[3]')), x'')",
+        "substr(?2, json_extract(x.value, '$$[2]') + 1, json_extract(x.value, '$$[3]'))",
+        (f"{SQLITE}test_a_body_of_any_bytes",),
+    ),
+    Mutant(
+        "runs: what else a run waited for resumes it later (SQLite)",
+        "backends/sqlite/flows.py",
+        "$runs = {$waiter.job_id for $waiter in $waiters if $waiter.on is On.ANY}",
+        "$runs = set()",
+        (f"{SQLITE}test_a_signal_before_the_time",),
+    ),
+    Mutant(
+        "runs: a flow that is certain to fail resumes a run (SQLite)",
+        "backends/sqlite/sql/flows.sql",
+        "AND NOT (?4 AND $c.awaited IN ('finished', 'any'))",
+        "AND NOT (?4 AND $c.awaited IN ('finished'))",
+        (f"{SQLITE}test_a_flow_that_is_certain_to_fail_has_not_ended",),
+    ),
+    Mutant(
+        "runs: an exchange does not resume the run that it suspends (SQLite)",
+        "backends/sqlite/flows.py",
+        "$db.has_flows = True\n",
+        "pass\n",
+        (f"{SQLITE}test_a_time_that_has_come_resumes_it_at_once",),
+    ),
+    Mutant(
+        "runs: a worker does not know when the time of a run comes (SQLite)",
+        "backends/sqlite/sql/exchange.sql",
+        "SELECT min($due) AS $due FROM $scheduled\n    UNION ALL SELECT CAST(min($source) AS INTEGER) FROM $condition WHERE $kind = 'time'",
+        "SELECT min($due) AS $due FROM $scheduled",
+        (f"{SQLITE}test_the_reply_names_the_time",),
+    ),
+    Mutant(
+        "runs: a cancel ends a run that has something to undo (SQLite)",
+        "backends/sqlite/producing.py",
+        "if $needs_cleanup:\n        ask_to_end($db, $job_id, $seq)",
+        "if False:\n        ask_to_end($db, $job_id, $seq)",
+        (f"{SQLITE}test_one_that_needs_cleanup_is_resumed",),
+    ),
+    Mutant(
+        "runs: a deleted run leaves its steps (SQLite)",
+        "backends/sqlite/maintenance.py",
+        '$db.run("delete_steps", $listed)',
+        "pass",
+        (f"{SQLITE_RUNS}test_a_deleted_run_leaves_no_rows",),
+    ),
+    Mutant(
+        "runs: a prune deletes any number of steps at once (SQLite)",
+        "backends/sqlite/sql/maintenance.sql",
+        "WHERE $place = 0 OR $total <= ?2;",
+        "WHERE true;",
+        (f"{SQLITE_RUNS}test_a_prune_deletes_many_steps_in_several_transactions",),
+    ),
+)
+
+RUN_MUTANTS = (*_MUTANTS, *_SQLITE_MUTANTS)
