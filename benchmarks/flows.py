@@ -1,4 +1,4 @@
-"""What flows cost: a drain of members beside one of jobs without a flow.
+"""What flows and durable functions cost: a drain of their jobs beside one of plain jobs.
 
     python3 dev.py bench flows [--backend NAME] [--jobs N] [--repeat N] [--save] [SCENE ...]
 
@@ -6,6 +6,11 @@ A worker in a process of its own completes no-op async jobs, which wait when it 
 runs beside the plain drain, in turn, and the ratio is the median of these pairs: the CPU time a job
 of the worker's process and of the server, plain by scene. The enqueue is measured apart, in the
 same way. It needs Linux, which tells the CPU time of other processes.
+
+The scenes of durable functions run beside two drains: of plain jobs, and of durable functions
+without an operation. What an operation costs is the difference to the latter, in plain jobs.
+`signal` measures times instead: from a signal until its handler continues, and from an enqueue
+until a plain handler begins, one at a time, of a worker that is idle.
 """
 
 from __future__ import annotations
@@ -13,18 +18,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from benchmarks.conditions import describe_conditions, read_conditions, save
 from benchmarks.limits import KINDS, read_cpu, serve
 from benchmarks.payload import PAYLOAD
 from benchmarks.report import Rows, ratio, spread, table
 from benchmarks.workload import noop
-from nimburion import Flow, Processor, State, chain
+from nimburion import DurableContext, Flow, Processor, Signal, State, chain, job
+from nimburion.jobs.declaration.job import JobFunction
 
 LINKS = 10
 """The jobs of one chain."""
@@ -76,13 +84,63 @@ SCENES = {
 }
 
 
+STEPS = 10
+"""The steps of one durable function."""
+PAUSE = 1.5
+"""Seconds for which a durable function is suspended: longer than it keeps its slot."""
+SIGNALS = 200
+"""How many signals are timed, one at a time."""
+
+
+async def do_nothing(number: int) -> int:
+    """Do nothing, as a step."""
+    return number
+
+
+@job(queue="bench")
+async def bare(ctx: DurableContext, to: str, subject: str, body: str) -> None:
+    """Do nothing, as a durable function."""
+
+
+@job(queue="bench")
+async def stepping(ctx: DurableContext, to: str, subject: str, body: str) -> None:  # noqa: ARG001
+    """Do `STEPS` steps, one after another."""
+    for number in range(STEPS):
+        await ctx.options(key=str(number)).step(do_nothing, number)
+
+
+@job(queue="bench")
+async def pausing(ctx: DurableContext, to: str, subject: str, body: str) -> None:  # noqa: ARG001
+    """Be suspended once."""
+    await ctx.sleep("pause", PAUSE)
+
+
+class DurableScene(NamedTuple):
+    """A durable function, and how many operations it has."""
+
+    title: str
+    job: JobFunction[..., ..., Any, None]
+    operations: int
+
+
+DURABLE_SCENES = {
+    "step": DurableScene("one step", stepping, STEPS),
+    "suspend": DurableScene("one suspend and resume, by a sleep", pausing, 1),
+}
+ALL = (*SCENES, *DURABLE_SCENES, "signal")
+BARE = DurableScene("no operation", bare, 1)
+
+
 async def drain(url: str, scene: str, jobs: int, server: int | None) -> dict[str, float]:
     """Enqueue and complete all jobs; return the CPU time a job of both parts in microseconds."""
     async with Processor(url) as processor:
-        processor.register(noop)
+        processor.register(noop, bare, stepping, pausing)
         started = time.process_time() + read_cpu(server)
         if scene == "plain":
             await processor.enqueue_many(noop.job(**PAYLOAD) for _ in range(jobs))
+        elif scene in DURABLE_SCENES or scene == "bare":
+            function = DURABLE_SCENES.get(scene, BARE).job
+            await processor.enqueue_many(function.job(**PAYLOAD) for _ in range(jobs))
         else:
             for flow in SCENES[scene].make(jobs):
                 await processor.enqueue_flow(flow)
@@ -95,9 +153,55 @@ async def drain(url: str, scene: str, jobs: int, server: int | None) -> dict[str
     return {"enqueue": (stored - started) / jobs * 1e6, "run": (ended - stored) / jobs * 1e6}
 
 
+async def time_signals(url: str, count: int) -> dict[str, float]:
+    """Return the median times, in milliseconds, from an enqueue until a plain handler begins, and
+    from a signal until a durable one continues.
+    """
+    signal = Signal("go", int)
+    times: asyncio.Queue[float] = asyncio.Queue()
+    async with Processor(url) as processor:
+
+        @processor.job
+        async def plain() -> None:
+            times.put_nowait(time.perf_counter())
+
+        @processor.job
+        async def waiting(ctx: DurableContext) -> None:
+            await ctx.wait_for(signal)
+            times.put_nowait(time.perf_counter())
+
+        await processor.start()
+        pickups, signals = [], []
+        for _ in range(count):
+            began = time.perf_counter()
+            await processor.enqueue(plain.job())
+            pickups.append(await times.get() - began)
+            run_id = await processor.enqueue(waiting.job())
+            while (await processor.get_status(run_id)).state is not State.SUSPENDED:
+                await asyncio.sleep(0.002)
+            began = time.perf_counter()
+            await processor.signal(run_id, signal, 1)
+            signals.append(await times.get() - began)
+        await processor.stop()
+    return {
+        "pickup": statistics.median(pickups) * 1e3,
+        "signal": statistics.median(signals) * 1e3,
+    }
+
+
+@contextmanager
+def serve_any(kind: str) -> Iterator[tuple[str, int | None]]:
+    """Yield the URL of an empty backend, also of one in memory, and the process of its server."""
+    if kind == "memory":
+        yield "memory://", None
+    else:
+        with serve(kind) as served:
+            yield served
+
+
 def run(scene: str, kind: str, jobs: int) -> dict[str, float]:
     """Run a scene with an empty backend, in a process of its own."""
-    with serve(kind) as (url, server):
+    with serve_any(kind) as (url, server):
         arguments = json.dumps([url, scene, jobs, server])
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.flows", "--part", arguments],
@@ -125,6 +229,42 @@ def compare(kind: str, scenes: Sequence[str], jobs: int, repeat: int) -> Rows:
     return rows
 
 
+def compare_durable(kind: str, scenes: Sequence[str], jobs: int, repeat: int) -> Rows:
+    """Run each scene of durable functions beside both drains; return the rows of a table."""
+    rows: Rows = []
+    for scene in scenes:
+        title, _, operations = DURABLE_SCENES[scene]
+        found: list[tuple[float, float, float]] = []
+        for _ in range(repeat):
+            plain, none, whole = (run(one, kind, jobs)["run"] for one in ("plain", "bare", scene))
+            found.append((plain, none, (whole - none) / operations))
+        plains, bares, costs = ([*values] for values in zip(*found, strict=True))
+        row = [title, spread(plains, 1), spread(bares, 1), spread(costs, 1), ratio(costs, plains)]
+        rows.append(row)
+        print(*row, file=sys.stderr, flush=True)
+    return rows
+
+
+def compare_signals(kind: str, repeat: int) -> Rows:
+    """Time signals beside pickups; return the row of a table."""
+    found = [run("signal", kind, SIGNALS) for _ in range(repeat)]
+    pickups, signals = ([one[name] for one in found] for name in ("pickup", "signal"))
+    return [[spread(pickups, 2), spread(signals, 2), ratio(signals, pickups)]]
+
+
+def show_durable(kind: str, jobs: int, rows: Rows) -> str:
+    """Return the figures of durable functions as a table."""
+    head = ["operation", "plain drain, µs a job", "without operations, µs a run"]
+    head += ["the operation, µs", "in plain jobs"]
+    return table(f"{kind}, {jobs:,} durable runs", head, rows)
+
+
+def show_signals(kind: str, rows: Rows) -> str:
+    """Return the times of signals as a table."""
+    head = ["enqueue to handler, ms", "signal to handler, ms", "signal by enqueue"]
+    return table(f"{kind}, {SIGNALS} signals, medians", head, rows)
+
+
 def show(kind: str, jobs: int, rows: Rows) -> str:
     """Return the figures as a table."""
     head = ["jobs", "plain drain, µs a job", "drain, µs a job", "plain by it"]
@@ -135,28 +275,43 @@ def show(kind: str, jobs: int, rows: Rows) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and keep the report if asked to."""
     parser = argparse.ArgumentParser(prog="dev.py bench flows", description=__doc__)
-    parser.add_argument("scenes", nargs="*", metavar="SCENE", choices=[*SCENES, []])
-    parser.add_argument("--backend", choices=KINDS, default="sqlite")
+    parser.add_argument("scenes", nargs="*", metavar="SCENE", choices=[*ALL, []])
+    parser.add_argument("--backend", choices=(*KINDS, "memory"), default="sqlite")
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--save", action="store_true", help="keep the figures in results/")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.part:
-        print(json.dumps(asyncio.run(drain(*json.loads(chosen.part)))))
+        url, scene, jobs, server = json.loads(chosen.part)
+        timed = scene == "signal"
+        part = time_signals(url, jobs) if timed else drain(url, scene, jobs, server)
+        print(json.dumps(asyncio.run(part)))
         return 0
     conditions = read_conditions()
-    rows = compare(chosen.backend, chosen.scenes or list(SCENES), chosen.jobs, chosen.repeat)
-    figures = show(chosen.backend, chosen.jobs, rows)
+    kind, jobs, repeat = chosen.backend, chosen.jobs, chosen.repeat
+    scenes = chosen.scenes or ALL
+    found: dict[str, Rows] = {}
+    tables: list[str] = []
+    if of_flows := [scene for scene in scenes if scene in SCENES]:
+        found["rows"] = compare(kind, of_flows, jobs, repeat)
+        tables.append(show(kind, jobs, found["rows"]))
+    if of_runs := [scene for scene in scenes if scene in DURABLE_SCENES]:
+        found["durable"] = compare_durable(kind, of_runs, jobs, repeat)
+        tables.append(show_durable(kind, jobs, found["durable"]))
+    if "signal" in scenes:
+        found["signal"] = compare_signals(kind, repeat)
+        tables.append(show_signals(kind, found["signal"]))
+    figures = "\n".join(tables)
     print(figures)
     if chosen.save:
         command = f"python3 dev.py bench flows --backend {chosen.backend} --jobs {chosen.jobs}"
         text = (
-            f"# What flows cost\n\n`{command} --repeat {chosen.repeat}`\n\n"
+            f"# What flows and durable functions cost\n\n`{command} --repeat {chosen.repeat}`\n\n"
             f"{describe_conditions(conditions)} Medians (minimum-maximum) of {chosen.repeat} runs "
             f"beside the plain drain, in turn.\n\n{figures}"
         )
-        save(f"flows-{chosen.backend}", {"conditions": conditions, "rows": rows}, text)
+        save(f"flows-{chosen.backend}", {"conditions": conditions} | found, text)
     return 0
 
 

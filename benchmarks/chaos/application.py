@@ -60,6 +60,10 @@ def make_processor() -> Processor:
     log_exchanges(processor.backend, writer)
     log_sessions(processor, writer)
     Handlers(writer).register(processor, list_instant_names())
+    if int(os.environ.get("CHAOS_DURABLE", "0")):
+        from benchmarks.chaos.durable import DurableHandlers
+
+        DurableHandlers(writer).register(processor)
     return processor
 
 

@@ -82,6 +82,15 @@ class Joined(Event, frozen=True, gc=False):
     results: list[str]
 
 
+class StepRan(Event, frozen=True, gc=False):
+    """The function of a step or an undo of a durable run was called, and returns this value."""
+
+    job: str
+    step: str
+    token: str
+    value: str
+
+
 class Fault(Event, frozen=True, gc=False):
     """The harness did this, from `at` to `until`. `processes`: the pids of the workers it hit."""
 
@@ -101,6 +110,7 @@ Line = (
     | RunStarted
     | RunEnded
     | Joined
+    | StepRan
     | Fault
 )  # fmt: skip
 

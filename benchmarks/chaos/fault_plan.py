@@ -43,6 +43,8 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     """A worker process is killed or paused only while so many are ready: others rescue its jobs."""
     flows: int = 0
     """With a number, the jobs are those of so many flows."""
+    durable: int = 0
+    """How many durable runs there are beside the flows."""
     filled: bool = False
     """Whether all jobs are enqueued before the workers start."""
     ttl: float = 2.0

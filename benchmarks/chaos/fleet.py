@@ -146,6 +146,7 @@ def make_environment(folder: Path, url: str, size: Size) -> dict[str, str]:
         "CHAOS_NAMES": str(size.names),
         "CHAOS_FILLED": str(int(size.filled)),
         "CHAOS_FLOWS": str(size.flows),
+        "CHAOS_DURABLE": str(size.durable),
         "NIMBURION_CONFIG": os.devnull,
         "NIMBURION_JOBS__URL": url,
         "NIMBURION_JOBS__SESSION_TTL": str(size.ttl),

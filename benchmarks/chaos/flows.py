@@ -30,6 +30,8 @@ from tests.simulation.flow_ledger import FlowLedger
 
 FEWEST, MOST = 5, 200
 """The members of the group of one flow."""
+CALLBACKS = (On.SUCCESS, On.FAILURE, On.FINISHED)
+"""The ends of a flow that have a callback each."""
 TOLERANCE = 0.2
 """The share of flows that tolerate any failure of members."""
 
@@ -57,7 +59,9 @@ def _make_flow(flow_id: str, random: Random) -> PlannedFlow:
     group = f"{flow_id}.parts"
     tolerated = count if random.random() < TOLERANCE else 0
     end = WaitSource(SourceKind.FLOW, flow_id)
-    jobs = [_make_job(f"{flow_id}.{on}", "brief", flow_id, "", source=end, on=on) for on in On]
+    jobs = [
+        _make_job(f"{flow_id}.{on}", "brief", flow_id, "", source=end, on=on) for on in CALLBACKS
+    ]
     jobs += [
         _make_job(f"{group}.{number}", _choose_member(random), flow_id, group)
         for number in range(count)

@@ -42,6 +42,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         default=whole.flows,
         help="of 5 to 200 members, instead of single jobs",
     )
+    parser.add_argument("--durable", type=int, help="runs beside the flows (default: 1 of 20)")
     parser.add_argument("--filled", action="store_true", help="enqueue all before workers start")
     parser.add_argument("--least-alive", type=int, default=whole.least_alive)
     parser.add_argument("--jobs-per-second", type=float, default=JOBS_PER_SECOND)
@@ -52,6 +53,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--folder", help="keep the files of each run here")
     parser.add_argument("--save", action="store_true", help="keep the tables in results/")
     options = parser.parse_args(arguments)
+    if options.durable and not options.flows:
+        parser.error("--durable needs --flows")
     if unknown := set(options.targets) - {*TARGETS}:
         parser.error(f"no such backend: {', '.join(sorted(unknown))}; there are {TARGETS}")
     return options
@@ -78,6 +81,7 @@ def make_size(options: argparse.Namespace) -> Size:
         least_alive=options.least_alive,
         names=options.names,
         flows=options.flows,
+        durable=options.flows // 20 if options.durable is None else options.durable,
         filled=options.filled,
         workers=options.workers,
         processes=options.processes,

@@ -11,19 +11,33 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections import deque
 from pathlib import Path
 from random import Random
 
+import msgspec
+
 from benchmarks.chaos.application import UNWANTED, choose_name, list_instant_names
+from benchmarks.chaos.durable import (
+    FIRST,
+    NAME,
+    SECOND,
+    PlannedRun,
+    expect_signals,
+    make_runs,
+)
 from benchmarks.chaos.event_log import Acknowledged, EventWriter, now
 from benchmarks.chaos.flows import PlannedFlow, make_flows
 from nimburion import config
 from nimburion.core.errors import BackendUnavailable
+from nimburion.core.job import State
 from nimburion.jobs import Processor
 
 GROUP = 50
 """How many callers enqueue at the same time."""
 BACKLOG = 1_000
+RUNS_OPEN = 10
+"""How many durable runs wait for their second signal while others are enqueued."""
 LOOK_AGAIN = 0.1
 """Seconds between two looks at how many jobs wait."""
 
@@ -51,16 +65,53 @@ async def produce(jobs: int, seconds: float, random: Random, writer: EventWriter
 
 
 async def produce_flows(flows: int, seconds: float, seed: int, writer: EventWriter) -> None:
-    """Enqueue so many flows, spread over so many seconds."""
+    """Enqueue so many flows, spread over so many seconds, and durable runs between them."""
     planned = make_flows(flows, seed)
+    runs = make_runs(int(os.environ["CHAOS_DURABLE"]), seed)
+    waiting: deque[PlannedRun] = deque()
     async with Processor.from_config(config.load()) as processor:
         began = now()
         for number, flow in enumerate(planned):
             await asyncio.sleep(began + seconds * number / flows - now())
+            due = len(runs) * (number + 1) // flows - len(runs) * number // flows
+            for run in runs[len(runs) * number // flows :][:due]:
+                await enqueue_run_until_acknowledged(processor, run)
+                writer.write(Acknowledged(now(), [run.id]))
+                waiting.append(run)
+                if len(waiting) > RUNS_OPEN:
+                    await answer_run(processor, waiting.popleft())
             await enqueue_flow_until_acknowledged(processor, flow)
             writer.write(Acknowledged(now(), [job.id for job in flow.jobs]))
             unwanted = [job.id for job in flow.jobs if job.name == UNWANTED]
             await asyncio.gather(*(cancel_until_answered(processor, job) for job in unwanted))
+
+        for run in waiting:
+            await answer_run(processor, run)
+
+
+async def enqueue_run_until_acknowledged(processor: Processor, run: PlannedRun) -> None:
+    """Enqueue a durable run and send its first signal, each until the backend has answered."""
+    job = msgspec.json.encode({"end": run.end})
+    while True:
+        try:
+            await processor.enqueue_raw(NAME, job, id=run.id)
+            await processor.signal(run.id, FIRST, expect_signals(run)[FIRST.name], id="first")
+        except BackendUnavailable:
+            continue
+        return
+
+
+async def answer_run(processor: Processor, run: PlannedRun) -> None:
+    """Send the second signal of a run, or cancel it, until the backend has answered."""
+    if run.end is State.CANCELLED:
+        await cancel_until_answered(processor, run.id)
+        return
+    while True:
+        try:
+            await processor.signal(run.id, SECOND, expect_signals(run)[SECOND.name], id="second")
+        except BackendUnavailable:
+            continue
+        return
 
 
 async def enqueue_flow_until_acknowledged(processor: Processor, flow: PlannedFlow) -> None:

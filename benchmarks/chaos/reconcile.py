@@ -31,6 +31,7 @@ from benchmarks.chaos.event_log import (
     RunStarted,
     SessionOver,
     Settled,
+    StepRan,
     parse_token,
     read_events,
 )
@@ -40,6 +41,8 @@ AFTERMATH = 0.5
 """Seconds after a fault within which a worker reads replies that waited meanwhile."""
 WRITTEN = frozenset({"done", "already"})
 ENDING = frozenset({"completed", "failed", "cancelled"})
+UNENDING = frozenset({"progressed", "spent", "recorded"})
+"""The settlements after which the attempt continues."""
 TAKING = ("kill", "pause")
 """The faults that take a worker from its jobs. The others may."""
 LASTING = ("pause", "black hole", "restart")
@@ -53,7 +56,7 @@ class End(msgspec.Struct, frozen=True):
 
     state: State
     token: str | None = None
-    """The result: the token under which the job was completed."""
+    """The token under which the job was completed: the beginning of its result."""
     session: str | None = None
     """The session whose attempt ended the job; None if no attempt did."""
     reason: str | None = None
@@ -63,6 +66,8 @@ class End(msgspec.Struct, frozen=True):
     """Session and number of each attempt that failed or timed out."""
     rescued: tuple[tuple[str, float], ...] = ()
     """Session of each attempt that lost its worker, and when the job was rescued from it."""
+    value: str | None = None
+    """The rest of the result."""
 
 
 def describe_end(record: JobRecord, clock_offset: float) -> End:
@@ -71,9 +76,12 @@ def describe_end(record: JobRecord, clock_offset: float) -> End:
     `clock_offset`: what to subtract from the clock of the backend to get that of the event log.
     """
     lost = [error for error in record.history if error.kind == "lost"]
+    result = None if record.result is None else msgspec.json.decode(record.result, type=str)
+    token, _, value = (result or "").partition(" ")
     return End(
         state=record.state,
-        token=None if record.result is None else msgspec.json.decode(record.result, type=str),
+        token=token or None,
+        value=value or None,
         session=record.ended_by,
         reason=record.reason,
         failures=record.failures,
@@ -115,6 +123,8 @@ class EventLog:
         self.lost_sessions: set[str] = set()
         self.joined: dict[str, list[Joined]] = defaultdict(list)
         """Each run of a join."""
+        self.steps: list[StepRan] = []
+        """Each call of a step of a durable run."""
         events = list(events)
         for pid, event in events:
             self._add(pid, event)
@@ -140,6 +150,8 @@ class EventLog:
                 self.faults.append(event)
             case Joined():
                 self.joined[event.job].append(event)
+            case StepRan():
+                self.steps.append(event)
             case SessionOver(how="lost"):
                 self.lost_sessions.add(event.session)
             case _:
@@ -157,7 +169,7 @@ class EventLog:
     def _add_results(self, event: Settled) -> None:
         for token, kind, result in event.results:
             delivery = self.deliveries[token]
-            if kind == "progressed":
+            if kind in UNENDING:
                 continue
             if result not in WRITTEN:
                 delivery.refused = True
@@ -375,9 +387,13 @@ def count_extra_runs(log: EventLog, ends: Mapping[str, End], outcome: Reconcilia
 
 
 def is_counted(run: Delivery, end: End | None) -> bool:
-    """Tell whether the backend counts a run: as a failure, or as the end of its job."""
+    """Tell whether the backend counts a run: as a failure, as the end of its job, or as one after
+    which it waits.
+    """
     if end is None:
         return False
+    if run.settled is not None and run.settled[2] == "suspended":
+        return True
     if (run.session, run.attempt) in end.failed_in:
         return True
     return run.token == end.token if end.token is not None else run.session == end.session

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from benchmarks.chaos.durable import DurableFigures
 from benchmarks.chaos.fault_plan import Size
 from benchmarks.chaos.flows import FlowFigures
 from benchmarks.chaos.reconcile import Reconciliation
@@ -57,6 +58,8 @@ def show(run: RunOutcome) -> str:
     tables = [table(title, ["", "jobs"], list_counts(found)), show_faults(found, size.ttl)]
     if run.flows is not None:
         tables.insert(1, table("Flows", ["", "number"], list_flow_counts(run.flows)))
+    if run.durable is not None:
+        tables.insert(1, table("Durable runs", ["", "number"], list_run_counts(run.durable)))
     return "\n".join(tables)
 
 
@@ -73,6 +76,27 @@ def list_flow_counts(found: FlowFigures) -> Rows:
         "**joins missing**": len(found.missing),
         "**joins that ran without their conditions**": len(found.needless),
         "**joins with wrong results**": len(found.wrong),
+    }
+    return [[name, f"{count:,}"] for name, count in rows.items()]
+
+
+def list_run_counts(found: DurableFigures) -> Rows:
+    """Return the rows of the table of durable runs."""
+    rows = {
+        "runs": found.runs,
+        "completed": found.completed,
+        "failed and undone": found.failed,
+        "cancelled and undone": found.cancelled,
+        "executions": found.executions,
+        "steps and undos recorded": found.recorded,
+        "calls of steps and undos": found.calls,
+        "of these, again because a worker was lost before the record": found.calls_again,
+        "**runs stuck**": len(found.stuck),
+        "**runs that ended otherwise than planned**": len(found.ended_otherwise),
+        "**steps recorded twice**": len(found.recorded_twice),
+        "**steps called after their record, or twice in one execution**": len(found.called_again),
+        "**records without a call, or undos missing**": len(found.not_called),
+        "**results wrong**": len(found.wrong),
     }
     return [[name, f"{count:,}"] for name, count in rows.items()]
 
@@ -147,6 +171,7 @@ def describe_kind(size: Size) -> str:
         "-rolling": size.rolling_restarts > 0,
         "-names": size.names > 0,
         "-flows": size.flows > 0,
+        "-durable": size.durable > 0,
     }
     return "".join(kind for kind, is_this in kinds.items() if is_this)
 

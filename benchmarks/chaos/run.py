@@ -14,6 +14,7 @@ from random import Random
 
 import msgspec
 
+from benchmarks.chaos.durable import DurableFigures, make_runs, read_journals, reconcile_runs
 from benchmarks.chaos.event_log import EventWriter, now
 from benchmarks.chaos.fault_injector import FaultInjector
 from benchmarks.chaos.fault_plan import Size, make_plan
@@ -38,6 +39,8 @@ class RunOutcome(msgspec.Struct):
     seconds: float
     """From the start of the workers to the end of the last job."""
     reconciliation: Reconciliation
+    durable: DurableFigures | None = None
+    """What became of the durable runs; None: there were none."""
     flows: FlowFigures | None = None
     """What became of the flows; None: the run has none."""
 
@@ -45,7 +48,8 @@ class RunOutcome(msgspec.Struct):
     def violations(self) -> dict[str, list[str]]:
         """The jobs and flows of each violation that occurred."""
         of_flows = {} if self.flows is None else self.flows.violations
-        return self.reconciliation.violations | of_flows
+        of_runs = {} if self.durable is None else self.durable.violations
+        return self.reconciliation.violations | of_flows | of_runs
 
 
 async def run_chaos(name: TargetName, size: Size, seed: int, folder: str | None) -> RunOutcome:
@@ -67,8 +71,10 @@ async def run_chaos(name: TargetName, size: Size, seed: int, folder: str | None)
 async def run_on_target(target: Target, size: Size, seed: int, folder: Path) -> RunOutcome:
     """Run the plan of a seed on a backend that was started."""
     planned = make_flows(size.flows, seed)
+    runs = make_runs(size.durable, seed)
     if size.flows:
-        size = msgspec.structs.replace(size, jobs=count_jobs(planned))
+        jobs = count_jobs(planned) + sum(run.jobs for run in runs)
+        size = msgspec.structs.replace(size, jobs=jobs)
     counts = size.count_faults(has_server=target.has_server)
     plan = make_plan(counts, size, Random(seed))
     began = now()
@@ -91,6 +97,7 @@ async def run_on_target(target: Target, size: Size, seed: int, folder: Path) -> 
             seconds = now() - began
             await fleet.stop()
         ends = await read_ends(backend)
+        journals = await read_journals(backend, runs)
         infos = [info for one in planned for info in await backend.reads.get_flow(one.flows[0].id)]
     log = read_log(folder)
     outcome = RunOutcome(
@@ -99,6 +106,8 @@ async def run_on_target(target: Target, size: Size, seed: int, folder: Path) -> 
     if planned:
         by_id = {info.id: info for info in infos}
         outcome.flows = reconcile_flows(planned, log, ends, by_id)
+    if runs:
+        outcome.durable = reconcile_runs(runs, log, ends, journals)
     return outcome
 
 
