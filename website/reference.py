@@ -34,7 +34,16 @@ _MODULES = (
 INTEGRATIONS = Path(integrations.__file__).parent
 MADE_BY_US = frozenset(
     {
-        *("Context", "BatchContext", "RegisteredJob", "SyncProcessor", "Status", "Health"),
+        *(
+            "Context",
+            "BatchContext",
+            "DurableContext",
+            "ChildJob",
+            "RegisteredJob",
+            "SyncProcessor",
+            "Status",
+            "Health",
+        ),
         *("QueueActions", "LimitActions", "DeadLetters", "TenantActions", "WorkerActions"),
         *("Schedules", "BulkActions", "AuditLog"),
     }
@@ -49,6 +58,7 @@ ALSO_SHOWN = MappingProxyType(
             "nimburion.scheduler.declarations:ScheduleOptions",
             "nimburion.jobs.client.registered_job:RegisteredJob",
             "nimburion.jobs.processor:SyncProcessor",
+            "nimburion.jobs.durable.context:ChildJob",
             "nimburion.actions.queues:QueueActions",
             "nimburion.actions.limits:LimitActions",
             "nimburion.actions.dead_letters:DeadLetters",
