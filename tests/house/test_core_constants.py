@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import pytest
 
-from nimburion.core import backend, exchange, fairness, flows, job, lease, limits
+from nimburion.core import backend, exchange, fairness, flows, job, lease, limits, runs
 from nimburion.core.diagnosis import explanations
 from nimburion.core.rate_limits import CLOCK_TOLERANCE, MAX_AHEAD
 from nimburion.core.timing.clock import to_micros
@@ -31,6 +31,7 @@ CORE = MappingProxyType(
         "MAX_RESOLVED": flows.MAX_RESOLVED,
         "MAX_RETURNED": limits.MAX_RETURNED,
         "MAX_UNMET": explanations.MAX_UNMET,
+        "MAX_UNREAD_SIGNALS": runs.MAX_UNREAD_SIGNALS,
         "MAX_WAITING_COUNTED": fairness.MAX_WAITING_COUNTED,
         "MAX_WAITING_LANES": exchange.MAX_WAITING_LANES,
         "MIN_CHARGE": fairness.MIN_CHARGE,
