@@ -38,6 +38,7 @@ from nimburion.backends.planning.flows import (
     check_graph,
     check_growth,
     check_same_flow,
+    check_same_groups,
     count_growth,
     list_members,
     list_unended,
@@ -246,6 +247,7 @@ class AtomicStep:
         for flow in select_new_flows(flows):
             if flow.id in stored:
                 check_same_flow(flow, stored[flow.id])
+        check_same_groups(flows, stored)
         check_growth(jobs, flows, stored, self.state.jobs)
         flow_ids = {flow.id for flow in flows}
         sources = {condition.source.id for job in jobs for condition in job.options.conditions}
