@@ -83,8 +83,8 @@ def test_a_name_that_is_not_there() -> None:
 
 def test_a_lua_file_comes_without_its_header() -> None:
     scripts = LuaFiles("nimburion.backends.redis", *FOLDERS)
-    assert scripts["promote"].startswith("local ")
-    assert scripts.read_header_field("promote", "Keys") == ("scheduled ready lane_name flow_change")
+    assert scripts["promote"].startswith("continue_flows()\n")
+    assert scripts.read_header_field("promote", "Keys") == "scheduled ready lane_name"
     assert scripts.read_header_field("promote", "Nothing") == ""
     with pytest.raises(LookupError, match="redis has no Lua file 'nothing'"):
         scripts["nothing"]
