@@ -7,11 +7,9 @@ from tests.mutants.mutant import Mutant
 MEMORY = "tests/contract/test_memory.py::TestMemory::"
 MEMORY_FILES = "backends/memory/*.py"
 PLANNER = "backends/planning/*.py"
-SQLITE = "tests/contract/test_sqlite.py::TestSQLite::"
-SQLITE_RUNS = "tests/backends/sqlite/test_runs.py::"
 EXPLANATIONS = "tests/core/diagnosis/test_explanations.py::"
 
-_MUTANTS = (
+RUN_MUTANTS = (
     # Steps
     Mutant(
         "runs: a repeated number replaces the step",
@@ -270,92 +268,3 @@ _MUTANTS = (
         (f"{EXPLANATIONS}test_other_sources_are_counted",),
     ),
 )
-
-_SQLITE_MUTANTS = (
-    Mutant(
-        "runs: a stale token stores a step (SQLite)",
-        "backends/sqlite/settle.py",
-        "for $place in $places if $settlements[$place].lease.ref in $held]",
-        "for $place in $places]",
-        (f"{SQLITE}test_a_stale_token_writes_nothing",),
-    ),
-    Mutant(
-        "runs: a step is stored after the end of its run (SQLite)",
-        "backends/sqlite/settle.py",
-        "elif type($lease.ref) is int and $lease.ref not in $others:",
-        "elif type($lease.ref) is int:",
-        (f"{SQLITE}test_after_its_end_a_run_writes_nothing",),
-    ),
-    Mutant(
-        "runs: a repeated step takes a signal (SQLite)",
-        "backends/sqlite/runs.py",
-        "for $seq, $number in $stored:",
-        "for $seq, $number in first:",
-        (f"{SQLITE}test_a_repeated_number_takes_no_signal",),
-    ),
-    Mutant(
-        "runs: the step that asks for cleanup resets failures (SQLite)",
-        "backends/sqlite/runs.py",
-        "{$seq for $seq, $number in $stored if $number != $CLEANUP_STEP}",
-        "{$seq for $seq, $number in $stored}",
-        (f"{SQLITE}test_a_new_step_resets_failures_and_losses",),
-    ),
-    Mutant(
-        "runs: an empty body cannot be stored (SQLite)",
-        "backends/sqlite/sql/runs.sql",
-        "coalesce(substr(?2, json_extract(x.value, '$$[2]') + 1, json_extract(x.value, '$$[3]')), x'')",
-        "substr(?2, json_extract(x.value, '$$[2]') + 1, json_extract(x.value, '$$[3]'))",
-        (f"{SQLITE}test_a_body_of_any_bytes",),
-    ),
-    Mutant(
-        "runs: what else a run waited for resumes it later (SQLite)",
-        "backends/sqlite/flows.py",
-        "$runs = {$waiter.job_id for $waiter in $waiters if $waiter.on is On.ANY}",
-        "$runs = set()",
-        (f"{SQLITE}test_a_signal_before_the_time",),
-    ),
-    Mutant(
-        "runs: a flow that is certain to fail resumes a run (SQLite)",
-        "backends/sqlite/sql/flows.sql",
-        "AND NOT (?4 AND $c.awaited IN ('finished', 'any'))",
-        "AND NOT (?4 AND $c.awaited IN ('finished'))",
-        (f"{SQLITE}test_a_flow_that_is_certain_to_fail_has_not_ended",),
-    ),
-    Mutant(
-        "runs: an exchange does not resume the run that it suspends (SQLite)",
-        "backends/sqlite/flows.py",
-        "$db.has_flows = True\n",
-        "pass\n",
-        (f"{SQLITE}test_a_time_that_has_come_resumes_it_at_once",),
-    ),
-    Mutant(
-        "runs: a worker does not know when the time of a run comes (SQLite)",
-        "backends/sqlite/sql/exchange.sql",
-        "SELECT min($due) AS $due FROM $scheduled\n    UNION ALL SELECT CAST(min($source) AS INTEGER) FROM $condition WHERE $kind = 'time'",
-        "SELECT min($due) AS $due FROM $scheduled",
-        (f"{SQLITE}test_the_reply_names_the_time",),
-    ),
-    Mutant(
-        "runs: a cancel ends a run that has something to undo (SQLite)",
-        "backends/sqlite/producing.py",
-        "if $needs_cleanup:\n        ask_to_end($db, $job_id, $seq)",
-        "if False:\n        ask_to_end($db, $job_id, $seq)",
-        (f"{SQLITE}test_one_that_needs_cleanup_is_resumed",),
-    ),
-    Mutant(
-        "runs: a deleted run leaves its steps (SQLite)",
-        "backends/sqlite/maintenance.py",
-        '$db.run("delete_steps", $listed)',
-        "pass",
-        (f"{SQLITE_RUNS}test_a_deleted_run_leaves_no_rows",),
-    ),
-    Mutant(
-        "runs: a prune deletes any number of steps at once (SQLite)",
-        "backends/sqlite/sql/maintenance.sql",
-        "WHERE $place = 0 OR $total <= ?2;",
-        "WHERE true;",
-        (f"{SQLITE_RUNS}test_a_prune_deletes_many_steps_in_several_transactions",),
-    ),
-)
-
-RUN_MUTANTS = (*_MUTANTS, *_SQLITE_MUTANTS)
