@@ -128,11 +128,11 @@ class CaughtError(NamedTuple):
 class DurableRun:
     """The execution of a durable handler in one attempt."""
 
-    size = 0
+    size: int = 0
     """The size of the steps since the run began anew, in bytes."""
-    _unstored = 0
+    _unstored: int = 0
     """How many operations wait until their entry is stored."""
-    _is_stopping = False
+    _is_stopping: bool = False
     """Whether the handler is cancelled as soon as no thread runs a step: its worker stops."""
 
     def __init__(self, record: AttemptRecord, worker: WorkerServices) -> None:
