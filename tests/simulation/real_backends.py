@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar, cast
 
 from nimburion.backends.postgres import PostgresBackend
 from nimburion.core.backend import Backend, Capabilities
-from nimburion.core.errors import JobNotFound, OutOfOrder, SessionLost
+from nimburion.core.errors import BackendUnavailable, JobNotFound, OutOfOrder, SessionLost
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.transactions import CallerConnection, Transaction
 from tests.overridden import BackendWrapper, get_operation
@@ -158,10 +158,23 @@ class OpenTransaction:
     async def begin(
         cls, elsewhere: Elsewhere, handle: PostgresBackend, job: NewJob
     ) -> OpenTransaction:
-        """Begin a transaction and enqueue the job in it."""
-        transaction = handle.producing.transaction(None)
-        connection = CallerConnection(await transaction.begin())
-        return cls(elsewhere, transaction, await handle.producing.enqueue_in(connection, [job]))
+        """Begin a transaction and enqueue the job in it.
+
+        A serializable transaction may have to be run again, as its error says.
+        """
+        tries = 3
+        while True:
+            transaction = handle.producing.transaction(None)
+            connection = CallerConnection(await transaction.begin())
+            try:
+                enqueued = await handle.producing.enqueue_in(connection, [job])
+            except BackendUnavailable:
+                await transaction.rollback()
+                tries -= 1
+                if not tries:
+                    raise
+            else:
+                return cls(elsewhere, transaction, enqueued)
 
     async def commit(self) -> list[Enqueued]:
         """Commit, and wake the workers as the notifications of the commit do."""
