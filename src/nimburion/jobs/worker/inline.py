@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from nimburion.core.backend import Backend
-from nimburion.core.errors import JobNotFound, LeaseLost, NothingRegistered, SessionLost
+from nimburion.core.errors import JobNotFound, NothingRegistered, SessionLost
 from nimburion.core.exchange import RESERVE_NOTHING, Reply, ReserveRequest
 from nimburion.core.ids import Entropy
 from nimburion.core.job import State
@@ -25,7 +25,6 @@ from nimburion.core.settlement import (
     Progressed,
     Recorded,
     Released,
-    Settled,
     Settlement,
     Spent,
 )
@@ -39,6 +38,7 @@ from nimburion.jobs.worker.attempt.attempt_runner import (
 )
 from nimburion.jobs.worker.attempt.batch_run import BatchRun
 from nimburion.jobs.worker.attempt.threads import HandlerThreads
+from nimburion.jobs.worker.exchange.completer import answer_steps, ignore_error
 from nimburion.jobs.worker.exchange.fetcher import MAX_EMPTY_REPLIES
 from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
 from nimburion.jobs.worker.open_lifespan import OpenLifespan
@@ -209,19 +209,13 @@ class InlineRunner:
         batch = list(self._unsettled)
         reply = await self._exchange(batch, RESERVE_NOTHING)
         del self._unsettled[: len(reply.results)]
-        for settlement, result in zip(batch, reply.results, strict=False) if self._awaited else ():
-            future = self._awaited.pop(id(settlement), None)
-            if future is None or future.done():
-                continue
-            if result is Settled.STALE:
-                future.set_exception(LeaseLost(settlement.lease.job_id))
-            else:
-                future.set_result(reply.now)
+        if self._awaited:
+            answer_steps(self._awaited, batch, reply)
 
     def _record(self, recorded: Recorded) -> asyncio.Future[float]:
         """Send a step of a durable run; see `RecordStep`."""
         future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        future.add_done_callback(_ignore_error)
+        future.add_done_callback(ignore_error)
         self._unsettled.append(recorded)
         self._awaited[id(recorded)] = future
         if self._sending is None:
@@ -359,12 +353,6 @@ class InlineRunner:
                 f"memory://. The backend {self._backend.describe()} reads its own clock"
             )
         return True
-
-
-def _ignore_error(future: asyncio.Future[float]) -> None:
-    """Let Python not log an error of a step that no handler waits for."""
-    if not future.cancelled():
-        future.exception()
 
 
 async def _wait_until_done(task: asyncio.Task[Any]) -> None:

@@ -136,7 +136,7 @@ class Completer:
         session ends first.
         """
         future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        future.add_done_callback(_ignore_error)
+        future.add_done_callback(ignore_error)
         self._awaited[id(recorded)] = future
         self.settle(recorded)
         return future
@@ -279,7 +279,7 @@ class Completer:
                 if Settled.STALE in reply.results:
                     self._report_stale(batch, reply)
                 if self._awaited:
-                    self._answer_steps(batch, reply)
+                    answer_steps(self._awaited, batch, reply)
                 return reply
         raise SessionLost(self.session_id)
 
@@ -331,17 +331,6 @@ class Completer:
             )
         return True
 
-    def _answer_steps(self, batch: Sequence[Settlement], reply: Reply) -> None:
-        """Tell the handlers that wait which of their steps are stored."""
-        for settlement, result in zip(batch, reply.results, strict=False):
-            future = self._awaited.pop(id(settlement), None)
-            if future is None or future.done():
-                continue
-            if result is Settled.STALE:
-                future.set_exception(LeaseLost(settlement.lease.job_id))
-            else:
-                future.set_result(reply.now)
-
     def _report_stale(self, batch: list[Settlement], reply: Reply) -> None:
         """Report the outcomes that were not written.
 
@@ -356,7 +345,24 @@ class Completer:
                 )
 
 
-def _ignore_error(future: asyncio.Future[float]) -> None:
+def answer_steps(
+    awaited: dict[int, asyncio.Future[float]], batch: Sequence[Settlement], reply: Reply
+) -> None:
+    """Tell the handlers that wait which of their steps are stored, and when.
+
+    `awaited`: what they wait for, by the identity of the settlement. Those answered are removed.
+    """
+    for settlement, result in zip(batch, reply.results, strict=False):
+        future = awaited.pop(id(settlement), None)
+        if future is None or future.done():
+            continue
+        if result is Settled.STALE:
+            future.set_exception(LeaseLost(settlement.lease.job_id))
+        else:
+            future.set_result(reply.now)
+
+
+def ignore_error(future: asyncio.Future[float]) -> None:
     """Let Python not log an error of a step that no handler waits for."""
     if not future.cancelled():
         future.exception()
