@@ -165,11 +165,7 @@ class AttemptRunner:
             chain = self._prepare_member(attempt, chain)
         handler, run, lanes, _ = chain
         expires = delivery.options.expires or handler.policy.expires
-        if (
-            expires is not None
-            and self._is_expired(attempt, expires)
-            and not (handler.is_durable and delivery.lease.token.fence > 1)  # it has started
-        ):
+        if expires is not None and self._is_expired(attempt, expires):
             return self._settle_expired(attempt, handler, lanes)
         keep = self._keep_by_queue
         attempt.keep_payload = (
