@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from nimburion import DurableContext, Signal, job
+from nimburion import DurableContext, job
 from nimburion.core.job import State
 from nimburion.core.runs import NewSignal
 from nimburion.jobs.durable.timeline import OperationKind, OperationState
@@ -26,29 +26,10 @@ from nimburion.server.dashboard.run_picture import (
 from nimburion.testing import FakeClock
 from tests.server.conftest import Api
 from tests.server.dashboard.conftest import OWN_PAGE, sign_in
+from tests.server.onboarding import confirmed, create_account, start
 
 JOBS = f"{DASHBOARD_PATH}/jobs"
 HOUR = 3_600.0
-confirmed: Signal[str] = Signal("confirmed", str)
-
-
-def create_account(email: str) -> dict[str, str]:
-    return {"email": email}
-
-
-@job
-async def onboard(ctx: DurableContext, email: str) -> str:
-    """Create an account, and wait until somebody confirms it."""
-    account = await ctx.step(create_account, email)
-    answer = await ctx.wait_for(confirmed, timeout="7d")
-    return f"{account['email']} {answer}"
-
-
-async def start(api: Api) -> None:
-    """Store the run `r`, which waits for a signal."""
-    api.processor.register(onboard)
-    await api.processor.enqueue(onboard.job("ann@example.com"), id="r")
-    await api.processor.drain()
 
 
 async def read(api: Api, job_id: str, headers: dict[str, str] | None = None) -> Any:
