@@ -72,7 +72,7 @@ class PlannedRun(NamedTuple):
 
 
 def make_runs(count: int, seed: int) -> list[PlannedRun]:
-    """Return so many runs. One of eight fails at its end, and one of eight is cancelled."""
+    """Return this number of runs. One of eight fails at its end, and one of eight is cancelled."""
     random = Random(seed)
     ends = [State.FAILED, State.CANCELLED] + 6 * [State.COMPLETED]
     return [PlannedRun(f"durable-{number}", random.choice(ends)) for number in range(count)]

@@ -65,7 +65,7 @@ async def produce(jobs: int, seconds: float, random: Random, writer: EventWriter
 
 
 async def produce_flows(flows: int, seconds: float, seed: int, writer: EventWriter) -> None:
-    """Enqueue so many flows, spread over so many seconds, and durable runs between them."""
+    """Enqueue flows over some seconds, and durable runs between them."""
     planned = make_flows(flows, seed)
     runs = make_runs(int(os.environ["CHAOS_DURABLE"]), seed)
     waiting: deque[PlannedRun] = deque()

@@ -71,7 +71,7 @@ def cut_run_page(
     """Return the page that begins behind `cursor`: up to `limit` of the steps and signals.
 
     `steps` and `signals` are those behind the cursor in their order, `limit` + 1 of each if there
-    are so many. A page has at least one of them, and ends after about `RUN_PAGE_BYTES`.
+    are that many. A page has at least one of them, and ends after about `RUN_PAGE_BYTES`.
     """
     sizes = [len(step.body) for step in steps] + [len(signal.payload) for signal in signals]
     count = _count_fitting(sizes[:limit])
