@@ -95,7 +95,10 @@ async def test_an_outage_is_logged_and_running_jobs_stop_when_leases_expire(
             record = await processor.backend.reads.get_job("long")
         health()
     assert (record.state, record.failures, record.lost) == (State.COMPLETED, 0, 0)
-    assert (states[0], states[1], states[-2]) == ("ready", "unreachable", "ready")
+    before = states[: states.index("unreachable")]
+    assert before[0] == "ready"
+    assert set(before[1:]) <= {"degraded"}, "the notifications may fail before the first exchange"
+    assert states[-2] == "ready"
 
 
 # --- notifications --------------------------------------------------------------------------------
