@@ -13,6 +13,7 @@ from benchmarks.chaos.targets import TARGETS
 
 JOBS_PER_SECOND = 600
 FLOWS = 2_000
+DURABLE = 2_000
 KILLS_PER_SECOND = 1.2
 PAUSE_SECONDS = 5.0
 
@@ -42,7 +43,13 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         default=whole.flows,
         help="of 5 to 200 members, instead of single jobs",
     )
-    parser.add_argument("--durable", type=int, help="runs beside the flows (default: 1 of 20)")
+    parser.add_argument(
+        "--durable",
+        type=int,
+        nargs="?",
+        const=DURABLE,
+        help="runs of 10 steps beside the flows (without it, 1 run beside 20 flows)",
+    )
     parser.add_argument("--filled", action="store_true", help="enqueue all before workers start")
     parser.add_argument("--least-alive", type=int, default=whole.least_alive)
     parser.add_argument("--jobs-per-second", type=float, default=JOBS_PER_SECOND)
