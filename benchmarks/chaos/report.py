@@ -176,17 +176,34 @@ def describe_kind(size: Size) -> str:
     return "".join(kind for kind, is_this in kinds.items() if is_this)
 
 
-def keep(name: str, heading: str, run: RunOutcome) -> None:
-    """Add a run to the day's results; one of the same backend, kind and seed is replaced."""
-    stem = RESULTS / time.strftime("chaos-%Y%m%d")
-    path = stem.with_suffix(".json")
+def keep(name: str, heading: str, run: RunOutcome, results: Path = RESULTS) -> None:
+    """Add a run to the day's results; one of the same backend, kind and seed is replaced.
+
+    What was written by hand between the runs of the page stays.
+    """
+    stem = results / time.strftime("chaos-%Y%m%d")
+    path, page = stem.with_suffix(".json"), stem.with_suffix(".md")
     kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     key = f"{name}{describe_kind(run.size)}" + (f"-{run.seed:02}" if run.seed > 1 else "")
-    kept[key] = {"heading": heading, "run": msgspec.to_builtins(run)}
+    new = {"heading": heading, "run": msgspec.to_builtins(run)}
+    old = kept.get(key)
+    kept[key] = new
     path.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
-    shown = []
-    for one in kept.values():
-        loaded = msgspec.convert(one["run"], RunOutcome)
-        shown += [one["heading"], "", show(loaded)]
-    shown.append(LIMITS)
-    stem.with_suffix(".md").write_text("\n".join(shown))
+    text = page.read_text() if page.exists() else LIMITS
+    replaced = None if old is None else show_kept(old)
+    page.write_text(write_into(text, replaced, show_kept(new)))
+
+
+def show_kept(kept: dict[str, Any]) -> str:
+    """Return the heading and the tables of a run that was kept."""
+    return f"{kept['heading']}\n\n{show(msgspec.convert(kept['run'], RunOutcome))}"
+
+
+def write_into(page: str, old: str | None, new: str) -> str:
+    """Return the page with the text of a run, in the place of the run that it replaces. Without
+    one, the run stands before the limits, or at the end of a page that does not have them.
+    """
+    if old is not None and old in page:
+        return page.replace(old, new)
+    before, limits, after = page.partition(LIMITS)
+    return f"{before.rstrip()}\n\n{new}\n{limits}{after}".lstrip()
