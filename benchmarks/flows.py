@@ -11,6 +11,9 @@ The scenes of durable functions run beside two drains: of plain jobs, and of dur
 without an operation. What an operation costs is the difference to the latter, in plain jobs.
 `signal` measures times instead: from a signal until its handler continues, and from an enqueue
 until a plain handler begins, one at a time, of a worker that is idle.
+
+`suspended`, `million` and `release` need many jobs and are measured only when they are named;
+`benchmarks/large_flows.py` describes them.
 """
 
 from __future__ import annotations
@@ -22,10 +25,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from benchmarks import large_flows
 from benchmarks.conditions import describe_conditions, read_conditions, save
 from benchmarks.limits import KINDS, read_cpu, serve
 from benchmarks.payload import PAYLOAD
@@ -128,6 +132,7 @@ DURABLE_SCENES = {
     "suspend": DurableScene("one suspend and resume, by a sleep", pausing, 1),
 }
 ALL = (*SCENES, *DURABLE_SCENES, "signal")
+LARGE_SCENES = ("suspended", "million", "release")
 BARE = DurableScene("no operation", bare, 1)
 
 
@@ -202,14 +207,28 @@ def serve_any(kind: str) -> Iterator[tuple[str, int | None]]:
 def run(scene: str, kind: str, jobs: int) -> dict[str, float]:
     """Run a scene with an empty backend, in a process of its own."""
     with serve_any(kind) as (url, server):
-        arguments = json.dumps([url, scene, jobs, server])
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.flows", "--part", arguments],
-            stdout=subprocess.PIPE,
-            check=True,
-        )
+        return run_part(url, scene, jobs, server)
+
+
+def run_part(url: str, scene: str, jobs: int, server: int | None) -> dict[str, float]:
+    """Run a scene in a process of its own."""
+    arguments = json.dumps([url, scene, jobs, server])
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.flows", "--part", arguments],
+        stdout=subprocess.PIPE,
+        check=True,
+    )
     found: dict[str, float] = json.loads(done.stdout)
     return found
+
+
+async def run_scene(url: str, scene: str, jobs: int, server: int | None) -> dict[str, float]:
+    """Run a scene in this process."""
+    if scene == "signal":
+        return await time_signals(url, jobs)
+    if scene in large_flows.PARTS:
+        return await large_flows.PARTS[scene](url, jobs, server)
+    return await drain(url, scene, jobs, server)
 
 
 def compare(kind: str, scenes: Sequence[str], jobs: int, repeat: int) -> Rows:
@@ -252,6 +271,57 @@ def compare_signals(kind: str, repeat: int) -> Rows:
     return [[spread(pickups, 2), spread(signals, 2), ratio(signals, pickups)]]
 
 
+def compare_suspended(kind: str, jobs: int, repeat: int) -> str:
+    """Drain plain jobs of a backend without and of one with suspended runs, in turn; return the
+    figures as a table.
+    """
+    found: dict[str, list[float]] = {"beside_none": [], "beside_suspended": []}
+    with serve_any(kind) as empty, serve_any(kind) as filled:
+        if kind != "memory":
+            run_part(filled[0], "fill", large_flows.SUSPENDED, None)
+        backends = {"beside_none": empty, "beside_suspended": filled}
+        for number in range(repeat):
+            scenes = [*backends.items()]
+            for scene, (url, server) in scenes if number % 2 else reversed(scenes):
+                found[scene].append(run_part(url, scene, jobs, server)["run"])
+    none, suspended = found.values()
+    head = ["suspended runs", "without, µs a job", "with, µs a job", "without by with"]
+    row = [f"{large_flows.SUSPENDED:,}", spread(none, 1), spread(suspended, 1)]
+    title = f"{kind}, plain drain of {jobs:,} jobs beside suspended runs"
+    return table(title, head, [[*row, ratio(none, suspended)]])
+
+
+def compare_large(kind: str, repeat: int) -> str:
+    """Enqueue a large flow beside plain jobs, in turn; return the figures as a table."""
+    members = large_flows.MEMBERS
+    plain, flow = [], []
+    for _ in range(repeat):
+        plain.append(run("large_bulk", kind, members))
+        flow.append(run("large_flow", kind, members))
+    costs = ([one["enqueue"] for one in some] for some in (plain, flow))
+    base, cost = costs
+    head = ["members", "plain jobs, µs a job", "the flow, µs a job", "plain by it"]
+    head += ["`get_flow`, ms"]
+    row = [f"{members:,}", spread(base, 1), spread(cost, 1), ratio(base, cost)]
+    return table(
+        f"{kind}, enqueue of a large flow",
+        head,
+        [[*row, spread([one["get_flow"] for one in flow], 2)]],
+    )
+
+
+def time_release(kind: str, repeat: int) -> str:
+    """Time the exchanges while a job releases its dependents; return the figures as a table."""
+    found = [run("release", kind, large_flows.DEPENDENTS) for _ in range(repeat)]
+    head = ["dependents", "exchanges", "median, ms", "longest, ms"]
+    row = [f"{large_flows.DEPENDENTS:,}"]
+    row += [
+        spread([one[name] for one in found], digits)
+        for name, digits in (("exchanges", 0), ("median", 2), ("longest", 1))
+    ]
+    return table(f"{kind}, exchanges while dependents are released and run", head, [row])
+
+
 def show_durable(kind: str, jobs: int, rows: Rows) -> str:
     """Return the figures of durable functions as a table."""
     head = ["operation", "plain drain, µs a job", "without operations, µs a run"]
@@ -275,7 +345,7 @@ def show(kind: str, jobs: int, rows: Rows) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and keep the report if asked to."""
     parser = argparse.ArgumentParser(prog="dev.py bench flows", description=__doc__)
-    parser.add_argument("scenes", nargs="*", metavar="SCENE", choices=[*ALL, []])
+    parser.add_argument("scenes", nargs="*", metavar="SCENE", choices=[*ALL, *LARGE_SCENES, []])
     parser.add_argument("--backend", choices=(*KINDS, "memory"), default="sqlite")
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--repeat", type=int, default=3)
@@ -283,14 +353,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--part", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.part:
-        url, scene, jobs, server = json.loads(chosen.part)
-        timed = scene == "signal"
-        part = time_signals(url, jobs) if timed else drain(url, scene, jobs, server)
-        print(json.dumps(asyncio.run(part)))
+        print(json.dumps(asyncio.run(run_scene(*json.loads(chosen.part)))))
         return 0
     conditions = read_conditions()
-    kind, jobs, repeat = chosen.backend, chosen.jobs, chosen.repeat
     scenes = chosen.scenes or ALL
+    if large := [scene for scene in scenes if scene in LARGE_SCENES]:
+        measure_large(chosen, large, conditions)
+    if len(large) < len(scenes):
+        measure(chosen, [scene for scene in scenes if scene in ALL], conditions)
+    return 0
+
+
+def measure(chosen: argparse.Namespace, scenes: Sequence[str], conditions: dict[str, Any]) -> None:
+    """Measure the scenes of a few jobs."""
+    kind, jobs, repeat = chosen.backend, chosen.jobs, chosen.repeat
     found: dict[str, Rows] = {}
     tables: list[str] = []
     if of_flows := [scene for scene in scenes if scene in SCENES]:
@@ -302,17 +378,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "signal" in scenes:
         found["signal"] = compare_signals(kind, repeat)
         tables.append(show_signals(kind, found["signal"]))
+    keep(chosen, f"flows-{kind}", conditions, found, tables)
+
+
+def measure_large(
+    chosen: argparse.Namespace, scenes: Sequence[str], conditions: dict[str, Any]
+) -> None:
+    """Measure the scenes of many jobs."""
+    kind, jobs, repeat = chosen.backend, chosen.jobs, chosen.repeat
+    found: dict[str, str] = {}
+    for scene in scenes:
+        if scene == "suspended":
+            found[scene] = compare_suspended(kind, jobs, repeat)
+        elif scene == "million":
+            found[scene] = compare_large(kind, repeat)
+        else:
+            found[scene] = time_release(kind, repeat)
+    keep(chosen, f"large-flows-{kind}", conditions, found, [*found.values()])
+
+
+def keep(
+    chosen: argparse.Namespace,
+    subject: str,
+    conditions: dict[str, Any],
+    found: Mapping[str, object],
+    tables: Sequence[str],
+) -> None:
+    """Print the tables, and save them if asked to."""
     figures = "\n".join(tables)
     print(figures)
     if chosen.save:
-        command = f"python3 dev.py bench flows --backend {chosen.backend} --jobs {chosen.jobs}"
+        scenes = "".join(f" {scene}" for scene in chosen.scenes)
+        command = f"python3 dev.py bench flows{scenes} --backend {chosen.backend}"
         text = (
-            f"# What flows and durable functions cost\n\n`{command} --repeat {chosen.repeat}`\n\n"
-            f"{describe_conditions(conditions)} Medians (minimum-maximum) of {chosen.repeat} runs "
-            f"beside the plain drain, in turn.\n\n{figures}"
+            f"# What flows and durable functions cost\n\n`{command} --jobs {chosen.jobs} "
+            f"--repeat {chosen.repeat}`\n\n{describe_conditions(conditions)} Medians "
+            f"(minimum-maximum) of {chosen.repeat} runs, in turn with the plain drain or enqueue."
+            f"\n\n{figures}"
         )
-        save(f"flows-{chosen.backend}", {"conditions": conditions} | found, text)
-    return 0
+        save(subject, {"conditions": conditions, **found}, text)
 
 
 if __name__ == "__main__":
