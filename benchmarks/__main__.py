@@ -8,6 +8,7 @@ python -m benchmarks fleet-drain [--jobs N] [--save]      the server's cost of a
 python -m benchmarks idle-peers [--save]                  one job for idle workers, beside others
 python -m benchmarks sqlite|redis|postgres [TABLE ...]    one backend at length, beside others
 python -m benchmarks flows [SCENE ...] [--save]           members of flows beside plain jobs
+python -m benchmarks flow-peers [SCENE ...] [--save]      flows and steps beside other systems
 python -m benchmarks readings|schedules|scrape [--save]   what operators read, the scheduler
 python -m benchmarks publish                              saved figures into README and docs
 """
@@ -25,6 +26,7 @@ COMMANDS = {
     "fleet-drain": ("benchmarks.fleet_drain", "main"),
     "idle-peers": ("benchmarks.idle_peers", "main"),
     "flows": ("benchmarks.flows", "main"),
+    "flow-peers": ("benchmarks.flow_peers", "main"),
     "readings": ("benchmarks.readings.main", "main"),
     "schedules": ("benchmarks.operating", "main_schedules"),
     "scrape": ("benchmarks.operating", "main_scrape"),

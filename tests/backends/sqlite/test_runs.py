@@ -96,12 +96,14 @@ async def test_a_run_with_more_steps_than_a_transaction_deletes_is_deleted(
 
 
 async def count_statements(backend: SQLiteBackend, number: int, steps: Sequence[Recorded]) -> int:
-    """Return how many statements an exchange with these steps runs."""
+    """Return how many statements an exchange with these steps runs, without those that begin and
+    end transactions: calls at the same time may share one.
+    """
     seen: list[str] = []
     await backend._file.write(lambda db: db.connection.set_trace_callback(seen.append))
     await backend.consuming.exchange(WORKER, number, steps, NOTHING)
     await backend._file.write(lambda db: db.connection.set_trace_callback(None))
-    return len(seen)
+    return sum(not one.startswith(("BEGIN", "COMMIT", "PRAGMA")) for one in seen)
 
 
 async def test_the_steps_of_an_exchange_are_stored_together(backend: SQLiteBackend) -> None:
