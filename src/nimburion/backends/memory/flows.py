@@ -45,6 +45,8 @@ class FlowTables:
         """The ids of the groups of each flow."""
         self.waiters: defaultdict[WaitSource, dict[str, ConditionEntry]] = defaultdict(dict)
         """The conditions on each source, by the id of the job that waits."""
+        self.unordered: set[WaitSource] = set()
+        """The sources whose conditions are not in the order of their jobs."""
         self.sources: defaultdict[str, set[WaitSource]] = defaultdict(set)
         """The sources of the conditions of each job."""
         self.times: list[WaitSource] = []
@@ -59,8 +61,11 @@ class FlowTables:
         if flow.parent is not None:
             self.groups[flow.parent].add(flow.id)
 
-    def add_condition(self, source: WaitSource, job_id: str, on: On | None) -> None:
-        self.waiters[source][job_id] = ConditionEntry(on)
+    def add_condition(self, source: WaitSource, job_id: str, seq: int, on: On | None) -> None:
+        waiters = self.waiters[source]
+        if waiters and next(reversed(waiters.values())).seq > seq:
+            self.unordered.add(source)
+        waiters[job_id] = ConditionEntry(seq, on)
         self.sources[job_id].add(source)
         if source.kind is SourceKind.TIME:
             heappush(self.times, source)
@@ -84,6 +89,7 @@ class FlowTables:
         self.waiters[source].pop(job_id, None)
         if not self.waiters[source]:
             del self.waiters[source]
+            self.unordered.discard(source)
         self.sources[job_id].discard(source)
         if not self.sources[job_id]:
             del self.sources[job_id]
@@ -143,6 +149,8 @@ class FlowTables:
 class ConditionEntry(msgspec.Struct, eq=False):
     """A condition that is not met."""
 
+    seq: int
+    """That of the job that waits."""
     on: On | None
     """None: the job is cancelled if the flow fails."""
     is_impossible: bool = False
@@ -167,14 +175,15 @@ class MemoryFlowData(FlowData):
         return [change for change in changes if change.source in self._data.waiters]
 
     def list_waiters(self, changes: Sequence[SourceChange], limit: int) -> list[Waiter]:
-        jobs = self._step.state.jobs
-        found = [
-            (jobs[job_id].seq, Waiter(source, job_id, entry.on))
-            for source, change in changes
-            for job_id, entry in self._data.waiters.get(source, {}).items()
-            if entry.is_impossible is (change is Transition.REOPENED)
-            and not (change is Transition.FAILING and entry.on in {On.FINISHED, On.ANY})
-        ]
+        found: list[tuple[int, Waiter]] = []
+        for source, change in changes:
+            waiters = (
+                (entry.seq, Waiter(source, job_id, entry.on))
+                for job_id, entry in self._data.waiters.get(source, {}).items()
+                if entry.is_impossible is (change is Transition.REOPENED)
+                and not (change is Transition.FAILING and entry.on in {On.FINISHED, On.ANY})
+            )
+            found += waiters if source in self._data.unordered else islice(waiters, limit)
         found.sort(key=lambda one: (one[0], one[1].source))
         return [waiter for _, waiter in found[:limit]]
 

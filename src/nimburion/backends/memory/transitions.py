@@ -288,7 +288,7 @@ class AtomicStep:
         entry.is_suspended = True
         for condition in entry.options.conditions:
             source = condition.source
-            self.state.flow_tables.add_condition(source, entry.id, condition.on)
+            self.state.flow_tables.add_condition(source, entry.id, entry.seq, condition.on)
             if source.kind is SourceKind.FLOW:
                 self.get_flow_changes().note_condition(
                     source, self.state.flow_tables.flows[source.id]
@@ -303,7 +303,7 @@ class AtomicStep:
         flow = None if flow_id is None else self.state.flow_tables.flows.get(flow_id)
         if flow is not None and flow.fail_fast and options.counted_flow is not None:
             source = WaitSource(SourceKind.FLOW, flow.id)
-            self.state.flow_tables.add_condition(source, entry.id, None)
+            self.state.flow_tables.add_condition(source, entry.id, entry.seq, None)
             self.get_flow_changes().note_condition(source, flow)
 
     def resume(self, entry: JobEntry) -> None:
@@ -315,7 +315,7 @@ class AtomicStep:
         """Let a durable run wait for the first of these sources."""
         entry.is_suspended = True
         for source in sources:
-            self.state.flow_tables.add_condition(source, entry.id, On.ANY)
+            self.state.flow_tables.add_condition(source, entry.id, entry.seq, On.ANY)
         self.get_flow_changes().note_suspended(sources)
 
     def send_signal(self, signal: NewSignal) -> SignalOutcome:
