@@ -12,7 +12,7 @@ from nimburion.core.job import FINISHED
 
 COUNT_AGAIN = 0.2
 """Seconds between two looks at how many jobs have ended."""
-MAX_STANDSTILL = 120.0
+MAX_STANDSTILL = 600.0
 """Seconds within which a job must end, and a worker must be ready to be killed."""
 
 
