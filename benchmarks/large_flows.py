@@ -18,6 +18,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import psycopg
+
 from benchmarks.limits import read_cpu
 from benchmarks.payload import PAYLOAD
 from benchmarks.workload import noop
@@ -72,6 +74,10 @@ async def fill(url: str, count: int, _: int | None) -> dict[str, float]:
     """Leave suspended runs in the backend of a URL."""
     async with Processor(url) as processor:
         await suspend_runs(processor.backend, count)
+    if url.startswith("postgres"):  # autovacuum would do it during the drain, and be counted
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("VACUUM (ANALYZE)")
+            connection.execute("CHECKPOINT")
     return {}
 
 
