@@ -28,7 +28,7 @@ from benchmarks.chaos.event_log import (
 from benchmarks.chaos.reconcile import End, EventLog
 from nimburion.core.backend import Backend
 from nimburion.core.errors import PermanentError
-from nimburion.core.job import State
+from nimburion.core.job import Reason, State
 from nimburion.core.runs import RecordedStep
 from nimburion.jobs import Context, Processor
 from nimburion.jobs.declaration.context import get_record
@@ -182,6 +182,8 @@ class DurableFigures(msgspec.Struct):
     completed: int = 0
     failed: int = 0
     cancelled: int = 0
+    lost: int = 0
+    """Runs that lost their worker as often as is allowed. They end as failed, and undo nothing."""
     executions: int = 0
     """How often the function was called, from its beginning."""
     recorded: int = 0
@@ -254,10 +256,14 @@ def reconcile_runs(
         figures.completed += end.state is State.COMPLETED
         figures.failed += end.state is State.FAILED
         figures.cancelled += end.state is State.CANCELLED
-        if end.state is not run.end:
+        is_lost = end.reason == Reason.LOST
+        figures.lost += is_lost
+        if end.state is not run.end and not is_lost:
             figures.ended_otherwise.append(run.id)
         entries = [decode_entry(step.body) for step in journals.get(run.id, ())]
-        _check_steps(run, entries, ran[run.id], figures)
+        undone = _check_steps(run, entries, ran[run.id], figures)
+        if not (undone or is_lost or run.end is State.COMPLETED):
+            figures.not_called.append(f"{run.id} undo")
         if end.state is State.COMPLETED and end.value != _compute_result(run, entries, ends):
             figures.wrong.append(run.id)
     return figures
@@ -265,8 +271,8 @@ def reconcile_runs(
 
 def _check_steps(
     run: PlannedRun, entries: Sequence[AnyEntry], ran: Sequence[StepRan], figures: DurableFigures
-) -> None:
-    """Compare the journal of one run with the calls of its steps."""
+) -> bool:
+    """Compare the journal of one run with the calls of its steps. Return whether it is undone."""
     kept = [one for one in entries if not isinstance(one, RetryEntry | ForgottenEntry)]
     for (kind, key), count in Counter((get_kind(one), one.key) for one in kept).items():
         if count > 1:
@@ -285,8 +291,7 @@ def _check_steps(
     for key, value in values.items():
         if value not in {call.value for call in calls[key]}:
             figures.not_called.append(f"{run.id} {key}")
-    if run.end is not State.COMPLETED and not _is_undone(calls, undone):
-        figures.not_called.append(f"{run.id} undo")
+    return _is_undone(calls, undone)
 
 
 def _is_undone(calls: Mapping[str, Sequence[StepRan]], undone: Sequence[str]) -> bool:

@@ -25,6 +25,8 @@ class Progress:
         self._fleet = fleet
         self._jobs = jobs
         self._share = 0.0
+        self.are_all_enqueued = False
+        """Whether the producer has ended. A run that was lost may make fewer jobs than planned."""
 
     async def wait_for(self, share: float) -> None:
         """Wait until this share has ended. `TimeoutError` if nothing ends for `MAX_STANDSTILL`."""
@@ -37,7 +39,9 @@ class Progress:
             self._fleet.restart_ended()
             with suppress(BackendUnavailable):
                 counts = await self._backend.reads.count_jobs(budget=None)
-                ended = sum(counts[state] for state in FINISHED) / self._jobs
+                finished = sum(counts[state] for state in FINISHED)
+                is_over = self.are_all_enqueued and finished == sum(counts.values())
+                ended = 1.0 if is_over else finished / self._jobs
                 if ended > self._share:
                     self._share = ended
                     return

@@ -87,6 +87,7 @@ def list_run_counts(found: DurableFigures) -> Rows:
         "completed": found.completed,
         "failed and undone": found.failed,
         "cancelled and undone": found.cancelled,
+        "of the failed ones, lost their worker `max_lost` times, and undo nothing": found.lost,
         "executions": found.executions,
         "steps and undos recorded": found.recorded,
         "calls of steps and undos": found.calls,

@@ -83,15 +83,15 @@ async def run_on_target(target: Target, size: Size, seed: int, folder: Path) -> 
             closing(EventWriter(folder, "harness")) as writer,
             closing(Fleet(folder, target, size)) as fleet,
         ):
-            if size.filled:
-                await produce(folder, target, size, seed)
-            fleet.start()
             progress = Progress(backend, fleet, size.jobs)
+            if size.filled:
+                await produce(folder, target, size, seed, progress)
+            fleet.start()
             injector = FaultInjector(target, fleet, writer, progress, size.least_alive)
             async with asyncio.TaskGroup() as group:
                 group.create_task(injector.run(plan))
                 if not size.filled:
-                    group.create_task(produce(folder, target, size, seed))
+                    group.create_task(produce(folder, target, size, seed, progress))
             with suppress(TimeoutError):  # what has not ended is reported as lost
                 await progress.wait_for(1.0)
             seconds = now() - began
@@ -122,7 +122,7 @@ async def open_directly(url: str) -> AsyncIterator[Backend]:
         await backend.close()
 
 
-async def produce(folder: Path, target: Target, size: Size, seed: int) -> None:
+async def produce(folder: Path, target: Target, size: Size, seed: int, progress: Progress) -> None:
     """Run the producer to its end."""
     arguments = [str(size.jobs), str(size.seconds), str(seed)]
     process = await asyncio.create_subprocess_exec(
@@ -137,6 +137,7 @@ async def produce(folder: Path, target: Target, size: Size, seed: int) -> None:
             process.kill()
     if code != 0:
         raise subprocess.CalledProcessError(code, "benchmarks.chaos.producer")
+    progress.are_all_enqueued = True
 
 
 async def read_ends(backend: Backend) -> dict[str, End]:

@@ -19,7 +19,7 @@ from benchmarks.chaos.durable import (
 )
 from benchmarks.chaos.event_log import StepRan
 from benchmarks.chaos.reconcile import End, EventLog
-from nimburion.core.job import State
+from nimburion.core.job import Reason, State
 from nimburion.core.runs import RecordedStep
 from nimburion.jobs.durable.journal import (
     AnyEntry,
@@ -108,6 +108,15 @@ def test_another_end_than_planned() -> None:
     made = Made()
     made.ends[RUN.id] = End(State.FAILED)
     assert made.reconcile().ended_otherwise == [RUN.id]
+
+
+def test_a_run_that_lost_its_worker_too_often_may_fail_and_undo_nothing() -> None:
+    made = Made()
+    made.end_undone()
+    made.ends[RUN.id] = End(State.FAILED, reason=Reason.LOST)
+    figures = made.reconcile()
+    assert figures.violations == {}
+    assert figures.lost == 1
 
 
 def test_two_records_of_a_step() -> None:
