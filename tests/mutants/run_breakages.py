@@ -90,6 +90,13 @@ RUN_MUTANTS = (
         (f"{MEMORY}test_one_that_was_taken_resumes_nothing",),
     ),
     Mutant(
+        "runs: the id of a signal that was taken is never forgotten",
+        PLANNER,
+        "return $last_number - MAX_UNREAD_SIGNALS + 1",
+        "return 0",
+        (f"{MEMORY}test_the_id_of_a_taken_one_is_known",),
+    ),
+    Mutant(
         "runs: any signal is met by any other",
         MEMORY_FILES,
         "return any($signal.name == $name for $signal in self.list_unread($job_id))",

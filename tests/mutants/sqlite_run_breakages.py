@@ -79,6 +79,13 @@ SQLITE_RUN_MUTANTS = (
         (f"{SQLITE}test_one_that_needs_cleanup_is_resumed",),
     ),
     Mutant(
+        "SQLite runs: the id of an unread signal is forgotten",
+        "backends/sqlite/sql/runs.sql",
+        "AND $number < ?2 AND $payload IS NULL AND",
+        "AND $number <= ?2 AND",
+        (f"{SQLITE}test_the_id_of_a_taken_one_is_known",),
+    ),
+    Mutant(
         "SQLite runs: a deleted run leaves its steps",
         "backends/sqlite/maintenance.py",
         '$db.run("delete_steps", $listed)',

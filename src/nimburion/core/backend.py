@@ -209,9 +209,10 @@ class Producing(Protocol):
     async def send_signals(self, signals: Sequence[NewSignal]) -> list[SignalOutcome]:
         """Store signals to jobs, up to `MAX_SIGNALS`, and return one outcome for each, in order.
 
-        A signal is kept until a step of its job takes it (`Recorded.takes`), and its id until the
-        record of the job is removed. A job that is suspended and waits for a signal of this name is
-        resumed in the same step. If the job does not wait, its next `Suspended` finds the signal.
+        A signal is kept until a step of its job takes it (`Recorded.takes`). Its id is kept until
+        it was taken and `MAX_UNREAD_SIGNALS` later signals of the job were stored. A job that is
+        suspended and waits for a signal of this name is resumed in the same step. If the job does
+        not wait, its next `Suspended` finds the signal.
         """
         ...
 

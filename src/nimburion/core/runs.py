@@ -23,7 +23,9 @@ undo, or has started other jobs. To cancel such a run, the backend sends it the 
 CANCEL_SIGNAL = ""
 """The name of the signal that asks a run to end as cancelled. Its id is the same."""
 MAX_UNREAD_SIGNALS = 1_000
-"""The most unread signals of a job, without the one that asks it to end."""
+"""The most unread signals of a job, without the one that asks it to end. The id of one that was
+taken is known until so many later signals were stored.
+"""
 MAX_SIGNALS = 500
 """The most signals of one call of `send_signals`."""
 MAX_SIGNAL_NAME = 200
@@ -55,7 +57,9 @@ class NewSignal(msgspec.Struct, frozen=True):
     name: str
     """Without a slash. `CANCEL_SIGNAL` is sent by `cancel` only."""
     id: str
-    """The same id is one signal of the job, however often it is sent."""
+    """The same id is one signal of the job, however often it is sent, until it was taken and
+    `MAX_UNREAD_SIGNALS` later ones were stored.
+    """
     payload: bytes
 
 

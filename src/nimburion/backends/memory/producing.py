@@ -35,4 +35,7 @@ class MemoryProducing(Producing, BlockingProducing):
 
     async def send_signals(self, signals: Sequence[NewSignal]) -> list[SignalOutcome]:
         with AtomicStep(self._data) as step:
-            return [step.send_signal(signal) for signal in signals]
+            outcomes = [step.send_signal(signal) for signal in signals]
+            for job_id in {signal.job_id for signal in signals}:
+                step.state.run_tables.forget_taken(job_id)
+            return outcomes

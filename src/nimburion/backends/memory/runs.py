@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import takewhile
 
 import msgspec
 
-from nimburion.backends.planning.runs import RunCursor, cut_run_page, decide_signal
+from nimburion.backends.planning.runs import RunCursor, cut_run_page, decide_signal, get_known_from
 from nimburion.core.job import State
 from nimburion.core.runs import (
     CANCEL_SIGNAL,
@@ -22,7 +23,7 @@ from nimburion.core.timing.clock import MICRO
 
 
 class KeptSignal(msgspec.Struct, eq=False):
-    """A signal of a job. Its id is kept after a step took it."""
+    """A signal of a job. Its id is kept for a while after a step took it."""
 
     signal: StoredSignal
     is_unread: bool = True
@@ -63,6 +64,17 @@ class RunTables:
             self._append_signal(signal, now)
         return outcome
 
+    def forget_taken(self, job_id: str) -> None:
+        """Forget the ids of taken signals that are old enough."""
+        signals = self.signals.get(job_id, {})
+        if not signals:
+            return
+        before = get_known_from(next(reversed(signals.values())).signal.number)
+        old = takewhile(lambda one: one[1].signal.number < before, signals.items())
+        for signal_id, entry in [*old]:
+            if not entry.is_unread and signal_id != CANCEL_SIGNAL:
+                del signals[signal_id]
+
     def add_cancel_signal(self, job_id: str, now: int) -> None:
         """Ask a run to end as cancelled, unless it was asked before."""
         if CANCEL_SIGNAL not in self.signals.get(job_id, {}):
@@ -70,7 +82,7 @@ class RunTables:
 
     def _append_signal(self, signal: NewSignal, now: int) -> None:
         signals = self.signals[signal.job_id]
-        number = len(signals) + 1
+        number = next(reversed(signals.values())).signal.number + 1 if signals else 1
         stored = StoredSignal(number, signal.name, signal.payload, now / MICRO)
         signals[signal.id] = KeptSignal(stored)
 

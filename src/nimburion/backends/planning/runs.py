@@ -36,6 +36,16 @@ def decide_signal(state: State | None, *, is_known: bool, unread: int) -> Signal
     return SignalOutcome.STORED if unread < MAX_UNREAD_SIGNALS else SignalOutcome.FULL
 
 
+def get_known_from(last_number: int) -> int:
+    """Return the number of the first signal of a job whose id is known in any case. Those before it
+    are forgotten once they are taken. `last_number`: that of the last signal that was stored.
+
+    >>> get_known_from(1_003)
+    4
+    """
+    return last_number - MAX_UNREAD_SIGNALS + 1
+
+
 class RunCursor(NamedTuple):
     """The place in a run at which a page ends."""
 

@@ -68,9 +68,10 @@ KEYS = MappingProxyType(
         "flow_change": "sorted set: ends of jobs and flows whose conditions a later step applies",
         "flow_finished": "sorted set: ended members of flows that run, by flow",
         "released_flow": "sorted set: flows that have ended, whose members are in `flow_finished`",
-        "run_entry": "hash: seq, kind and number -> a step of a durable run, or an unread signal",
+        "run_entry": "hash: seq, kind and number -> a step of a durable run, or an unread signal; "
+        "also the ids of signals",
         "run_order": "sorted set: the steps of each durable run, its unread signals, and the ids "
-        "of all its signals",
+        "of its signals",
         "removed_run": "sorted set: seq of deleted jobs of which steps or signals are left",
         "unique_key": "hash: job name NUL unique key -> expiry, states, id of the holder",
         "unique_expiry": "sorted set: unique keys with a span (unique_for), by expiry",

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from nimburion.backends.planning.runs import RunCursor, cut_run_page, decide_signal
+from nimburion.backends.planning.runs import RunCursor, cut_run_page, decide_signal, get_known_from
 from nimburion.backends.sqlite.connection.database import Database, Row
 from nimburion.backends.sqlite.flows import get_flow_changes
 from nimburion.core.job import State
@@ -100,6 +100,9 @@ def send_signals(db: Database, signals: Sequence[NewSignal]) -> list[SignalOutco
                 get_flow_changes(db).note_signal(make_signal_source(job.id, signal.name))
     if values:
         db.connection.executemany(db.statements["insert_signal"], values)
+        for job in jobs.values():
+            if (known_from := get_known_from(job.last_number)) > 1:
+                db.run("forget_signals", job.seq, known_from)
     return outcomes
 
 

@@ -2,7 +2,7 @@
 --
 -- The writer thread runs the statements that write between its BEGIN IMMEDIATE and COMMIT. The transaction holds the write lock
 -- of the file, and each call has its own savepoint. The steps of a run are stored only under its lease: the caller has compared the
--- token. A signal whose payload is NULL was taken by a step. Its id stays, so that it is never stored again.
+-- token. A signal whose payload is NULL was taken by a step. Its id stays for a while, so that it is not stored again.
 
 -- name: insert_steps
 -- Store steps, except those whose number the run has.
@@ -65,6 +65,11 @@ CROSS JOIN signal AS s ON s.seq = json_extract(x.value, '$[0]') AND s.id = json_
 -- Store a signal.
 -- Inputs: ?1 seq, ?2 number, ?3 id, ?4 name, ?5 now, ?6 payload
 INSERT INTO signal (seq, number, id, name, at, payload) VALUES (?1, ?2, ?3, ?4, ?5, ?6);
+
+-- name: forget_signals
+-- Delete the oldest signals of a job that were taken. That which asks it to end stays.
+-- Inputs: ?1 seq, ?2 the number of the first signal that stays
+DELETE FROM signal WHERE seq = ?1 AND number < ?2 AND payload IS NULL AND name <> '';
 
 -- name: insert_cancel_signal
 -- Ask a durable run to end as cancelled, unless it was asked before.

@@ -283,6 +283,23 @@ class Signalling:
         await record(worker, held, 1, takes=page.signals[0].number)
         assert await send(harness, key="more") is SignalOutcome.STORED
 
+    async def test_the_id_of_a_taken_one_is_known_for_a_bounded_number_of_later_ones(
+        self, harness: Harness
+    ) -> None:
+        worker = await harness.worker()
+        held = await start(harness, worker)
+        await send(harness, key="taken")
+        (signal,) = (await read(harness)).signals
+        await record(worker, held, 1, takes=signal.number)
+        signals = [NewSignal(RUN, "n", str(number), b"") for number in range(MAX_UNREAD_SIGNALS)]
+        for start_at in range(0, len(signals) - 1, 499):
+            last = min(start_at + 499, len(signals) - 1)
+            await harness.backend.producing.send_signals(signals[start_at:last])
+        assert await send(harness, key="taken") is SignalOutcome.EXISTS
+        assert await harness.backend.producing.send_signals(signals[-1:]) == [SignalOutcome.STORED]
+        assert await send(harness, key="taken") is SignalOutcome.FULL  # it is a new one
+        assert await send(harness, key="0") is SignalOutcome.EXISTS
+
     async def test_a_name_of_any_text(self, harness: Harness) -> None:
         worker = await harness.worker()
         name = "größe:1 {x} %s 'q'"

@@ -316,7 +316,7 @@ END $$;
 -- name: send_signals
 -- Store signals to jobs, and resume the durable runs that wait for them.
 -- Inputs: the time or NULL; arrays of the same length: the ids of the jobs, names, ids and payloads of the signals; how many unread
---   signals a job has at most (MAX_UNREAD_SIGNALS in core/runs.py)
+--   signals a job has at most, and how many later ones let it forget one that was taken (MAX_UNREAD_SIGNALS in core/runs.py)
 -- Result: one letter for each signal: s stored, e exists, f the job has ended, u unknown job, l the limit is reached; the queue of each
 --   job to notify
 -- Locks: rows of `run`; then rows of `dependent`, with SKIP LOCKED: see the header of this file
@@ -363,6 +363,9 @@ BEGIN
     INTO codes FROM given g
     LEFT JOIN new n ON n.seq = g.seq AND n.key = g.key LEFT JOIN stored s ON s.seq = g.seq AND s.id = g.key;
     IF codes ~ 's' THEN
+        DELETE FROM {schema}.signal s USING {schema}.run r
+        WHERE r.seq = ANY (seqs) AND r.last_signal > p_most
+            AND s.seq = r.seq AND s.number <= r.last_signal - p_most AND NOT s.is_unread AND s.id <> '';
         lanes := {schema}.resume_times_1(now) || {schema}.wake_runs_1(now, ARRAY(
             SELECT DISTINCT convert_to({schema}.decode_id_1(u.id) || '/' || u.name, 'UTF8')
             FROM unnest(string_to_array(codes, NULL), p_ids, p_names) AS u (code, id, name) WHERE u.code = 's'

@@ -287,7 +287,7 @@ CREATE TABLE {schema}.step (
     PRIMARY KEY (seq, number)
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
     vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
--- The signals to jobs. They stay after a step took them, so that an id is one signal.
+-- The signals to jobs. They stay for a while after a step took them, so that an id is one signal.
 CREATE TABLE {schema}.signal (
     seq int8 NOT NULL,
     number int8 NOT NULL,               -- in the order in which the signals of the job were stored, from 1

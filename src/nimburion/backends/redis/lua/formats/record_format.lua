@@ -50,9 +50,10 @@
 --                   due 8; it is in `unmet` and `scheduled` only.
 -- unmet             conditions that are not met 2 | impossible ones 2, also of a flow that fails fast, for which the job does not wait
 --                   | the sources of a suspended run. One is enough, so they count as one condition.
--- run_order         seq 8 | s (step) | number 4; or seq 8 | u (unread signal) | number 4 | name; or seq 8 | i | id of a signal, also of one
---                   that is read. Signals are numbered from 1.
--- run_entry         field: seq 8 | s or u | number 4; value: time 8 | body of the step or payload of the signal
+-- run_order         seq 8 | s (step) | number 4; or seq 8 | u (unread signal) | number 4 | name; or seq 8 | i | number 4 | id of a signal, also
+--                   of one that was taken. Signals are numbered from 1.
+-- run_entry         field: seq 8 | s or u | number 4; value: time 8 | body of the step or payload of the signal; or field: seq 8 | i | id of
+--                   a signal that is in `run_order`; value: nothing
 -- removed_run       seq 8
 -- flow_change       number 8 | transition 1 (see planning/flows.lua) | source
 -- flow_finished     flow 2 + n | seq 8

@@ -3,6 +3,7 @@
 -- Provides: record_step(field, packed) -> whether the step was stored: the run has none with its number
 --     packed: number 4 | number of the signal that it takes 4 (zeros: none) | 1 if all other steps are removed, else 0 | body
 --   add_signal(field, id, name, payload) -> SIGNAL_STORED, SIGNAL_EXISTS or SIGNAL_FULL
+--   forget_taken_signals(field): removes the ids of signals that were taken and after which MAX_UNREAD_SIGNALS others came
 --   needs_cleanup(field) -> whether a worker ends the run when it is cancelled; ask_to_end(field) -> the same. The run then has the signal
 --     that asks it to end.
 --   read_unread_names(field): the names of the unread signals, as a set
@@ -25,9 +26,8 @@ end
 local function drop_entries(members)
   local fields = {}
   for _, member in ipairs(members) do
-    if sub(member, 9, 9) ~= SIGNAL_ID_ENTRY then
-      push(fields, sub(member, 1, ENTRY_SIZE))
-    end
+    local is_id = sub(member, 9, 9) == SIGNAL_ID_ENTRY
+    push(fields, is_id and sub(member, 1, 9) .. sub(member, ENTRY_SIZE + 1) or sub(member, 1, ENTRY_SIZE))
   end
   call_in_batches('HDEL', run_entry_key, fields)
   call_in_batches('ZREM', run_order_key, members)
@@ -53,11 +53,13 @@ end
 
 local signal_counts = {}
 
--- Return how many signals a job has or had, and how many are unread.
+-- Return the number of the last signal of a job, and how many are unread.
 local function count_signals(field)
   if not signal_counts[field] then
+    local low, high = get_entry_range(field, SIGNAL_ID_ENTRY)
+    local last = redis.call('ZREVRANGEBYLEX', run_order_key, high, low, 'LIMIT', 0, 1)[1]
     signal_counts[field] = {
-      all = redis.call('ZLEXCOUNT', run_order_key, get_entry_range(field, SIGNAL_ID_ENTRY)),
+      last = last and unpack_struct('>I4', sub(last, 10, ENTRY_SIZE)) or 0,
       unread = redis.call('ZLEXCOUNT', run_order_key, get_entry_range(field, SIGNAL_ENTRY)),
     }
   end
@@ -73,15 +75,16 @@ local function read_unread_names(field)
 end
 
 local function has_signal_id(field, id)
-  return redis.call('ZSCORE', run_order_key, field .. SIGNAL_ID_ENTRY .. id)
+  return redis.call('HEXISTS', run_entry_key, field .. SIGNAL_ID_ENTRY .. id) == 1
 end
 
 local function store_signal(field, id, name, payload)
   local counts = count_signals(field)
-  counts.all, counts.unread = counts.all + 1, counts.unread + 1
-  local signal = field .. SIGNAL_ENTRY .. pack_struct('>I4', counts.all)
-  redis.call('HSET', run_entry_key, signal, now8 .. payload)
-  redis.call('ZADD', run_order_key, 0, field .. SIGNAL_ID_ENTRY .. id, 0, signal .. name)
+  counts.last, counts.unread = counts.last + 1, counts.unread + 1
+  local number4 = pack_struct('>I4', counts.last)
+  local signal = field .. SIGNAL_ENTRY .. number4
+  redis.call('HSET', run_entry_key, signal, now8 .. payload, field .. SIGNAL_ID_ENTRY .. id, '')
+  redis.call('ZADD', run_order_key, 0, field .. SIGNAL_ID_ENTRY .. number4 .. id, 0, signal .. name)
 end
 
 local function add_signal(field, id, name, payload)
@@ -95,6 +98,21 @@ local function add_signal(field, id, name, payload)
   end
   store_signal(field, id, name, payload)
   return SIGNAL_STORED
+end
+
+local function forget_taken_signals(field)
+  local old = count_signals(field).last - MAX_UNREAD_SIGNALS
+  if old <= 0 then
+    return
+  end
+  local taken, ids = {}, field .. SIGNAL_ID_ENTRY
+  for _, member in ipairs(redis.call('ZRANGEBYLEX', run_order_key, '[' .. ids, '(' .. ids .. pack_struct('>I4', old + 1))) do
+    local signal = field .. SIGNAL_ENTRY .. sub(member, 10, ENTRY_SIZE)
+    if #member > ENTRY_SIZE and redis.call('HEXISTS', run_entry_key, signal) == 0 then
+      push(taken, member)
+    end
+  end
+  drop_entries(taken)
 end
 
 local function needs_cleanup(field)

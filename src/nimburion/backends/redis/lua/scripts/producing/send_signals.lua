@@ -8,7 +8,7 @@ local codes, ids = {}, {}
 for i = 3, #ARGV, 4 do
   push(ids, ARGV[i])
 end
-local fields, has_stored = find_fields(ids), false
+local fields, stored_fields = find_fields(ids), {}
 
 local function send_signal(field, at)
   local body = field and redis.call('HGET', job_key, field)
@@ -21,7 +21,7 @@ local function send_signal(field, at)
   local code = add_signal(field, ARGV[at + 2], ARGV[at + 1], ARGV[at + 3])
   if code == SIGNAL_STORED then
     note_signal(field, ARGV[at + 1])
-    has_stored = true
+    stored_fields[field] = true
   end
   return code
 end
@@ -29,7 +29,10 @@ end
 for i, field in ipairs(fields) do
   codes[i] = send_signal(field, 4 * i - 1)
 end
-if has_stored then
+if next(stored_fields) then
+  for field in pairs(stored_fields) do
+    forget_taken_signals(field)
+  end
   resolve_changes()
 end
 write_lane_counts()
