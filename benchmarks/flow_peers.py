@@ -59,6 +59,11 @@ TITLES = {
     "steps": "durable functions of 10 steps",
     "children": "durable functions that run 300 jobs and get their results",
 }
+FIGURES = {
+    "rate": "jobs or steps a second",
+    "client_us": "worker and producer CPU, µs",
+    "server_us": "server CPU, µs",
+}
 Found = dict[str, dict[str, dict[str, list[float]]]]
 """The figures of a scene, by subject and setting, and by name."""
 
@@ -101,7 +106,7 @@ def measure(scenes: list[str], repeat: int) -> tuple[Found, list[str]]:
             try:
                 figures = run(subject, scene, setting)
             except (RuntimeError, subprocess.TimeoutExpired) as error:
-                failed.append(f"{scene}, {who}: {str(error).strip().splitlines()[-1]}")
+                failed.append(f"{scene}, {who}: {find_reason(str(error))}")
                 print(scene, who, error, file=sys.stderr, flush=True)
                 continue
             print(scene, who, figures, file=sys.stderr, flush=True)
@@ -111,13 +116,19 @@ def measure(scenes: list[str], repeat: int) -> tuple[Found, list[str]]:
     return found, failed
 
 
+def find_reason(text: str) -> str:
+    """Return the error of a scene; what its workers printed follows it."""
+    lines = [line for line in text.splitlines() if "Error: " in line]
+    return (lines or text.strip().splitlines())[-1]
+
+
 def show(found: Found) -> str:
     """Return a table for each scene."""
-    head = ["", "jobs or steps a second", "worker and producer CPU, µs", "server CPU, µs"]
+    head = ["", *FIGURES.values()]
     tables = []
     for scene, subjects in found.items():
         rows: Rows = [
-            [who, *(rounded_spread(kept[name]) for name in ("rate", "client_us", "server_us"))]
+            [who, *(rounded_spread(kept[name]) for name in FIGURES)]
             for who, kept in subjects.items()
         ]
         flows, _ = SIZES[scene]
@@ -152,6 +163,7 @@ def main(arguments: list[str]) -> int:
                 "conditions": conditions,
                 "servers": servers,
                 "versions": beside,
+                "sizes": SIZES,
                 "scenes": found,
                 "failed": failed,
             },

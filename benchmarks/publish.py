@@ -25,6 +25,8 @@ from benchmarks.conditions import ROOT, load_newest
 from benchmarks.cost import BACKENDS
 from benchmarks.fleet import FleetSize
 from benchmarks.fleet import compare as compare_with_one
+from benchmarks.flow_peers import FIGURES as FLOW_FIGURES
+from benchmarks.flow_peers import TITLES as FLOW_TITLES
 from benchmarks.picture import draw_speed
 from benchmarks.report import Rows, rounded
 from benchmarks.speed import OURS, SYNC, compare, find_better
@@ -216,6 +218,25 @@ def make_idle_peers(link: Link) -> str:
     return f"{make_table(head, rows)}\n{describe(path, found, link)}\n"
 
 
+def make_flow_peers(link: Link) -> str:
+    """Flows and durable functions beside other job systems."""
+    path, found = load_newest("flow-peers")
+    sizes = found["sizes"]
+    parts = [
+        f"With {', '.join(found['servers'])}; beside {', '.join(found['versions'])}. Medians; the "
+        f"load by other programs was {found['conditions']['load']}.\n"
+    ]
+    for scene, subjects in found["scenes"].items():
+        rows = [
+            [who, *(rounded(statistics.median(kept[name])) for name in FLOW_FIGURES)]
+            for who, kept in subjects.items()
+        ]
+        head = [f"{sizes[scene][0]} {FLOW_TITLES[scene]}", *FLOW_FIGURES.values()]
+        parts.append(make_table(head, rows))
+    parts += [f"Failed: {one}.\n" for one in found["failed"]]
+    return "\n".join([*parts, describe(path, found, link)]) + "\n"
+
+
 BLOCKS: dict[str, Callable[[Link], str]] = {
     "rates": make_rates,
     "costs": make_costs,
@@ -227,6 +248,7 @@ BLOCKS: dict[str, Callable[[Link], str]] = {
     "fleet": make_fleet,
     "drains": make_drains,
     "idle_peers": make_idle_peers,
+    "flow_peers": make_flow_peers,
 }
 
 

@@ -27,7 +27,7 @@ from benchmarks.peers.scenes import connected, read
 from benchmarks.peers.workers import Workers, spent, tree
 
 SCENES = ("chain", "fan_in", "steps", "children")
-STUCK_AFTER = 60.0
+STUCK_AFTER = 120.0
 """Seconds in which a flow must end."""
 LOOK_EVERY = 0.05
 
