@@ -37,6 +37,8 @@ MAX_TEXT_CHARACTERS = 65_536
 
 _MAX_LINE = 120
 """The characters of a JSON text that a table shows."""
+_SHORT = 32
+"""The most characters of a text that is escaped once for many pages."""
 
 
 class _OneCallGenerator(CodeGenerator):
@@ -44,10 +46,10 @@ class _OneCallGenerator(CodeGenerator):
     returns once more: two calls and a copy for each of the thousand values of a page.
     """
 
-    def _output_child_pre(self, node: Expr, frame: Frame, finalize: object) -> None:
+    def _output_child_pre(self, node: Expr, frame: Frame, finalize: object) -> None:  # noqa: ARG002
         self.write("environment.finalize(")
 
-    def _output_child_post(self, node: Expr, frame: Frame, finalize: object) -> None:
+    def _output_child_post(self, node: Expr, frame: Frame, finalize: object) -> None:  # noqa: ARG002
         self.write(")")
 
 
@@ -124,10 +126,18 @@ def finalize_value(value: object) -> str:
     if isinstance(value, Markup):
         return value
     if isinstance(value, str):
+        if len(value) <= _SHORT:
+            return _escape_again(value)
         return escape(escape_controls(value))
     if value is None:
         return ""
     return str(value) if isinstance(value, int | float) else escape(escape_controls(value))
+
+
+@lru_cache(maxsize=4096)
+def _escape_again(text: str) -> Markup:
+    """Escape a short text, of which pages repeat most: paths, names, labels."""
+    return escape(escape_controls(text))
 
 
 def format_count(number: float | None, precision: str = "") -> str:

@@ -11,7 +11,7 @@ from nimburion.core.diagnosis.explanations import (
     find_causes,
     list_named_holders,
 )
-from nimburion.core.diagnosis.running_jobs import read_facts
+from nimburion.core.diagnosis.running_jobs import complete_facts
 from nimburion.core.job import FINISHED, AttemptError, AttemptInfo, JobRecord, State
 from nimburion.core.queries import JobFilter
 from nimburion.core.runs import RunPage, SignalOutcome
@@ -47,6 +47,7 @@ from nimburion.server.dashboard.pages.jobs.job_contents import (
     split_traceback,
 )
 from nimburion.server.dashboard.pages.jobs.job_list import describe_purge, describe_replay
+from nimburion.server.dashboard.readings import SIDE_AGE, PageReadings
 from nimburion.server.dashboard.run_picture import draw_run
 
 MAX_ERRORS = 20
@@ -55,6 +56,8 @@ RUNS_BUDGET = 2_000
 """The records that are examined for the latest runs of a name."""
 MAX_OPERATIONS = 100
 """The most operations of a durable run that the page shows: the latest."""
+_USUAL_AGE = 30.0
+"""Seconds for which the usual time of a running job counts."""
 _ENDED_RUN_AGE = 60.0
 """Seconds for which the steps of a job that has ended count."""
 
@@ -120,11 +123,9 @@ class JobData(msgspec.Struct, frozen=True, kw_only=True):
 async def read_job(request: PageRequest[NoQuery]) -> JobData:
     """Read a job, what decides whether it runs, and the latest runs of its name."""
     readings, job_id = request.readings, request.path["id"]
-    facts: Facts = await readings.read(
-        f"job {job_id}", lambda: read_facts(readings.backend, job_id)
-    )
+    facts = await _read_facts(readings, job_id)
     job = facts.job
-    contents, is_shown = await read_contents(request), "payloads" in request.caller.rights
+    contents, is_shown = await read_contents(request, job), "payloads" in request.caller.rights
     command = make_command(job.name, job.queue, contents.payload)
     stack = await _read_stack(request, job)
     return JobData(
@@ -148,12 +149,30 @@ async def read_job(request: PageRequest[NoQuery]) -> JobData:
     )
 
 
+async def _read_facts(readings: PageReadings, job_id: str) -> Facts:
+    """Read what decides whether the job can run. The usual time of its name changes slowly."""
+    facts: Facts = await readings.read(
+        f"job {job_id}", lambda: readings.backend.reads.explain_job(job_id)
+    )
+    job = facts.job
+    if job.state is not State.PROCESSING:
+        return facts
+    complete = await readings.read(
+        f"facts {job_id} {job.attempt} {job.cancel_requested}",
+        lambda: complete_facts(readings.backend, facts),
+        _USUAL_AGE,
+    )
+    return msgspec.structs.replace(
+        facts, usual=complete.usual, cancel_requested_at=complete.cancel_requested_at
+    )
+
+
 async def _read_stack(request: PageRequest[NoQuery], job: JobRecord) -> HandlerStack | None:
     if job.state is not State.PROCESSING or "stacks" not in request.caller.rights:
         return None
     readings = request.readings
     return await readings.read(
-        f"stack {job.id}", lambda: get_stack(readings.backend, job.id, readings.now)
+        f"stack {job.id}", lambda: get_stack(readings.backend, job.id, readings.now), SIDE_AGE
     )
 
 
