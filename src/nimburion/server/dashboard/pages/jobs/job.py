@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 
 from nimburion.actions.search import format_qualifier
@@ -30,7 +32,7 @@ from nimburion.server.api.jobs import (
 from nimburion.server.api.operation import NoQuery
 from nimburion.server.api.runs import RunView, SignalReport, make_job_run
 from nimburion.server.dashboard.charts import TimelineSpan
-from nimburion.server.dashboard.flows.waits import MEMBERS_AGE, JobFlow, read_job_flow
+from nimburion.server.dashboard.flows.waits import JobFlow, read_job_flow
 from nimburion.server.dashboard.page import (
     DashboardAction,
     DashboardPage,
@@ -58,7 +60,7 @@ MAX_OPERATIONS = 100
 """The most operations of a durable run that the page shows: the latest."""
 _USUAL_AGE = 30.0
 """Seconds for which the usual time of a running job counts."""
-_ENDED_RUN_AGE = 60.0
+_ENDED_AGE = 60.0
 """Seconds for which the steps of a job that has ended count."""
 
 
@@ -127,7 +129,7 @@ async def read_job(request: PageRequest[NoQuery]) -> JobData:
     job = facts.job
     contents, is_shown = await read_contents(request, job), "payloads" in request.caller.rights
     command = make_command(job.name, job.queue, contents.payload)
-    stack = await _read_stack(request, job)
+    run, stack = await _read_attempt(request, facts)
     return JobData(
         now=facts.now,
         causes=find_causes(facts),
@@ -139,7 +141,7 @@ async def read_job(request: PageRequest[NoQuery]) -> JobData:
         key_holder=facts.key_holder,
         flow=await read_job_flow(readings, job, facts.now),
         limit_holders=list_named_holders(facts.limits),
-        run=await _read_run(request, facts),
+        run=run,
         stack=stack,
         stack_parts=split_traceback(stack.text) if stack and stack.text else [],
         data=ShownContents(contents=msgspec.structs.replace(contents, errors=[]), command=command)
@@ -167,31 +169,30 @@ async def _read_facts(readings: PageReadings, job_id: str) -> Facts:
     )
 
 
-async def _read_stack(request: PageRequest[NoQuery], job: JobRecord) -> HandlerStack | None:
-    if job.state is not State.PROCESSING or "stacks" not in request.caller.rights:
-        return None
-    readings = request.readings
-    return await readings.read(
-        f"stack {job.id}", lambda: get_stack(readings.backend, job.id, readings.now), SIDE_AGE
-    )
-
-
-async def _read_run(request: PageRequest[NoQuery], facts: Facts) -> RunView | None:
-    """Read the steps of a job that began. One that has ended gets no more of them, so what was
-    read after its end counts for long.
+async def _read_attempt(
+    request: PageRequest[NoQuery], facts: Facts
+) -> tuple[RunView | None, HandlerStack | None]:
+    """Read the steps of a job that began, and the stack of one that runs, at the same time. A job
+    that has ended gets no more of them, so what was read after its end counts for long.
     """
     job, readings = facts.job, request.readings
     if job.started_at is None:
-        return None
-    stored: RunPage = await readings.read(
-        f"run {job.id} {job.finished_at}",
-        lambda: read_stored(readings.backend, job.id),
-        _ENDED_RUN_AGE if job.state.finished else MEMBERS_AGE,
-    )
-    found = make_run_timeline(facts, stored)
-    if not found.steps and not found.operations:
-        return None
-    return make_job_run(found, with_values="payloads" in request.caller.rights)
+        return None, None
+
+    async def read() -> tuple[RunPage, HandlerStack | None]:
+        if job.state is not State.PROCESSING:
+            return await read_stored(readings.backend, job.id), None
+        return await asyncio.gather(
+            read_stored(readings.backend, job.id),
+            get_stack(readings.backend, job.id, readings.now),
+        )
+
+    age = _ENDED_AGE if job.state.finished else SIDE_AGE
+    stored, stack = await readings.read(f"attempt {job.id} {job.state} {job.attempt}", read, age)
+    found, rights = make_run_timeline(facts, stored), request.caller.rights
+    is_run = bool(found.steps or found.operations)
+    run = make_job_run(found, with_values="payloads" in rights) if is_run else None
+    return run, stack if "stacks" in rights else None
 
 
 async def _read_runs(request: PageRequest[NoQuery], name: str) -> list[PastRun]:

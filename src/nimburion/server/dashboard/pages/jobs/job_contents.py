@@ -23,6 +23,8 @@ MAX_SHAPE_BYTES = 65_536
 MAX_SHAPE_NAMES = 20
 _CONTENTS_AGE = 10.0
 """Seconds for which the data of a job counts, unless it runs or ends meanwhile."""
+_ENDED_AGE = 60.0
+"""The same for a job that has ended."""
 
 
 class TracebackPart(msgspec.Struct, frozen=True):
@@ -59,9 +61,10 @@ async def read_contents(request: PageRequest[NoQuery], job: JobRecord) -> JobCon
     arguments.
     """
     asked = ApiRequest(request.services, request.caller, request.path, NoQuery(), NoBody())
+    age = _ENDED_AGE if job.state.finished else _CONTENTS_AGE
     step = f"{job.state} {job.attempt} {job.failures} {job.lost} {job.finished_at}"
     return await request.readings.read(
-        f"contents {job.id} {step}", lambda: get_job_contents(asked), _CONTENTS_AGE
+        f"contents {job.id} {step}", lambda: get_job_contents(asked), age
     )
 
 
