@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -295,24 +296,17 @@ async def test_sources_that_are_none(name: str, text: str) -> None:
     @processor.job
     async def run(ctx: DurableContext) -> None:
         anything: Any = ctx
-        match name:
-            case "text":
-                await anything.wait_any("paid", paid)
-            case "call":
-                await anything.wait_any(ctx.start(child.job()))
-            case "list":
-                await anything.wait_any([paid, withdrawn])
-            case "job":
-                await anything.wait_any(child.job())
-            case "twice":
-                await ctx.wait_any(paid)
-                await ctx.wait_any(paid)
-            case "options":
-                await ctx.options(timeout=5).wait_any(paid)
-            case "timeout":
-                await ctx.wait_any(paid, timeout="soon")
-            case _:
-                await ctx.wait_any(*kept)
+        calls: dict[str, Callable[[], Any]] = {
+            "text": lambda: anything.wait_any("paid", paid),
+            "call": lambda: anything.wait_any(ctx.start(child.job())),
+            "list": lambda: anything.wait_any([paid, withdrawn]),
+            "job": lambda: anything.wait_any(child.job()),
+            "twice": lambda: ctx.wait_any(paid),
+            "options": lambda: ctx.options(timeout=5).wait_any(paid),
+            "timeout": lambda: ctx.wait_any(paid, timeout="soon"),
+        }
+        await calls.get(name, lambda: ctx.wait_any(*kept))()
+        await ctx.wait_any(paid)
 
     async with processor:
         if name == "other run":
