@@ -472,7 +472,17 @@ async def onboard_fast(ctx: DurableContext[Resources], email: str) -> int:
     return len(email)
 
 
+class Onboard(Job, max_retries=3):
+    email: str
+
+    async def process(self, ctx: DurableContext[Resources]) -> int:
+        assert_type(ctx.state, Resources)
+        assert_type(await ctx.run(SendEmail(to=self.email, subject="b")), str)
+        return await ctx.step(create_account, self.email)
+
+
 async def use_durable() -> None:
+    assert_type(await processor.enqueue(Onboard(email="ann")), JobId[int])
     job_id = await processor.enqueue(onboard.job("ann"))
     assert_type(job_id, JobId[str])
     assert_type(await onboard_fast.enqueue("ann"), JobId[int])
