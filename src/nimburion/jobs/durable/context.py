@@ -150,7 +150,8 @@ class DurableOperations:
 
         The first argument of the function is a connection to the backend's database: a
         `sqlite3.Connection`, or on PostgreSQL an `asyncpg.Connection`. A `def` function runs on the
-        event loop, so it must be short. Its rows and the step are stored in one commit, or neither.
+        event loop, so it must be short, and `options(timeout=…)` is for `async def` functions. Its
+        rows and the step are stored in one commit, or neither.
 
         `NotSupported` is raised on backends without transactions. The others are those of `step`
         and of `ctx.transaction`.
