@@ -222,10 +222,9 @@ def make_flow_peers(link: Link) -> str:
     """Flows and durable functions beside other job systems."""
     path, found = load_newest("flow-peers")
     sizes = found["sizes"]
-    parts = [
-        f"With {', '.join(found['servers'])}; beside {', '.join(found['versions'])}. Medians; the "
-        f"load by other programs was {found['conditions']['load']}.\n"
-    ]
+    systems = f"With {', '.join(found['servers'])}; beside {', '.join(found['versions'])}."
+    load = f"The load by other programs was {found['conditions']['load']}."
+    parts = [f"{systems} Medians. {load}\n"]
     for scene, subjects in found["scenes"].items():
         rows = [
             [who, *(rounded(statistics.median(kept[name])) for name in FLOW_FIGURES)]
