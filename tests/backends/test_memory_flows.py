@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Self
-
 import pytest
 
 from nimburion.backends.memory import MemoryBackend, flows
+from nimburion.backends.planning.flows import Waiter
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.flows import MAX_RESOLVED, NewFlow, On, SourceKind, WaitCondition, WaitSource
 from nimburion.core.job import JobOptions, NewJob, State
@@ -22,12 +21,11 @@ async def test_a_step_reads_as_many_conditions_as_it_applies(
 ) -> None:
     """A release of many jobs would take quadratic time otherwise, and each step too long."""
     count = 4 * MAX_RESOLVED
-    read = []
+    read: list[str] = []
 
-    class CountedWaiter(flows.Waiter):
-        def __new__(cls, *arguments: object) -> Self:
-            read.append(arguments)
-            return super().__new__(cls, *arguments)  # type: ignore[arg-type]
+    def make_waiter(source: WaitSource, job_id: str, on: On | None) -> Waiter:
+        read.append(job_id)
+        return Waiter(source, job_id, on)
 
     backend = MemoryBackend()
     await backend.open()
@@ -40,7 +38,7 @@ async def test_a_step_reads_as_many_conditions_as_it_applies(
     await backend.consuming.open_session(Session(id=WORKER, ttl=60.0, names=("n",)))
     request = ReserveRequest(1, (Lane("q", "n"),))
     (held,) = (await backend.consuming.exchange(WORKER, 1, [], request)).deliveries
-    monkeypatch.setattr(flows, "Waiter", CountedWaiter)
+    monkeypatch.setattr(flows, "Waiter", make_waiter)
     await backend.consuming.exchange(WORKER, 2, [Completed(held.lease)], NOTHING)
     for number in range(3, 7):
         await backend.consuming.exchange(WORKER, number, [], NOTHING)
