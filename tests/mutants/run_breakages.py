@@ -94,7 +94,7 @@ RUN_MUTANTS = (
         PLANNER,
         "return $last_number - MAX_UNREAD_SIGNALS + 1",
         "return 0",
-        (f"{MEMORY}test_the_id_of_a_taken_one_is_known",),
+        (f"{MEMORY}test_the_id_of_a_taken_one_is_known_for_a_bounded_number_of_later_ones",),
     ),
     Mutant(
         "runs: any signal is met by any other",

@@ -83,7 +83,7 @@ SQLITE_RUN_MUTANTS = (
         "backends/sqlite/sql/runs.sql",
         "AND $number < ?2 AND $payload IS NULL AND",
         "AND $number <= ?2 AND",
-        (f"{SQLITE}test_the_id_of_a_taken_one_is_known",),
+        (f"{SQLITE}test_the_id_of_a_taken_one_is_known_for_a_bounded_number_of_later_ones",),
     ),
     Mutant(
         "SQLite runs: a deleted run leaves its steps",
