@@ -367,9 +367,9 @@ class Context(Generic[StateT_co]):
 
     @property
     def flow(self) -> MemberFlow:
-        """The flow of which this job is a member: `await ctx.flow.add(job)` adds a member.
+        """The flow that this job belongs to: `await ctx.flow.add(job)` adds a member.
 
-        `InvalidJob` is raised if the job is no member of a flow.
+        `InvalidJob` is raised if the job is no member of a flow, as a callback is none.
         """
         from nimburion.jobs.flows.growing import MemberFlow
 

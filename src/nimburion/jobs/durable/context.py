@@ -428,7 +428,7 @@ class DurableContext(Context[StateT_co], DurableOperations):
         return DurableOperations.enqueue(self, job, **options)
 
     def sleep(self, key: str, duration: Duration) -> Coroutine[Any, Any, None]:
-        """Suspend the run until `duration` has passed since an attempt came here first.
+        """Suspend the run until `duration` has passed since an attempt first came here.
 
         ```python
         await ctx.sleep("trial", timedelta(days=3))
@@ -442,7 +442,7 @@ class DurableContext(Context[StateT_co], DurableOperations):
         )
 
     def changed(self, key: str) -> bool:
-        """Return whether this run comes here for the first time with the code of today.
+        """Return whether this run comes here for the first time with the present code.
 
         ```python
         if ctx.changed("new-mail"):
@@ -472,7 +472,7 @@ class DurableContext(Context[StateT_co], DurableOperations):
         return datetime.fromtimestamp(self._run.time, UTC)
 
     async def restart(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Begin the run anew, under the same id, with these arguments and without its steps.
+        """Start the run again, under the same id, with these arguments and without its steps.
 
         ```python
         async def poll(ctx: DurableContext, cursor: int) -> None:
