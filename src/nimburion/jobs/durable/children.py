@@ -114,7 +114,7 @@ async def start_children(
             _warn_about_arguments(run, key, place)
         names = dict.fromkeys(require_declaration(job).name for job in jobs)
         entry = ChildrenEntry(key, flow_id, tuple(names), len(jobs), digest)
-        return run.send(entry)[0]
+        return run.send(entry).stored
     finally:
         run.end_work()
 

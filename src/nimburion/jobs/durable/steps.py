@@ -46,6 +46,7 @@ from nimburion.jobs.durable.journal import (
 from nimburion.jobs.durable.run import DurableRun, RunSuspension, Wait
 from nimburion.jobs.durable.stored_errors import decode_error, encode_error, format_message
 from nimburion.jobs.durable.values import (
+    StepFunction,
     compute_arguments_digest,
     decode_value,
     encode_value,
@@ -83,6 +84,8 @@ def make_step_options(
     timeout: Duration | None,
 ) -> StepOptions:
     """Return the options of `ctx.options`. `InvalidStep` names one with a wrong value."""
+    if max_retries is None and retry_backoff is None and timeout is None:
+        return StepOptions(key)
     backoff = retry_backoff if isinstance(retry_backoff, Backoff) else Backoff(retry_backoff)
     if max_retries is not None and (isinstance(max_retries, bool) or max_retries < 0):
         raise InvalidStep(f"max_retries must be 0 or more, not {max_retries!r}")
@@ -120,7 +123,8 @@ async def run_step(run: DurableRun, call: StepCall) -> Any:  # noqa: ANN401 (the
     stored = run.journal.find_passed(StepEntry, call.key)
     if stored is not None:
         return _replay(run, call, stored, digest)
-    await run.require_may_begin()
+    if not run.may_begin:
+        await run.require_may_begin()
     encoded, value = await _try(run, call, lambda: _call_and_encode(run, call))
     await run.record_entry(StepEntry(call.key, encoded, None, digest))
     return value
@@ -140,7 +144,8 @@ async def run_in_transaction(run: DurableRun, call: StepCall) -> Any:  # noqa: A
 async def run_undo(run: DurableRun, call: StepCall) -> None:
     """Call the function of an undo, unless it has returned in an earlier attempt."""
     if run.journal.find_passed(UndoEntry, call.key) is None:
-        await _try(run, call, lambda: _call(run, call), is_undo=True)
+        function = read_step_function(call.function)
+        await _try(run, call, lambda: _call(run, call, function), is_undo=True)
         await run.record_entry(UndoEntry(call.key))
 
 
@@ -159,7 +164,7 @@ def _replay(run: DurableRun, call: StepCall, stored: StoredEntry, digest: str) -
     run.note_passed(stored)
     run.journal.find_passed(RetryEntry, call.key)
     if entry.error is None:
-        return decode_value(call.key, call.function, entry.value)
+        return decode_value(call.key, read_step_function(call.function), entry.value)
     error = make_error(call.key, entry.error)
     run.note_replayed(error, entry)
     raise error
@@ -177,8 +182,9 @@ async def _try(
     key = make_retry_key(call.key, is_undo=is_undo)
     stored = run.journal.find_passed(RetryEntry, key)
     while True:
-        tries = await _wait_for_retry(run, stored)
-        await run.await_cleanup()
+        tries = 0 if stored is None else await _wait_for_retry(run, stored)
+        if run.sent_cleanup is not None:
+            await run.await_cleanup()
         run.begin_work()
         run.called.append(key)
         try:
@@ -248,10 +254,8 @@ def _decide_retry(run: DurableRun, call: StepCall, error: Exception, failures: i
     return compute_delay(backoff, longest, failures, run.services.random)
 
 
-async def _wait_for_retry(run: DurableRun, stored: StoredEntry | None) -> int:
+async def _wait_for_retry(run: DurableRun, stored: StoredEntry) -> int:
     """Wait until the next try of a step is due, and return how often it has failed."""
-    if stored is None:
-        return 0
     entry = cast("RetryEntry", stored.entry)
     if not run.is_over(stored, entry.delay):
         await run.wait(Wait((), stored, entry.delay, is_sleep=True))
@@ -259,37 +263,46 @@ async def _wait_for_retry(run: DurableRun, stored: StoredEntry | None) -> int:
 
 
 async def _call_and_encode(run: DurableRun, call: StepCall) -> tuple[Raw, Any]:
-    return _encode(run, call, await _call(run, call))
+    function = read_step_function(call.function)
+    value = await _call(run, call, function)
+    return _encode(run, call, function, value)
 
 
-def _encode(run: DurableRun, call: StepCall, value: object) -> tuple[Raw, Any]:
+def _encode(
+    run: DurableRun, call: StepCall, function: StepFunction, value: object
+) -> tuple[Raw, Any]:
     """Return the JSON of the value of a step, and the value that a later attempt reads from it."""
     encoded = encode_value(call.key, value)
     run.check_size(len(encoded))
-    return Raw(encoded), decode_value(call.key, call.function, encoded)
+    return Raw(encoded), decode_value(call.key, function, encoded)
 
 
-async def _call(run: DurableRun, call: StepCall) -> Any:  # noqa: ANN401
-    """Call the function where it belongs, and return its value."""
-    function = call.function
-    if call.options.timeout is None:
-        return await _start(run, function, call)
-    limit = asyncio.timeout(call.options.timeout)
+def _call(run: DurableRun, call: StepCall, function: StepFunction) -> Awaitable[Any]:
+    """Call the function where it belongs, and return what gives its value."""
+    if call.options.timeout is not None:
+        return _call_within(run, call, function, call.options.timeout)
+    if function.is_async:
+        return cast("Awaitable[Any]", call.function(*call.args, **call.kwargs))
+    return _call_in_thread(run, call)
+
+
+async def _call_within(
+    run: DurableRun, call: StepCall, function: StepFunction, timeout: float
+) -> Any:  # noqa: ANN401
+    """Call the function, and cancel it after `timeout` seconds."""
+    call = call._replace(options=NO_OPTIONS)
+    limit = asyncio.timeout(timeout)
     try:
         async with limit:
-            return await _start(run, function, call)
+            return await _call(run, call, function)
     except TimeoutError:
         if not limit.expired():
             raise
-        raise TimeoutError(
-            f"step {call.key!r} did not end within {call.options.timeout:g} s"
-        ) from None
+        raise TimeoutError(f"step {call.key!r} did not end within {timeout:g} s") from None
 
 
-async def _start(run: DurableRun, function: Callable[..., Any], call: StepCall) -> Any:  # noqa: ANN401
-    if read_step_function(function).is_async:
-        return await function(*call.args, **call.kwargs)
-    started = run.services.start_call(lambda: function(*call.args, **call.kwargs))
+async def _call_in_thread(run: DurableRun, call: StepCall) -> Any:  # noqa: ANN401
+    started = run.services.start_call(lambda: call.function(*call.args, **call.kwargs))
     attempt = cast("Attempt", run.record)
     attempt.add_step_call(started)
     try:
@@ -310,7 +323,7 @@ async def _call_in_transaction(run: DurableRun, call: StepCall, digest: str) -> 
         value = call.function(connection, *call.args, **call.kwargs)
         if inspect.isawaitable(value):
             value = await value
-        encoded, decoded = _encode(run, call, value)
+        encoded, decoded = _encode(run, call, read_step_function(call.function), value)
         entry = StepEntry(call.key, encoded, None, digest)
         recorded = Recorded(run.record.delivery.lease, run.take_number(entry), encode_entry(entry))
         await transaction.settle(run.record.session_id, recorded)

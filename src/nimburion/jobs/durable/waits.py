@@ -28,16 +28,17 @@ async def sleep(run: DurableRun, key: str, seconds: float, place: str) -> None:
     """Return `seconds` after an attempt came here first."""
     run.begin("sleep", key, place)
     stored = run.journal.find_passed(TimerEntry, key)
-    future = None
+    sent = None
     if stored is None:
         await run.require_may_begin()
-        stored, future = run.send(TimerEntry(key, seconds))
+        sent = run.send(TimerEntry(key, seconds))
+        stored = sent.stored
     delay = cast("TimerEntry", stored.entry).delay
     if delay > 0 and not run.is_over(stored, delay):
         await run.require_may_begin()
         await run.wait(Wait((), stored, delay, is_sleep=True))
-    if future is not None:
-        stored.at = await run.await_stored(future)
+    if sent is not None:
+        await run.await_stored(sent)
     run.note_passed(stored, delay)
 
 
@@ -63,7 +64,7 @@ async def wait_for_signal(
         await run.record_entry(SignalEntry(key, timed_out=True))
         return None
     if timer is None and timeout is not None:
-        timer, _ = run.send(TimeoutEntry(key, timeout))
+        timer = run.send(TimeoutEntry(key, timeout)).stored
     delay = None if timer is None else cast("TimeoutEntry", timer.entry).delay
     await run.wait(Wait((make_signal_source(run.job_id, signal.name),), timer, delay))
     raise AssertionError("a wait for a signal ends with a new attempt")
