@@ -543,6 +543,10 @@ def find_next_time(
 def make_reply(result: ExchangeResult) -> Reply:
     """Convert the result of an exchange to a `Reply`."""
     nonce = result.nonce
+    options = {
+        text: NO_JOB_OPTIONS if text is None else _decode_options(text)
+        for text in {job.options for job, _, _ in result.reserved}
+    }
     deliveries = [
         Delivery(
             Lease(job.id, Token(job.fence + 1, nonce), job.seq),
@@ -554,7 +558,7 @@ def make_reply(result: ExchangeResult) -> Reply:
             job.lost,
             job.due / MICRO,
             job.created_at / MICRO,
-            NO_JOB_OPTIONS if job.options is None else _decode_options(job.options),
+            options[job.options],
         )
         for job, payload, lane in result.reserved
     ]
