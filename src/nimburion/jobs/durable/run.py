@@ -516,9 +516,12 @@ class DurableRun:
         """Store an entry, and return when it is stored."""
         sent = self.send(entry, takes=takes, forgets=forgets)
         await self.await_stored(sent)
-        stored = sent.stored
-        self.time = stored.at or self.time
-        return stored
+        return self.note_end(sent)
+
+    def note_end(self, sent: SentEntry) -> StoredEntry:
+        """Note that an operation has ended whose entry is stored. Returns the entry."""
+        self.time = sent.stored.at or self.time
+        return sent.stored
 
     async def await_stored(self, sent: SentEntry) -> None:
         """Return when an entry is stored."""

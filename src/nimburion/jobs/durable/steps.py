@@ -43,7 +43,7 @@ from nimburion.jobs.durable.journal import (
     UndoEntry,
     encode_entry,
 )
-from nimburion.jobs.durable.run import DurableRun, RunSuspension, Wait
+from nimburion.jobs.durable.run import DurableRun, RunSuspension, SentEntry, Wait
 from nimburion.jobs.durable.stored_errors import decode_error, encode_error, format_message
 from nimburion.jobs.durable.values import (
     StepFunction,
@@ -125,8 +125,9 @@ async def run_step(run: DurableRun, call: StepCall) -> Any:  # noqa: ANN401 (the
         return _replay(run, call, stored, digest)
     if not run.may_begin:
         await run.require_may_begin()
-    encoded, value = await _try(run, call, lambda: _call_and_encode(run, call))
-    await run.record_entry(StepEntry(call.key, encoded, None, digest))
+    value, sent = await _try(run, call, lambda: _call_and_send(run, call, digest))
+    await run.await_stored(sent)
+    run.note_end(sent)
     return value
 
 
@@ -137,6 +138,11 @@ async def run_in_transaction(run: DurableRun, call: StepCall) -> Any:  # noqa: A
     stored = run.journal.find_passed(StepEntry, call.key)
     if stored is not None:
         return _replay(run, call, stored, digest)
+    if call.options.timeout is not None and not read_step_function(call.function).is_async:
+        raise InvalidStep(
+            f"{call.place}: a timeout cannot end a `def` function in ctx.transact, because it "
+            "blocks the event loop; write `async def`, or leave the timeout out"
+        )
     await run.require_may_begin()
     return await _try(run, call, lambda: _call_in_transaction(run, call, digest))
 
@@ -262,10 +268,13 @@ async def _wait_for_retry(run: DurableRun, stored: StoredEntry) -> int:
     return entry.tries
 
 
-async def _call_and_encode(run: DurableRun, call: StepCall) -> tuple[Raw, Any]:
+async def _call_and_send(run: DurableRun, call: StepCall, digest: str) -> tuple[Any, SentEntry]:
+    """Call the function and send its value. `InvalidStep` is raised if it cannot be stored, which
+    is an error of this step.
+    """
     function = read_step_function(call.function)
-    value = await _call(run, call, function)
-    return _encode(run, call, function, value)
+    encoded, value = _encode(run, call, function, await _call(run, call, function))
+    return value, run.send(StepEntry(call.key, encoded, None, digest))
 
 
 def _encode(
@@ -279,26 +288,29 @@ def _encode(
 
 def _call(run: DurableRun, call: StepCall, function: StepFunction) -> Awaitable[Any]:
     """Call the function where it belongs, and return what gives its value."""
-    if call.options.timeout is not None:
-        return _call_within(run, call, function, call.options.timeout)
-    if function.is_async:
-        return cast("Awaitable[Any]", call.function(*call.args, **call.kwargs))
-    return _call_in_thread(run, call)
+    if not function.is_async:
+        return _limit_time(call, _call_in_thread(run, call))
+    return _limit_time(call, call.function(*call.args, **call.kwargs))
 
 
-async def _call_within(
-    run: DurableRun, call: StepCall, function: StepFunction, timeout: float
-) -> Any:  # noqa: ANN401
-    """Call the function, and cancel it after `timeout` seconds."""
-    call = call._replace(options=NO_OPTIONS)
-    limit = asyncio.timeout(timeout)
+def _limit_time(call: StepCall, started: Awaitable[Any]) -> Awaitable[Any]:
+    """Return what gives the value of a call. It raises `TimeoutError` if the call takes longer than
+    the timeout of the step.
+    """
+    return started if call.options.timeout is None else _await_in_time(call, started)
+
+
+async def _await_in_time(call: StepCall, started: Awaitable[Any]) -> Any:  # noqa: ANN401
+    limit = asyncio.timeout(call.options.timeout)
     try:
         async with limit:
-            return await _call(run, call, function)
+            return await started
     except TimeoutError:
         if not limit.expired():
             raise
-        raise TimeoutError(f"step {call.key!r} did not end within {timeout:g} s") from None
+        raise TimeoutError(
+            f"step {call.key!r} did not end within {call.options.timeout:g} s"
+        ) from None
 
 
 async def _call_in_thread(run: DurableRun, call: StepCall) -> Any:  # noqa: ANN401
@@ -322,7 +334,7 @@ async def _call_in_transaction(run: DurableRun, call: StepCall, digest: str) -> 
     try:
         value = call.function(connection, *call.args, **call.kwargs)
         if inspect.isawaitable(value):
-            value = await value
+            value = await _limit_time(call, value)
         encoded, decoded = _encode(run, call, read_step_function(call.function), value)
         entry = StepEntry(call.key, encoded, None, digest)
         recorded = Recorded(run.record.delivery.lease, run.take_number(entry), encode_entry(entry))
