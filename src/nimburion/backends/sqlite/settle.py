@@ -222,7 +222,8 @@ def complete_group(
     seqs = _encode(group.seqs).decode()
     # Other jobs may have been completed at the same microsecond: they are counted already.
     db.run("count_completed_at", db.now, -1)
-    results, common = group.results, group.find_common_result()
+    results = group.results
+    common = group.find_common_result() if results else None
     values = (db.now, session, seqs, fence, nonce, keep_payload, common)
     count = db.run("complete_jobs", *values).rowcount
     db.run("count_completed_at", db.now, 1)
