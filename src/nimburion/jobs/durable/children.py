@@ -118,7 +118,7 @@ async def start_children(
             _warn_about_arguments(run, key, place)
         names = dict.fromkeys(require_declaration(job).name for job in jobs)
         entry = ChildrenEntry(key, flow_id, tuple(names), len(jobs), digest, detached)
-        return run.send(entry)[0]
+        return run.send(entry).stored
     finally:
         run.end_work()
 
