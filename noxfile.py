@@ -122,8 +122,11 @@ def pyright(session: nox.Session) -> None:
 
 @nox.session
 def alerts(session: nox.Session) -> None:
-    """Check the metrics page and the alert rules with promtool (scripts/install-servers has it)."""
-    run_python(session, "pytest", "tests/telemetry/promtool_cases.py", *session.posargs)
+    """Check the metrics page with promtool (scripts/install-servers has it), and that each alert
+    fires and resolves.
+    """
+    cases = [f"tests/telemetry/{name}_cases.py" for name in ("promtool", "alert")]
+    run_python(session, "pytest", *cases, *session.posargs)
 
 
 @nox.session
