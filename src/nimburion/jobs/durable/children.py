@@ -122,7 +122,7 @@ async def start_children(
             await run.stop_without_answer(f"its child jobs could not be stored: {error}")
         names = dict.fromkeys(require_declaration(job).name for job in jobs)
         entry = ChildrenEntry(key, flow_id, tuple(names), len(jobs), digest, detached)
-        return run.send(entry)[0]
+        return run.send(entry).stored
     finally:
         run.end_work()
 

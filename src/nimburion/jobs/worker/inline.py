@@ -29,6 +29,7 @@ from nimburion.core.settlement import (
     Spent,
 )
 from nimburion.core.timing.clock import Clock
+from nimburion.jobs.declaration.attempt_record import StepAnswer
 from nimburion.jobs.declaration.lifespan import Lifespan
 from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.worker.attempt.attempt import Attempt, Interruption
@@ -38,7 +39,7 @@ from nimburion.jobs.worker.attempt.attempt_runner import (
 )
 from nimburion.jobs.worker.attempt.batch_run import BatchRun
 from nimburion.jobs.worker.attempt.threads import HandlerThreads
-from nimburion.jobs.worker.exchange.completer import answer_steps, ignore_error
+from nimburion.jobs.worker.exchange.completer import answer_steps
 from nimburion.jobs.worker.exchange.fetcher import MAX_EMPTY_REPLIES
 from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
 from nimburion.jobs.worker.open_lifespan import OpenLifespan
@@ -87,7 +88,7 @@ class InlineRunner:
         self._reports: list[Progressed | Spent] = []
         self._unsettled: list[Settlement] = []
         """The settlements of a step whose last exchange had no answer."""
-        self._awaited: dict[int, asyncio.Future[float]] = {}
+        self._awaited: dict[int, StepAnswer] = {}
         """What waits for the answers to steps, by the identity of their settlement."""
         self._sending: asyncio.Task[None] | None = None
         """The task that sends steps."""
@@ -224,15 +225,12 @@ class InlineRunner:
         if self._awaited:
             answer_steps(self._awaited, batch, reply)
 
-    def _record(self, recorded: Recorded) -> asyncio.Future[float]:
+    def _record(self, recorded: Recorded, answer: StepAnswer) -> None:
         """Send a step of a durable run; see `RecordStep`."""
-        future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        future.add_done_callback(ignore_error)
         self._unsettled.append(recorded)
-        self._awaited[id(recorded)] = future
+        self._awaited[id(recorded)] = answer
         if self._sending is None:
             self._sending = asyncio.create_task(self._send_steps())
-        return future
 
     async def _send_steps(self) -> None:
         """Send the steps that wait, also those that come meanwhile."""
@@ -240,9 +238,8 @@ class InlineRunner:
             while self._unsettled:
                 await self._settle()
         except Exception as error:  # noqa: BLE001 (the handler fails with it)
-            for future in self._awaited.values():
-                if not future.done():
-                    future.set_exception(error)
+            for answer in self._awaited.values():
+                answer.note_failure(error)
             self._awaited.clear()
         finally:
             self._sending = None
