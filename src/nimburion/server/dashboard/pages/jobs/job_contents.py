@@ -23,7 +23,7 @@ MAX_READ_BYTES = 4 * MAX_SHOWN_CHARACTERS + 1
 MAX_SHAPE_BYTES = 65_536
 """The shape of longer data is its size."""
 MAX_SHAPE_NAMES = 20
-_CONTENTS_AGE = 10.0
+_CONTENTS_AGE = 30.0
 """Seconds for which the data of a job counts, unless it runs or ends meanwhile."""
 _ENDED_AGE = 60.0
 """The same for a job that has ended."""
