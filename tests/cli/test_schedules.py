@@ -52,7 +52,7 @@ def test_next_refuses_what_cannot_be(
 def test_a_group_without_a_command_shows_its_help(nimburion: CommandLine) -> None:
     ended = nimburion("config")
     assert ended.code == 2
-    assert "\n  show   Show every setting" in ended.err
+    assert "\n  show   Show the current value of every setting" in ended.err
 
 
 def test_the_life_of_a_schedule_by_hand(nimburion: CommandLine) -> None:

@@ -449,6 +449,15 @@ async def onboard(ctx: DurableContext, email: str) -> str:
     child = await ctx.start(count.job(1))
     assert_type(child, ChildJob[int])
     assert_type(await child.result(), int)
+    assert_type(await ctx.options(key="own").start(count.job(1), detached=True), ChildJob[int])
+    assert_type(await ctx.run_all([count.job(1)], detached=True), list[int])
+    assert_type(await ctx.wait_any(child), ChildJob[int])
+    assert_type(await ctx.wait_any(*[child], timeout="1d"), ChildJob[int] | None)
+    first = await ctx.wait_any(confirmed, maybe, child, timeout=timedelta(days=7))
+    if first is confirmed:
+        assert_type(await ctx.wait_for(confirmed), Confirmed)
+    elif first is not None:
+        assert_type(await child.result(), int)
     ctx.undo(refund, 7)
     assert_type(ctx.changed("new-mail"), bool)
     assert_type(ctx.now(), datetime)
@@ -463,7 +472,17 @@ async def onboard_fast(ctx: DurableContext[Resources], email: str) -> int:
     return len(email)
 
 
+class Onboard(Job, max_retries=3):
+    email: str
+
+    async def process(self, ctx: DurableContext[Resources]) -> int:
+        assert_type(ctx.state, Resources)
+        assert_type(await ctx.run(SendEmail(to=self.email, subject="b")), str)
+        return await ctx.step(create_account, self.email)
+
+
 async def use_durable() -> None:
+    assert_type(await processor.enqueue(Onboard(email="ann")), JobId[int])
     job_id = await processor.enqueue(onboard.job("ann"))
     assert_type(job_id, JobId[str])
     assert_type(await onboard_fast.enqueue("ann"), JobId[int])

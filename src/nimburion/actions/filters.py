@@ -49,7 +49,7 @@ class FilterOptions(TypedDict, total=False):
     tag: str
     """A tag that the job must have."""
     flow: str
-    """The id of the flow of which the job is a member."""
+    """The id of the flow that the job belongs to."""
 
 
 def narrow_filter(which: JobFilter, options: FilterOptions) -> JobFilter:

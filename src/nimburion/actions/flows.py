@@ -70,7 +70,7 @@ class FlowActions(SubjectActions):
         self._clock = clock
 
     def list(self, *, running: bool = False) -> AsyncIterator[FlowInfo]:
-        """Iterate over the flows, the one stored last first; with `running`, over those that have
+        """Iterate over the flows, newest first; with `running`, over those that have
         not ended. Groups are not listed. Use it with `async for`.
         """
         reads = self._backend.reads

@@ -50,7 +50,7 @@ class LimitActions(SubjectActions):
         ```
 
         `name` is `job:NAME`, `queue:NAME` or a shared limit; `key` changes only one key of it. The
-        change wins over what workers declare, also after they restart. The next exchange of each
+        change wins over what workers declare, even after they restart. The next exchange of each
         worker follows it. With `concurrency=0` no more jobs start. Running jobs continue.
 
         Errors:

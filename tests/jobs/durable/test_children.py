@@ -13,7 +13,7 @@ from nimburion.core.job import NewJob
 from nimburion.core.size_limits import SizeLimits
 from nimburion.errors import BackendFull, ChildFailed, NimburionError
 from nimburion.jobs.durable.children import make_flow_id
-from nimburion.testing import FakeClock
+from nimburion.testing import FakeClock, crash_everywhere
 from tests.jobs.durable.runs import finish, make_processor
 
 
@@ -239,6 +239,58 @@ async def test_cancelling_a_run_cancels_its_children() -> None:
             for one in (job_id, f"{job_id}.done.0", f"{job_id}.later.0", f"{job_id}.later.1")
         ]
         assert states == [State.CANCELLED, State.COMPLETED, State.CANCELLED, State.CANCELLED]
+
+
+@pytest.mark.parametrize("has_others", [True, False])
+@pytest.mark.parametrize("form", ["start", "run", "run_all"])
+async def test_detached_children_continue_when_the_run_is_cancelled(
+    form: str, has_others: bool
+) -> None:
+    processor = make_processor()
+
+    @processor.job
+    async def later(ctx: DurableContext) -> int:
+        await ctx.sleep("long", "10d")
+        return 1
+
+    @processor.job
+    async def run(ctx: DurableContext) -> None:
+        if has_others:
+            await ctx.options(key="other").start(later.job())
+        if form == "start":
+            child = await ctx.start(later.job(), detached=True)
+            await child.result()
+        elif form == "run":
+            await ctx.run(later.job(), detached=True)
+        else:
+            await ctx.run_all([later.job()], detached=True)
+
+    async with processor:
+        job_id = await run.enqueue()
+        await processor.drain()
+        # Without anything to do at its end, the run needs no worker to end.
+        assert await processor.cancel(job_id) == ("requested" if has_others else "cancelled")
+        await processor.drain()
+        assert (await processor.get_status(job_id)).state is State.CANCELLED
+        if has_others:
+            assert (await processor.get_status(f"{job_id}.other.0")).state is State.CANCELLED
+        assert (await finish(processor, f"{job_id}.later.0")).result == 1
+
+
+async def test_detached_children_of_a_run_whose_worker_is_lost_at_any_point() -> None:
+    processor = make_processor(max_lost=100)
+    double, _, _ = add_jobs(processor)
+
+    @processor.job
+    async def run(ctx: DurableContext) -> list[int]:
+        first = await ctx.options(key="first").start(double.job(1), detached=True)
+        second = await ctx.options(key="second").run(double.job(2), detached=True)
+        third = await ctx.options(key="third").run_all([double.job(3)], detached=True)
+        return [await first.result(), second, *third]
+
+    report = await crash_everywhere(run.job(), processor=processor)
+    assert report.result == [2, 4, 6]
+    assert report.steps == ("children first", "children second", "children third")
 
 
 async def test_other_arguments_of_children_are_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -46,8 +46,10 @@ async def check_order(url: str) -> None:
         )
         one = await ctx.options(key="one").run(double.job(5))
         answer = await ctx.wait_for(approved)
-        late = await ctx.options(key="late").wait_for(approved, timeout=0.1)
-        return [reservation, paid, sum(many), one, answer, late]
+        child = await ctx.options(key="child").start(double.job(4))
+        is_child = await ctx.wait_any(approved, child, timeout=60) is child
+        late = await ctx.options(key="late").wait_any(approved, timeout=0.1)
+        return [reservation, paid, sum(many), one, answer, is_child, late]
 
     async with processor:
         await processor.start()
@@ -55,7 +57,7 @@ async def check_order(url: str) -> None:
         await processor.signal(job_id, approved, "ann", id="a")
         await processor.signal(job_id, approved, "bob", id="a")
         result = await processor.wait(job_id, timeout=60)
-        assert result == ["r", 700, 870, 10, "ann", None]
+        assert result == ["r", 700, 870, 10, "ann", True, None]
         assert calls == ["charge", "reserve", "reserve", "charge"]
 
         cancelled = await order.enqueue(begins_anew=False)

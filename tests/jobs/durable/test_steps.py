@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nimburion import Cancel, DurableContext, PermanentError, Retry, State
+from nimburion import Cancel, DurableContext, PermanentError, Retry, Signal, State
 from nimburion.core.job import Reason
 from nimburion.errors import InvalidStep, NimburionError, StepFailed
 from tests.jobs.durable.runs import finish, make_processor
@@ -221,6 +221,42 @@ async def test_a_value_over_the_limit() -> None:
         status = await finish(processor, await run.enqueue())
         assert status.error is not None
         assert "over the limit of 262144; store it elsewhere" in status.error.message
+
+
+async def test_a_value_that_is_too_large_for_the_rest_of_the_run_is_an_error_of_its_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The record of a step is larger than its value: the error is the step's in either case."""
+    monkeypatch.setattr("nimburion.jobs.durable.run.MAX_BYTES", 1_000)
+    processor = make_processor()
+    number = Signal("number", int)
+    calls: list[int] = []
+
+    async def read(length: int) -> str:
+        calls.append(length)
+        return "x" * length
+
+    @processor.job
+    async def run(ctx: DurableContext, length: int) -> list[str]:
+        first = ctx.options(key="first").step(read, 300)
+        second = ctx.options(key="second").step(read, length)
+        found = await asyncio.gather(first, second, return_exceptions=True)
+        await ctx.wait_for(number)  # stores nothing before the signal comes
+        return [type(one).__name__ for one in found]
+
+    outcomes: list[object] = []
+    async with processor:
+        for length in range(450, 700, 10):
+            calls.clear()
+            job_id = await run.enqueue(length)
+            await processor.drain()
+            await processor.signal(job_id, number, 1)
+            status = await finish(processor, job_id)
+            assert calls == [300, length]
+            outcomes.append(status.result)
+    assert outcomes[0] == ["str", "str"]
+    assert outcomes[-1] == ["str", "InvalidStep"]
+    assert None in outcomes  # the value of the signal does not fit any more
 
 
 async def test_the_steps_of_a_run_have_a_maximum_size(monkeypatch: pytest.MonkeyPatch) -> None:

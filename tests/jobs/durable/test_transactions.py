@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,50 @@ async def test_an_error_rolls_the_rows_back(processor: Processor, tmp_path: Path
         await processor.wait(await run.enqueue(), timeout=20)
         await processor.stop()
         assert await read_debits(processor, tmp_path) == [7]
+
+
+async def test_a_timeout_rolls_the_rows_back(processor: Processor, tmp_path: Path) -> None:
+    tries: list[int] = []
+
+    async def debit_slowly(connection: sqlite3.Connection) -> int:
+        debit(connection, 7)
+        tries.append(1)
+        if len(tries) == 1:
+            await asyncio.Event().wait()
+        return len(tries)
+
+    @processor.job
+    async def run(ctx: DurableContext) -> list[object]:
+        options = ctx.options(max_retries=1, retry_backoff=0.01, timeout=0.05)
+        tried = await options.transact(debit_slowly)
+        tries.clear()
+        try:
+            await ctx.options(key="again", timeout=0.05).transact(debit_slowly)
+        except TimeoutError as error:
+            return [tried, str(error)]
+        return [tried]
+
+    async with processor:
+        await processor.start()
+        result = await processor.wait(await run.enqueue(), timeout=20)
+        await processor.stop()
+        assert result == [2, "step 'again' did not end within 0.05 s"]
+        assert await read_debits(processor, tmp_path) == [7]
+
+
+async def test_a_timeout_cannot_end_a_blocking_function(processor: Processor) -> None:
+    @processor.job
+    async def run(ctx: DurableContext) -> None:
+        await ctx.options(timeout=5).transact(debit, 7)
+
+    async with processor:
+        job_id = await run.enqueue()
+        await processor.drain()
+        status = await processor.get_status(job_id)
+        assert status.error is not None
+        assert status.error.type == "InvalidStep"
+        assert "test_transactions.py:" in status.error.message
+        assert "write `async def`, or leave the timeout out" in status.error.message
 
 
 @pytest.mark.parametrize("max_retries", [0, 3])

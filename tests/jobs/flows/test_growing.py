@@ -176,7 +176,8 @@ async def test_only_a_member_adds_members() -> None:
                 "`processor.sync.flows.add(ctx.flow.id, …, name=…)`"
             ),
             *sorted(
-                f"job {one} is not a member of a flow, so `ctx.flow` has none to add to"
+                f"job {one} is not a member of a flow, so it has no `ctx.flow`; a callback gets "
+                "the id of its flow as an argument"
                 for one in (job_id, "i.on_success")
             ),
         ]

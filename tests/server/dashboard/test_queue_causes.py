@@ -96,6 +96,34 @@ async def test_full_limits_and_busy_workers_are_named(site: Api) -> None:
     assert "1 of 4 wait for a slot: all 1 of the workers are busy" in html
 
 
+async def test_the_lists_of_queues_say_why_jobs_wait(site: Api) -> None:
+    await flood(site)
+    await flood(site, "other")
+    await site.processor.backend.producing.enqueue([NewJob("one", "send", "mail", b"{}")])
+    await site.processor.backend.maintenance.pause_queue("other", paused=True)
+    for path in ("/queues", ""):
+        twin = (await site.client.get(f"{DASHBOARD_PATH}{path}?format=json")).json()
+        causes = {row["name"]: row["cause"] for row in twin["queues"]}
+        exports = causes["exports"]
+        assert (exports["kind"], exports["key"], exports["waiting"]) == ("key", "mega corp", 20)
+        assert causes["mail"] is None
+        html = (await site.client.get(f"{DASHBOARD_PATH}{path}")).text
+        assert "20 jobs, of other queues too, wait for key mega corp of export:customer" in html
+        assert html.count("#causes") == 1  # a pause says more
+
+
+async def test_limits_are_read_for_a_list_only_while_jobs_wait(site: Api) -> None:
+    backend, readings = site.processor.backend, site.services.readings
+    for queue in await backend.reads.list_queues():
+        await backend.maintenance.pause_queue(queue.name, paused=True)
+    await site.client.get(f"{DASHBOARD_PATH}/queues")
+    assert "limits" not in readings.durations
+    await backend.producing.enqueue([NewJob("one", "send", "post", b"{}")])
+    readings.expire()
+    await site.client.get(f"{DASHBOARD_PATH}/queues")
+    assert "limits" in readings.durations
+
+
 async def test_an_idle_queue_has_no_causes(site: Api) -> None:
     assert await read_causes(site, "empty") == []
 

@@ -15,7 +15,13 @@ from nimburion.core.session import Session
 from nimburion.core.settings import SchedulerSettings, TaskSettings
 from nimburion.core.settlement import Progressed
 from nimburion.jobs import Context
+from nimburion.server.access import LOCAL_CALLER
+from nimburion.server.api.operation import NoQuery
+from nimburion.server.dashboard.page import PageRequest
+from nimburion.server.dashboard.pages.jobs.job import read_job
+from nimburion.server.dashboard.readings import PageReadings, SharedReadings
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
+from nimburion.testing.clock import FakeClock
 from nimburion.testing.contract.harness import make_limits
 from tests.server.conftest import Api, MakeApi
 from tests.server.dashboard.conftest import OWN_PAGE
@@ -65,6 +71,25 @@ async def test_late_jobs_are_marked(site: Api) -> None:
     html = (await site.client.get(path)).text
     assert "cancel requested" in html
     assert f'action="{path}/slow/cancel"' not in html
+
+
+async def test_an_update_of_a_running_job_reads_only_what_may_have_changed(site: Api) -> None:
+    await run_jobs(site)
+    clock = FakeClock()
+    shared = SharedReadings(site.processor.backend, clock)
+
+    async def count_reads() -> int:
+        before, readings = shared.count, PageReadings(shared)
+        path = {"id": "slow"}
+        await read_job(PageRequest(site.services, LOCAL_CALLER, path, NoQuery(), readings))
+        return shared.count - before
+
+    counts = [await count_reads()]
+    for seconds in (1.0, 1.0, 3.0):
+        clock.advance(seconds)
+        counts.append(await count_reads())
+    # What decides, its usual time, its data, its steps with its stack, and the runs of its name.
+    assert counts == [5, 1, 1, 2]
 
 
 async def test_a_full_limit_with_waiting_jobs_is_marked(site: Api) -> None:

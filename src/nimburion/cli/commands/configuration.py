@@ -54,7 +54,7 @@ def print_check(config: Config, backend: str) -> None:
 @configuration.command("show")
 @add_shared_options
 def show_settings() -> None:
-    """Show every setting as it holds now; passwords are left out."""
+    """Show the current value of every setting; passwords are left out."""
     config = current_invocation().load()
     data: dict[str, object] = msgspec.to_builtins(config.jobs)
     data["url"] = redact_url(config.jobs.url)

@@ -34,7 +34,7 @@ COLOURS = {"good": "green", "warning": "yellow", "error": "red"}
 def doctor(ctx: click.Context, *, strict: bool) -> None:
     """Check the backend, this host and the configuration, and suggest fixes. Changes nothing.
 
-    Exit code 1 where something is an error.
+    Exit code 1 if it finds an error.
     """
     import asyncio
 

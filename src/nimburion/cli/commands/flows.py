@@ -50,7 +50,7 @@ def list_flows(
     limit: int,
     after: str | None,
 ) -> None:
-    """List flows, the one stored last first.
+    """List flows, newest first.
 
     One call examines at most 1,000 flows. If it stops there, it says how to continue.
     """
@@ -160,8 +160,8 @@ def print_flow(tree: FlowTree) -> None:
 def list_versions() -> None:
     """List the names of durable functions with open runs, and whether a worker serves them.
 
-    A run is open while it is suspended, or waits and has begun. Keep the code of a name deployed
-    until it is listed no more. At most 10,000 suspended and 10,000 waiting jobs are examined.
+    A run is open while it is suspended, or waits and has started. Keep the code of a name deployed
+    until it is no longer listed. At most 10,000 suspended and 10,000 waiting jobs are examined.
     """
     from nimburion.actions.open_runs import list_open_runs  # for this command only
 

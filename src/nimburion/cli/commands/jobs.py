@@ -90,7 +90,7 @@ def jobs() -> None:
     "states",
     type=click.Choice(sorted(state.value for state in State)),
     multiple=True,
-    help="Only in this state; several times for several.",
+    help="Only in this state; may be repeated.",
 )
 @add_filter_options
 @add_search_options

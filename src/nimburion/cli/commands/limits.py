@@ -194,7 +194,7 @@ def set_limit(  # noqa: PLR0917 - the parameters of the command
     """Change a limit at run time, until `limits reset`. MAXIMUM 0 starts no more jobs.
 
     NAME is job:NAME, queue:NAME for a whole queue, or the name of a shared limit, as `limits list`
-    shows it. The change wins over what workers declare, also after they restart. The next exchange
+    shows it. The change wins over what workers declare, even after they restart. The next exchange
     of each worker follows it. Running jobs continue.
     """
     if burst is not None and rate is None:

@@ -40,7 +40,7 @@ HEADERS = (
 )
 @add_shared_options
 def stats(queue: str | None, name: str | None, last: str) -> None:
-    """Show what happened to jobs lately: counts, and percentiles of wait and run times.
+    """Show what happened to jobs recently: counts, and percentiles of wait and run times.
 
     Workers store their counts about every ten seconds. WAIT is the time from due to started.
     --backend can be repeated: each backend has lines of its own, and the sum has one.

@@ -36,7 +36,9 @@ def _refuse_app(ctx: click.Context, _: click.Parameter, given: str | None) -> No
 @click.argument("target", metavar="MODULE:NAME")
 @click.option("-A", "--app", is_eager=True, expose_value=False, hidden=True, callback=_refuse_app)
 @click.option("--queues", metavar="A,B", help="Serve only these queues.")
-@click.option("--concurrency", type=click.IntRange(1, 10_000), help="Handlers at once.")
+@click.option(
+    "--concurrency", type=click.IntRange(1, 10_000), help="How many handlers run at once."
+)
 @click.option(
     "--processes",
     type=click.IntRange(1, 1_000),

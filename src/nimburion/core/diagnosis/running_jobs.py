@@ -87,7 +87,11 @@ async def read_facts(backend: Backend, job_id: str) -> Facts:
     """Return what decides whether a job can run, as `explain_job` does. For a running job, add
     the usual time of its name and when its cancel was requested.
     """
-    facts = await backend.reads.explain_job(job_id)
+    return await complete_facts(backend, await backend.reads.explain_job(job_id))
+
+
+async def complete_facts(backend: Backend, facts: Facts) -> Facts:
+    """Add to the facts of a running job what `explain_job` leaves out."""
     job = facts.job
     if job.state is not State.PROCESSING:
         return facts

@@ -76,7 +76,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     unique_mode: str | None
     """What its enqueue did on a duplicate, and how long it holds the unique key."""
     payload: bytes | None
-    """The payload bytes; None once the backend keeps them no longer."""
+    """The payload bytes; None when the backend no longer keeps them."""
 
     @property
     def args(self) -> dict[str, Any] | None:
@@ -99,7 +99,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def finished(self) -> bool:
-        """Whether the job is in a final state: it changes no more by itself."""
+        """Whether the job is in a final state: it no longer changes by itself."""
         return self.state.finished
 
     def public_dict(self) -> dict[str, Any]:

@@ -51,6 +51,13 @@ _FOREIGN_NAMES: Mapping[str, str] = MappingProxyType(
     }
 )
 """What to write for names of the context of Celery, TaskIQ and arq."""
+_DURABLE_NAMES = frozenset(
+    {
+        *("step", "transact", "sleep", "wait_for", "wait_any", "run", "run_all", "start"),
+        *("undo", "options", "changed", "now", "restart"),
+    }
+)
+"""The operations of a `DurableContext`."""
 _OWN_HEADERS = "nimburion-"
 """How the names of headers begin that belong to one job, such as the tick of a schedule."""
 
@@ -178,6 +185,12 @@ class Context(Generic[StateT_co]):
             """Say what to write for a name that tasks of other job systems have."""
             if name in _FOREIGN_NAMES:
                 raise AttributeError(f"the context has no {name!r}; {_FOREIGN_NAMES[name]}")
+            if name in _DURABLE_NAMES:
+                raise AttributeError(
+                    f"{name!r} is an operation of durable functions, and this is a plain Context; "
+                    "write `ctx: DurableContext`. A test runs the job with `processor.drain(…)`: "
+                    "`make_context` makes no DurableContext"
+                )
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
@@ -354,9 +367,9 @@ class Context(Generic[StateT_co]):
 
     @property
     def flow(self) -> MemberFlow:
-        """The flow of which this job is a member: `await ctx.flow.add(job)` adds a member.
+        """The flow that this job belongs to: `await ctx.flow.add(job)` adds a member.
 
-        `InvalidJob` is raised if the job is no member of a flow.
+        `InvalidJob` is raised if the job is no member of a flow, as a callback is none.
         """
         from nimburion.jobs.flows.growing import MemberFlow
 

@@ -68,6 +68,8 @@ R = TypeVar("R")
 if TYPE_CHECKING:
     from typing_extensions import TypeVar as TypeVarWithDefault
 
+    from nimburion.jobs.durable.context import DurableContext
+
     T_co = TypeVarWithDefault("T_co", covariant=True, default=Any)
 else:  # Python 3.11 has no defaults of type variables
     T_co = TypeVar("T_co", covariant=True)
@@ -187,11 +189,11 @@ class JobReturning(Protocol[T_co]):
 
 
 class _AsyncJob(Protocol[T_co]):
-    def process(self, ctx: Context[Any], /) -> Coroutine[Any, Any, T_co]: ...
+    def process(self, ctx: DurableContext[Any], /) -> Coroutine[Any, Any, T_co]: ...
 
 
 class _BlockingJob(Protocol[T_co]):
-    def process(self, ctx: Context[Any], /) -> T_co: ...
+    def process(self, ctx: DurableContext[Any], /) -> T_co: ...
 
 
 class _ForeignMethod:
@@ -312,8 +314,11 @@ class Job:
         def __result__(self: _BlockingJob[T]) -> T: ...
         def __result__(self) -> Any: ...
 
-    def process(self, ctx: Context[Any], /) -> Any:  # noqa: ANN401 (a subclass says what)
+    def process(self, ctx: DurableContext[Any], /) -> Any:  # noqa: ANN401 (a subclass says what)
         """Do the work of the job, in an `async def` or a `def` method.
+
+        Its parameter is a `Context`. With a `DurableContext`, the job is durable: it remembers its
+        steps.
 
         The return value is stored as the job's result. An exception is the failure of the attempt.
         """

@@ -176,7 +176,7 @@ class PolicyOptions(TypedDict, total=False):
     tags: Sequence[str]
     """Names by which people find these jobs."""
     unique: Fields | Unique | None
-    """Arguments of which at most one unfinished job has the same values; True: all of them."""
+    """At most one unfinished job has the same values of these arguments; True: of all of them."""
     execution: Execution | ChildProcess
     """Where the handler runs."""
     result: bool

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import msgspec
 
@@ -34,6 +34,7 @@ from nimburion.jobs.declaration.job import (
 from nimburion.jobs.declaration.limits import JobLimits, describe_rule, describe_rules
 from nimburion.jobs.declaration.policy import Policy, PolicyOptions, read_policy
 from nimburion.jobs.declaration.signature import (
+    describe_place,
     is_async,
     read_batch_return_type,
     read_return_type,
@@ -41,10 +42,10 @@ from nimburion.jobs.declaration.signature import (
 )
 
 NO_DURABLE_FUNCTION = (
-    "DurableContext is the context of a function; write `@processor.job` and "
+    "DurableContext is the context of a function or a Job class; write `@processor.job` and "
     "`async def NAME(ctx: DurableContext, …)`"
 )
-"""What to write in place of a class or a raw handler that is to be durable."""
+"""What to write in place of a raw handler that is to be durable."""
 
 RawHandler = Callable[[Context[Any], bytes], Any]
 BatchCall = Callable[[BatchContext[Any], list[Any]], Any]
@@ -109,7 +110,7 @@ class Handler:
         if is_durable:
             from nimburion.jobs.durable.context import DurableContext
 
-            _check_durable(name, policy, is_async=self.is_async)
+            _check_durable(name, policy, function, is_async=self.is_async)
             self.context_type = DurableContext
         self.call: Callable[[Any, Context[Any]], Any] = call
         """Calls the handler with the return value of `decode` and the context."""
@@ -285,9 +286,8 @@ class Registry:
             function, call = job.function, _make_function_call(job)
             decode = partial(declaration.codec.decode, sizes=self._settings.sizes)
         elif isinstance(job, type) and issubclass(job, Job) and declaration:
-            function = call = job.process
-            if takes_durable_context(function, 1):
-                raise DefinitionError(f"job {declaration.name!r}: {NO_DURABLE_FUNCTION}")
+            function = job.process
+            call = cast("Callable[[Any, Context[Any]], Any]", function)
             decode = _make_instance_decoder(job, declaration, self._settings.sizes)
         else:
             raise DefinitionError(
@@ -305,11 +305,13 @@ class Registry:
             sizes=self._settings.sizes,
             call_batch=call_batch,
             get_batch_argument=get_batch_argument,
-            is_durable=isinstance(job, JobFunction) and job.signature.is_durable,
+            is_durable=takes_durable_context(function, 0 if isinstance(job, JobFunction) else 1),
         )
 
 
-def _check_durable(name: str, policy: Policy, *, is_async: bool) -> None:
+def _check_durable(
+    name: str, policy: Policy, function: Callable[..., Any], *, is_async: bool
+) -> None:
     """Raise `DefinitionError` if a handler with these properties cannot be durable."""
     if policy.batch is not None:
         raise DefinitionError(
@@ -322,8 +324,9 @@ def _check_durable(name: str, policy: Policy, *, is_async: bool) -> None:
         )
     if not is_async:
         raise DefinitionError(
-            f"job {name!r}: a durable function is an `async def`; its steps may be `def` "
-            "functions, which run in threads"
+            f"job {name!r}, {describe_place(function)}: a durable function is an `async def`, and "
+            "this is a `def`; write `async def`, await its operations, and call what blocks in "
+            "steps: `await ctx.step(function, …)` calls a `def` function in a thread"
         )
 
 

@@ -29,8 +29,6 @@ class Signature(NamedTuple):
     fields: list[JobField]
     positional_only: int
     """The number of fields, from the first, that must be passed by position."""
-    is_durable: bool = False
-    """Whether the context is a `DurableContext`."""
 
 
 def read_class_fields(name: str, cls: type) -> list[JobField]:
@@ -55,13 +53,14 @@ def read_signature(name: str, function: Callable[..., Any]) -> Signature:
     `DefinitionError` is raised when a parameter cannot be an argument of a job.
     """
     parameters = list(inspect.signature(function).parameters.values())
+    for parameter in parameters[:1]:
+        _check_context_class(name, function, parameter)
     takes_context = bool(parameters) and _is_context(parameters[0])
     own = parameters[1:] if takes_context else parameters
     return Signature(
         takes_context,
         [_make_field(name, function, parameter) for parameter in own],
         sum(parameter.kind is inspect.Parameter.POSITIONAL_ONLY for parameter in own),
-        takes_context and _is_durable(parameters[0]),
     )
 
 
@@ -72,6 +71,34 @@ def takes_durable_context(function: Callable[..., Any], position: int = 0) -> bo
     except (TypeError, ValueError):  # without a signature
         return False
     return len(parameters) > position and _is_durable(parameters[position])
+
+
+def _check_context_class(
+    name: str, function: Callable[..., Any], parameter: inspect.Parameter
+) -> None:
+    """Raise `DefinitionError` if a parameter is annotated as a context of the application's own.
+    The worker makes the contexts.
+    """
+    annotation = parameter.annotation
+    if isinstance(annotation, str):
+        module = getattr(inspect.unwrap(function), "__globals__", {})
+        annotation = module.get(annotation.strip("'\" ").partition("[")[0])
+    cls = typing.get_origin(annotation) or annotation
+    bases = [base.__name__ for base in cls.__mro__] if isinstance(cls, type) else []
+    known = next((base for base in bases if base in _CONTEXTS), None)
+    if known is not None and cls.__name__ != known:
+        raise DefinitionError(
+            f"job {name!r}, {describe_place(function)}: the worker makes the context, and makes no "
+            f"{cls.__name__}; write `{parameter.name}: {known}`, write functions that take the "
+            f"context in place of the methods of {cls.__name__}, and keep what they use in "
+            "`ctx.state`"
+        )
+
+
+def describe_place(function: Callable[..., Any]) -> str:
+    """Return the file and the line of a function, or its name if that is not known."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else _describe(function)
 
 
 def read_batch_signature(name: str, function: Callable[..., Any]) -> Signature:
@@ -129,6 +156,8 @@ def check_takes_context(name: str, cls: type) -> None:
             f"job {name!r}: process{signature} cannot be called with the context; write "
             "`async def process(self, ctx)`, or `def`"
         ) from None
+    for parameter in list(signature.parameters.values())[len(own) : len(own) + 1]:
+        _check_context_class(name, cls.process, parameter)  # type: ignore[attr-defined]
 
 
 def read_return_type(name: str, function: Callable[..., Any]) -> Any:  # noqa: ANN401
@@ -165,16 +194,17 @@ def _is_context(parameter: inspect.Parameter) -> bool:
     type."""
     if parameter.kind not in _BY_POSITION:
         return False
-    annotation = parameter.annotation
-    if isinstance(annotation, str):
-        if annotation.strip("'\" ").partition("[")[0].rpartition(".")[2] in _CONTEXTS:
-            return True
-    else:
-        cls = typing.get_origin(annotation) or annotation  # the class of `Context[State]`
-        if isinstance(cls, type) and issubclass(cls, Context | BatchContext):
-            return True
-    untyped = annotation in (inspect.Parameter.empty, Any, "Any", "typing.Any")
+    if _names_context(parameter.annotation):
+        return True
+    untyped = parameter.annotation in (inspect.Parameter.empty, Any, "Any", "typing.Any")
     return parameter.name == "ctx" and untyped
+
+
+def _names_context(annotation: object) -> bool:
+    if isinstance(annotation, str):
+        return annotation.strip("'\" ").partition("[")[0].rpartition(".")[2] in _CONTEXTS
+    cls = typing.get_origin(annotation) or annotation  # the class of `Context[State]`
+    return isinstance(cls, type) and issubclass(cls, Context | BatchContext)
 
 
 def _is_durable(parameter: inspect.Parameter) -> bool:
@@ -195,6 +225,8 @@ def _make_field(name: str, function: Callable[..., Any], parameter: inspect.Para
         )
     if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
         raise DefinitionError(f"{what}: name each argument; * and ** cannot be checked")
+    if _names_context(parameter.annotation):
+        raise DefinitionError(f"{what}: the context is the first parameter, and passed by position")
     if parameter.annotation is inspect.Parameter.empty:
         raise DefinitionError(f"{what}: annotate it; its type is what `enqueue` checks")
     return JobField(

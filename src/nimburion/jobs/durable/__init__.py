@@ -3,7 +3,8 @@
 Applications import `DurableContext` and `Signal` from `nimburion`.
 """
 
-from nimburion.jobs.durable.context import ChildJob, DurableContext, DurableOperations
+from nimburion.jobs.durable.children import ChildJob
+from nimburion.jobs.durable.context import DurableContext, DurableOperations
 from nimburion.jobs.durable.signals import Signal
 
 __all__ = ["ChildJob", "DurableContext", "DurableOperations", "Signal"]

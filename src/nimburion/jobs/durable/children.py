@@ -6,7 +6,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 
 from msgspec import Raw
 
@@ -79,9 +79,12 @@ def list_child_ids(entry: ChildrenEntry) -> list[str]:
 
 
 async def start_children(
-    run: DurableRun, key: str, place: str, jobs: Sequence[AnyJob]
+    run: DurableRun, key: str, place: str, jobs: Sequence[AnyJob], *, detached: bool = False
 ) -> StoredEntry:
-    """Store child jobs, unless an earlier attempt has, and return their entry."""
+    """Store child jobs, unless an earlier attempt has, and return their entry.
+
+    Those that are `detached` are not cancelled with the run.
+    """
     run.begin("child job", key, place)
     digest = _compute_digest(jobs, run.services.sizes)
     stored = run.journal.find_passed(ChildrenEntry, key)
@@ -105,15 +108,16 @@ async def start_children(
         )
     run.begin_work()
     try:
-        run.require_cleanup()
-        await run.await_cleanup()
+        if not detached:
+            run.require_cleanup()
+            await run.await_cleanup()
         flow_id = make_flow_id(run.job_id, run.generation, key)
         try:
             await run.services.enqueue_children(flow_id, key, jobs)
         except JobConflict:  # an earlier attempt stored them, and did not come further
             _warn_about_arguments(run, key, place)
         names = dict.fromkeys(require_declaration(job).name for job in jobs)
-        entry = ChildrenEntry(key, flow_id, tuple(names), len(jobs), digest)
+        entry = ChildrenEntry(key, flow_id, tuple(names), len(jobs), digest, detached)
         return run.send(entry)[0]
     finally:
         run.end_work()
@@ -163,14 +167,69 @@ async def wait_for_children(
     raise AssertionError("a wait for child jobs ends with a new attempt")
 
 
+class ChildJob(Generic[R]):
+    """A child job of a durable run: what `ctx.start` returns."""
+
+    __slots__ = ("_job", "_run", "_stored", "id")
+
+    def __init__(
+        self, run: DurableRun, stored: StoredEntry, job: JobReturning[R], job_id: str
+    ) -> None:
+        self.id: str = job_id
+        """The id of the job."""
+        self._run = run
+        self._stored = stored
+        self._job = job
+
+    async def result(self) -> R:
+        """Return the result of the job when it has ended. The run is suspended meanwhile.
+
+        `ChildFailed` is raised when the job has failed for good or was cancelled, and
+        `ResultNotKept` when it is completed but its result or its record is not kept.
+        """
+        jobs = [cast("AnyJob", self._job)]
+        (result,) = await wait_for_children(self._run, self._stored, jobs)
+        return cast("R", result)
+
+    def __repr__(self) -> str:
+        return f"<child job {self.id}>"
+
+
+def get_flow(child: ChildJob[Any]) -> str:
+    """Return the id of the flow whose only member a child job is."""
+    return cast("ChildrenEntry", child._stored.entry).flow
+
+
+def belongs_to(run: DurableRun, child: ChildJob[Any]) -> bool:
+    """Return whether a run started a child job."""
+    return child._run is run
+
+
+async def read_ends(run: DurableRun, children: Sequence[ChildJob[Any]]) -> dict[str, float]:
+    """Return when child jobs have ended, by their ids, without those that have not.
+
+    A job that the backend does not keep any more has ended at an unknown time: 0.
+    """
+    ids = [child.id for child in children if child._stored.at is not None]  # others began now
+    ends: dict[str, float] = {}
+    for start in range(0, len(ids), _READ_TOGETHER):
+        some = ids[start : start + _READ_TOGETHER]
+        found = await run.services.read_records(some)
+        for job_id in some:
+            record = found.get(job_id)
+            if record is None or record.state.finished:
+                ends[job_id] = 0.0 if record is None else record.finished_at or 0.0
+    return ends
+
+
 async def cancel_children(run: DurableRun) -> None:
-    """Cancel the child jobs that have not ended."""
+    """Cancel the child jobs that have not ended, without those that are detached."""
     entries = run.journal.list_entries()
     ended = {one.key for one in entries if isinstance(one, OutcomeEntry)}
     ids = [
         job_id
         for one in entries
-        if isinstance(one, ChildrenEntry) and one.key not in ended
+        if isinstance(one, ChildrenEntry) and not one.detached and one.key not in ended
         for job_id in list_child_ids(one)
     ]
     for start in range(0, len(ids), _CANCELLED_TOGETHER):

@@ -9,7 +9,6 @@ from typing import (
     TYPE_CHECKING,
     Any,
     Concatenate,
-    Generic,
     NoReturn,
     ParamSpec,
     TypeVar,
@@ -23,10 +22,15 @@ from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServi
 from nimburion.jobs.declaration.backoff import Backoff, Delays
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.job import AnyJob, JobReturning, require_declaration
-from nimburion.jobs.durable.children import enqueue_once, start_children, wait_for_children
+from nimburion.jobs.durable.children import (
+    ChildJob,
+    enqueue_once,
+    start_children,
+    wait_for_children,
+)
 from nimburion.jobs.durable.cleanup import register_undo
 from nimburion.jobs.durable.handler import encode_arguments
-from nimburion.jobs.durable.journal import ChangedEntry, ChildrenEntry, StoredEntry
+from nimburion.jobs.durable.journal import ChangedEntry, ChildrenEntry
 from nimburion.jobs.durable.run import (
     DurableRun,
     RunCleanup,
@@ -44,7 +48,13 @@ from nimburion.jobs.durable.steps import (
     run_step,
 )
 from nimburion.jobs.durable.values import get_function_name
-from nimburion.jobs.durable.waits import read_delay, sleep, wait_for_signal
+from nimburion.jobs.durable.waits import (
+    check_sources,
+    read_delay,
+    sleep,
+    wait_for_first,
+    wait_for_signal,
+)
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -61,34 +71,7 @@ else:  # Python 3.11 has no defaults of type variables
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
-
-
-class ChildJob(Generic[R]):
-    """A child job of a durable run: what `ctx.start` returns."""
-
-    __slots__ = ("_job", "_run", "_stored", "id")
-
-    def __init__(
-        self, run: DurableRun, stored: StoredEntry, job: JobReturning[R], job_id: str
-    ) -> None:
-        self.id: str = job_id
-        """The id of the job."""
-        self._run = run
-        self._stored = stored
-        self._job = job
-
-    async def result(self) -> R:
-        """Return the result of the job when it has ended. The run is suspended meanwhile.
-
-        `ChildFailed` is raised when the job has failed for good or was cancelled, and
-        `ResultNotKept` when it is completed but its result or its record is not kept.
-        """
-        jobs = [cast("AnyJob", self._job)]
-        (result,) = await wait_for_children(self._run, self._stored, jobs)
-        return cast("R", result)
-
-    def __repr__(self) -> str:
-        return f"<child job {self.id}>"
+SourceT = TypeVar("SourceT", bound=SignalReturning[Any] | ChildJob[Any])
 
 
 class DurableOperations:
@@ -167,14 +150,15 @@ class DurableOperations:
 
         The first argument of the function is a connection to the backend's database: a
         `sqlite3.Connection`, or on PostgreSQL an `asyncpg.Connection`. A `def` function runs on the
-        event loop, so it must be short. Its rows and the step are stored in one commit, or neither.
+        event loop, so it must be short, and `options(timeout=…)` is for `async def` functions. Its
+        rows and the step are stored in one commit, or neither.
 
         `NotSupported` is raised on backends without transactions. The others are those of `step`
         and of `ctx.transaction`.
         """
         return run_in_transaction(self._run, self._make_call(function, args, kwargs))
 
-    def run(self, job: JobReturning[R]) -> Coroutine[Any, Any, R]:
+    def run(self, job: JobReturning[R], *, detached: bool = False) -> Coroutine[Any, Any, R]:
         """Run a job as a child of this one, and return its result.
 
         ```python
@@ -183,7 +167,8 @@ class DurableOperations:
 
         The run is suspended until the job has ended, and holds no slot. The job is an ordinary one,
         with its own retries and limits, in its own queue. It is stored once, whatever happens to
-        this run. When this run is cancelled, child jobs that have not ended are cancelled.
+        this run. When this run is cancelled, child jobs that have not ended are cancelled, unless
+        they are `detached`.
 
         Errors:
 
@@ -193,9 +178,11 @@ class DurableOperations:
         - the errors of `enqueue`, if it cannot be stored.
         """
         key = self._get_key(require_declaration(job).name)
-        return _run_child(self._run, key, find_call_site(), job)
+        return _run_child(self._run, key, find_call_site(), job, detached=detached)
 
-    def run_all(self, jobs: Iterable[JobReturning[R]]) -> Coroutine[Any, Any, list[R]]:
+    def run_all(
+        self, jobs: Iterable[JobReturning[R]], *, detached: bool = False
+    ) -> Coroutine[Any, Any, list[R]]:
         """Run jobs as children of this one, and return their results in the order of the jobs.
 
         ```python
@@ -208,9 +195,11 @@ class DurableOperations:
         """
         several = list(jobs)
         key = self._get_key(require_declaration(several[0]).name if several else "run_all")
-        return _run_children(self._run, key, find_call_site(), several)
+        return _run_children(self._run, key, find_call_site(), several, detached=detached)
 
-    def start(self, job: JobReturning[R]) -> Coroutine[Any, Any, ChildJob[R]]:
+    def start(
+        self, job: JobReturning[R], *, detached: bool = False
+    ) -> Coroutine[Any, Any, ChildJob[R]]:
         """Store a child job and return it without waiting for its end.
 
         ```python
@@ -218,9 +207,11 @@ class DurableOperations:
         await ctx.step(notify, report.id)
         body = await report.result()
         ```
+
+        When this run is cancelled, a job that is `detached` continues.
         """
         key = self._get_key(require_declaration(job).name)
-        return _start_child(self._run, key, find_call_site(), job)
+        return _start_child(self._run, key, find_call_site(), job, detached=detached)
 
     @overload
     def wait_for(
@@ -243,6 +234,40 @@ class DurableOperations:
         key = self._get_key(signal.name)
         seconds = None if timeout is None else read_delay("timeout", timeout)
         return wait_for_signal(self._run, key, signal, seconds, find_call_site())
+
+    @overload
+    def wait_any(self, *sources: SourceT, timeout: None = None) -> Coroutine[Any, Any, SourceT]: ...
+    @overload
+    def wait_any(
+        self, *sources: SourceT, timeout: Duration
+    ) -> Coroutine[Any, Any, SourceT | None]: ...
+    def wait_any(
+        self, *sources: SourceT, timeout: Duration | None = None
+    ) -> Coroutine[Any, Any, SourceT | None]:
+        """Return the first of several signals and child jobs that comes; None if `timeout` passes
+        first.
+
+        ```python
+        report = await ctx.start(make_report.job(7))
+        first = await ctx.wait_any(report, withdrawn, timeout="7d")
+        if first is report:
+            body = await report.result()
+        elif first is withdrawn:
+            reason = await ctx.wait_for(withdrawn)
+        ```
+
+        A child job has come when it has ended, also when it failed: `result` raises its error then.
+        The call takes nothing. So the next `wait_for` returns the signal at once, and what came
+        later stays for a later wait. A later attempt gets the same answer.
+
+        The key is `wait_any`. `InvalidStep` is raised if a source is neither a `Signal` nor what
+        `start` has returned.
+        """
+        key = self._get_key("wait_any")
+        seconds = None if timeout is None else read_delay("timeout", timeout)
+        place = find_call_site()
+        check_sources(self._run, sources, place)
+        return wait_for_first(self._run, key, sources, seconds, place)
 
     def enqueue(
         self, job: JobReturning[R], **options: Unpack[EnqueueOptions]
@@ -362,6 +387,40 @@ class DurableContext(Context[StateT_co], DurableOperations):
             make_step_options(key, max_retries, retry_backoff, timeout),
         )
 
+    @overload
+    def wait_any(self, *sources: SourceT, timeout: None = None) -> Coroutine[Any, Any, SourceT]: ...
+    @overload
+    def wait_any(
+        self, *sources: SourceT, timeout: Duration
+    ) -> Coroutine[Any, Any, SourceT | None]: ...
+    def wait_any(
+        self, *sources: SourceT, timeout: Duration | None = None
+    ) -> Coroutine[Any, Any, SourceT | None]:
+        """Return the first of several signals and child jobs that comes; None if `timeout` passes
+        first.
+
+        ```python
+        report = await ctx.start(make_report.job(7))
+        first = await ctx.wait_any(report, withdrawn, timeout="7d")
+        if first is report:
+            body = await report.result()
+        elif first is withdrawn:
+            reason = await ctx.wait_for(withdrawn)
+        ```
+
+        A child job has come when it has ended, also when it failed: `result` raises its error then.
+        The call takes nothing. So the next `wait_for` returns the signal at once, and what came
+        later stays for a later wait. A later attempt gets the same answer.
+
+        The key is `wait_any`. `InvalidStep` is raised if a source is neither a `Signal` nor what
+        `start` has returned.
+        """
+        key = self._get_key("wait_any")
+        seconds = None if timeout is None else read_delay("timeout", timeout)
+        place = find_call_site()
+        check_sources(self._run, sources, place)
+        return wait_for_first(self._run, key, sources, seconds, place)
+
     def enqueue(
         self, job: JobReturning[R], **options: Unpack[EnqueueOptions]
     ) -> Coroutine[Any, Any, JobId[R]]:
@@ -369,7 +428,7 @@ class DurableContext(Context[StateT_co], DurableOperations):
         return DurableOperations.enqueue(self, job, **options)
 
     def sleep(self, key: str, duration: Duration) -> Coroutine[Any, Any, None]:
-        """Suspend the run until `duration` has passed since an attempt came here first.
+        """Suspend the run until `duration` has passed since an attempt first came here.
 
         ```python
         await ctx.sleep("trial", timedelta(days=3))
@@ -383,7 +442,7 @@ class DurableContext(Context[StateT_co], DurableOperations):
         )
 
     def changed(self, key: str) -> bool:
-        """Return whether this run comes here for the first time with the code of today.
+        """Return whether this run comes here for the first time with the present code.
 
         ```python
         if ctx.changed("new-mail"):
@@ -413,7 +472,7 @@ class DurableContext(Context[StateT_co], DurableOperations):
         return datetime.fromtimestamp(self._run.time, UTC)
 
     async def restart(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Begin the run anew, under the same id, with these arguments and without its steps.
+        """Start the run again, under the same id, with these arguments and without its steps.
 
         ```python
         async def poll(ctx: DurableContext, cursor: int) -> None:
@@ -473,19 +532,24 @@ def get_run(context: DurableContext[Any]) -> DurableRun:
 
 
 async def _run_children(
-    run: DurableRun, key: str, place: str, jobs: Sequence[JobReturning[Any]]
+    run: DurableRun, key: str, place: str, jobs: Sequence[JobReturning[Any]], *, detached: bool
 ) -> list[Any]:
     several = [cast("AnyJob", job) for job in jobs]
-    stored = await start_children(run, key, place, several)
+    stored = await start_children(run, key, place, several, detached=detached)
     return await wait_for_children(run, stored, several)
 
 
-async def _run_child(run: DurableRun, key: str, place: str, job: JobReturning[R]) -> R:
-    (result,) = await _run_children(run, key, place, [job])
+async def _run_child(
+    run: DurableRun, key: str, place: str, job: JobReturning[R], *, detached: bool
+) -> R:
+    (result,) = await _run_children(run, key, place, [job], detached=detached)
     return cast("R", result)
 
 
-async def _start_child(run: DurableRun, key: str, place: str, job: JobReturning[R]) -> ChildJob[R]:
-    stored = await start_children(run, key, place, [cast("AnyJob", job)])
+async def _start_child(
+    run: DurableRun, key: str, place: str, job: JobReturning[R], *, detached: bool
+) -> ChildJob[R]:
+    jobs = [cast("AnyJob", job)]
+    stored = await start_children(run, key, place, jobs, detached=detached)
     entry = cast("ChildrenEntry", stored.entry)
     return ChildJob(run, stored, job, f"{entry.flow}.0")

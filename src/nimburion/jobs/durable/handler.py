@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from nimburion.core.errors import InvalidStep
 from nimburion.core.size_limits import SizeLimits
 from nimburion.jobs.declaration.attempt_record import AttemptRecord
-from nimburion.jobs.declaration.job import JobFunction, require_declaration
+from nimburion.jobs.declaration.job import Job, JobFunction, require_declaration
 from nimburion.jobs.declaration.policy import Policy
 
 if TYPE_CHECKING:
@@ -26,9 +26,11 @@ def encode_arguments(
     """Return the payload of the handler's job with other arguments. `InvalidStep` is raised if the
     handler does not take them.
     """
-    target = cast("JobFunction[..., ..., Any, Any]", cast("Handler", record.handler).target)
+    target = cast(
+        "type[Job] | JobFunction[..., ..., Any, Any]", cast("Handler", record.handler).target
+    )
     try:
-        job = target.job(*args, **kwargs)
+        job = target(*args, **kwargs) if isinstance(target, type) else target.job(*args, **kwargs)
         return require_declaration(job).encode(job, sizes)
     except (TypeError, ValueError) as error:
         raise InvalidStep(f"ctx.restart: {error}") from error

@@ -64,15 +64,20 @@ class TimerEntry(Entry, frozen=True, tag="timer"):
 
 
 class TimeoutEntry(Entry, frozen=True, tag="timeout"):
-    """A wait for a signal has begun. It ends `delay` seconds after this was stored."""
+    """A wait for a signal, or for the first of several sources, has begun. It ends `delay` seconds
+    after this was stored.
+    """
 
     delay: float = 0.0
 
 
 class SignalEntry(Entry, frozen=True, tag="signal"):
-    """A wait for a signal has ended."""
+    """A wait for a signal, or for the first of several sources, has ended."""
 
     value: Raw = NULL
+    """The value of the signal. Of several sources, it names the first: `{"signal": "paid"}`, or
+    `{"job": "order-1.pack.0"}`.
+    """
     timed_out: bool = False
 
 
@@ -85,6 +90,8 @@ class ChildrenEntry(Entry, frozen=True, tag="children"):
     count: int = 1
     arguments: str = ""
     """The digest of the names and payloads."""
+    detached: bool = False
+    """Whether they are not cancelled with the run."""
 
 
 class OutcomeEntry(Entry, frozen=True, tag="outcome"):

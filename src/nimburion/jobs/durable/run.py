@@ -475,8 +475,12 @@ class DurableRun:
     ) -> StoredEntry:
         """Store an entry, and return when it is stored."""
         stored, future = self.send(entry, takes=takes, forgets=forgets)
-        self.time = stored.at = await self.await_stored(future)
+        await self.note_stored(stored, future)
         return stored
+
+    async def note_stored(self, stored: StoredEntry, future: asyncio.Future[float]) -> None:
+        """Return when an entry is stored that was sent, and note when that was."""
+        self.time = stored.at = await self.await_stored(future)
 
     async def await_stored(self, future: asyncio.Future[float]) -> float:
         """Return when a step is stored, with its time on the backend's clock."""

@@ -121,8 +121,8 @@ async def run_step(run: DurableRun, call: StepCall) -> Any:  # noqa: ANN401 (the
     if stored is not None:
         return _replay(run, call, stored, digest)
     await run.require_may_begin()
-    encoded, value = await _try(run, call, lambda: _call_and_encode(run, call))
-    await run.record_entry(StepEntry(call.key, encoded, None, digest))
+    value, (stored, future) = await _try(run, call, lambda: _call_and_send(run, call, digest))
+    await run.note_stored(stored, future)
     return value
 
 
@@ -133,6 +133,11 @@ async def run_in_transaction(run: DurableRun, call: StepCall) -> Any:  # noqa: A
     stored = run.journal.find_passed(StepEntry, call.key)
     if stored is not None:
         return _replay(run, call, stored, digest)
+    if call.options.timeout is not None and not read_step_function(call.function).is_async:
+        raise InvalidStep(
+            f"{call.place}: a timeout cannot end a `def` function in ctx.transact, because it "
+            "blocks the event loop; write `async def`, or leave the timeout out"
+        )
     await run.require_may_begin()
     return await _try(run, call, lambda: _call_in_transaction(run, call, digest))
 
@@ -258,8 +263,14 @@ async def _wait_for_retry(run: DurableRun, stored: StoredEntry | None) -> int:
     return entry.tries
 
 
-async def _call_and_encode(run: DurableRun, call: StepCall) -> tuple[Raw, Any]:
-    return _encode(run, call, await _call(run, call))
+async def _call_and_send(
+    run: DurableRun, call: StepCall, digest: str
+) -> tuple[Any, tuple[StoredEntry, asyncio.Future[float]]]:
+    """Call the function and send its value. `InvalidStep` is raised if it cannot be stored, which
+    is an error of this step.
+    """
+    encoded, value = _encode(run, call, await _call(run, call))
+    return value, run.send(StepEntry(call.key, encoded, None, digest))
 
 
 def _encode(run: DurableRun, call: StepCall, value: object) -> tuple[Raw, Any]:
@@ -271,13 +282,19 @@ def _encode(run: DurableRun, call: StepCall, value: object) -> tuple[Raw, Any]:
 
 async def _call(run: DurableRun, call: StepCall) -> Any:  # noqa: ANN401
     """Call the function where it belongs, and return its value."""
-    function = call.function
+    return await _limit_time(call, _start(run, call.function, call))
+
+
+async def _limit_time(call: StepCall, started: Awaitable[Any]) -> Any:  # noqa: ANN401
+    """Return the value of a call. `TimeoutError` is raised if it takes longer than the timeout of
+    the step.
+    """
     if call.options.timeout is None:
-        return await _start(run, function, call)
+        return await started
     limit = asyncio.timeout(call.options.timeout)
     try:
         async with limit:
-            return await _start(run, function, call)
+            return await started
     except TimeoutError:
         if not limit.expired():
             raise
@@ -309,7 +326,7 @@ async def _call_in_transaction(run: DurableRun, call: StepCall, digest: str) -> 
     try:
         value = call.function(connection, *call.args, **call.kwargs)
         if inspect.isawaitable(value):
-            value = await value
+            value = await _limit_time(call, value)
         encoded, decoded = _encode(run, call, value)
         entry = StepEntry(call.key, encoded, None, digest)
         recorded = Recorded(run.record.delivery.lease, run.take_number(entry), encode_entry(entry))

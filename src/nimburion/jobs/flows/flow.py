@@ -158,7 +158,7 @@ class Flow:
         self.name: str = check_name("the name of a flow", name)
         """What the flow does, for people; flows of one kind share it."""
         self.max_failed: Tolerance = _check_tolerance(f"flow {name!r}", max_failed)
-        """How many members may fail or be cancelled without failure of the flow."""
+        """How many members may fail or be cancelled before the flow fails."""
         self.fail_fast: bool = fail_fast
         """Whether its failure cancels the members that have not started."""
         self.open: bool = open
@@ -193,7 +193,7 @@ class Flow:
         depends_on: Dependencies = (),
         on: On | OnName = "success",
     ) -> Member[R]:
-        """Add a job, and return the member that it is.
+        """Add a job, and return it as a member.
 
         It runs when the members of `depends_on`, and those whose results it takes, have completed.
         With `on="finished"`, the members of `depends_on` may also have failed; with

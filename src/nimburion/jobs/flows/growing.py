@@ -72,7 +72,8 @@ class MemberFlow:
         if options.flow is None or options.counted_flow is None:
             job_id = record.delivery.lease.job_id
             raise InvalidJob(
-                f"job {job_id} is not a member of a flow, so `ctx.flow` has none to add to"
+                f"job {job_id} is not a member of a flow, so it has no `ctx.flow`; a callback gets "
+                "the id of its flow as an argument"
             )
         self.id: str = options.flow
         """The id of the flow."""

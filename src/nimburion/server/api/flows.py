@@ -15,7 +15,7 @@ MAX_IDS = 1_000
 
 
 class FlowList(msgspec.Struct, frozen=True):
-    """A page of flows, the one stored last first."""
+    """A page of flows, newest first."""
 
     flows: list[FlowView]
     next: str | None
@@ -61,7 +61,7 @@ class FlowChangeReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def list_flows(request: ApiRequest[FlowQuery, NoBody]) -> FlowList:
-    """List the flows, the one stored last first. Groups are not listed."""
+    """List the flows, newest first. Groups are not listed."""
     query = request.query
     page = await request.services.backend.reads.list_flows(
         running=query.running, limit=query.limit, after=query.after

@@ -21,7 +21,7 @@ from nimburion.cli.invocation import add_shared_options, current_invocation
 @add_shared_options
 @click.pass_context
 def demo(ctx: click.Context, *, folder: str | None, dashboard: bool) -> None:
-    """Watch real jobs run, fail, retry, land in the dead letters and be replayed.
+    """Watch real jobs run, fail, retry, become dead letters and be replayed.
 
     Needs nothing but this package: it starts workers on this machine, with a SQLite file of its
     own. It kills one worker, whose jobs are rescued. Exit code 1 unless every job that was enqueued

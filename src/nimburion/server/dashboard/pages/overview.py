@@ -15,6 +15,7 @@ from nimburion.server.dashboard.page import DashboardPage, PageRequest
 from nimburion.server.dashboard.pages.queues.queue import ChartPoints, make_hour_chart
 from nimburion.server.dashboard.pages.queues.queue_list import (
     QueueRow,
+    add_causes,
     compute_failed_share,
     estimate_drain,
     make_rows,
@@ -79,7 +80,8 @@ async def read_overview(request: PageRequest[NoQuery]) -> OverviewData:
     readings = request.readings
     sessions = await readings.list_sessions()
     hour = await readings.read_hour()
-    rows = make_rows(await readings.list_queues(), sessions, hour)
+    queues = await readings.list_queues()
+    rows = make_rows(queues, sessions, hour)
     found = await _group_failures(request)
     report = await readings.peek("checks", request.services.checks.run)
     counters = hour.total.counters
@@ -101,7 +103,7 @@ async def read_overview(request: PageRequest[NoQuery]) -> OverviewData:
         failed_share=compute_failed_share(counters),
         rescued=counters.rescued,
         workers=count_workers(sessions),
-        queues=sort_rows(rows, "oldest")[:MAX_QUEUES],
+        queues=await add_causes(readings, sort_rows(rows, "oldest")[:MAX_QUEUES], queues, sessions),
         queue_count=len(rows),
         paused_count=sum(row.paused for row in rows),
         dead_letters=found.examined,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 
 from nimburion.actions.search import format_qualifier
@@ -11,7 +13,7 @@ from nimburion.core.diagnosis.explanations import (
     find_causes,
     list_named_holders,
 )
-from nimburion.core.diagnosis.running_jobs import read_facts
+from nimburion.core.diagnosis.running_jobs import complete_facts
 from nimburion.core.job import FINISHED, AttemptError, AttemptInfo, JobRecord, State
 from nimburion.core.queries import JobFilter
 from nimburion.core.runs import RunPage, SignalOutcome
@@ -30,7 +32,7 @@ from nimburion.server.api.jobs import (
 from nimburion.server.api.operation import NoQuery
 from nimburion.server.api.runs import RunView, SignalReport, make_job_run
 from nimburion.server.dashboard.charts import TimelineSpan
-from nimburion.server.dashboard.flows.waits import MEMBERS_AGE, JobFlow, read_job_flow
+from nimburion.server.dashboard.flows.waits import JobFlow, read_job_flow
 from nimburion.server.dashboard.page import (
     DashboardAction,
     DashboardPage,
@@ -47,6 +49,7 @@ from nimburion.server.dashboard.pages.jobs.job_contents import (
     split_traceback,
 )
 from nimburion.server.dashboard.pages.jobs.job_list import describe_purge, describe_replay
+from nimburion.server.dashboard.readings import SIDE_AGE, PageReadings
 from nimburion.server.dashboard.run_picture import draw_run
 
 MAX_ERRORS = 20
@@ -55,7 +58,9 @@ RUNS_BUDGET = 2_000
 """The records that are examined for the latest runs of a name."""
 MAX_OPERATIONS = 100
 """The most operations of a durable run that the page shows: the latest."""
-_ENDED_RUN_AGE = 60.0
+_USUAL_AGE = 30.0
+"""Seconds for which the usual time of a running job counts."""
+_ENDED_AGE = 60.0
 """Seconds for which the steps of a job that has ended count."""
 
 
@@ -120,13 +125,11 @@ class JobData(msgspec.Struct, frozen=True, kw_only=True):
 async def read_job(request: PageRequest[NoQuery]) -> JobData:
     """Read a job, what decides whether it runs, and the latest runs of its name."""
     readings, job_id = request.readings, request.path["id"]
-    facts: Facts = await readings.read(
-        f"job {job_id}", lambda: read_facts(readings.backend, job_id)
-    )
+    facts = await _read_facts(readings, job_id)
     job = facts.job
-    contents, is_shown = await read_contents(request), "payloads" in request.caller.rights
+    contents, is_shown = await read_contents(request, job), "payloads" in request.caller.rights
     command = make_command(job.name, job.queue, contents.payload)
-    stack = await _read_stack(request, job)
+    run, stack = await _read_attempt(request, facts)
     return JobData(
         now=facts.now,
         causes=find_causes(facts),
@@ -138,7 +141,7 @@ async def read_job(request: PageRequest[NoQuery]) -> JobData:
         key_holder=facts.key_holder,
         flow=await read_job_flow(readings, job, facts.now),
         limit_holders=list_named_holders(facts.limits),
-        run=await _read_run(request, facts),
+        run=run,
         stack=stack,
         stack_parts=split_traceback(stack.text) if stack and stack.text else [],
         data=ShownContents(contents=msgspec.structs.replace(contents, errors=[]), command=command)
@@ -148,31 +151,48 @@ async def read_job(request: PageRequest[NoQuery]) -> JobData:
     )
 
 
-async def _read_stack(request: PageRequest[NoQuery], job: JobRecord) -> HandlerStack | None:
-    if job.state is not State.PROCESSING or "stacks" not in request.caller.rights:
-        return None
-    readings = request.readings
-    return await readings.read(
-        f"stack {job.id}", lambda: get_stack(readings.backend, job.id, readings.now)
+async def _read_facts(readings: PageReadings, job_id: str) -> Facts:
+    """Read what decides whether the job can run. The usual time of its name changes slowly."""
+    facts: Facts = await readings.read(
+        f"job {job_id}", lambda: readings.backend.reads.explain_job(job_id)
+    )
+    job = facts.job
+    if job.state is not State.PROCESSING:
+        return facts
+    complete = await readings.read(
+        f"facts {job_id} {job.attempt} {job.cancel_requested}",
+        lambda: complete_facts(readings.backend, facts),
+        _USUAL_AGE,
+    )
+    return msgspec.structs.replace(
+        facts, usual=complete.usual, cancel_requested_at=complete.cancel_requested_at
     )
 
 
-async def _read_run(request: PageRequest[NoQuery], facts: Facts) -> RunView | None:
-    """Read the steps of a job that began. One that has ended gets no more of them, so what was
-    read after its end counts for long.
+async def _read_attempt(
+    request: PageRequest[NoQuery], facts: Facts
+) -> tuple[RunView | None, HandlerStack | None]:
+    """Read the steps of a job that began, and the stack of one that runs, at the same time. A job
+    that has ended gets no more of them, so what was read after its end counts for long.
     """
     job, readings = facts.job, request.readings
     if job.started_at is None:
-        return None
-    stored: RunPage = await readings.read(
-        f"run {job.id} {job.finished_at}",
-        lambda: read_stored(readings.backend, job.id),
-        _ENDED_RUN_AGE if job.state.finished else MEMBERS_AGE,
-    )
-    found = make_run_timeline(facts, stored)
-    if not found.steps and not found.operations:
-        return None
-    return make_job_run(found, with_values="payloads" in request.caller.rights)
+        return None, None
+
+    async def read() -> tuple[RunPage, HandlerStack | None]:
+        if job.state is not State.PROCESSING:
+            return await read_stored(readings.backend, job.id), None
+        return await asyncio.gather(
+            read_stored(readings.backend, job.id),
+            get_stack(readings.backend, job.id, readings.now),
+        )
+
+    age = _ENDED_AGE if job.state.finished else SIDE_AGE
+    stored, stack = await readings.read(f"attempt {job.id} {job.state} {job.attempt}", read, age)
+    found, rights = make_run_timeline(facts, stored), request.caller.rights
+    is_run = bool(found.steps or found.operations)
+    run = make_job_run(found, with_values="payloads" in rights) if is_run else None
+    return run, stack if "stacks" in rights else None
 
 
 async def _read_runs(request: PageRequest[NoQuery], name: str) -> list[PastRun]:

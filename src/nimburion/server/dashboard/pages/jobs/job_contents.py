@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from nimburion.core.job import JobRecord
 from nimburion.core.text.escaping import escape_in_json
 from nimburion.core.text.shortening import shorten
 from nimburion.server.api.jobs import JobContents, get_job_contents
@@ -20,6 +21,10 @@ MAX_SHOWN_CHARACTERS = 120
 MAX_SHAPE_BYTES = 65_536
 """The shape of longer data is its size."""
 MAX_SHAPE_NAMES = 20
+_CONTENTS_AGE = 10.0
+"""Seconds for which the data of a job counts, unless it runs or ends meanwhile."""
+_ENDED_AGE = 60.0
+"""The same for a job that has ended."""
 
 
 class TracebackPart(msgspec.Struct, frozen=True):
@@ -49,11 +54,17 @@ class ShownContents(msgspec.Struct, frozen=True, kw_only=True):
     """
 
 
-async def read_contents(request: PageRequest[NoQuery]) -> JobContents:
-    """Read the data of a job. Callers without the right `payloads` may see its shape only."""
+async def read_contents(request: PageRequest[NoQuery], job: JobRecord) -> JobContents:
+    """Read the data of a job. Callers without the right `payloads` may see its shape only.
+
+    Data that was read stays valid until an attempt begins or ends, unless somebody changes the
+    arguments.
+    """
     asked = ApiRequest(request.services, request.caller, request.path, NoQuery(), NoBody())
+    age = _ENDED_AGE if job.state.finished else _CONTENTS_AGE
+    step = f"{job.state} {job.attempt} {job.failures} {job.lost} {job.finished_at}"
     return await request.readings.read(
-        f"contents {request.path['id']}", lambda: get_job_contents(asked)
+        f"contents {job.id} {step}", lambda: get_job_contents(asked), age
     )
 
 

@@ -27,7 +27,12 @@ from nimburion.core.queries import QueueInfo
 from nimburion.core.session import SessionInfo
 from nimburion.server.dashboard.charts import Series, fill_intervals
 from nimburion.server.dashboard.page import DashboardPage, PageRequest
-from nimburion.server.dashboard.pages.queues.queue_causes import QueueCause, find_queue_causes
+from nimburion.server.dashboard.pages.queues.queue_causes import (
+    LIMIT_AGE,
+    QueueCause,
+    count_names,
+    find_queue_causes,
+)
 from nimburion.server.dashboard.pages.queues.queue_list import (
     QueueRow,
     compute_failed_share,
@@ -41,8 +46,6 @@ MAX_NAMES = 50
 MAX_WORKERS = 50
 MAX_TURNS = 20
 """The tenants of the queue that are shown, those whose turn is next."""
-LIMIT_AGE = 10.0
-"""The maximum age of limits and tenants: the page has more values beside the queue than others."""
 MAX_TENANTS_READ = 500
 """The tenants of all queues that one read returns."""
 
@@ -178,7 +181,7 @@ async def _find_causes(
 ) -> list[QueueCause]:
     parks = any(limit.parked and limit.rules.keys() & queue.names for limit in limits.values())
     running = (await readings.list_running(LIMIT_AGE)).jobs if parks else []
-    return find_queue_causes(queue, queues, limits, running, serving)
+    return find_queue_causes(queue, count_names(queues), limits, running, serving)
 
 
 def make_limit(queue: str, limits: Mapping[str, LimitInfo]) -> QueueLimit:

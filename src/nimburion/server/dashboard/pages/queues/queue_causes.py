@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -18,6 +19,8 @@ from nimburion.core.queries import QueueInfo
 from nimburion.core.session import SessionInfo
 
 MAX_CAUSES = 5
+LIMIT_AGE = 10.0
+"""The maximum age of the limits that pages show beside queues, in seconds."""
 
 
 class QueueCause(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,20 +45,26 @@ class QueueCause(msgspec.Struct, frozen=True, kw_only=True):
     """When the rate allows the next start."""
 
 
+def count_names(queues: Iterable[QueueInfo]) -> Counter[str]:
+    """Return in how many queues jobs of each name wait."""
+    return Counter(name for queue in queues for name in queue.names)
+
+
 def find_queue_causes(
     queue: QueueInfo,
-    queues: Iterable[QueueInfo],
+    names: Mapping[str, int],
     limits: Mapping[str, LimitInfo],
     running: Sequence[JobRecord],
     serving: Sequence[SessionInfo],
 ) -> list[QueueCause]:
     """Return why jobs of the queue wait, the cause of most jobs first.
 
-    `running` are running jobs of all queues, and `serving` the live workers of this one.
+    `names` is what `count_names` returns for all queues. `running` are running jobs of all queues,
+    and `serving` the live workers of this one.
     """
     if not queue.size:
         return []
-    elsewhere = {name for one in queues if one.name != queue.name for name in one.names}
+    elsewhere = {name for name, count in names.items() if count > (name in queue.names)}
     causes = [*_find_full_lanes(queue, limits), *_find_full_keys(queue, limits, elsewhere, running)]
     vitals = [one.vitals for one in serving if one.vitals is not None]
     slots, busy = sum(one.slots for one in vitals), sum(one.busy for one in vitals)

@@ -25,6 +25,13 @@ from nimburion.server.dashboard.page import (
     PageRequest,
     find_operation,
 )
+from nimburion.server.dashboard.pages.queues.queue_causes import (
+    LIMIT_AGE,
+    QueueCause,
+    count_names,
+    find_queue_causes,
+)
+from nimburion.server.dashboard.readings import PageReadings
 from nimburion.server.dashboard.recent_statistics import RecentHour
 
 PAGE_SIZE = 100
@@ -50,6 +57,8 @@ class QueueRow(QueueSummary, frozen=True, kw_only=True):
     """How long the due jobs take at the present rates, as `estimate_drain` returns it."""
     history: list[float]
     """Completed jobs in each of the last 60 minutes."""
+    cause: QueueCause | None = None
+    """Why most of its due jobs wait, if a list shows it and they wait for more than their turn."""
 
 
 class QueueListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,6 +89,31 @@ def make_rows(
     return [
         make_row(known.get(name) or make_empty_queue(name), hour, served.get(name, 0))
         for name in sorted({*known, *hour.queues, *served})
+    ]
+
+
+async def add_causes(
+    readings: PageReadings,
+    rows: list[QueueRow],
+    queues: Iterable[QueueInfo],
+    sessions: Iterable[SessionInfo],
+) -> list[QueueRow]:
+    """Return the rows of a list with why most of their jobs wait. A paused queue needs no cause."""
+    if not any(row.size and not row.paused for row in rows):
+        return rows
+    limits = {limit.name: limit for limit in await readings.list_limits(LIMIT_AGE)}
+    names, serving = count_names(queues), dict[str, list[SessionInfo]]()
+    for session in filter(is_live, sessions):
+        for queue in session.queues:
+            serving.setdefault(queue, []).append(session)
+    causes = {
+        row.name: find_queue_causes(row, names, limits, (), serving.get(row.name, ()))
+        for row in rows
+        if not row.paused
+    }
+    return [
+        msgspec.structs.replace(row, cause=causes[row.name][0]) if causes.get(row.name) else row
+        for row in rows
     ]
 
 
@@ -140,15 +174,13 @@ def sort_rows(rows: list[QueueRow], order: str) -> list[QueueRow]:
 async def read_queues(request: PageRequest[QueueListQuery]) -> QueueListData:
     """Read all queues, and return a part of them."""
     readings, query = request.readings, request.query
-    rows = make_rows(
-        await readings.list_queues(),
-        await readings.list_sessions(),
-        await readings.read_hour(),
-    )
+    queues, sessions = await readings.list_queues(), await readings.list_sessions()
+    rows = make_rows(queues, sessions, await readings.read_hour())
     pages = max(1, -(-len(rows) // PAGE_SIZE))
     start = (min(query.page, pages) - 1) * PAGE_SIZE
+    shown = sort_rows(rows, query.sort)[start : start + PAGE_SIZE]
     return QueueListData(
-        queues=sort_rows(rows, query.sort)[start : start + PAGE_SIZE],
+        queues=await add_causes(readings, shown, queues, sessions),
         total=len(rows),
         page=min(query.page, pages),
         pages=pages,
