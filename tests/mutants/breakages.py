@@ -487,9 +487,9 @@ MUTANTS = (
     ),
     Mutant(
         "an outage is logged with every call",
-        "jobs/*.py",
-        "            if $was_failing:\n                return",
-        "",
+        "core/outage_log.py",
+        "            if self.$since is not None:\n                return\n            self.$since =",
+        "            self.$since =",
         (f"{HEALTH}test_an_outage_is_two_lines_of_the_log_however_long",),
     ),
     Mutant(
