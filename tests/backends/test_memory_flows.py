@@ -23,9 +23,9 @@ async def test_a_step_reads_as_many_conditions_as_it_applies(
     count = 4 * MAX_RESOLVED
     read: list[str] = []
 
-    def make_waiter(source: WaitSource, job_id: str, on: On | None) -> Waiter:
+    def make_waiter(source: WaitSource, job_id: str, on: On | None, seq: int = 0) -> Waiter:
         read.append(job_id)
-        return Waiter(source, job_id, on)
+        return Waiter(source, job_id, on, seq)
 
     backend = MemoryBackend()
     await backend.open()
