@@ -497,6 +497,42 @@ async def test_a_backend_that_does_not_answer_at_the_start_counts_nothing(
         assert (await finish(processor, job_id)).result == 1
 
 
+@pytest.mark.parametrize("operation", ["read_run", "change_jobs"])
+async def test_a_drain_ends_although_the_backend_never_answers(
+    operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It raises the error after some attempts that ended without an answer."""
+    processor = make_processor()
+    calls: list[int] = []
+
+    async def fail(*_: object, **__: object) -> None:
+        calls.append(1)
+        if len(calls) > 50:
+            raise RuntimeError("it does not end")
+        raise BackendUnavailable("no answer")
+
+    @processor.job
+    async def child(ctx: DurableContext) -> None:
+        await ctx.sleep("long", "100d")
+
+    @processor.job
+    async def run(ctx: DurableContext) -> None:
+        await ctx.run(child.job())
+
+    async with processor:
+        job_id = await run.enqueue()
+        await processor.drain()
+        await processor.cancel(job_id)
+        backend = processor.backend
+        part = backend.reads if operation == "read_run" else backend.maintenance
+        with monkeypatch.context() as patch:
+            patch.setattr(part, operation, fail)
+            with pytest.raises(BackendUnavailable, match="no answer"):
+                await processor.drain(advance=True)
+        await processor.drain(advance=True)
+        assert (await processor.get_status(job_id)).state is State.CANCELLED
+
+
 def test_what_cannot_be_durable() -> None:
     processor = Processor("memory://")
 

@@ -172,6 +172,8 @@ class AttemptRecord:
     """Whether the handler called `Context.set_result`."""
     run: DurableRun | None = None
     """The durable run; None for other jobs."""
+    no_answer: str = ""
+    """Why the attempt ended without a result, and is repeated: the backend did not answer."""
     keeps_none: bool = False
     """Whether `null` is stored as the result if it is None. Members of flows do this: others may
     take the result, and tell it from one that was removed."""

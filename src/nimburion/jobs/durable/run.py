@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
@@ -58,6 +59,8 @@ _GRACE = 5.0
 """Seconds that a handler which is called again to be undone has after the last operation that it
 did, to register what is undone and to come to the next operation.
 """
+_DELAY_WITHOUT_ANSWER = 5.0
+"""Seconds until the next attempt if the backend does not answer."""
 _ROUNDING = 5e-6
 """Seconds by which times on the backend's clock differ because they are computed."""
 _OWN_FILES = __file__.rpartition("durable")[0]
@@ -389,6 +392,30 @@ class DurableRun:
         """End the execution, and this branch with it."""
         self._end(ending)
         await self._await_forever()
+
+    async def stop_without_answer(self, what: str) -> NoReturn:
+        """End the execution as soon as no other operation works, because the backend does not
+        answer this one. The attempt counts nothing, and the next one continues.
+
+        `what` says what is not known. Call it between `begin_work` and `end_work`.
+        """
+        _log.warning(
+            "job %s (%s): %s; trying again in %.0f s",
+            self.job_id,
+            self.record.delivery.name,
+            what,
+            _DELAY_WITHOUT_ANSWER,
+        )
+        self.record.no_answer = what
+        with suppress(InvalidStep):
+            self._send_caught()
+        if self._next_ending is None:
+            self._next_ending = RunSuspension((), _DELAY_WITHOUT_ANSWER)
+        self.end_work()
+        try:
+            await self._await_forever()
+        finally:
+            self.begin_work()
 
     async def _await_forever(self) -> NoReturn:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()

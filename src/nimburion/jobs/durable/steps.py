@@ -43,7 +43,7 @@ from nimburion.jobs.durable.journal import (
     UndoEntry,
     encode_entry,
 )
-from nimburion.jobs.durable.run import DurableRun, RunSuspension, SentEntry, Wait
+from nimburion.jobs.durable.run import DurableRun, SentEntry, Wait
 from nimburion.jobs.durable.stored_errors import decode_error, encode_error, format_message
 from nimburion.jobs.durable.values import (
     StepFunction,
@@ -57,9 +57,6 @@ if TYPE_CHECKING:
     from nimburion.jobs.worker.attempt.attempt import Attempt
 
 _log = logging.getLogger("nimburion.worker")
-
-_UNKNOWN_COMMIT_DELAY = 5.0
-"""Seconds until the next attempt if it is unknown whether a transaction was committed."""
 
 
 class StepOptions(NamedTuple):
@@ -363,12 +360,6 @@ async def _commit(run: DurableRun, call: StepCall, transaction: Transaction) -> 
             raise
         with suppress(BackendError):
             await transaction.rollback()
-        _log.warning(
-            "job %s (%s): it is unknown whether step %r is committed (%s); reading that in %.0f s",
-            run.job_id,
-            run.record.delivery.name,
-            call.key,
-            error,
-            _UNKNOWN_COMMIT_DELAY,
+        await run.stop_without_answer(
+            f"it is unknown whether step {call.key!r} is committed: {error}"
         )
-        await run.stop(RunSuspension((), _UNKNOWN_COMMIT_DELAY))

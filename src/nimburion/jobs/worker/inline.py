@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from nimburion.core.backend import Backend
-from nimburion.core.errors import JobNotFound, NothingRegistered, SessionLost
+from nimburion.core.errors import BackendUnavailable, JobNotFound, NothingRegistered, SessionLost
 from nimburion.core.exchange import RESERVE_NOTHING, Reply, ReserveRequest
 from nimburion.core.ids import Entropy
 from nimburion.core.job import State
@@ -45,6 +45,8 @@ from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
 from nimburion.jobs.worker.open_lifespan import OpenLifespan
 from nimburion.jobs.worker.session.session import make_session
 
+_MAX_UNANSWERED = 10
+"""How many due times in succession `drain` tries attempts that the backend does not answer."""
 _MAX_ROWS = 500
 """The most jobs that one backend operation processes. Later steps process the others."""
 
@@ -90,6 +92,9 @@ class InlineRunner:
         """What waits for the answers to steps, by the identity of their settlement."""
         self._sending: asyncio.Task[None] | None = None
         """The task that sends steps."""
+        self._no_answers: list[str] = []
+        """Why the attempts of the last step had no answer that they need; empty where they had.
+        """
         self._now = clock.now()
         """The time of the backend's clock in the last reply."""
         self._next_due: float | None = None
@@ -154,12 +159,19 @@ class InlineRunner:
         """Run jobs until none is due; with `advance`, until none is scheduled either.
 
         Returns the number of attempts. `advance` moves the clock to the next due time, so it
-        requires a clock like `FakeClock`; otherwise it raises `TypeError`.
+        requires a clock like `FakeClock`; otherwise it raises `TypeError`. `BackendUnavailable` is
+        raised if no attempt gets an answer that it needs, at ten due times in succession.
         """
-        attempts = 0
+        attempts = unanswered = 0
         while True:
+            reasons: list[str] = []
             while made := await self._step():
                 attempts += made
+                reasons += self._no_answers
+            if reasons:
+                unanswered = unanswered + 1 if all(reasons) else 0
+            if unanswered == _MAX_UNANSWERED:  # the clock would advance for ever
+                raise BackendUnavailable(reasons[0])
             if not (advance and await self._advance()):
                 return attempts
 
@@ -262,6 +274,7 @@ class InlineRunner:
             await asyncio.wait({ending})
             raise
         finally:
+            self._no_answers = [attempt.no_answer for attempt in attempts]
             for attempt in attempts:
                 attempt.clear()
 
