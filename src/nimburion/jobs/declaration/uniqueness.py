@@ -27,7 +27,7 @@ from nimburion.core.job import (
     sort_states,
 )
 from nimburion.core.size_limits import shorten_key
-from nimburion.core.timing.durations import DURATION_FORMS, Duration, read_seconds
+from nimburion.core.timing.durations import Duration, require_positive_seconds
 
 ALL_FIELDS = "*"
 """Stands for all arguments of a job, in `Uniqueness.fields`."""
@@ -35,7 +35,6 @@ ALL_FIELDS = "*"
 UniqueWhile = Literal["waiting", "unfinished"] | Collection[State]
 """The states in which a job holds its unique key: `waiting` is pending, scheduled and retrying."""
 
-_CENTURY_SECONDS = 100 * 365.25 * 86_400
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -241,7 +240,7 @@ def read_key_rule(unique: Unique, error: type[InvalidJob | DefinitionError]) -> 
     if not given:
         return None
     seconds = {
-        name: _read_positive_seconds(name, given[name], error)
+        name: require_positive_seconds(name, given[name], error)
         for name in ("for_", "debounce", "max_wait", "throttle")
         if name in given
     }
@@ -313,16 +312,3 @@ def _read_states(
             f"({', '.join(state.value for state in State)}), not {value!r}"
         )
     return sort_states(State(state) for state in value)
-
-
-def _read_positive_seconds(
-    what: str, value: object, error: type[InvalidJob | DefinitionError]
-) -> float:
-    seconds = read_seconds(value)
-    if seconds is None:
-        raise error(f"{what} must be {DURATION_FORMS}, not {value!r}")
-    if seconds > _CENTURY_SECONDS:
-        raise error(f"{what} must be less than a century, not {seconds:g} seconds")
-    if seconds <= 0:
-        raise error(f"{what} must be more than 0 seconds, not {value!r}")
-    return seconds
