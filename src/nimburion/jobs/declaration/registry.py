@@ -32,7 +32,7 @@ from nimburion.jobs.declaration.job import (
     get_constructor,
 )
 from nimburion.jobs.declaration.limits import JobLimits, describe_rule, describe_rules
-from nimburion.jobs.declaration.policy import Policy, PolicyOptions, read_policy
+from nimburion.jobs.declaration.policy import Policy, PolicyOptions, read_job_policy
 from nimburion.jobs.declaration.signature import (
     describe_place,
     is_async,
@@ -192,7 +192,7 @@ class Registry:
             Handler(
                 name=check_declared_name("the name of a job", name),
                 queue=check_declared_name("queue", queue),
-                policy=self._configure(name, _read_policy(name, policy)),
+                policy=self._configure(name, read_job_policy(name, policy)),
                 target=handler,
                 function=handler,
                 call=_make_raw_call(handler),
@@ -334,13 +334,6 @@ def _make_rules(handler: Handler) -> dict[str, LimitRule]:
     """Return the limits of a handler by name, without those of queues."""
     policy = handler.policy
     return JobLimits(handler.name, policy.limits).make_rules(policy.concurrency, policy.rate)
-
-
-def _read_policy(name: str, options: PolicyOptions) -> Policy:
-    try:
-        return read_policy(options)
-    except DefinitionError as error:
-        raise DefinitionError(f"job {name!r}: {error}") from None
 
 
 def _make_raw_call(handler: RawHandler) -> Callable[[bytes, Context[Any]], Any]:
