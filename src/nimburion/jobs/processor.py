@@ -741,9 +741,9 @@ class Processor(Client):
         )
         runs = None
         if record is not None and self.registry.has_durable:
-            from nimburion.jobs.durable.services import make_run_services
+            from nimburion.jobs.durable.services import RunServices
 
-            runs = make_run_services(self, record, threads.start, reporter, self._random, hold=hold)
+            runs = RunServices(self, record, threads.start, reporter, self._random, hold=hold)
         return AttemptRunner(
             self.registry,
             self._middlewares,
