@@ -111,6 +111,7 @@ if TYPE_CHECKING:
     from nimburion.jobs.durable.signals import Signal
     from nimburion.jobs.flows.flow import Flow
     from nimburion.jobs.flows.growing import Flows
+    from nimburion.jobs.flows.plan import PlannedJob
     from nimburion.jobs.outbox.database import OutboxDatabase
     from nimburion.jobs.outbox.outbox import Outbox, WaitingJob
     from nimburion.scheduler.schedules import Schedules
@@ -1577,39 +1578,28 @@ async def add_members(
 
     `name` comes between the id of the flow and the numbers of the jobs; None: a new name.
     """
-    from nimburion.jobs.flows.enqueueing import MemberMaker
     from nimburion.jobs.flows.growing import list_grown_flows, plan_additions
 
-    parsed = client._parse_options({})
     planned = plan_additions(flow_id, group, name or client._ids.make(), jobs)
-    new = MemberMaker(client._make_job, parsed, client._sizes).make(planned)
-    flows, size = list_grown_flows(flow_id, group), client._sizes.batch
-    for start in range(0, len(new), size):
-        some = slice(start, start + size)
-        calls = [one.job for one in planned[some]]
-        await client._enqueue_together(calls, new[some], parsed, flows)
-    return [job.id for job in new]
+    return await enqueue_members(client, planned, list_grown_flows(flow_id, group))
 
 
-async def enqueue_children(
-    client: Client, flow_id: str, name: str, jobs: Sequence[JobReturning[Any]]
+async def enqueue_members(
+    client: Client,
+    planned: Sequence[PlannedJob],
+    flows: Sequence[NewFlow],
+    *,
+    keeps_conflicts: bool = False,
 ) -> list[str]:
-    """Store the child jobs of a durable run as the members of a flow, and return their ids.
+    """Store planned members with the flows that they belong to, in batches, and return their ids.
 
-    The call is safe to repeat. `JobConflict` is raised after it if some were stored before with
-    other arguments, which they keep.
+    `JobConflict` is raised if some were stored before with other arguments, which they keep. With
+    `keeps_conflicts`, the other batches are stored first.
     """
-    from nimburion.core.flows import NewFlow
     from nimburion.jobs.flows.enqueueing import MemberMaker
-    from nimburion.jobs.flows.plan import PlannedJob
 
-    parsed = client._parse_options({})
-    planned = [
-        PlannedJob(f"{flow_id}.{number}", str(number), cast("AnyJob", job), flow_id, None, (), {})
-        for number, job in enumerate(jobs)
-    ]
+    parsed, size = client._parse_options({}), client._sizes.batch
     new = MemberMaker(client._make_job, parsed, client._sizes).make(planned)
-    flows, size = [NewFlow(id=flow_id, name=name, members=len(new))], client._sizes.batch
     conflict: JobConflict | None = None
     for start in range(0, len(new), size):
         some = slice(start, start + size)
@@ -1617,6 +1607,8 @@ async def enqueue_children(
         try:
             await client._enqueue_together(calls, new[some], parsed, flows)
         except JobConflict as error:
+            if not keeps_conflicts:
+                raise
             conflict = error
     if conflict is not None:
         raise conflict

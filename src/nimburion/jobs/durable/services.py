@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from nimburion.core.bulk_operations import BulkAction
 from nimburion.core.errors import FlowNotFound
+from nimburion.core.flows import NewFlow
 from nimburion.core.job import JobRecord
 from nimburion.core.runs import RunPage
 from nimburion.core.size_limits import SizeLimits
-from nimburion.jobs.client.client import enqueue_children, read_records
+from nimburion.jobs.client.client import enqueue_members, read_records
 from nimburion.jobs.declaration.attempt_record import RecordStep
+from nimburion.jobs.flows.plan import PlannedJob
 
 if TYPE_CHECKING:
     from nimburion.jobs.client.client import Client
-    from nimburion.jobs.declaration.job import JobReturning
+    from nimburion.jobs.declaration.job import AnyJob, JobReturning
     from nimburion.jobs.worker.attempt.reporter import AttemptReporter
     from nimburion.jobs.worker.attempt.threads import ThreadCall
 
@@ -63,8 +65,19 @@ class RunServices:
     async def enqueue_children(
         self, flow_id: str, name: str, jobs: Sequence[JobReturning[Any]]
     ) -> list[str]:
-        """Store child jobs as the members of a flow of their own, and return their ids."""
-        return await enqueue_children(self._client, flow_id, name, jobs)
+        """Store child jobs as the members of a flow of their own, and return their ids.
+
+        The call is safe to repeat. `JobConflict` is raised after it if some were stored before with
+        other arguments, which they keep.
+        """
+        planned = [
+            PlannedJob(
+                f"{flow_id}.{number}", str(number), cast("AnyJob", job), flow_id, None, (), {}
+            )
+            for number, job in enumerate(jobs)
+        ]
+        flow = NewFlow(id=flow_id, name=name, members=len(planned))
+        return await enqueue_members(self._client, planned, [flow], keeps_conflicts=True)
 
     async def cancel_jobs(self, job_ids: Sequence[str]) -> None:
         """Cancel jobs, or ask the workers that run them to end them."""
