@@ -17,7 +17,6 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
-from functools import partial
 from random import Random
 from types import TracebackType
 from typing import (
@@ -74,9 +73,9 @@ from nimburion.jobs.client.batching import (
 )
 from nimburion.jobs.client.client_statistics import ClientStatistics
 from nimburion.jobs.client.lazy_jobs import LazyJobs
-from nimburion.jobs.client.pipeline import EnqueuePipeline, Original
+from nimburion.jobs.client.pipeline import EnqueuePipeline
 from nimburion.jobs.client.status import Status, make_status
-from nimburion.jobs.declaration.codec import UnreadablePayload, check_size, encode_object
+from nimburion.jobs.declaration.codec import check_size, encode_object
 from nimburion.jobs.declaration.context import CURRENT, inherit_options
 from nimburion.jobs.declaration.fairness import QueueFairness
 from nimburion.jobs.declaration.job import AnyJob, JobId, JobReturning, require_declaration
@@ -544,7 +543,7 @@ class Client:
             store,
             self._sizes,
             len(new),
-            partial(renew_keys, self),
+            self.registry,
         )
         ids = await pipeline.run(
             [_make_enqueueing(job, one) for job, one in zip(batch, new, strict=True)]
@@ -684,7 +683,7 @@ class Client:
         if handler is not None and handler.policy.tags:
             tagged = add_tags(new.options, handler.policy.tags)
             new = msgspec.structs.replace(new, options=tagged)
-        return add_limit_keys(self, new), parsed
+        return self.registry.add_limit_keys(new), parsed
 
     # Queries
 
@@ -1241,7 +1240,7 @@ class Client:
             lambda some: self._store(some, parsed, results),
             self._sizes,
             1,
-            partial(renew_keys, self),
+            self.registry,
         )
         return (await pipeline.run([_make_enqueueing(job, new)]))[0]
 
@@ -1402,96 +1401,8 @@ async def run_enqueue_middleware(
     async def enqueue_new(jobs: list[NewJob]) -> list[str]:
         return [await store(apply_fairness(client, jobs[0]))]
 
-    renew = partial(renew_keys, client)
-    pipeline = EnqueuePipeline(middlewares, enqueue_new, client._sizes, 1, renew)
+    pipeline = EnqueuePipeline(middlewares, enqueue_new, client._sizes, 1, client.registry)
     return (await pipeline.run([_make_enqueueing(job, new)]))[0]
-
-
-def add_limit_keys(client: Client, job: NewJob) -> NewJob:
-    """Return a job with its keys for the limits by key that its name declares, if its handler is
-    registered here. `enqueue` does this itself.
-
-    A payload that the handler cannot read gets no keys: its job fails at once. Raises `InvalidJob`
-    if the function of a key or of a cost fails.
-    """
-    return _try_add_limit_keys(client, job) or job
-
-
-def _try_add_limit_keys(client: Client, job: NewJob) -> NewJob | None:
-    """Return a job as `add_limit_keys` does; None if the name has no limits or no handler here, or
-    the handler cannot read the payload."""
-    handler = client.registry.get(job.name)
-    if handler is None or not handler.policy.limits:
-        return None
-    try:
-        arguments = handler.decode(job.payload)
-    except UnreadablePayload:
-        return None
-    limits = JobLimits(job.name, handler.policy.limits)
-    options = limits.apply(job.options, job.payload, arguments)
-    return msgspec.structs.replace(job, options=options)
-
-
-def renew_keys(client: Client, job: object, new: NewJob, original: Original) -> NewJob:
-    """Return a job with the keys of its limits and with its declared unique key, after a middleware
-    changed its name, its payload or its tenant. `job` is as `_renew_limit_keys` takes it.
-    """
-    renewed = _renew_limit_keys(client, job, new, original)
-    return renewed if job is None else _renew_unique_key(client, job, renewed, original)
-
-
-def _renew_unique_key(client: Client, job: object, new: NewJob, original: Original) -> NewJob:
-    """Return a job whose declared unique key is made of its present payload.
-
-    A key that the call or a middleware has set stays. So does the key of the original payload, if
-    the present one cannot be read, or if the present name declares no key.
-    """
-    declaration = require_declaration(job)
-    unique = declaration.policy.unique
-    if unique is None or new.options.unique_key != unique.make_key(original.payload, job):
-        return new
-    handler = client.registry.get(new.name)
-    if handler is not None:
-        unique = handler.policy.unique
-    elif new.name != declaration.name:
-        return new
-    if unique is None:
-        return new
-    try:
-        if handler is None:
-            changed = declaration.codec.decode(new.payload, client._sizes)
-        else:
-            changed = handler.decode(new.payload)
-    except UnreadablePayload:
-        return new
-    key = unique.make_key(new.payload, changed)
-    options = msgspec.structs.replace(new.options, unique_key=key)
-    return msgspec.structs.replace(new, options=options)
-
-
-def _renew_limit_keys(client: Client, job: object, new: NewJob, original: Original) -> NewJob:
-    """Return a job with the keys for its limits by key, after a middleware changed its name, its
-    payload or its tenant.
-
-    `job` is the argument of `enqueue`; None if the job was enqueued by name. If the handler cannot
-    read the new payload, such as an encrypted one, or is not registered here, the keys are those of
-    the original payload.
-    """
-    is_renamed = new.name != original.name
-    if is_renamed:
-        options = msgspec.structs.replace(new.options, limit_keys={}, cost=None)
-        new = msgspec.structs.replace(new, options=options)
-    if is_renamed or new.payload != original.payload:
-        renewed = _try_add_limit_keys(client, new)
-        if renewed is not None or is_renamed:
-            return renewed or new
-    if job is None:
-        restored = msgspec.structs.replace(new, payload=original.payload)
-        renewed = add_limit_keys(client, restored)
-        return msgspec.structs.replace(renewed, payload=new.payload)
-    declaration = require_declaration(job)
-    limits = JobLimits(declaration.name, declaration.policy.limits)
-    return msgspec.structs.replace(new, options=limits.apply(new.options, original.payload, job))
 
 
 def apply_fairness(client: Client, job: NewJob) -> NewJob:
@@ -1562,7 +1473,7 @@ def make_actions(client: Client, operator: Operator) -> Actions:
     async def send(jobs: Sequence[NewJob]) -> list[Enqueued]:
         for job in jobs:
             check_size(job.name, job.payload, client._sizes)
-        return await send_jobs(client, [add_limit_keys(client, job) for job in jobs])
+        return await send_jobs(client, [client.registry.add_limit_keys(job) for job in jobs])
 
     return Actions(client.backend, operator, send, client.clock)
 
