@@ -38,6 +38,8 @@ NOBODY = 65534
 WORKERS = os.environ.get("NB_TEST_WORKERS") or str(min(8, 2 + (os.cpu_count() or 1)))
 """How many processes run tests: two more than cores, because some tests only wait. `.ci/run` asks
 for fewer where sessions run beside one another."""
+# One test at a time to each process: otherwise the first one would get several long tests at once.
+MANY_PROCESSES = ["-n", WORKERS, "--maxschedchunk", "1", "-p", "tests.many_processes"]
 
 # These run mypy for Python 3.11, or pytest to see what it collects, or read the texts of the tree,
 # or follow what it says, or count for Python 3.11, or see broken backends fail the contract, or go
@@ -101,8 +103,7 @@ def tests(session: nox.Session) -> None:
 
     Long tests on servers are left out: the sessions `redis` and `postgres` run them, and `deep`.
     """
-    # One test at a time to each worker: otherwise the first worker would get all long ones.
-    options = ["-n", WORKERS, "--maxschedchunk", "1", "-m", f"{USUAL} and not (slow and server)"]
+    options = [*MANY_PROCESSES, "-m", f"{USUAL} and not (slow and server)"]
     run_python(session, "pytest", *(session.posargs or options))
 
 
@@ -121,8 +122,11 @@ def pyright(session: nox.Session) -> None:
 
 @nox.session
 def alerts(session: nox.Session) -> None:
-    """Check the metrics page and the alert rules with promtool (scripts/install-servers has it)."""
-    run_python(session, "pytest", "tests/telemetry/promtool_cases.py", *session.posargs)
+    """Check the metrics page with promtool (scripts/install-servers has it), and that each alert
+    fires and resolves.
+    """
+    cases = [f"tests/telemetry/{name}_cases.py" for name in ("promtool", "alert")]
+    run_python(session, "pytest", *cases, *session.posargs)
 
 
 @nox.session
@@ -147,7 +151,7 @@ def wide(session: nox.Session) -> None:
     """Run the long tests that `tests` leaves out and that need no server."""
     paths = sorted(str(path) for path in Path("tests").rglob("test_*.py"))
     files = [path for path in paths if "mark.wide" in Path(path).read_text(encoding="utf-8")]
-    options = ["-n", WORKERS, "--maxschedchunk", "1", "-m", "wide and not server"]
+    options = [*MANY_PROCESSES, "-m", "wide and not server"]
     run_python(session, "pytest", *options, *files, *session.posargs)
 
 
@@ -360,7 +364,7 @@ def other_python(session: nox.Session) -> None:
         copy_checkout(scratch / "checkout", owned_by_nobody=bool(as_nobody))
         left_out = [f"--ignore={path}" for path in SAME_ON_EVERY_PYTHON]
         marks = f"not server and ({QUICK} or {USUAL} and regression)"
-        command = [python, "dev.py", "test", "-q", "-n", WORKERS, "-m", marks, *left_out]
+        command = [python, "dev.py", "test", "-q", *MANY_PROCESSES, "-m", marks, *left_out]
         with session.chdir(scratch / "checkout"):
             # What another Python changes shows in the engine, in memory and on SQLite; of the
             # contract, a quarter runs.
@@ -390,8 +394,7 @@ def run_python(session: nox.Session, module: str, *arguments: str) -> None:
 
 def run_server_tests(session: nox.Session, *arguments: str, **environment: str) -> None:
     """Run pytest on the servers that the environment names."""
-    options = ["-n", WORKERS, "--maxschedchunk", "4"]
-    run(session, sys.executable, "-m", "pytest", *options, *arguments, **environment)
+    run(session, sys.executable, "-m", "pytest", *MANY_PROCESSES, *arguments, **environment)
 
 
 @contextmanager

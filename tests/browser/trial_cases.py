@@ -16,6 +16,23 @@ from tests.browser.conftest import Subject
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
+MAX_CLICKS = 3
+COUNT_CLICKS = """addEventListener("click", event => {
+    if (event.isTrusted) sessionStorage.clicks = Number(sessionStorage.clicks ?? 0) + 1;
+}, true)"""
+
+
+async def open_overview(subject: Subject, page: Page) -> None:
+    """Open the first page, and count the clicks from here."""
+    await page.add_init_script(COUNT_CLICKS)
+    await page.goto(subject.dashboard.address)
+
+
+async def check_clicks(page: Page) -> None:
+    """Check that a task took at least one click, and not too many."""
+    assert 1 <= await page.evaluate("Number(sessionStorage.clicks ?? 0)") <= MAX_CLICKS
+
+
 async def read_why(subject: Subject, page: Page, job_id: str) -> str:
     """Find a job by its id, as somebody does who was given the id, and return what its page says
     first.
@@ -75,7 +92,7 @@ async def test_the_page_of_a_job_says_why_it_does_not_run(subject: Subject, page
         behind: ["jobs before it run first"],
     }
     for name, words in expected.items():
-        why = await read_why(subject, page, f"{name}-1")
+        why = await read_why(subject, page, f"{name}-1")  # without a click
         assert [word for word in words if word not in why.lower()] == [], why
 
 
@@ -84,13 +101,14 @@ async def test_the_error_that_grew_is_found_and_replayed_at_a_rate(
 ) -> None:
     queue = make_name()
     ids = await fail(subject, queue, 12)
-    await page.goto(subject.dashboard.address)
+    await open_overview(subject, page)
     await page.get_by_role("link", name="Most in the last hour").click()
     row = page.locator("tr", has_text=f"no {queue}")
     await row.get_by_role("link", name="Replay…").click()
     await page.get_by_label("Jobs per second").fill("10")
     await page.get_by_role("button", name="Replay 12 jobs").click()
     await expect(page.locator("#notice, #live")).not_to_have_count(0)
+    await check_clicks(page)
     for job_id in (ids[0], ids[-1]):
         await wait_for_state(subject, job_id, State.PENDING)
     await page.goto(f"{subject.dashboard.address}/operations")
@@ -132,15 +150,20 @@ async def test_the_flood_of_a_customer_is_limited_from_its_queue(
     for number in range(1, 5):
         request = ReserveRequest(total=4, lanes=(Lane(name, name),))
         await backend.consuming.exchange(worker.id, number, [], request)
-    await page.goto(f"{subject.dashboard.address}/queues/{name}")
-    causes = page.locator("#causes")
-    await expect(causes).to_contain_text(f"6 of 6 wait for key {customer}")
-    await causes.get_by_role("link", name="Change…").click()
+    await open_overview(subject, page)
+    await page.locator("nav").get_by_role("link", name="Queues").click()
+    row = page.locator(f"#queue-{name}")
+    await row.get_by_role("link", name=f"6 wait for key {customer}").click()
     await expect(page.get_by_role("combobox", name="Key")).to_have_value(customer)
     await page.get_by_role("spinbutton", name="Maximum").fill("1")
     await page.get_by_role("textbox", name="Reason").fill("a flood")
     await page.get_by_role("button", name=f"Change {limit}").click()
     await expect(page.locator("#notice")).to_contain_text("is changed")
+    await check_clicks(page)
+    await page.goto(f"{subject.dashboard.address}/queues/{name}")
+    causes = page.locator("#causes")
+    await expect(causes).to_contain_text(f"of 6 wait for key {customer}")
+    await expect(causes.get_by_role("link", name="Change…")).to_be_visible()
 
 
 async def test_the_worker_of_a_stuck_job_is_stopped_from_the_running_jobs(
@@ -152,24 +175,28 @@ async def test_the_worker_of_a_stuck_job_is_stopped_from_the_running_jobs(
     await backend.producing.enqueue(jobs)
     request = ReserveRequest(total=2, lanes=(Lane(name, name),))
     await backend.consuming.exchange(worker.id, 1, [], request)
-    await page.goto(subject.dashboard.address)
+    await open_overview(subject, page)
     await page.locator("nav").get_by_role("link", name="Running").click()
     row = page.locator(f"#job-{name}-0")
     await row.locator("summary", has_text="Stop worker").click()
     await expect(row).to_contain_text("runs 1 other of these jobs")
     await row.get_by_role("button", name="Stop this worker").click()
     await expect(page.locator("#notice")).to_contain_text("The worker stops")
+    await check_clicks(page)
     sessions = {one.id: one.command for one in await backend.reads.list_sessions()}
     assert sessions[worker.id] is WorkerCommand.STOP
 
 
 async def test_all_queues_are_paused_before_a_deploy(subject: Subject, page: Page) -> None:
     backend, reason = subject.backend, "deploy 17"
-    await page.goto(subject.dashboard.address)
+    await open_overview(subject, page)
     await page.locator("summary", has_text="Pause all").click()
     await page.get_by_role("textbox", name="Reason").fill(reason)
     await page.get_by_role("button", name="Pause all queues").click()
     await expect(page.locator("#notice")).to_contain_text("paused")
+    await check_clicks(page)
+    running = page.locator(".tile", has=page.get_by_text("Running", exact=True))
+    await expect(running).to_be_visible()  # the deploy waits until it is 0
     queues = await backend.reads.list_queues()
     assert all(queue.paused for queue in queues)
     for queue in queues:  # the others of this module need them

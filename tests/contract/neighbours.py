@@ -25,6 +25,8 @@ from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker, Harnes
 
 SCHEMAS = ("user", "jobs")
 """The first is a keyword of SQL."""
+CASES_EACH = 4
+"""How many cases run for each time that a neighbour works."""
 _APPLICATION = "neighbour"
 _NAMES = ("mail", "report", "slow")
 _LANE = Lane("default", "report")
@@ -111,7 +113,8 @@ class Neighbours:
     def __init__(self, url: str) -> None:
         self._url = url
         self._neighbours = [Neighbour(url, schema) for schema in SCHEMAS]
-        self._turns = cycle(self._neighbours)
+        pauses = [None] * (CASES_EACH - 1)
+        self._turns = cycle([turn for one in self._neighbours for turn in (one, *pauses)])
 
     async def open(self) -> None:
         """Create and fill them."""
@@ -122,8 +125,9 @@ class Neighbours:
                 connection.execute(_GUARD.replace("{schema}", f'"{schema}"').encode())
 
     async def work(self) -> None:
-        """Let one of them work."""
-        await next(self._turns).work()
+        """Before each case: let one of them work, or none."""
+        if one := next(self._turns):
+            await one.work()
 
     async def close(self) -> None:
         """Disconnect."""

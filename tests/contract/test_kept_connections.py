@@ -9,18 +9,22 @@ from tests.contract.kept_connections import KeptConnections
 from tests.servers.server_kinds import RunningPostgres
 
 
-async def test_a_kept_connection_is_as_a_new_one(postgres_server: RunningPostgres) -> None:
+async def test_a_kept_connection_keeps_nothing_but_its_statements(
+    postgres_server: RunningPostgres,
+) -> None:
     kept = KeptConnections()
     first = await kept.connect(dsn=postgres_server.url, statement_cache_size=0)
     await first.execute("SET lock_timeout = '7s'; LISTEN news")
-    await first.prepare("SELECT 1", name="one")
+    one = await first.prepare("SELECT 1", name="same")
     await first.close()
 
     again = await kept.connect(dsn=postgres_server.url, statement_cache_size=0)
     assert again is first
     assert await again.fetchval("SHOW lock_timeout") == "0"
     assert await again.fetchval("SELECT count(*) FROM pg_listening_channels()") == 0
-    await again.prepare("SELECT 2", name="one")
+    two = await again.prepare("SELECT 2", name="same")
+    assert (await two.fetchval(), await one.fetchval()) == (2, 1)
+    assert await again.prepare("SELECT 1", name="other") is one
     await again.close()
     await kept.close()
     assert again.is_closed()

@@ -8,7 +8,7 @@ import pytest
 from nimburion.backends.postgres import PostgresBackend
 from nimburion.testing import FakeClock
 from nimburion.testing.contract.harness import Harness
-from tests.contract.neighbours import SCHEMAS, Neighbours
+from tests.contract.neighbours import CASES_EACH, SCHEMAS, Neighbours
 from tests.servers.server_kinds import RunningPostgres
 
 
@@ -17,7 +17,7 @@ async def test_the_server_rejects_the_writes_of_others_and_neighbours_work(
 ) -> None:
     neighbours = Neighbours(postgres_server.url)
     await neighbours.open()
-    for _ in range(4):
+    for _ in range(4 * CASES_EACH):
         await neighbours.work()
     for schema in SCHEMAS:
         backend = PostgresBackend(postgres_server.url, schema=schema, clock=FakeClock())

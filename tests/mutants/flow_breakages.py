@@ -49,22 +49,22 @@ FLOW_MUTANTS = (
     Mutant(
         "flows: a flow ends before its last member",
         PLANNER,
-        "left = $flow.unfinished - sum($ended[$flow_id, $state] for $state in FINISHED)",
-        "left = max(0, $flow.unfinished - 2)",
+        "$flow.unfinished - sum($ended.values())",
+        "max(0, $flow.unfinished - 2)",
         (f"{MEMORY}test_the_counts_follow_the_members",),
     ),
     Mutant(
         "flows: a group does not count in its flow",
         PLANNER,
-        "if $parent is not None and any($counted.values()):",
+        "if any($counted.values()):",
         "if False:",
         (f"{MEMORY}test_a_join_waits_for_all_members",),
     ),
     Mutant(
         "flows: a failing flow waits for its last member",
         PLANNER,
-        "elif $flow.has_failed and not $had_failed:\n            $change = $kind.FAILING",
-        "elif $flow.has_failed and not $had_failed:\n            $change = None",
+        "elif $has_failed and not $had_failed:\n            $change = $kind.FAILING",
+        "elif $has_failed and not $had_failed:\n            $change = None",
         (f"{MEMORY}test_a_failure_is_seen_at_once",),
     ),
     Mutant(
@@ -257,8 +257,8 @@ FLOW_MUTANTS = (
     Mutant(
         "flows: only the first failure cancels what has not started",
         PLANNER,
-        "State.CANCELLED] > 0:\n                    self.$note_failure(self.$read_root($flow_id))",
-        "State.CANCELLED] > 0:\n                    pass",
+        "State.CANCELLED, 0) > 0:\n                    self.$note_failure(self.$read_root($flow_id))",
+        "State.CANCELLED, 0) > 0:\n                    pass",
         (f"{MEMORY}test_the_next_failure_cancels_what_a_replay_let_wait",),
     ),
     Mutant(
@@ -307,8 +307,8 @@ FLOW_MUTANTS = (
     Mutant(
         "flows: a job is resumed at its first condition (SQLite)",
         "backends/sqlite/*.sql",
-        "WHERE NOT EXISTS (SELECT 1 FROM $wait_condition AS $c WHERE $c.$waiter = $s.$seq AND $c.awaited <> '')",
-        "WHERE 1",
+        "AND NOT EXISTS (SELECT 1 FROM $wait_condition AS $c WHERE $c.$waiter = $suspended.$seq AND $c.awaited <> '')",
+        "",
         (f"{SQLITE}test_it_waits_for_all_of_its_conditions",),
     ),
     Mutant(

@@ -21,15 +21,15 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: a run that suspends does not wait for who sends it a signal",
         f"{SQL}runs.sql",
-        "IF $waiting IS NOT NULL THEN\n        PERFORM {schema}.lock_runs_1($waiting);",
-        "IF $waiting IS NOT NULL THEN\n        NULL;",
+        "IF $p_locked_runs IS NOT NULL THEN\n        PERFORM {schema}.lock_runs_1($p_locked_runs);",
+        "IF $p_locked_runs IS NOT NULL THEN\n        NULL;",
         (f"{RUNS}test_a_run_that_suspends_finds_a_signal_that_is_being_stored",),
     ),
     Mutant(
         "PostgreSQL: who sends a signal does not wait for a run that is being suspended",
         f"{SQL}runs.sql",
-        "IF $waiting IS NOT NULL THEN\n        PERFORM {schema}.lock_runs_1($waiting);",
-        "IF $waiting IS NOT NULL THEN\n        NULL;",
+        "IF $p_locked_runs IS NOT NULL THEN\n        PERFORM {schema}.lock_runs_1($p_locked_runs);",
+        "IF $p_locked_runs IS NOT NULL THEN\n        NULL;",
         (f"{RUNS}test_a_signal_to_a_run_that_is_being_suspended_resumes_it",),
     ),
     Mutant(
@@ -38,6 +38,38 @@ POSTGRES_MUTANTS = (
         "THEN LEAST(now, $next_due) ELSE",
         "THEN now ELSE",
         (f"{CHANGES}test_a_backlog_of_scheduled_jobs_is_found_beside_one_of_changes",),
+    ),
+    Mutant(
+        "PostgreSQL: runs to which a cancel was requested are released in any order",
+        f"{SQL}sessions.sql",
+        "        SELECT l.seq FROM {schema}.lease l WHERE l.session = $session_number AND l.cancel_requested\n"
+        "    ));\n    FOR held IN\n        WITH ended AS (\n"
+        "            DELETE FROM {schema}.lease l WHERE l.session = $session_number AND (l.nonce",
+        "        SELECT l.seq FROM {schema}.lease l WHERE false\n"
+        "    ));\n    FOR held IN\n        WITH ended AS (\n"
+        "            DELETE FROM {schema}.lease l WHERE l.session = $session_number AND (l.nonce",
+        (f"{RUNS}test_runs_that_are_released_together_are_locked_in_their_order", "-k", "released"),
+    ),
+    Mutant(
+        "PostgreSQL: a step comes before the end of its run that it follows",
+        f"{SQL}settle.sql",
+        "WHEN l.seq IS NULL OR u.place > u.ended THEN 'x'",
+        "WHEN l.seq IS NULL THEN 'x'",
+        (f"{POSTGRES}test_after_its_end_a_run_writes_nothing",),
+    ),
+    Mutant(
+        "PostgreSQL: a step is stored under any token",
+        f"{SQL}settle.sql",
+        "LEFT JOIN {schema}.lease l ON l.session = p_session AND l.seq = u.seq AND l.fence = u.fence AND l.nonce = u.nonce",
+        "LEFT JOIN {schema}.lease l ON l.session = p_session AND l.seq = u.seq",
+        (f"{POSTGRES}test_a_stale_token_writes_nothing",),
+    ),
+    Mutant(
+        "PostgreSQL: a run to which a cancel was requested is suspended",
+        f"{SQL}runs.sql",
+        "AND l.nonce = g.nonce AND NOT l.cancel_requested\n",
+        "AND l.nonce = g.nonce\n",
+        (f"{POSTGRES}test_a_request_to_a_run_that_gives_its_lease_back", "-k", "suspended"),
     ),
     # Tokens
     Mutant(

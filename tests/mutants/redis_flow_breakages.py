@@ -124,7 +124,7 @@ REDIS_FLOW_MUTANTS = (
     Mutant(
         "Redis: the ended members of a flow are kept for ever",
         SCRIPTS,
-        "    if not $flow or $flow.unfinished == 0 then\n      release_flow($id)\n    end",
+        "    if not $flow or $flow.unfinished == 0 then\n      push($released, $id)\n    end",
         "",
         (f"{REDIS}test_a_member_stays_while_its_flow_runs",),
     ),
@@ -145,8 +145,8 @@ REDIS_FLOW_MUTANTS = (
     Mutant(
         "Redis: a plain exchange does not see the time of a run",
         SCRIPTS,
-        "    $needed = $needed or has_due_runs() and 'members'\n",
-        "",
+        "find_needed_script() or has_due_runs() and 'members'\n",
+        "find_needed_script() or nil\n",
         (f"{RUNS}test_another_worker_resumes_a_run_and_reserves_it",),
     ),
     Mutant(
@@ -159,15 +159,15 @@ REDIS_FLOW_MUTANTS = (
     Mutant(
         "Redis: a worker that released a cancelled run ends it",
         SCRIPTS,
-        "  return $needed or has_request() and 'cancelled' or nil",
-        "  return $needed",
+        "  return has_request() and 'cancelled' or nil",
+        "  return nil",
         (f"{RUNS}test_another_worker_releases_a_run_that_is_to_end",),
     ),
     Mutant(
         "Redis: a step is stored twice",
         SCRIPTS,
-        "  if redis.call('HEXISTS', run_entry_key, $step) == 1 then\n    return false\n  end",
-        "",
+        "    if not $stored and not $seen[$name] then",
+        "    if true then",
         (f"{REDIS}test_a_number_is_stored_once",),
     ),
     Mutant(
@@ -178,9 +178,23 @@ REDIS_FLOW_MUTANTS = (
         (f"{RUNS}test_a_step_and_a_failure_in_one_exchange",),
     ),
     Mutant(
+        "Redis: a step comes before the end of its run that it follows",
+        SCRIPTS,
+        "      if $record and not $ended[$field] and",
+        "      if $record and",
+        (f"{REDIS}test_after_its_end_a_run_writes_nothing",),
+    ),
+    Mutant(
+        "Redis: a step is stored under any token",
+        SCRIPTS,
+        "sub($record, 1, LEASE_TOKEN_END) == $session4 .. $tokens[$i]\n",
+        "true\n",
+        (f"{REDIS}test_a_step_of_the_attempt_before_a_wait_is_stale",),
+    ),
+    Mutant(
         "Redis: a run that was resumed keeps its other waits",
         SCRIPTS,
-        "      remove_alternatives($field, $body, $alternatives)\n",
+        "      push_alternatives($field, $body, $alternatives, $scheduled, $conditions)\n",
         "",
         (f"{REDIS}test_a_signal_before_the_time",),
     ),

@@ -19,6 +19,7 @@ import pytest
 from tests.house.tree import ROOT, python_files
 from tests.mutants.breakages import MUTANTS as ENGINE_MUTANTS
 from tests.mutants.clock_and_number_breakages import CLOCK_AND_NUMBER_MUTANTS
+from tests.mutants.durable_breakages import DURABLE_MUTANTS
 from tests.mutants.fairness_breakages import FAIRNESS_MUTANTS
 from tests.mutants.flow_breakages import FLOW_MUTANTS
 from tests.mutants.limit_breakages import LIMIT_MUTANTS
@@ -42,6 +43,7 @@ MUTANTS = (
     *REDIS_FLOW_MUTANTS,
     *RUN_MUTANTS,
     *SQLITE_RUN_MUTANTS,
+    *DURABLE_MUTANTS,
     *LIMIT_MUTANTS,
     *FAIRNESS_MUTANTS,
     *CLOCK_AND_NUMBER_MUTANTS,

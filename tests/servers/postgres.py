@@ -39,35 +39,49 @@ BEGIN
 END $$"""
 """Five times as fast as a new database."""
 
-_FORGET = """
-DO $$ DECLARE
+_MAKE_FORGET = """
+DO $make$ DECLARE
     ours regnamespace := to_regnamespace('nimburion');
-    one record;
+    deletes text;
 BEGIN
-    SET LOCAL lock_timeout = '5s';
-    PERFORM pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+    SELECT string_agg(format('DELETE FROM %s;', CAST(oid AS regclass)), ' ') INTO deletes
+    FROM pg_class
+    WHERE relnamespace = ours AND relkind IN ('r', 'p') AND NOT relispartition
+        AND relname NOT IN ('meta', 'horizon', 'count_cursor');
+    EXECUTE format($text$
+        CREATE OR REPLACE FUNCTION pg_temp.forget() RETURNS void LANGUAGE plpgsql AS $body$ DECLARE
+            ours regnamespace := to_regnamespace('nimburion');
+            one regclass;
+        BEGIN
+            FOR one IN
+                SELECT oid FROM pg_class
+                WHERE relnamespace = ours AND relkind = 'r' AND pg_relation_size(oid) > 1000000
+                    AND relname NOT IN ('meta', 'horizon', 'count_cursor')
+            LOOP
+                EXECUTE format('TRUNCATE %%s', one);
+            END LOOP;
+            %s
+            PERFORM setval(oid, 1, false) FROM pg_class
+            WHERE relnamespace = ours AND relkind = 'S';
+            IF to_regclass('nimburion.horizon') IS NOT NULL THEN
+                UPDATE nimburion.horizon SET finished_at = -9223372036854775808, seq = 0
+                WHERE finished_at > -9223372036854775808;
+                UPDATE nimburion.count_cursor
+                SET upto = -9223372036854775808, xid = 9223372036854775807
+                WHERE upto > -9223372036854775808;
+            END IF;
+        END $body$
+    $text$, deletes);
+END $make$"""
+"""Makes a function that empties the tables of a backend: twenty times as fast as to make them anew.
+Its statements are planned once."""
+_CUT = """
+SELECT to_regnamespace('nimburion')::oid, (
+    SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()
-        AND state IS DISTINCT FROM 'idle';
-    FOR one IN
-        SELECT CAST(oid AS regclass) AS name, pg_relation_size(oid) AS size FROM pg_class
-        WHERE relnamespace = ours AND relkind = 'r' AND pg_relation_size(oid) > 0
-            AND relname NOT IN ('meta', 'horizon', 'count_cursor')
-    LOOP
-        IF one.size > 1000000 THEN
-            EXECUTE format('TRUNCATE %s', one.name);
-        ELSE
-            EXECUTE format('DELETE FROM %s', one.name);
-        END IF;
-    END LOOP;
-    PERFORM setval(oid, 1, false) FROM pg_class WHERE relnamespace = ours AND relkind = 'S';
-    IF to_regclass('nimburion.horizon') IS NOT NULL THEN
-        UPDATE nimburion.horizon SET finished_at = -9223372036854775808, seq = 0
-        WHERE finished_at > -9223372036854775808;
-        UPDATE nimburion.count_cursor SET upto = -9223372036854775808, xid = 9223372036854775807
-        WHERE upto > -9223372036854775808;
-    END IF;
-END $$"""
-"""Ten times as fast as tables and functions made anew."""
+        AND state IS DISTINCT FROM 'idle'
+)"""
+"""Cuts those who run statements, and returns the schema if there is one."""
 
 
 class PostgresServer:
@@ -98,6 +112,7 @@ class PostgresServer:
         self._names = "jobs"
         self._kept_database = ""
         self._forgetting: psycopg.Connection | None = None
+        self._forgotten_schema: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._hba = hba
         self._databases = 0
@@ -254,8 +269,15 @@ class PostgresServer:
             self.ask(f"CREATE DATABASE {self._kept_database} TEMPLATE template0", database=OWNER)
             url = self.url_for(OWNER, database=self._kept_database)
             self._forgetting = psycopg.connect(url, autocommit=True, connect_timeout=10)
+            self._forgetting.execute("SET lock_timeout = '5s'")
         self.database = self._kept_database
-        self._forgetting.execute(_FORGET)
+        row = self._forgetting.execute(_CUT).fetchone()
+        schema = row[0] if row else None
+        if schema is not None:
+            if schema != self._forgotten_schema:
+                self._forgetting.execute(_MAKE_FORGET)
+                self._forgotten_schema = schema
+            self._forgetting.execute("SELECT pg_temp.forget()")
 
     def _renew(self) -> None:
         before, self._databases = self._swept, self._databases + 1

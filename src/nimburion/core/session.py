@@ -97,6 +97,11 @@ class WorkerCommand(enum.StrEnum):
     """
 
 
+def is_stored(command: WorkerCommand | None) -> bool:
+    """Return whether a command replaces the last one; `SHOW_STACKS` only notifies the session."""
+    return command is not WorkerCommand.SHOW_STACKS
+
+
 class ConcurrencyLimit(msgspec.Struct, frozen=True, gc=False):
     """A concurrency limit and its current use."""
 

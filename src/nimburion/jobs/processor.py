@@ -628,6 +628,8 @@ class Processor(Client):
         """Run due jobs, one after another, until no job is due. Return the number of attempts.
 
         With `advance` and a fake clock, scheduled jobs run too: the clock moves to each due time.
+        `BackendUnavailable` is raised if attempts at ten due times in succession get no answer that
+        they need.
         """
         runner = self._open_inline_runner()
         await self._relay_outbox()

@@ -139,16 +139,34 @@ async def test_a_failed_flow_locks_the_classes_of_tenants_before_their_turns(
     ]
     await enqueue_failing_fast(harness, [member("a"), *jobs])
     await fail(await harness.worker(), "a")
+
+    async def promote_until_cancelled() -> None:
+        while await read_states(harness, "x", "y") != 2 * [State.CANCELLED]:
+            await harness.backend.consuming.promote(100)
+
     transaction = rival.transaction()
     await transaction.start()
     await rival.execute("SELECT FROM nimburion.share_class FOR UPDATE")
-    promoting = asyncio.create_task(harness.backend.consuming.promote(100))
+    promoting = asyncio.create_task(promote_until_cancelled())
     await wait_until(lambda: is_blocked_by(rival), "the cancel waits for the classes")
-    await rival.execute("SET LOCAL lock_timeout TO '100ms'")
-    assert await rival.fetch("SELECT FROM nimburion.tenant_turn FOR UPDATE")
+    assert await rival.fetch("SELECT FROM nimburion.tenant_turn FOR UPDATE NOWAIT")
     await transaction.rollback()
     await promoting
-    assert await read_states(harness, "x", "y") == 2 * [State.CANCELLED]
+
+
+async def test_a_failed_flow_does_not_wait_for_long_for_a_member(
+    harness: Harness, rival: asyncpg.Connection
+) -> None:
+    """Exchanges would wait for what the call has locked before. A later call cancels the member."""
+    await enqueue_failing_fast(harness, [member("a"), member("b"), member("c")])
+    await fail(await harness.worker(), "a")
+    async with rival.transaction():
+        await rival.execute("SELECT FROM nimburion.job WHERE id = 'b' FOR UPDATE")
+        await harness.backend.consuming.promote(100)
+        assert not (await harness.backend.consuming.rescue(100, max_lost=3)).more
+        assert await harness.state("b") is State.PENDING
+    await harness.backend.consuming.promote(100)
+    assert await read_states(harness, "b", "c") == 2 * [State.CANCELLED]
 
 
 @pytest.mark.parametrize("is_first", [True, False])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import asyncpg
 import pytest
@@ -15,7 +15,7 @@ from nimburion.core.flows import NewFlow, On, SourceKind
 from nimburion.core.job import State
 from nimburion.core.maintenance import Retention
 from nimburion.core.runs import CANCEL_SIGNAL, CLEANUP_STEP, SignalOutcome, make_time_source
-from nimburion.core.settlement import Completed, Failed, Recorded, Suspended
+from nimburion.core.settlement import Completed, Failed, Recorded, Released, Suspended
 from nimburion.testing import FakeClock
 from nimburion.testing.contract.flows.graphs import fail, make_flow, member, store
 from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker, Harness, ids
@@ -165,6 +165,44 @@ async def test_a_cancel_that_a_run_is_sent_while_it_waits_comes_before_its_next_
     assert await cancelling == "requested"
     assert ids(await worker.take(5)) == [RUN]
     assert await read_signals(harness) == [(CANCEL_SIGNAL, b"")]
+
+
+@pytest.mark.parametrize("how", ["released", "closed", "rescued", "settled"])
+async def test_runs_that_are_released_together_are_locked_in_their_order(
+    harness: Harness, rival: asyncpg.Connection, how: str
+) -> None:
+    """Who sends signals to both locks them so, too. Another order would be a deadlock."""
+    consuming = harness.backend.consuming
+    worker = await harness.worker(names=("scan", "mail"))
+    await harness.add("filler", name="scan")  # its lane is stored first, and jobs end by lane
+    await worker.settle(Completed((await worker.take_one()).lease))
+    await harness.add("first", name="mail")
+    await harness.add("second", name="scan")
+    held = {one.lease.job_id: one.lease for one in await worker.take(2)}
+    leases = held["second"], held["first"]
+    await worker.settle(*(Recorded(lease, CLEANUP_STEP, b"x") for lease in leases))
+    for job_id in held:
+        assert await harness.backend.producing.cancel(job_id) == "requested"
+    transaction = rival.transaction()
+    await transaction.start()
+    await rival.execute(
+        "SELECT FROM nimburion.run WHERE seq = (SELECT min(seq) FROM nimburion.run) FOR UPDATE"
+    )
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "released": lambda: consuming.release(worker.id, leases),
+        "closed": worker.close,
+        "rescued": lambda: harness.lose(worker),
+        "settled": lambda: worker.settle(*map(Released, leases)),
+    }
+    releasing = asyncio.ensure_future(calls[how]())
+    await wait_until_blocked(rival, 1)
+    free = await rival.fetch("SELECT FROM nimburion.run FOR UPDATE SKIP LOCKED")
+    assert len(free) == 2  # also the one of the other run
+    await transaction.rollback()
+    await releasing
+    for job_id in held:
+        (signal,) = (await harness.backend.reads.read_run(job_id)).signals
+        assert signal.name == CANCEL_SIGNAL
 
 
 async def test_members_that_are_durable_runs_end_with_their_flow(harness: Harness) -> None:

@@ -76,6 +76,7 @@ HOT = {
     "delete_first_parked",
     "get_next_due",
     "find_job_to_cancel",
+    "count_members",
     "delete_alternatives",
     "list_due_conditions",
     "insert_steps",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from nimburion import DurableContext, PermanentError, Processor, State
 from nimburion.core.job import NewJob
 from nimburion.core.size_limits import SizeLimits
-from nimburion.errors import BackendFull, ChildFailed, NimburionError
+from nimburion.errors import BackendFull, BackendUnavailable, ChildFailed, NimburionError
 from nimburion.jobs.durable.children import make_flow_id
 from nimburion.testing import FakeClock, crash_everywhere
 from tests.jobs.durable.runs import finish, make_processor
@@ -275,6 +276,77 @@ async def test_detached_children_continue_when_the_run_is_cancelled(
         if has_others:
             assert (await processor.get_status(f"{job_id}.other.0")).state is State.CANCELLED
         assert (await finish(processor, f"{job_id}.later.0")).result == 1
+
+
+@pytest.mark.parametrize("operation", ["get_job", "list_jobs", "get_flow"])
+async def test_a_backend_that_does_not_say_what_children_came_to_counts_nothing(
+    monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    processor = make_processor()
+    double, _, _ = add_jobs(processor)
+    lost: list[str] = []
+    original = getattr(processor.backend.reads, operation)
+
+    async def fail_once(*args: Any, **options: Any) -> Any:
+        if not lost:
+            lost.append(operation)
+            raise BackendUnavailable("no answer")
+        return await original(*args, **options)
+
+    monkeypatch.setattr(processor.backend.reads, operation, fail_once)
+
+    @processor.job
+    async def run(ctx: DurableContext) -> list[int]:
+        child = await ctx.options(key="first").start(double.job(1))
+        try:
+            await ctx.wait_any(child)
+            return await ctx.run_all(double.job(n) for n in range(2))
+        except BackendUnavailable:
+            return []
+
+    async with processor:
+        job_id = await run.enqueue()
+        await processor.drain(advance=True)
+        assert lost == [operation]
+        status = await processor.get_status(job_id)
+        assert (status.result, status.attempt) == ([0, 2], 1)
+
+
+async def test_a_step_ends_before_a_run_without_an_answer_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A thread cannot be cancelled: its step would run twice at the same time."""
+    processor = make_processor()
+    double, _, _ = add_jobs(processor)
+    was_read = threading.Event()
+    calls: list[str] = []
+    original = processor.backend.reads.get_job
+
+    async def fail_once(*args: Any, **options: Any) -> Any:
+        if not was_read.is_set():
+            was_read.set()
+            raise BackendUnavailable("no answer")
+        return await original(*args, **options)
+
+    def work() -> int:
+        assert was_read.wait(20)
+        calls.append("work")
+        return 1
+
+    @processor.job
+    async def run(ctx: DurableContext) -> list[int]:
+        child = await ctx.start(double.job(1))
+        await ctx.sleep("pause", 10)
+        results: list[int] = await asyncio.gather(child.result(), ctx.step(work))
+        return results
+
+    async with processor:
+        job_id = await run.enqueue()
+        await processor.drain()
+        monkeypatch.setattr(processor.backend.reads, "get_job", fail_once)
+        await processor.drain(advance=True)
+        assert (await processor.get_status(job_id)).result == [2, 1]
+        assert calls == ["work"]
 
 
 async def test_detached_children_of_a_run_whose_worker_is_lost_at_any_point() -> None:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from nimburion import Context, DurableContext, Processor, Signal, State
+from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.runs import RunPage
+from nimburion.core.settlement import Recorded, Settlement
 from nimburion.errors import BackendUnavailable, DefinitionError
+from nimburion.jobs.durable.context import get_run
+from nimburion.jobs.durable.run import DurableRun
 from nimburion.testing import FakeClock
 from nimburion.types import Next
 from tests.jobs.durable.runs import finish, make_processor
+from tests.overridden import OverridableBackend
 from tests.waiting import wait_until
 
 number = Signal("number", int)
@@ -30,6 +38,10 @@ async def double(value: int) -> int:
     return 2 * value
 
 
+async def do_nothing() -> None:
+    """Do nothing, as a step."""
+
+
 async def test_many_runs_share_exchanges(processor: Processor) -> None:
     @processor.job
     async def run(ctx: DurableContext, value: int) -> int:
@@ -42,6 +54,80 @@ async def test_many_runs_share_exchanges(processor: Processor) -> None:
         job_ids = [await run.enqueue(value) for value in range(50)]
         results = await processor.wait_all(job_ids, timeout=30)
         assert results == [32 * value for value in range(50)]
+
+
+class SlowBackend(OverridableBackend):
+    """Answers an exchange after handlers had time to make their next steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int] = []
+        """How many steps each exchange had, if any."""
+
+    async def exchange(
+        self,
+        session_id: str,
+        number: int,
+        settlements: Sequence[Settlement],
+        request: ReserveRequest,
+    ) -> Reply:
+        steps = sum(isinstance(one, Recorded) for one in settlements)
+        if steps:
+            self.steps.append(steps)
+            for _ in range(5):
+                await asyncio.sleep(0)
+        return await super().exchange(session_id, number, settlements, request)
+
+
+async def test_runs_that_began_apart_share_exchanges_later() -> None:
+    backend = SlowBackend()
+    processor = Processor(backend)
+    has_begun = asyncio.Event()
+
+    @processor.job
+    async def first(ctx: DurableContext) -> None:
+        for place in range(20):
+            has_begun.set()
+            await ctx.options(key=str(place)).step(double, place)
+
+    @processor.job
+    async def second(ctx: DurableContext) -> None:
+        await has_begun.wait()
+        for _ in range(3):  # its first step comes while that of `first` is sent
+            await asyncio.sleep(0)
+        for place in range(20):
+            await ctx.options(key=str(place)).step(double, place)
+
+    async with processor:
+        await processor.start()
+        job_ids = [await second.enqueue(), await first.enqueue()]
+        await processor.wait_all(job_ids, timeout=20)
+    assert sum(backend.steps) == 40
+    assert len(backend.steps) <= 22
+
+
+async def test_an_ended_run_leaves_no_reference_cycle(processor: Processor) -> None:
+    """Otherwise the garbage collector takes as long as the run."""
+    runs: list[weakref.ref[DurableRun]] = []
+
+    @processor.job
+    async def run(ctx: DurableContext) -> None:
+        runs.append(weakref.ref(get_run(ctx)))
+        await ctx.step(double, 1)
+        await ctx.wait_for(number)
+        await ctx.step(do_nothing)
+
+    async with processor:
+        await processor.start()
+        gc.disable()
+        try:
+            job_id = await run.enqueue()
+            await processor.signal(job_id, number, 7)
+            await processor.wait(job_id, timeout=20)
+            await wait_until(lambda: all(one() is None for one in runs), "the runs are freed")
+            assert len(runs) == 2
+        finally:
+            gc.enable()
 
 
 async def test_signals_sleeps_and_children(processor: Processor) -> None:
@@ -369,6 +455,42 @@ async def test_a_backend_that_does_not_answer_at_the_start_counts_nothing(
             clock.advance(10)
             assert await processor.drain() == 1
         assert (await finish(processor, job_id)).result == 1
+
+
+@pytest.mark.parametrize("operation", ["read_run", "change_jobs"])
+async def test_a_drain_ends_although_the_backend_never_answers(
+    operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It raises the error after some attempts that ended without an answer."""
+    processor = make_processor()
+    calls: list[int] = []
+
+    async def fail(*_: object, **__: object) -> None:
+        calls.append(1)
+        if len(calls) > 50:
+            raise RuntimeError("it does not end")
+        raise BackendUnavailable("no answer")
+
+    @processor.job
+    async def child(ctx: DurableContext) -> None:
+        await ctx.sleep("long", "100d")
+
+    @processor.job
+    async def run(ctx: DurableContext) -> None:
+        await ctx.run(child.job())
+
+    async with processor:
+        job_id = await run.enqueue()
+        await processor.drain()
+        await processor.cancel(job_id)
+        backend = processor.backend
+        part = backend.reads if operation == "read_run" else backend.maintenance
+        with monkeypatch.context() as patch:
+            patch.setattr(part, operation, fail)
+            with pytest.raises(BackendUnavailable, match="no answer"):
+                await processor.drain(advance=True)
+        await processor.drain(advance=True)
+        assert (await processor.get_status(job_id)).state is State.CANCELLED
 
 
 def test_what_cannot_be_durable() -> None:

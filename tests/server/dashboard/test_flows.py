@@ -12,6 +12,8 @@ from nimburion.core.audit import list_audit
 from nimburion.core.flows import Growth, NewFlow
 from nimburion.core.job import JobOptions, NewJob
 from nimburion.core.queries import SCAN_BUDGET
+from nimburion.server.dashboard.pages.flows.flow import FLOW
+from nimburion.server.dashboard.pages.flows.flow_replay import FLOW_REPLAY
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
 from tests.server.conftest import Api
 from tests.server.dashboard.conftest import OWN_PAGE
@@ -247,6 +249,26 @@ async def test_a_flow_is_cancelled_from_its_page(api: Api) -> None:
     response = await api.client.post(f"{FLOWS}/i/cancel", data={"reason": "wrong"}, headers=headers)
     assert "4 jobs cancelled" in response.text or "1 job cancelled" in response.text
     assert (await read(api, "/i"))["flow"]["state"] == "cancelled"
+
+
+async def test_a_large_flow_is_changed_in_the_background(
+    failed: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that changes it would last for long."""
+    await failed.processor.enqueue_flow(make_import(4), id="large")
+    target = f"{DASHBOARD_PATH}/operations/new?action="
+    cancel, replay = f"{target}cancel&amp;q=flow%3Alarge", f"{target}replay&amp;q=flow%3Ai"
+    pages = {f"{FLOWS}/large": cancel, f"{FLOWS}/i/replay": replay}
+    forms = {f"{FLOWS}/large": "/large/cancel", f"{FLOWS}/i/replay": "/i/replay"}
+    for page, form in forms.items():
+        assert f'action="{FLOWS}{form}"' in (await failed.client.get(page)).text
+    for shown in (FLOW, FLOW_REPLAY):
+        monkeypatch.setitem(shown.constants, "max_at_once", 0)
+    for page, link in pages.items():
+        html = (await failed.client.get(page)).text
+        assert f'href="{link}"' in html
+        assert f'action="{FLOWS}{forms[page]}"' not in html
+    assert "flow:large" in (await failed.client.get(cancel.replace("&amp;", "&"))).text
 
 
 async def test_the_id_of_a_group_names_its_flow(failed: Api) -> None:

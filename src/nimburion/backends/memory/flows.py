@@ -159,9 +159,10 @@ class MemoryFlowData(FlowData):
     def read_flows(self, ids: Collection[str]) -> list[FlowInfo]:
         return [self._data.flows[flow_id] for flow_id in ids if flow_id in self._data.flows]
 
-    def save_flow(self, flow: FlowInfo) -> None:
-        finished_at = None if flow.unfinished else self._step.now / MICRO
-        self._data.flows[flow.id] = msgspec.structs.replace(flow, finished_at=finished_at)
+    def save_flows(self, flows: Sequence[FlowInfo]) -> None:
+        for flow in flows:
+            finished_at = None if flow.unfinished else self._step.now / MICRO
+            self._data.flows[flow.id] = msgspec.structs.replace(flow, finished_at=finished_at)
 
     def select_awaited(self, changes: Sequence[SourceChange]) -> list[SourceChange]:
         return [change for change in changes if change.source in self._data.waiters]
@@ -169,20 +170,23 @@ class MemoryFlowData(FlowData):
     def list_waiters(self, changes: Sequence[SourceChange], limit: int) -> list[Waiter]:
         jobs = self._step.state.jobs
         found = [
-            (jobs[job_id].seq, Waiter(source, job_id, entry.on))
+            Waiter(source, job_id, entry.on, jobs[job_id].seq)
             for source, change in changes
             for job_id, entry in self._data.waiters.get(source, {}).items()
             if entry.is_impossible is (change is Transition.REOPENED)
             and not (change is Transition.FAILING and entry.on in {On.FINISHED, On.ANY})
         ]
-        found.sort(key=lambda one: (one[0], one[1].source))
-        return [waiter for _, waiter in found[:limit]]
+        found.sort(key=lambda one: (one.seq, one.source))
+        return found[:limit]
 
     def list_due(self, limit: int) -> list[Waiter]:
         due: list[Waiter] = []
         last = make_time_source(self._step.now)
         for source in self._data.iter_times(last):
-            due += [Waiter(source, job_id, On.ANY) for job_id in self._data.waiters.get(source, ())]
+            due += [
+                Waiter(source, job_id, On.ANY, self._step.state.jobs[job_id].seq)
+                for job_id in self._data.waiters.get(source, ())
+            ]
             if len(due) >= limit:
                 break
         return due[:limit]

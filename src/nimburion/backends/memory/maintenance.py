@@ -25,7 +25,7 @@ from nimburion.core.maintenance import JobChanges, Retention
 from nimburion.core.metrics.statistics import MERGE_AFTER, MERGED_SOURCE, STEPS, add_statistics
 from nimburion.core.queries import Pause
 from nimburion.core.records import NewRecord, RecordChange, RecordKind, RecordPut
-from nimburion.core.session import WorkerCommand
+from nimburion.core.session import WorkerCommand, is_stored
 from nimburion.core.timing.clock import MICRO, to_micros
 
 ENDED_SESSION_RETENTION = to_micros(86_400)
@@ -86,7 +86,7 @@ class MemoryMaintaining(Maintaining):
             session = step.state.sessions.get(session_id)
             if session is None or session.is_ended:
                 return False
-            if command is not WorkerCommand.SHOW_STACKS:
+            if is_stored(command):
                 session.command = command
             step.names_to_notify[make_session_name(session_id)] += 1
             return True

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -32,7 +32,7 @@ from nimburion.core.flows import (
     WaitSource,
 )
 from nimburion.core.ids import compute_digest
-from nimburion.core.job import DEPENDENCY, FINISHED, NOT_NEEDED, NewJob, State
+from nimburion.core.job import DEPENDENCY, NOT_NEEDED, NewJob, State
 
 REOPENED_REASONS = frozenset({DEPENDENCY, NOT_NEEDED})
 """The reasons of cancelled jobs that the replay of another job suspends again."""
@@ -65,6 +65,8 @@ class Waiter(NamedTuple):
     job_id: str
     on: On | None
     """None: the job does not wait for the flow. It is cancelled if the flow fails (`fail_fast`)."""
+    seq: int
+    """The number of the job in the order of enqueueing."""
 
 
 class FlowMember(NamedTuple):
@@ -88,8 +90,8 @@ class FlowData(Protocol):
         """Return those of these flows and groups that are kept."""
         ...
 
-    def save_flow(self, flow: FlowInfo) -> None:
-        """Store the counts of a flow. It has ended if `unfinished` is 0."""
+    def save_flows(self, flows: Sequence[FlowInfo]) -> None:
+        """Store the counts of flows. One has ended if its `unfinished` is 0."""
         ...
 
     def select_awaited(self, changes: Sequence[SourceChange]) -> list[SourceChange]:
@@ -181,6 +183,16 @@ class FlowResolver:
         )
         if member.flow is not None:
             self._ended[member.flow, state] += 1
+
+    def note_ends(self, counts: Mapping[str, int], awaited: Iterable[str], state: State) -> None:
+        """Note that several jobs have ended in this state: how many in each flow, and the ids of
+        those for which other jobs wait.
+        """
+        change = Transition.SUCCEEDED if state is State.COMPLETED else Transition.FAILED
+        for job_id in awaited:
+            self._note(SourceKind.JOB, job_id, change)
+        for flow_id, count in counts.items():
+            self._ended[flow_id, state] += count
 
     def note_replay(self, member: FlowMember) -> None:
         """Note that a dead letter waits again.
@@ -290,10 +302,9 @@ class FlowResolver:
         if self._changes:
             self._data.put_changes(self._changes)
             self._changes = []
-        for flow_id in sorted(self._changed_flows):
-            flow = self._flows[flow_id]
-            if flow is not None:
-                self._data.save_flow(flow)
+        changed = [self._flows[flow_id] for flow_id in sorted(self._changed_flows)]
+        if changed:
+            self._data.save_flows([flow for flow in changed if flow is not None])
         self._changed_flows.clear()
 
     def _take_level(self) -> list[SourceChange]:
@@ -330,18 +341,20 @@ class FlowResolver:
 
     def _count_ended(self) -> None:
         """Count the members that have ended, or wait again, in their flows."""
-        ended, self._ended = self._ended, Counter()
-        self._read_flows({flow_id for flow_id, _ in ended})
-        for flow_id in {flow_id: None for flow_id, _ in ended}:
-            flow = self._read_flow(flow_id)
+        if not self._ended:
+            return
+        by_flow: dict[str, dict[State, int]] = {}
+        for (flow_id, state), count in self._ended.items():
+            by_flow.setdefault(flow_id, {})[state] = count
+        self._ended = Counter()
+        self._read_flows(by_flow)
+        for flow_id, ended in by_flow.items():
+            flow = self._flows[flow_id]
             if flow is not None:
-                counts = {
-                    state.value: _count(flow, state) + ended[flow_id, state]
-                    for state in (State.COMPLETED, State.FAILED, State.CANCELLED)
-                }
-                left = flow.unfinished - sum(ended[flow_id, state] for state in FINISHED)
-                self._change_flow(flow, counts | {"unfinished": left})
-                if ended[flow_id, State.FAILED] > 0 or ended[flow_id, State.CANCELLED] > 0:
+                counts = {state.value: _count(flow, state) + ended[state] for state in ended}
+                counts["unfinished"] = flow.unfinished - sum(ended.values())
+                self._change_flow(flow, counts)
+                if ended.get(State.FAILED, 0) > 0 or ended.get(State.CANCELLED, 0) > 0:
                     self._note_failure(self._read_root(flow_id))
 
     def _note_failure(self, root: FlowInfo | None) -> None:
@@ -381,20 +394,24 @@ class FlowResolver:
     def _note_flow_change(self, before: FlowInfo, flow: FlowInfo) -> None:
         """Note what changed in a flow, and count it in the flow of which it is a member."""
         had_ended, has_ended = not before.unfinished, not flow.unfinished
-        had_failed = before.has_failed
-        counted = Counter(_list_parent_counts(flow))
-        counted.subtract(_list_parent_counts(before))
+        had_failed, has_failed = before.has_failed, flow.has_failed
+        if (had_ended, had_failed) == (has_ended, has_failed) and not has_failed:
+            return
         change = None
-        if has_ended and (not had_ended or flow.has_failed != had_failed):
-            change = Transition.FAILED if flow.has_failed else Transition.SUCCEEDED
-        elif flow.has_failed and not had_failed:
+        if has_ended and (not had_ended or has_failed != had_failed):
+            change = Transition.FAILED if has_failed else Transition.SUCCEEDED
+        elif has_failed and not had_failed:
             change = Transition.FAILING
-        elif not has_ended and not flow.has_failed and (had_ended or had_failed):
+        elif not has_ended and not has_failed and (had_ended or had_failed):
             change = Transition.REOPENED
         if change is not None:
             self._note(SourceKind.FLOW, flow.id, change)
         parent = self._read_flow(flow.parent)
-        if parent is not None and any(counted.values()):
+        if parent is None:
+            return
+        counted = Counter(_list_parent_counts(flow))
+        counted.subtract(_list_parent_counts(before))
+        if any(counted.values()):
             counts = {name: getattr(parent, name) + count for name, count in counted.items()}
             self._change_flow(parent, counts)
 

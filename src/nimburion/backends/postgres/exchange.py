@@ -220,7 +220,7 @@ def encode_settlement(  # noqa: C901, PLR0911 - one for each kind
 
 
 def encode_sources(sources: Sequence[WaitSource]) -> str:
-    """Return the sources of a suspended run as `suspend_run_1` takes them."""
+    """Return the sources of a suspended run as `suspend_runs_1` takes them."""
     return encode_json([(source.kind, encode_id(source.id).hex()) for source in sources]).decode()
 
 

@@ -41,7 +41,7 @@ from nimburion.core.records import (
     RecordKind,
     RecordPut,
 )
-from nimburion.core.session import WorkerCommand
+from nimburion.core.session import WorkerCommand, is_stored
 from nimburion.core.timing.clock import to_micros
 
 _CHANGE_LIMIT = make_call("change_limit_1", 10)
@@ -118,9 +118,10 @@ class PostgresMaintaining(Maintaining):
 
     async def send_command(self, session_id: str, command: WorkerCommand | None) -> bool:
         statement = """UPDATE {schema}.session
-            SET command = CASE $2 WHEN 'show_stacks' THEN command ELSE $2 END
+            SET command = CASE WHEN $2 THEN $3 ELSE command END
             WHERE id = $1 AND ended_at IS NULL RETURNING 1"""
-        if not await self._database.fetch(statement, encode_lookup_text(session_id), command):
+        arguments = (encode_lookup_text(session_id), is_stored(command), command)
+        if not await self._database.fetch(statement, *arguments):
             return False
         self._database.notify([make_session_name(session_id)])
         return True

@@ -120,9 +120,9 @@ SCRIPT_SPECS = MappingProxyType(
             (*_EXCHANGE_GROUPS, ("write_buffer", "refuses_runs", "settle")),
         ),
         "exchange_flows": ScriptSpec(
-            _list_exchange_parts(*_FLOW_PARTS, "settle"),
+            _list_exchange_parts(*_FLOW_PARTS, "run_steps", "settle"),
             "allow-oom",
-            (*_EXCHANGE_GROUPS, ("write_buffer",), _FLOW_GROUP, ("settle",)),
+            (*_EXCHANGE_GROUPS, ("write_buffer",), _FLOW_GROUP, ("run_steps", "settle")),
             operation="exchange",
         ),
         "wake_workers": ScriptSpec(("times", "idle_workers"), "allow-oom"),

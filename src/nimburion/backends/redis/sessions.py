@@ -26,6 +26,7 @@ from nimburion.core.session import (
     Session,
     Vitals,
     WorkerCommand,
+    is_stored,
 )
 from nimburion.core.text.fingerprints import LOST_FINGERPRINT
 from nimburion.core.timing.clock import MICRO, to_micros
@@ -93,7 +94,8 @@ def encode_heartbeat(session_id: str, vitals: Vitals | None) -> list[bytes]:
 
 def encode_command(session_id: str, command: WorkerCommand | None) -> list[bytes]:
     """Return the arguments of `send_command.lua`."""
-    return [encode_lookup_text(session_id), b"" if command is None else command.encode()]
+    stored = b"1" if is_stored(command) else b""
+    return [encode_lookup_text(session_id), b"" if command is None else command.encode(), stored]
 
 
 def decode_command(reply: bytes | None) -> WorkerCommand | None:

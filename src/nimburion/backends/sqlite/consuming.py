@@ -543,6 +543,8 @@ def find_next_time(
 def make_reply(result: ExchangeResult) -> Reply:
     """Convert the result of an exchange to a `Reply`."""
     nonce = result.nonce
+    # Members of a flow have the same options.
+    known: dict[str | None, JobOptions] = {None: NO_JOB_OPTIONS}
     deliveries = [
         Delivery(
             Lease(job.id, Token(job.fence + 1, nonce), job.seq),
@@ -554,7 +556,8 @@ def make_reply(result: ExchangeResult) -> Reply:
             job.lost,
             job.due / MICRO,
             job.created_at / MICRO,
-            NO_JOB_OPTIONS if job.options is None else _decode_options(job.options),
+            known.get(job.options)
+            or known.setdefault(job.options, _decode_options(job.options or "{}")),
         )
         for job, payload, lane in result.reserved
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -50,6 +51,11 @@ _encode = msgspec.json.Encoder().encode
 _decode_options = msgspec.json.Decoder(JobOptions).decode
 _STATES = (State.PENDING, State.COMPLETED, State.FAILED, State.CANCELLED)
 """By number, the states as `job` has them. Unfinished jobs are in several states."""
+_ON: dict[str, On | None] = {"": None} | {on.value: on for on in On}
+_FLOWS_PER_STATEMENT = 100
+"""Flows per statement: SQLite keeps a prepared statement for each number of flows."""
+_FLOW_ROW = "(?, ?, ?, ?, ?, ?, ?)"
+_decode_ids = msgspec.json.Decoder(list[str]).decode
 _REASONS = _encode(sorted(REOPENED_REASONS)).decode()
 
 
@@ -63,10 +69,17 @@ class SQLiteFlowData(FlowData):
         listed = _encode(list(ids)).decode()
         return [make_flow_info(row) for row in self._db.run("list_flows_by_id", listed)]
 
-    def save_flow(self, flow: FlowInfo) -> None:
-        counts = (flow.unfinished, flow.completed, flow.failed, flow.cancelled)
-        grown_at = None if flow.grown_at is None else to_micros(flow.grown_at)
-        self._db.run("save_flow", flow.id, *counts, flow.added, grown_at, self._db.now)
+    def save_flows(self, flows: Sequence[FlowInfo]) -> None:
+        for start in range(0, len(flows), _FLOWS_PER_STATEMENT):
+            part = flows[start : start + _FLOWS_PER_STATEMENT]
+            values: list[object] = []
+            for flow in part:
+                grown_at = None if flow.grown_at is None else to_micros(flow.grown_at)
+                values += (flow.id, flow.unfinished, flow.completed, flow.failed, flow.cancelled)
+                values += (flow.added, grown_at)
+            text = self._db.statements["save_flows"]
+            text = text.replace(_FLOW_ROW, ", ".join([_FLOW_ROW] * len(part)))
+            self._db.connection.execute(text, (*values, self._db.now))
 
     def select_awaited(self, changes: Sequence[SourceChange]) -> list[SourceChange]:
         if not changes:
@@ -79,11 +92,11 @@ class SQLiteFlowData(FlowData):
         if rows is None:
             rows = self._list_conditions_by_source(changes, limit)
         found = [
-            (seq, Waiter(changes[place].source, job_id, On(awaited) if awaited else None))
+            Waiter(changes[place].source, job_id, _ON[awaited], seq)
             for seq, place, job_id, awaited in rows
         ]
-        found.sort(key=lambda one: (one[0], one[1].source))
-        return [waiter for _, waiter in found[:limit]]
+        found.sort(key=lambda one: (one.seq, one.source))
+        return found[:limit]
 
     def _list_few_conditions(self, changes: Sequence[SourceChange], limit: int) -> list[Row] | None:
         """Read the conditions in one statement, if there are less than `limit`, else None."""
@@ -105,8 +118,8 @@ class SQLiteFlowData(FlowData):
 
     def list_due(self, limit: int) -> list[Waiter]:
         return [
-            Waiter(WaitSource(SourceKind.TIME, source_id), job_id, On.ANY)
-            for source_id, job_id in self._db.run("list_due_conditions", self._db.now, limit)
+            Waiter(WaitSource(SourceKind.TIME, source_id), job_id, On.ANY, seq)
+            for source_id, seq, job_id in self._db.run("list_due_conditions", self._db.now, limit)
         ]
 
     def has_signal(self, source: WaitSource) -> bool:
@@ -117,10 +130,10 @@ class SQLiteFlowData(FlowData):
 
     def meet(self, waiters: Sequence[Waiter]) -> None:
         self._db.run("delete_conditions", _list_conditions(waiters))
-        runs = {waiter.job_id for waiter in waiters if waiter.on is On.ANY}
+        runs = {waiter.seq for waiter in waiters if waiter.on is On.ANY}
         if runs:
             self._db.run("delete_alternatives", _encode(sorted(runs)).decode())
-        resume_jobs(self._db, sorted({waiter.job_id for waiter in waiters}))
+        resume_jobs(self._db, sorted({waiter.seq for waiter in waiters}))
 
     def cancel(self, waiters: Sequence[Waiter]) -> list[FlowMember]:
         self._db.run("mark_conditions", _list_conditions(waiters), 1)
@@ -134,7 +147,7 @@ class SQLiteFlowData(FlowData):
                 continue
             seq, lane, options, needs_cleanup = row
             if needs_cleanup:
-                ask_to_end(self._db, waiter.job_id, seq)
+                ask_to_end(self._db, seq)
                 continue
             if suspended is None:
                 remove_waiting(self._db, seq, lane)
@@ -147,7 +160,7 @@ class SQLiteFlowData(FlowData):
 
     def reopen(self, waiters: Sequence[Waiter]) -> list[FlowMember]:
         self._db.run("mark_conditions", _list_conditions(waiters), 0)
-        reopened = []
+        reopened, resumed = [], []
         for waiter in waiters:
             row = self._db.fetch_one("find_reopened", waiter.job_id, _REASONS)
             if row is None:
@@ -160,8 +173,9 @@ class SQLiteFlowData(FlowData):
             self._db.run("insert_suspended", seq, lane)
             self._db.run("count_finished", lane, CANCELLED, -1)
             reopened.append(make_member(waiter.job_id, options))
+            resumed.append(seq)
         if any(waiter.on is None for waiter in waiters):
-            resume_jobs(self._db, [member.job_id for member in reopened])
+            resume_jobs(self._db, resumed)
         return reopened
 
     def take_changes(self) -> list[SourceChange]:
@@ -176,18 +190,17 @@ class SQLiteFlowData(FlowData):
             self._db.run("put_flow_change", source.kind, source.id, change)
 
 
-def resume_jobs(db: Database, job_ids: Sequence[str]) -> None:
+def resume_jobs(db: Database, seqs: Sequence[int]) -> None:
     """Let those of these suspended jobs wait for a worker that wait for no condition."""
-    ids = _encode(job_ids).decode()
-    seqs = [seq for (seq,) in db.run("resume_jobs", ids).fetchall()]
-    if not seqs:
+    resumed = [seq for (seq,) in db.run("resume_jobs", _encode(seqs).decode()).fetchall()]
+    if not resumed:
         return
-    listed = _encode(seqs).decode()
-    db.run("set_resumed_due", listed, db.now)
+    listed = _encode(resumed).decode()
+    lanes = Counter(db.run("set_resumed_due", listed, db.now).fetchall())
     db.run("insert_resumed_ready", listed, db.now)
-    db.run("insert_resumed_scheduled", listed, db.now)
-    counts = db.run("count_resumed", listed).fetchall()
-    for lane, count in counts:
+    if any(is_later for _, is_later in lanes):
+        db.run("insert_resumed_scheduled", listed, db.now)
+    for (lane, _), count in lanes.items():
         db.names_to_notify[db.get_lane(lane).queue] += count
 
 
@@ -212,8 +225,16 @@ def continue_flows(db: Database) -> bool:
 
 def note_ended_jobs(db: Database, seqs: Collection[int], state: State) -> None:
     """Note which of these jobs, which have ended in one state, are members of flows."""
-    for job_id, flow in db.run("list_members", _encode(sorted(seqs)).decode()).fetchall():
-        get_flow_changes(db).note_end(FlowMember(job_id, flow), state)
+    counts: dict[str, int] = {}
+    awaited: list[str] = []
+    rows = db.run("count_members", _encode(sorted(seqs)).decode()).fetchall()
+    for flow, count, sources in rows:
+        if flow is not None:
+            counts[flow] = count
+        if sources != "[]":
+            awaited += _decode_ids(sources)
+    if rows:
+        get_flow_changes(db).note_ends(counts, awaited, state)
 
 
 def read_flows(
@@ -321,16 +342,16 @@ def add_cancel_signal(db: Database, seq: int) -> None:
     db.run("insert_cancel_signal", seq, db.now)
 
 
-def ask_to_end(db: Database, job_id: str, seq: int) -> None:
+def ask_to_end(db: Database, seq: int) -> None:
     """Ask a run without a lease to end as cancelled, and resume it if it is suspended."""
     add_cancel_signal(db, seq)
-    db.run("delete_alternatives", _encode([job_id]).decode())
-    resume_jobs(db, [job_id])
+    db.run("delete_alternatives", f"[{seq}]")
+    resume_jobs(db, [seq])
 
 
 def _list_conditions(waiters: Sequence[Waiter]) -> str:
-    """Return conditions as a JSON array of [kind, id of the source, id of the job]."""
-    return _encode([(one.source.kind, one.source.id, one.job_id) for one in waiters]).decode()
+    """Return conditions as a JSON array of [kind, id of the source, seq of the job]."""
+    return _encode([(one.source.kind, one.source.id, one.seq) for one in waiters]).decode()
 
 
 def make_member(job_id: str, options: str) -> FlowMember:

@@ -26,7 +26,7 @@ from nimburion.core.job import JobOptions, State
 from nimburion.core.limits import LimitChange
 from nimburion.core.maintenance import Cancellation, JobChanges, Retention
 from nimburion.core.records import NewRecord, RecordChange, RecordKind, RecordPut
-from nimburion.core.session import WorkerCommand
+from nimburion.core.session import WorkerCommand, is_stored
 from nimburion.core.timing.clock import MICRO, to_micros
 
 ENDED_SESSION_RETENTION = 86_400 * MICRO
@@ -97,7 +97,7 @@ class SQLiteMaintaining(Maintaining):
 
         def send(db: Database) -> bool:
             db.notify([make_session_name(session_id)])
-            return db.run("send_command", session_id, text).rowcount > 0
+            return db.run("send_command", session_id, is_stored(command), text).rowcount > 0
 
         return await self._file.write(send)
 

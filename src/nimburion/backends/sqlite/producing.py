@@ -333,7 +333,7 @@ def cancel(db: Database, job_id: str) -> Cancellation:
         db.notify(make_session_name(session_id) for (session_id,) in sessions)
         return Cancellation.REQUESTED
     if needs_cleanup:
-        ask_to_end(db, job_id, seq)
+        ask_to_end(db, seq)
         return Cancellation.REQUESTED
     cancel_waiting(db, seq, lane)
     return Cancellation.CANCELLED

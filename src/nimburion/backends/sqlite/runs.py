@@ -24,40 +24,41 @@ from nimburion.core.runs import (
 from nimburion.core.settlement import Recorded
 from nimburion.core.timing.clock import MICRO
 
+_STEPS_PER_STATEMENT = 100
+"""Steps per statement: SQLite keeps a prepared statement for each number of steps."""
+_STEP_ROW = "(?, ?, ?, ?, ?)"
 _encode = msgspec.json.Encoder().encode
 
 
-def record_steps(db: Database, steps: Sequence[Recorded]) -> None:
-    """Store steps of runs whose leases were checked, except those whose number a run has."""
-    if any(step.forgets for step in steps):
-        for step in steps:
-            _insert_steps(db, [step])
-    else:
-        _insert_steps(db, steps)
+def insert_steps(db: Database, session: int, steps: Sequence[Recorded]) -> set[tuple[int, int]]:
+    """Store steps, except those whose token does not match a lease of the session, and those whose
+    number the run has. Return seq and number of those that were stored.
 
-
-def _insert_steps(db: Database, steps: Sequence[Recorded]) -> None:
-    """Store several steps, or one that forgets the others."""
-    first = {(step.lease.ref, step.number): step for step in reversed(steps)}
-    rows = []
-    at = 0
-    for place, step in first.items():
-        rows.append((*place, at, len(step.body)))
-        at += len(step.body)
-    bodies = b"".join([step.body for step in first.values()])
-    stored = db.run("insert_steps", _encode(rows).decode(), bodies, db.now).fetchall()
-    reset = {seq for seq, number in stored if number != CLEANUP_STEP}
+    No number of a run may be in `steps` twice. A step that forgets the others comes alone.
+    """
+    stored: dict[tuple[int, int], int] = {}
+    for start in range(0, len(steps), _STEPS_PER_STATEMENT):
+        part = steps[start : start + _STEPS_PER_STATEMENT]
+        values: list[object] = []
+        for step in part:
+            lease = step.lease
+            values += (lease.ref, step.number, lease.token.fence, lease.token.nonce, step.body)
+        text = db.statements["insert_steps"].replace(_STEP_ROW, ", ".join([_STEP_ROW] * len(part)))
+        for seq, number, misses in db.connection.execute(text, (*values, db.now, session)):
+            stored[seq, number] = misses
+    reset = {seq for (seq, number), misses in stored.items() if misses and number != CLEANUP_STEP}
     if reset:
         db.run("reset_failures", _encode(sorted(reset)).decode())
     taken = []
-    for seq, number in stored:
-        step = first[seq, number]
-        if step.takes is not None:
-            taken.append((seq, step.takes))
-        if step.forgets:
-            db.run("delete_other_steps", seq, number)
+    for step in steps:
+        if (step.lease.ref, step.number) in stored:
+            if step.takes is not None:
+                taken.append((step.lease.ref, step.takes))
+            if step.forgets:
+                db.run("delete_other_steps", step.lease.ref, step.number)
     if taken:
         db.run("take_signals", _encode(taken).decode())
+    return set(stored)
 
 
 class SignalledJob(NamedTuple):

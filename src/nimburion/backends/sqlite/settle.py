@@ -68,6 +68,14 @@ class TokenGroup(msgspec.Struct, eq=False):
     results: dict[int, bytes] = msgspec.field(default_factory=dict)
     """What handlers returned, by seq."""
 
+    def find_common_result(self) -> bytes | None:
+        """Return the result that all jobs have; None if they differ. All members of a flow whose
+        handlers return nothing have the same.
+        """
+        if len(self.results) < len(self.seqs) or len(set(self.results.values())) > 1:
+            return None
+        return next(iter(self.results.values()))
+
 
 TokenGroups = dict[tuple[int, bytes, bool], TokenGroup]
 """Groups by fence, nonce, and whether the payloads are kept. Most calls have few groups: an
@@ -94,6 +102,8 @@ def settle_batch(
     """
     groups, seqs, is_each_completed = group_completions(settlements)
     if not is_each_completed and (recorded := record_first_steps(db, session, settlements)):
+        if len(recorded) == len(settlements):
+            return [Settled.DONE] * len(settlements)
         rest = [one for place, one in enumerate(settlements) if place not in recorded]
         results = settle_batch(
             db,
@@ -134,28 +144,24 @@ def settle_batch(
 
 
 def record_first_steps(db: Database, session: int, settlements: Sequence[Settlement]) -> set[int]:
-    """Store the steps that precede all other settlements of their jobs. Return their places among
-    the settlements, without those whose token does not match.
+    """Store the steps that precede all other settlements of their jobs. Return the places of those
+    that were stored among the settlements: their token matched, and their number was new.
     """
-    by_token: dict[tuple[int, bytes], list[int]] = {}
+    first: dict[tuple[object, int], int] = {}
     others = set()
     for place, settlement in enumerate(settlements):
-        lease = settlement.lease
-        if type(settlement) is not Recorded:
-            others.add(lease.ref)
-        elif type(lease.ref) is int and lease.ref not in others:
-            by_token.setdefault((lease.token.fence, lease.token.nonce), []).append(place)
-    recorded: list[int] = []
-    for token, places in by_token.items():
-        seqs = _encode(sorted({settlements[place].lease.ref for place in places})).decode()
-        held = set(_decode_seqs(db.fetch_value("find_matching_leases", session, seqs, *token)))
-        recorded += [place for place in places if settlements[place].lease.ref in held]
-    if recorded:
-        from nimburion.backends.sqlite.runs import record_steps  # most workers store no steps
+        seq = settlement.lease.ref
+        if type(settlement) is not Recorded or settlement.forgets:
+            others.add(seq)
+        elif type(seq) is int and seq not in others:
+            first.setdefault((seq, settlement.number), place)
+    if not first:
+        return set()
+    from nimburion.backends.sqlite.runs import insert_steps  # most workers store no steps
 
-        steps = (settlements[place] for place in sorted(recorded))
-        record_steps(db, [step for step in steps if isinstance(step, Recorded)])
-    return set(recorded)
+    steps = (settlements[place] for place in first.values())
+    stored = insert_steps(db, session, [step for step in steps if isinstance(step, Recorded)])
+    return {first[key] for key in stored}
 
 
 def settle_completed_charges(db: Database, session: int, completed: Sequence[Settlement]) -> None:
@@ -216,7 +222,10 @@ def complete_group(
     seqs = _encode(group.seqs).decode()
     # Other jobs may have been completed at the same microsecond: they are counted already.
     db.run("count_completed_at", db.now, -1)
-    count = db.run("complete_jobs", db.now, session, seqs, fence, nonce, keep_payload).rowcount
+    results = group.results
+    common = group.find_common_result() if results else None
+    values = (db.now, session, seqs, fence, nonce, keep_payload, common)
+    count = db.run("complete_jobs", *values).rowcount
     db.run("count_completed_at", db.now, 1)
     if count < len(completed):
         completed = set(
@@ -232,10 +241,8 @@ def complete_group(
         db.notify({db.get_lane(lane).queue for (lane,) in db.run("list_lanes_of_jobs", seqs)})
     if db.has_flows:
         note_ended_jobs(db, completed, State.COMPLETED)
-    if group.results:
-        store_results(
-            db, {seq: result for seq, result in group.results.items() if seq in completed}
-        )
+    if results and common is None:
+        store_results(db, {seq: result for seq, result in results.items() if seq in completed})
     return completed
 
 
@@ -262,9 +269,9 @@ def settle_one(db: Database, session: int, settlement: Settlement) -> Settled:
     elif isinstance(settlement, Spent):
         limits.spend_units(db, lease.lane, lease.seq, settlement.units)
     elif isinstance(settlement, Recorded):
-        from nimburion.backends.sqlite.runs import record_steps  # most workers store no steps
+        from nimburion.backends.sqlite.runs import insert_steps  # most workers store no steps
 
-        record_steps(db, [settlement])
+        insert_steps(db, session, [settlement])
     else:
         blocked = isinstance(settlement, RateLimited) and limits.block_rates(
             db, lease.lane, lease.seq, settlement.retry_after

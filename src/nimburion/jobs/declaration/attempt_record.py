@@ -64,9 +64,22 @@ class EnqueueClient(Protocol):
 HOLD = 1.0
 """The longest sleep for which a durable run keeps the slot of its worker, in seconds."""
 
-RecordStep = Callable[[Recorded], asyncio.Future[float]]
-"""Sends a step with the next exchange. The future gives the time at which the backend stored it. It
-is never done if the lease is lost: the attempt is interrupted then.
+
+class StepAnswer(Protocol):
+    """Gets the answer of the backend to a step."""
+
+    def note_stored(self, at: float, /) -> None:
+        """Note when the step was stored, in epoch seconds on the backend's clock."""
+        ...
+
+    def note_failure(self, error: Exception, /) -> None:
+        """Note why the step is not stored: `LeaseLost`, `Unstorable` or another error."""
+        ...
+
+
+RecordStep = Callable[[Recorded, StepAnswer], None]
+"""Sends a step with the next exchange. It gets no answer if the session ends first: the attempt is
+interrupted then.
 """
 
 
@@ -120,6 +133,8 @@ class AttemptRecord:
     """Whether the handler called `Context.set_result`."""
     run: DurableRun | None = None
     """The durable run; None for other jobs."""
+    no_answer: str = ""
+    """Why the attempt ended without a result, and is repeated: the backend did not answer."""
     keeps_none: bool = False
     """Whether `null` is stored as the result if it is None. Members of flows do this: others may
     take the result, and tell it from one that was removed."""

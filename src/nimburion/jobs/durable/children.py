@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 
 from msgspec import Raw
 
 from nimburion.core.errors import (
+    BackendUnavailable,
     ChildFailed,
     InvalidStep,
     JobConflict,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from nimburion.jobs.declaration.options import EnqueueOptions
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 _log = logging.getLogger("nimburion.worker")
 
@@ -118,7 +120,7 @@ async def start_children(
             _warn_about_arguments(run, key, place)
         names = dict.fromkeys(require_declaration(job).name for job in jobs)
         entry = ChildrenEntry(key, flow_id, tuple(names), len(jobs), digest, detached)
-        return run.send(entry)[0]
+        return run.send(entry).stored
     finally:
         run.end_work()
 
@@ -214,7 +216,7 @@ async def read_ends(run: DurableRun, children: Sequence[ChildJob[Any]]) -> dict[
     ends: dict[str, float] = {}
     for start in range(0, len(ids), _READ_TOGETHER):
         some = ids[start : start + _READ_TOGETHER]
-        found = await run.services.read_records(some)
+        found = await _read(run, run.services.read_records(some))
         for job_id in some:
             record = found.get(job_id)
             if record is None or record.state.finished:
@@ -236,6 +238,14 @@ async def cancel_children(run: DurableRun) -> None:
         await run.services.cancel_jobs(ids[start : start + _CANCELLED_TOGETHER])
 
 
+async def _read(run: DurableRun, reading: Awaitable[T]) -> T:
+    """Return what the backend says of child jobs. If it does not answer, end this attempt."""
+    try:
+        return await reading
+    except BackendUnavailable as error:
+        await run.stop_without_answer(f"its child jobs could not be read: {error}")
+
+
 class _EndedChildren(NamedTuple):
     """What child jobs have come to that have all ended."""
 
@@ -250,13 +260,15 @@ class _EndedChildren(NamedTuple):
 async def _read_ended(run: DurableRun, entry: ChildrenEntry) -> _EndedChildren | None:
     """Return what child jobs have come to; None if some have not ended."""
     services, ids = run.services, list_child_ids(entry)
-    if len(ids) > 1 and await services.count_unfinished(entry.flow):
-        return None
+    if len(ids) > 1:
+        unfinished = await _read(run, services.count_unfinished(entry.flow))
+        if unfinished:
+            return None
     values: list[Raw] = []
     size, error = 0, None
     for start in range(0, len(ids), _READ_TOGETHER):
         some = ids[start : start + _READ_TOGETHER]
-        found = await services.read_records(some)
+        found = await _read(run, services.read_records(some))
         for job_id in some:
             record = found.get(job_id)
             if record is not None and not record.state.finished:

@@ -55,7 +55,8 @@ async def end_run(
         if run.record.must_end:
             return Released(settlement.lease)
         raise
-    except BackendError:
+    except BackendError as error:
+        run.record.no_answer = f"the run could not be ended: {error}"
         return Released(settlement.lease, _RETRY_DELAY)
     finally:
         run.close()

@@ -522,8 +522,8 @@ async def call_durably(call: Callable[[Any], Any], context: DurableContext[Any])
         run.record.run = None  # it needs no cleanup, and refers to the attempt
         return result
     finally:
-        run.close()
         run.uncancel()
+        run.close()
 
 
 def get_run(context: DurableContext[Any]) -> DurableRun:

@@ -7,7 +7,7 @@ same kind and key takes the place of an earlier one.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from msgspec import Raw
@@ -165,6 +165,9 @@ AnyEntry = (
 OPERATIONS = (StepEntry, RetryEntry, TimerEntry, TimeoutEntry, SignalEntry, ChildrenEntry)
 """The entries of operations that a handler calls."""
 
+_KINDS: dict[type[Any], str] = {
+    kind: str(kind.__struct_config__.tag) for kind in get_args(AnyEntry)
+}
 _encode = msgspec.json.Encoder().encode
 _decoder: msgspec.json.Decoder[AnyEntry] = msgspec.json.Decoder(AnyEntry)
 
@@ -188,7 +191,7 @@ def get_kind(entry: AnyEntry) -> str:
     >>> get_kind(TimerEntry("trial", 60.0))
     'timer'
     """
-    return str(entry.__struct_config__.tag)
+    return _KINDS[type(entry)]
 
 
 class StoredEntry:
@@ -216,6 +219,8 @@ class Journal:
         """The largest number of a step."""
         self.restart_number: int = 0
         """The number of the step with which the run began anew; 0 if it has not."""
+        self.ending: EndingEntry | None = None
+        """Why the run ends; None if it does not."""
         for step in steps:
             self.last_number = max(self.last_number, step.number)
             entry = decode_entry(step.body)
@@ -228,8 +233,10 @@ class Journal:
         stored = StoredEntry(entry, at)
         if isinstance(entry, ForgottenEntry):
             self._entries.pop((entry.of, entry.key), None)
-        else:
-            self._entries[get_kind(entry), entry.key] = stored
+            return stored
+        self._entries[_KINDS[type(entry)], entry.key] = stored
+        if isinstance(entry, EndingEntry):
+            self.ending = entry
         return stored
 
     def find_passed(self, kind: type[AnyEntry], key: str) -> StoredEntry | None:
@@ -241,8 +248,7 @@ class Journal:
 
     def find(self, kind: type[AnyEntry], key: str) -> StoredEntry | None:
         """Return an entry; None if there is none."""
-        tag: Any = kind.__struct_config__.tag
-        return self._entries.get((tag, key))
+        return self._entries.get((_KINDS[kind], key))
 
     def list_entries(self) -> list[AnyEntry]:
         """Return all entries that count."""
@@ -260,12 +266,6 @@ class Journal:
     def needs_cleanup(self) -> bool:
         """Whether `CLEANUP_STEP` is stored."""
         return self.find(CleanupEntry, "") is not None
-
-    @property
-    def ending(self) -> EndingEntry | None:
-        """Why the run ends; None if it does not."""
-        stored = self.find(EndingEntry, "")
-        return stored.entry if stored and isinstance(stored.entry, EndingEntry) else None
 
     @property
     def restart(self) -> RestartEntry | None:

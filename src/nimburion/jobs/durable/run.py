@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
@@ -59,6 +60,8 @@ _GRACE = 5.0
 """Seconds that a handler which is called again to be undone has after the last operation that it
 did, to register what is undone and to come to the next operation.
 """
+_DELAY_WITHOUT_ANSWER = 5.0
+"""Seconds until the next attempt if the backend does not answer."""
 _ROUNDING = 5e-6
 """Seconds by which times on the backend's clock differ because they are computed."""
 _OWN_FILES = __file__.rpartition("durable")[0]
@@ -126,6 +129,43 @@ class CaughtError(NamedTuple):
     """What stores it."""
 
 
+class SentEntry:
+    """An entry on its way to the backend, and its answer."""
+
+    __slots__ = ("_error", "_future", "_run", "stored")
+
+    def __init__(self, run: DurableRun, stored: StoredEntry) -> None:
+        self._run = run
+        self._error: Exception | None = None
+        self._future: asyncio.Future[None] | None = None
+        """What waits for the answer; None if nothing does."""
+        self.stored: StoredEntry = stored
+
+    def note_stored(self, at: float, /) -> None:
+        """Note when the entry was stored."""
+        self.stored.at = at
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
+
+    def note_failure(self, error: Exception, /) -> None:
+        """Note why the entry is not stored. If another worker has the job, end the attempt."""
+        self._error = error
+        if isinstance(error, LeaseLost):
+            self._run.lose_lease()
+        if self._future is not None and not self._future.done():
+            self._future.set_exception(error)
+
+    def wait(self) -> asyncio.Future[None] | None:
+        """Return what is done when the answer comes; None if the entry is stored."""
+        if self._error is not None:
+            raise self._error
+        if self.stored.at is not None:
+            return None
+        if self._future is None:
+            self._future = asyncio.get_running_loop().create_future()
+        return self._future
+
+
 class DurableRun:
     """The execution of a durable handler in one attempt."""
 
@@ -162,8 +202,8 @@ class DurableRun:
         """The keys of the operations that were stored with other arguments."""
         self.undos: list[StepCall] = []
         """What `ctx.undo` has registered."""
-        self._cleanup: asyncio.Future[float] | None = None
-        """Is done when it is stored that the end of the run needs a worker."""
+        self.sent_cleanup: SentEntry | None = None
+        """What says that the end of the run needs a worker, until that is awaited."""
         self.signals: list[StoredSignal] = []
         """The unread signals that no operation has taken."""
         self._is_closed = False
@@ -286,7 +326,7 @@ class DurableRun:
         """
         self._check_open()
         task = asyncio.current_task()
-        if task is not None and task is not self._main:
+        if task is not self._main and task is not None:
             self._branches.add(task)
         check_key(key)
         first = self._keys.setdefault((kind, key), place)
@@ -304,6 +344,17 @@ class DurableRun:
             raise NotOpen(
                 f"job {self.job_id}: the handler has ended, and its context cannot be used any more"
             )
+
+    @property
+    def may_begin(self) -> bool:
+        """Whether the handler may begin something new. Otherwise, call `require_may_begin`."""
+        return not (
+            self._is_closed
+            or self.ending
+            or self.is_cancelling
+            or self.journal.ending
+            or self.record.must_end
+        )
 
     async def require_may_begin(self) -> None:
         """Stop this branch if the handler must not begin anything new. Call it before what is not
@@ -343,6 +394,30 @@ class DurableRun:
         self._end(ending)
         await self._await_forever()
 
+    async def stop_without_answer(self, what: str) -> NoReturn:
+        """End the execution as soon as no other operation works, because the backend does not
+        answer this one. The attempt counts nothing, and the next one continues.
+
+        `what` says what is not known. Call it between `begin_work` and `end_work`.
+        """
+        _log.warning(
+            "job %s (%s): %s; trying again in %.0f s",
+            self.job_id,
+            self.record.delivery.name,
+            what,
+            _DELAY_WITHOUT_ANSWER,
+        )
+        self.record.no_answer = what
+        with suppress(InvalidStep):
+            self._send_caught()
+        if self._next_ending is None:
+            self._next_ending = RunSuspension((), _DELAY_WITHOUT_ANSWER)
+        self.end_work()
+        try:
+            await self._await_forever()
+        finally:
+            self.begin_work()
+
     async def _await_forever(self) -> NoReturn:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stopped.append(future)
@@ -370,7 +445,8 @@ class DurableRun:
     def begin_work(self) -> None:
         """Note that an operation works: the run does not wait until `end_work`."""
         self._active += 1
-        self._stop_check()
+        if self._check is not None:
+            self._stop_check()
 
     def end_work(self) -> None:
         """Note that an operation has ended its work."""
@@ -384,35 +460,36 @@ class DurableRun:
 
     def send(
         self, entry: AnyEntry, *, takes: int | None = None, forgets: bool = False
-    ) -> tuple[StoredEntry, asyncio.Future[float]]:
+    ) -> SentEntry:
         """Store an entry with the next exchange, after the errors that the handler has caught.
 
         What is sent later is not stored without it.
         """
         self._check_open()
-        self._send_caught()
+        if self._raised:
+            self._send_caught()
         return self._send(entry, takes=takes, forgets=forgets)
 
-    def _send_caught(self) -> asyncio.Future[float] | None:
+    def _send_caught(self) -> SentEntry | None:
         """Store the errors that the handler has caught. Returns None if there are none."""
-        future = None
+        sent = None
         for caught in list(self._raised.values()):
-            future = self._send(caught.entry)[1]
+            sent = self._send(caught.entry)
             self._replayed[id(caught.error)] = caught.error, caught.entry
         self._raised.clear()
-        return future
+        return sent
 
     async def record_caught(self) -> None:
         """Store the errors that the handler has caught, and return when they are stored."""
-        future = self._send_caught()
-        if future is not None:
-            await self.await_stored(future)
+        sent = self._send_caught()
+        if sent is not None:
+            await self.await_stored(sent)
 
     def _send(
         self, entry: AnyEntry, *, takes: int | None = None, forgets: bool = False
-    ) -> tuple[StoredEntry, asyncio.Future[float]]:
+    ) -> SentEntry:
         body = encode_entry(entry)
-        if isinstance(entry, OPERATIONS):
+        if type(entry) in OPERATIONS:
             self.check_size(len(body))
         recorded = Recorded(
             self.record.delivery.lease, self.take_number(entry), body, takes, forgets
@@ -420,21 +497,11 @@ class DurableRun:
         self.size += len(body)
         stored = self.journal.add(entry, None)
         stored.is_passed = True
-        future = self.services.record(recorded)
+        sent = SentEntry(self, stored)
+        self.services.record(recorded, sent)
+        return sent
 
-        def note(done: asyncio.Future[float]) -> None:
-            if done.cancelled():
-                return
-            error = done.exception()
-            if error is None:
-                stored.at = done.result()
-            elif isinstance(error, LeaseLost):
-                self._lose_lease()
-
-        future.add_done_callback(note)
-        return stored, future
-
-    def _lose_lease(self) -> None:
+    def lose_lease(self) -> None:
         """End the attempt: another worker has the job."""
         from nimburion.jobs.worker.attempt.attempt import Interruption
 
@@ -446,7 +513,7 @@ class DurableRun:
         """
         number = self.journal.take_number(entry)
         count = number - self.journal.restart_number
-        if count > MAX_STEPS and isinstance(entry, OPERATIONS):
+        if count > MAX_STEPS and type(entry) in OPERATIONS:
             raise InvalidStep(
                 f"the run has {MAX_STEPS} steps, which is the limit; begin anew with "
                 "`ctx.restart(…)`, or do the parts in child jobs"
@@ -475,20 +542,24 @@ class DurableRun:
         self, entry: AnyEntry, *, takes: int | None = None, forgets: bool = False
     ) -> StoredEntry:
         """Store an entry, and return when it is stored."""
-        stored, future = self.send(entry, takes=takes, forgets=forgets)
-        await self.note_stored(stored, future)
-        return stored
+        sent = self.send(entry, takes=takes, forgets=forgets)
+        await self.await_stored(sent)
+        return self.note_end(sent)
 
-    async def note_stored(self, stored: StoredEntry, future: asyncio.Future[float]) -> None:
-        """Return when an entry is stored that was sent, and note when that was."""
-        self.time = stored.at = await self.await_stored(future)
+    def note_end(self, sent: SentEntry) -> StoredEntry:
+        """Note that an operation has ended whose entry is stored. Returns the entry."""
+        self.time = sent.stored.at or self.time
+        return sent.stored
 
-    async def await_stored(self, future: asyncio.Future[float]) -> float:
-        """Return when a step is stored, with its time on the backend's clock."""
+    async def await_stored(self, sent: SentEntry) -> None:
+        """Return when an entry is stored."""
+        future = sent.wait()
+        if future is None:
+            return
         self.begin_work()
         self._unstored += 1
         try:
-            return await future
+            await future
         finally:
             self._unstored -= 1
             self.end_work()
@@ -496,7 +567,7 @@ class DurableRun:
     def require_cleanup(self) -> None:
         """Store that the end of the run needs a worker, unless that is stored."""
         if not self.journal.needs_cleanup:
-            self._cleanup = self.send(CleanupEntry())[1]
+            self.sent_cleanup = self.send(CleanupEntry())
 
     async def await_cleanup(self) -> None:
         """Return when it is stored that the end of the run needs a worker, if it does.
@@ -504,9 +575,9 @@ class DurableRun:
         Call it before what may have to be undone: if the worker is lost then, and the run is
         cancelled, another worker still undoes it.
         """
-        if self._cleanup is not None:
-            await self.await_stored(self._cleanup)
-            self._cleanup = None
+        if self.sent_cleanup is not None:
+            await self.await_stored(self.sent_cleanup)
+            self.sent_cleanup = None
 
     def note_passed(self, stored: StoredEntry, delay: float = 0.0) -> None:
         """Note that an operation has ended that an earlier attempt did, or a wait."""
@@ -644,6 +715,7 @@ class DurableRun:
         for task in self._branches:
             task.cancel()
         self._branches.clear()
+        self._main = self.sent_cleanup = None  # both refer to the run
 
     def begin_cleanup(self) -> None:
         """Use the run to undo what its handler did. Call it in the task of the handler."""
@@ -663,7 +735,7 @@ class DurableRun:
 
 def check_key(key: object) -> None:
     """Raise `InvalidStep` if this is no key."""
-    if not isinstance(key, str) or not 1 <= len(key) <= MAX_KEY:
+    if not (isinstance(key, str) and 1 <= len(key) <= MAX_KEY):
         raise InvalidStep(f"a key is a text of 1 to {MAX_KEY} characters, not {key!r}")
 
 

@@ -43,9 +43,10 @@ from nimburion.jobs.durable.journal import (
     UndoEntry,
     encode_entry,
 )
-from nimburion.jobs.durable.run import DurableRun, RunSuspension, Wait
+from nimburion.jobs.durable.run import DurableRun, SentEntry, Wait
 from nimburion.jobs.durable.stored_errors import decode_error, encode_error, format_message
 from nimburion.jobs.durable.values import (
+    StepFunction,
     compute_arguments_digest,
     decode_value,
     encode_value,
@@ -56,9 +57,6 @@ if TYPE_CHECKING:
     from nimburion.jobs.worker.attempt.attempt import Attempt
 
 _log = logging.getLogger("nimburion.worker")
-
-_UNKNOWN_COMMIT_DELAY = 5.0
-"""Seconds until the next attempt if it is unknown whether a transaction was committed."""
 
 
 class StepOptions(NamedTuple):
@@ -83,6 +81,8 @@ def make_step_options(
     timeout: Duration | None,
 ) -> StepOptions:
     """Return the options of `ctx.options`. `InvalidStep` names one with a wrong value."""
+    if max_retries is None and retry_backoff is None and timeout is None:
+        return StepOptions(key)
     backoff = retry_backoff if isinstance(retry_backoff, Backoff) else Backoff(retry_backoff)
     if max_retries is not None and (isinstance(max_retries, bool) or max_retries < 0):
         raise InvalidStep(f"max_retries must be 0 or more, not {max_retries!r}")
@@ -120,9 +120,11 @@ async def run_step(run: DurableRun, call: StepCall) -> Any:  # noqa: ANN401 (the
     stored = run.journal.find_passed(StepEntry, call.key)
     if stored is not None:
         return _replay(run, call, stored, digest)
-    await run.require_may_begin()
-    value, (stored, future) = await _try(run, call, lambda: _call_and_send(run, call, digest))
-    await run.note_stored(stored, future)
+    if not run.may_begin:
+        await run.require_may_begin()
+    value, sent = await _try(run, call, lambda: _call_and_send(run, call, digest))
+    await run.await_stored(sent)
+    run.note_end(sent)
     return value
 
 
@@ -145,7 +147,8 @@ async def run_in_transaction(run: DurableRun, call: StepCall) -> Any:  # noqa: A
 async def run_undo(run: DurableRun, call: StepCall) -> None:
     """Call the function of an undo, unless it has returned in an earlier attempt."""
     if run.journal.find_passed(UndoEntry, call.key) is None:
-        await _try(run, call, lambda: _call(run, call), is_undo=True)
+        function = read_step_function(call.function)
+        await _try(run, call, lambda: _call(run, call, function), is_undo=True)
         await run.record_entry(UndoEntry(call.key))
 
 
@@ -164,7 +167,7 @@ def _replay(run: DurableRun, call: StepCall, stored: StoredEntry, digest: str) -
     run.note_passed(stored)
     run.journal.find_passed(RetryEntry, call.key)
     if entry.error is None:
-        return decode_value(call.key, call.function, entry.value)
+        return decode_value(call.key, read_step_function(call.function), entry.value)
     error = make_error(call.key, entry.error)
     run.note_replayed(error, entry)
     raise error
@@ -182,8 +185,9 @@ async def _try(
     key = make_retry_key(call.key, is_undo=is_undo)
     stored = run.journal.find_passed(RetryEntry, key)
     while True:
-        tries = await _wait_for_retry(run, stored)
-        await run.await_cleanup()
+        tries = 0 if stored is None else await _wait_for_retry(run, stored)
+        if run.sent_cleanup is not None:
+            await run.await_cleanup()
         run.begin_work()
         run.called.append(key)
         try:
@@ -253,44 +257,47 @@ def _decide_retry(run: DurableRun, call: StepCall, error: Exception, failures: i
     return compute_delay(backoff, longest, failures, run.services.random)
 
 
-async def _wait_for_retry(run: DurableRun, stored: StoredEntry | None) -> int:
+async def _wait_for_retry(run: DurableRun, stored: StoredEntry) -> int:
     """Wait until the next try of a step is due, and return how often it has failed."""
-    if stored is None:
-        return 0
     entry = cast("RetryEntry", stored.entry)
     if not run.is_over(stored, entry.delay):
         await run.wait(Wait((), stored, entry.delay, is_sleep=True))
     return entry.tries
 
 
-async def _call_and_send(
-    run: DurableRun, call: StepCall, digest: str
-) -> tuple[Any, tuple[StoredEntry, asyncio.Future[float]]]:
+async def _call_and_send(run: DurableRun, call: StepCall, digest: str) -> tuple[Any, SentEntry]:
     """Call the function and send its value. `InvalidStep` is raised if it cannot be stored, which
     is an error of this step.
     """
-    encoded, value = _encode(run, call, await _call(run, call))
+    function = read_step_function(call.function)
+    encoded, value = _encode(run, call, function, await _call(run, call, function))
     return value, run.send(StepEntry(call.key, encoded, None, digest))
 
 
-def _encode(run: DurableRun, call: StepCall, value: object) -> tuple[Raw, Any]:
+def _encode(
+    run: DurableRun, call: StepCall, function: StepFunction, value: object
+) -> tuple[Raw, Any]:
     """Return the JSON of the value of a step, and the value that a later attempt reads from it."""
     encoded = encode_value(call.key, value)
     run.check_size(len(encoded))
-    return Raw(encoded), decode_value(call.key, call.function, encoded)
+    return Raw(encoded), decode_value(call.key, function, encoded)
 
 
-async def _call(run: DurableRun, call: StepCall) -> Any:  # noqa: ANN401
-    """Call the function where it belongs, and return its value."""
-    return await _limit_time(call, _start(run, call.function, call))
+def _call(run: DurableRun, call: StepCall, function: StepFunction) -> Awaitable[Any]:
+    """Call the function where it belongs, and return what gives its value."""
+    if not function.is_async:
+        return _limit_time(call, _call_in_thread(run, call))
+    return _limit_time(call, call.function(*call.args, **call.kwargs))
 
 
-async def _limit_time(call: StepCall, started: Awaitable[Any]) -> Any:  # noqa: ANN401
-    """Return the value of a call. `TimeoutError` is raised if it takes longer than the timeout of
-    the step.
+def _limit_time(call: StepCall, started: Awaitable[Any]) -> Awaitable[Any]:
+    """Return what gives the value of a call. It raises `TimeoutError` if the call takes longer than
+    the timeout of the step.
     """
-    if call.options.timeout is None:
-        return await started
+    return started if call.options.timeout is None else _await_in_time(call, started)
+
+
+async def _await_in_time(call: StepCall, started: Awaitable[Any]) -> Any:  # noqa: ANN401
     limit = asyncio.timeout(call.options.timeout)
     try:
         async with limit:
@@ -303,10 +310,8 @@ async def _limit_time(call: StepCall, started: Awaitable[Any]) -> Any:  # noqa: 
         ) from None
 
 
-async def _start(run: DurableRun, function: Callable[..., Any], call: StepCall) -> Any:  # noqa: ANN401
-    if read_step_function(function).is_async:
-        return await function(*call.args, **call.kwargs)
-    started = run.services.start_call(lambda: function(*call.args, **call.kwargs))
+async def _call_in_thread(run: DurableRun, call: StepCall) -> Any:  # noqa: ANN401
+    started = run.services.start_call(lambda: call.function(*call.args, **call.kwargs))
     attempt = cast("Attempt", run.record)
     attempt.add_step_call(started)
     try:
@@ -327,7 +332,7 @@ async def _call_in_transaction(run: DurableRun, call: StepCall, digest: str) -> 
         value = call.function(connection, *call.args, **call.kwargs)
         if inspect.isawaitable(value):
             value = await _limit_time(call, value)
-        encoded, decoded = _encode(run, call, value)
+        encoded, decoded = _encode(run, call, read_step_function(call.function), value)
         entry = StepEntry(call.key, encoded, None, digest)
         recorded = Recorded(run.record.delivery.lease, run.take_number(entry), encode_entry(entry))
         await transaction.settle(run.record.session_id, recorded)
@@ -355,12 +360,6 @@ async def _commit(run: DurableRun, call: StepCall, transaction: Transaction) -> 
             raise
         with suppress(BackendError):
             await transaction.rollback()
-        _log.warning(
-            "job %s (%s): it is unknown whether step %r is committed (%s); reading that in %.0f s",
-            run.job_id,
-            run.record.delivery.name,
-            call.key,
-            error,
-            _UNKNOWN_COMMIT_DELAY,
+        await run.stop_without_answer(
+            f"it is unknown whether step {call.key!r} is committed: {error}"
         )
-        await run.stop(RunSuspension((), _UNKNOWN_COMMIT_DELAY))

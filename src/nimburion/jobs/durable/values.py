@@ -81,12 +81,12 @@ def encode_value(key: str, value: object, limit: int = MAX_VALUE_BYTES) -> bytes
     return encoded
 
 
-def decode_value(key: str, function: Callable[..., Any], value: bytes | msgspec.Raw) -> Any:  # noqa: ANN401
+def decode_value(key: str, function: StepFunction, value: bytes | msgspec.Raw) -> Any:  # noqa: ANN401
     """Return the value of a step, in the annotated type of its function. `UnreadablePayload` is
     raised if it does not fit.
     """
     try:
-        return read_step_function(function).decoder.decode(bytes(value))
+        return function.decoder.decode(value)
     except _ERRORS as error:
         raise UnreadablePayload(
             f"step {key!r}: its stored value does not fit the type that its function returns: "
@@ -101,7 +101,7 @@ def compute_arguments_digest(args: Sequence[object], kwargs: Mapping[str, object
     False
     """
     try:
-        encoded = _encoder.encode([args, dict(sorted(kwargs.items()))])
+        encoded = _encoder.encode([args, dict(sorted(kwargs.items())) if kwargs else kwargs])
     except Exception:  # noqa: BLE001 (a value of the application may raise anything)
         return ""
     return hashlib.blake2b(encoded, digest_size=8).hexdigest()

@@ -35,16 +35,17 @@ async def sleep(run: DurableRun, key: str, seconds: float, place: str) -> None:
     """Return `seconds` after an attempt came here first."""
     run.begin("sleep", key, place)
     stored = run.journal.find_passed(TimerEntry, key)
-    future = None
+    sent = None
     if stored is None:
         await run.require_may_begin()
-        stored, future = run.send(TimerEntry(key, seconds))
+        sent = run.send(TimerEntry(key, seconds))
+        stored = sent.stored
     delay = cast("TimerEntry", stored.entry).delay
     if delay > 0 and not run.is_over(stored, delay):
         await run.require_may_begin()
         await run.wait(Wait((), stored, delay, is_sleep=True))
-    if future is not None:
-        stored.at = await run.await_stored(future)
+    if sent is not None:
+        await run.await_stored(sent)
     run.note_passed(stored, delay)
 
 
@@ -127,7 +128,7 @@ async def _wait_until_timeout(
         await run.record_entry(SignalEntry(key, timed_out=True))
         return
     if timer is None and timeout is not None:
-        timer, _ = run.send(TimeoutEntry(key, timeout))
+        timer = run.send(TimeoutEntry(key, timeout)).stored
     delay = None if timer is None else cast("TimeoutEntry", timer.entry).delay
     await run.wait(Wait(sources, timer, delay))
     raise AssertionError("this wait ends with a new attempt")

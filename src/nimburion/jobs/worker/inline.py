@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from nimburion.core.backend import Backend
-from nimburion.core.errors import JobNotFound, NothingRegistered, SessionLost
+from nimburion.core.errors import BackendUnavailable, JobNotFound, NothingRegistered, SessionLost
 from nimburion.core.exchange import RESERVE_NOTHING, Reply, ReserveRequest
 from nimburion.core.ids import Entropy
 from nimburion.core.job import State
@@ -29,6 +29,7 @@ from nimburion.core.settlement import (
     Spent,
 )
 from nimburion.core.timing.clock import Clock
+from nimburion.jobs.declaration.attempt_record import StepAnswer
 from nimburion.jobs.declaration.lifespan import Lifespan
 from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.worker.attempt.attempt import Attempt, Interruption
@@ -38,12 +39,14 @@ from nimburion.jobs.worker.attempt.attempt_runner import (
 )
 from nimburion.jobs.worker.attempt.batch_run import BatchRun
 from nimburion.jobs.worker.attempt.threads import HandlerThreads
-from nimburion.jobs.worker.exchange.completer import answer_steps, ignore_error
+from nimburion.jobs.worker.exchange.completer import answer_steps
 from nimburion.jobs.worker.exchange.fetcher import MAX_EMPTY_REPLIES
 from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
 from nimburion.jobs.worker.open_lifespan import OpenLifespan
 from nimburion.jobs.worker.session.session import make_session
 
+_MAX_UNANSWERED = 10
+"""How many due times in succession `drain` tries attempts that the backend does not answer."""
 _MAX_ROWS = 500
 """The most jobs that one backend operation processes. Later steps process the others."""
 
@@ -85,10 +88,13 @@ class InlineRunner:
         self._reports: list[Progressed | Spent] = []
         self._unsettled: list[Settlement] = []
         """The settlements of a step whose last exchange had no answer."""
-        self._awaited: dict[int, asyncio.Future[float]] = {}
+        self._awaited: dict[int, StepAnswer] = {}
         """What waits for the answers to steps, by the identity of their settlement."""
         self._sending: asyncio.Task[None] | None = None
         """The task that sends steps."""
+        self._no_answers: list[str] = []
+        """Why the attempts of the last step had no answer that they need; empty where they had.
+        """
         self._now = clock.now()
         """The time of the backend's clock in the last reply."""
         self._next_due: float | None = None
@@ -153,12 +159,19 @@ class InlineRunner:
         """Run jobs until none is due; with `advance`, until none is scheduled either.
 
         Returns the number of attempts. `advance` moves the clock to the next due time, so it
-        requires a clock like `FakeClock`; otherwise it raises `TypeError`.
+        requires a clock like `FakeClock`; otherwise it raises `TypeError`. `BackendUnavailable` is
+        raised if no attempt gets an answer that it needs, at ten due times in succession.
         """
-        attempts = 0
+        attempts = unanswered = 0
         while True:
+            reasons: list[str] = []
             while made := await self._step():
                 attempts += made
+                reasons += self._no_answers
+            if reasons:
+                unanswered = unanswered + 1 if all(reasons) else 0
+            if unanswered == _MAX_UNANSWERED:  # the clock would advance for ever
+                raise BackendUnavailable(reasons[0])
             if not (advance and await self._advance()):
                 return attempts
 
@@ -212,15 +225,12 @@ class InlineRunner:
         if self._awaited:
             answer_steps(self._awaited, batch, reply)
 
-    def _record(self, recorded: Recorded) -> asyncio.Future[float]:
+    def _record(self, recorded: Recorded, answer: StepAnswer) -> None:
         """Send a step of a durable run; see `RecordStep`."""
-        future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        future.add_done_callback(ignore_error)
         self._unsettled.append(recorded)
-        self._awaited[id(recorded)] = future
+        self._awaited[id(recorded)] = answer
         if self._sending is None:
             self._sending = asyncio.create_task(self._send_steps())
-        return future
 
     async def _send_steps(self) -> None:
         """Send the steps that wait, also those that come meanwhile."""
@@ -228,9 +238,8 @@ class InlineRunner:
             while self._unsettled:
                 await self._settle()
         except Exception as error:  # noqa: BLE001 (the handler fails with it)
-            for future in self._awaited.values():
-                if not future.done():
-                    future.set_exception(error)
+            for answer in self._awaited.values():
+                answer.note_failure(error)
             self._awaited.clear()
         finally:
             self._sending = None
@@ -265,6 +274,7 @@ class InlineRunner:
             await asyncio.wait({ending})
             raise
         finally:
+            self._no_answers = [attempt.no_answer for attempt in attempts]
             for attempt in attempts:
                 attempt.clear()
 

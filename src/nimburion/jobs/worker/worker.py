@@ -31,6 +31,7 @@ from nimburion.core.session import HeartbeatReply, WorkerCommand
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Progressed, Recorded, Spent
 from nimburion.core.timing.clock import Clock
+from nimburion.jobs.declaration.attempt_record import StepAnswer
 from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.worker.attempt.attempt import Attempt, Interruption
 from nimburion.jobs.worker.attempt.attempt_runner import AttemptRunner
@@ -282,11 +283,10 @@ class Worker:
         else:
             self._loop.call_soon_threadsafe(self._note_report, report)
 
-    def record(self, recorded: Recorded) -> asyncio.Future[float]:
+    def record(self, recorded: Recorded, answer: StepAnswer) -> None:
         """Send a step of a durable run with the next exchange. See `Completer.record`."""
-        future = self.session.completer.record(recorded)
+        self.session.completer.record(recorded, answer)
         self.fetcher.wake()
-        return future
 
     # The loop
 
@@ -341,6 +341,8 @@ class Worker:
             try:
                 await self._exchange()
                 self.failure = None
+                if self.session.completer.has_answered:
+                    await asyncio.sleep(0)  # the next steps of these runs join the next exchange
             except Exception as error:  # noqa: BLE001 - the loop must continue; its jobs run again
                 self.failure = error
                 _log.exception("an exchange failed; its session ends")

@@ -457,14 +457,32 @@ async def test_it_is_full_while_too_much_waits() -> None:
     assert not completer.is_full
 
 
+class Answer:
+    """What a step was answered."""
+
+    def __init__(self) -> None:
+        self.given: list[float | Exception] = []
+
+    def note_stored(self, at: float, /) -> None:
+        self.given.append(at)
+
+    def note_failure(self, error: Exception, /) -> None:
+        self.given.append(error)
+
+
 async def test_a_step_is_awaited_until_its_exchange_is_answered() -> None:
     backend = FakeBackend(BackendUnavailable("gone"), None)
     completer = make_completer(backend)
-    future = completer.record(Recorded(lease("a"), 1, b"{}"))
+    answer = Answer()
+    completer.record(Recorded(lease("a"), 1, b"{}"), answer)
     assert completer.is_awaited
-    assert not future.done()
+    assert not answer.given
     await completer.exchange(RESERVE_NOTHING)
-    assert await future == 0.0  # the time of the reply
+    assert answer.given == [0.0]  # the time of the reply
+    has_answered = [completer.has_answered]
+    await completer.exchange(RESERVE_NOTHING)
+    has_answered.append(completer.has_answered)
+    assert has_answered == [True, False]
     assert not completer.is_awaited
 
 
@@ -472,17 +490,11 @@ async def test_a_step_of_a_lost_lease_and_one_that_cannot_be_stored() -> None:
     backend = FakeBackend()
     backend.stale, backend.poison = {"stale"}, {"bad"}
     completer = make_completer(backend)
-    stale, bad, good, dropped = (
-        completer.record(Recorded(lease(name), 1, b"{}"))
-        for name in ("stale", "bad", "good", "dropped")
-    )
-    dropped.cancel()
-    backend.poison.add("dropped")
+    answers = {name: Answer() for name in ("stale", "bad", "good")}
+    for name, answer in answers.items():
+        completer.record(Recorded(lease(name), 1, b"{}"), answer)
     await completer.exchange(RESERVE_NOTHING)
-    with pytest.raises(LeaseLost):
-        await stale
-    with pytest.raises(Unstorable):
-        await bad
-    assert await good == 0.0
+    found = {name: [type(one) for one in answer.given] for name, answer in answers.items()}
+    assert found == {"stale": [LeaseLost], "bad": [Unstorable], "good": [float]}
     assert not completer.is_awaited
     assert Failed not in {type(each) for _, batch in backend.calls for each in batch}

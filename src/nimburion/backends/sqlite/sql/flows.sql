@@ -46,12 +46,13 @@ FROM flow WHERE parent IS NULL AND number < ?1 AND (NOT ?2 OR finished_at IS NUL
 INSERT INTO flow (id, name, parent, members, unfinished, max_failed, fail_fast, added, created_at, grown_at, finished_at)
 VALUES (?1, ?2, ?3, ?4, ?4 + ?7, ?5, ?6, ?7, ?8, iif(?7, ?8, NULL), iif(?4 + ?7 = 0, ?8, NULL));
 
--- name: save_flow
--- Store the counts of a flow.
--- Inputs: ?1 id, ?2 unfinished, ?3 completed, ?4 failed, ?5 cancelled, ?6 added, ?7 grown_at, ?8 now
-UPDATE flow SET unfinished = ?2, completed = ?3, failed = ?4, cancelled = ?5, added = ?6, grown_at = ?7,
-    finished_at = iif(?2 = 0, ?8, NULL)
-WHERE id = ?1;
+-- name: save_flows
+-- Store the counts of flows. The caller repeats the list of values for each.
+-- Inputs: id, unfinished, completed, failed, cancelled, added, grown_at; now
+WITH new (id, unfinished, completed, failed, cancelled, added, grown_at) AS (VALUES (?, ?, ?, ?, ?, ?, ?))
+UPDATE flow SET unfinished = n.unfinished, completed = n.completed, failed = n.failed, cancelled = n.cancelled,
+    added = n.added, grown_at = n.grown_at, finished_at = iif(n.unfinished = 0, ?, NULL)
+FROM new AS n WHERE flow.id = n.id;
 
 -- name: list_late_flows
 -- List the open flows that got no members for a time.
@@ -119,13 +120,20 @@ SELECT j.id, json_extract(j.options, '$.flow'),
     nullif(coalesce(json_extract(j.options, '$.group'), json_extract(j.options, '$.flow')), ''), j.state
 FROM json_each(?1) AS each CROSS JOIN job AS j ON j.id = each.value;
 
--- name: list_members
--- List those of these jobs that are members of a flow.
+-- name: count_members
+-- Count those of these jobs that are members of flows, by flow.
 -- Inputs: ?1 JSON array of seqs
--- Result: id, the flow or the group that counts it (NULL: none does, it is a callback)
-SELECT j.id, nullif(coalesce(json_extract(j.options, '$.group'), json_extract(j.options, '$.flow')), '')
-FROM json_each(?1) AS x CROSS JOIN job AS j ON j.seq = x.value
-WHERE j.options IS NOT NULL AND json_extract(j.options, '$.flow') IS NOT NULL;
+-- Result: the flow or the group that counts them (NULL: none does, they are callbacks), their number, JSON array of the ids of those
+--   for which other jobs wait
+SELECT m.counted, count(*), json_group_array(m.id) FILTER (WHERE EXISTS (
+    SELECT 1 FROM wait_condition AS c WHERE c.source_kind = 'job' AND c.source = m.id
+))
+FROM (
+    SELECT j.id, nullif(coalesce(json_extract(j.options, '$.group'), json_extract(j.options, '$.flow')), '') AS counted
+    FROM json_each(?1) AS x CROSS JOIN job AS j ON j.seq = x.value
+    WHERE j.options IS NOT NULL AND json_extract(j.options, '$.flow') IS NOT NULL
+) AS m
+GROUP BY m.counted;
 
 -- name: select_awaited
 -- Select the sources that conditions name.
@@ -160,32 +168,28 @@ ORDER BY c.waiter LIMIT ?5;
 
 -- name: delete_conditions
 -- Delete conditions that are met.
--- Inputs: ?1 JSON array of [kind, id of the source, id of the job]
+-- Inputs: ?1 JSON array of [kind, id of the source, seq of the job]
 DELETE FROM wait_condition WHERE (source_kind, source, is_impossible, waiter) IN (
-    SELECT json_extract(x.value, '$[0]'), json_extract(x.value, '$[1]'), 0, j.seq
-    FROM json_each(?1) AS x CROSS JOIN job AS j ON j.id = json_extract(x.value, '$[2]')
+    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), 0, json_extract(value, '$[2]') FROM json_each(?1)
 );
 
 -- name: delete_alternatives
 -- Delete those conditions of jobs of which one is enough.
--- Inputs: ?1 JSON array of ids of jobs
-DELETE FROM wait_condition WHERE awaited = 'any' AND waiter IN (
-    SELECT j.seq FROM json_each(?1) AS x CROSS JOIN job AS j ON j.id = x.value
-);
+-- Inputs: ?1 JSON array of seqs
+DELETE FROM wait_condition WHERE awaited = 'any' AND waiter IN (SELECT value FROM json_each(?1));
 
 -- name: list_due_conditions
 -- List the conditions on times that have come, earliest first.
 -- Inputs: ?1 now, ?2 the maximum number
--- Result: id of the source, id of the job
-SELECT c.source, j.id FROM wait_condition AS c CROSS JOIN job AS j ON j.seq = c.waiter
+-- Result: id of the source, seq and id of the job
+SELECT c.source, c.waiter, j.id FROM wait_condition AS c CROSS JOIN job AS j ON j.seq = c.waiter
 WHERE c.source_kind = 'time' AND c.source <= printf('%020d', ?1) ORDER BY c.source LIMIT ?2;
 
 -- name: mark_conditions
 -- Mark open conditions as impossible, or impossible ones as open again.
--- Inputs: ?1 JSON array of [kind, id of the source, id of the job], ?2 whether they are impossible
+-- Inputs: ?1 JSON array of [kind, id of the source, seq of the job], ?2 whether they are impossible
 UPDATE wait_condition SET is_impossible = ?2 WHERE (source_kind, source, is_impossible, waiter) IN (
-    SELECT json_extract(x.value, '$[0]'), json_extract(x.value, '$[1]'), NOT ?2, j.seq
-    FROM json_each(?1) AS x CROSS JOIN job AS j ON j.id = json_extract(x.value, '$[2]')
+    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), NOT ?2, json_extract(value, '$[2]') FROM json_each(?1)
 );
 
 -- name: delete_conditions_of_jobs
@@ -195,18 +199,17 @@ DELETE FROM wait_condition WHERE waiter IN (SELECT value FROM json_each(?1));
 
 -- name: resume_jobs
 -- Remove those of these jobs from `suspended` that wait for no condition.
--- Inputs: ?1 JSON array of ids
+-- Inputs: ?1 JSON array of seqs
 -- Result: seq
-DELETE FROM suspended WHERE seq IN (
-    SELECT s.seq FROM json_each(?1) AS x CROSS JOIN job AS j ON j.id = x.value CROSS JOIN suspended AS s ON s.seq = j.seq
-    WHERE NOT EXISTS (SELECT 1 FROM wait_condition AS c WHERE c.waiter = s.seq AND c.awaited <> '')
-)
+DELETE FROM suspended WHERE seq IN (SELECT value FROM json_each(?1))
+    AND NOT EXISTS (SELECT 1 FROM wait_condition AS c WHERE c.waiter = suspended.seq AND c.awaited <> '')
 RETURNING seq;
 
 -- name: set_resumed_due
 -- Set the due time of resumed jobs that were due before.
 -- Inputs: ?1 JSON array of seqs, ?2 now
-UPDATE job SET due = ?2 WHERE seq IN (SELECT value FROM json_each(?1)) AND due < ?2;
+-- Result: for each, lane, and whether it is due later
+UPDATE job SET due = max(due, ?2) WHERE seq IN (SELECT value FROM json_each(?1)) RETURNING lane, due > ?2;
 
 -- name: insert_resumed_ready
 -- Add resumed jobs that are due to `ready`.
@@ -221,12 +224,6 @@ WHERE seq IN (SELECT value FROM json_each(?1)) AND due <= ?2;
 INSERT INTO scheduled (due, seq, lane, rank, has_failed)
 SELECT due, seq, lane, -priority, failures > 0 FROM job
 WHERE seq IN (SELECT value FROM json_each(?1)) AND due > ?2;
-
--- name: count_resumed
--- Count resumed jobs by lane.
--- Inputs: ?1 JSON array of seqs
--- Result: lane, number
-SELECT lane, count(*) FROM job WHERE seq IN (SELECT value FROM json_each(?1)) GROUP BY lane;
 
 -- name: find_suspended
 -- Find a suspended job.

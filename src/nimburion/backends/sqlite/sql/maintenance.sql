@@ -58,10 +58,10 @@ SET paused_by = excluded.paused_by, reason = excluded.reason, until = excluded.u
 DELETE FROM paused_queue WHERE queue = ?1;
 
 -- name: send_command
--- Store a command to the worker of a session that has not ended; show_stacks is not stored.
--- Inputs: ?1 session id, ?2 command; NULL: none
+-- Store a command to the worker of a session that has not ended, or only look whether it has.
+-- Inputs: ?1 session id, ?2 whether to store, ?3 command; NULL: none
 -- Result: the number of rows
-UPDATE session SET command = CASE ?2 WHEN 'show_stacks' THEN command ELSE ?2 END WHERE id = ?1 AND ended_at IS NULL;
+UPDATE session SET command = CASE WHEN ?2 THEN ?3 ELSE command END WHERE id = ?1 AND ended_at IS NULL;
 
 -- name: get_dead_letter
 -- Read what a replay needs of a failed job.

@@ -1,19 +1,21 @@
 -- Durable runs: their steps and signals, and what they wait for.
 --
 -- The writer thread runs the statements that write between its BEGIN IMMEDIATE and COMMIT. The transaction holds the write lock
--- of the file, and each call has its own savepoint. The steps of a run are stored only under its lease: the caller has compared the
--- token. A signal whose payload is NULL was taken by a step. Its id stays, so that it is never stored again.
+-- of the file, and each call has its own savepoint. The steps of a run are stored only under its lease, whose token is compared
+-- in the join. A signal whose payload is NULL was taken by a step. Its id stays, so that it is never stored again.
 
 -- name: insert_steps
--- Store steps, except those whose number the run has.
--- Inputs: ?1 JSON array of [seq, number, offset in ?2, length], no number of a run twice; ?2 the concatenated bodies; ?3 now
--- Result: seq and number of each step that was stored
+-- Store steps, except those whose token is not that of the lease, and those whose number the run has. The caller repeats the
+-- list of values for each step, no number of a run twice.
+-- Inputs: seq, number, fence, nonce, body; now, session number
+-- Result: seq and number of each step that was stored, and how often its job has failed or was lost
+WITH new (seq, number, fence, nonce, body) AS (VALUES (?, ?, ?, ?, ?))
 INSERT INTO step (seq, number, at, body)
-SELECT json_extract(x.value, '$[0]'), json_extract(x.value, '$[1]'), ?3,
-    coalesce(substr(?2, json_extract(x.value, '$[2]') + 1, json_extract(x.value, '$[3]')), x'')
-FROM json_each(?1) AS x WHERE true
+SELECT l.seq, n.number, ?, n.body FROM new AS n
+CROSS JOIN lease AS l ON l.session = ? AND l.seq = n.seq AND l.fence = n.fence AND l.nonce = n.nonce
+WHERE true
 ON CONFLICT (seq, number) DO NOTHING
-RETURNING seq, number;
+RETURNING seq, number, (SELECT failures + lost FROM job WHERE job.seq = step.seq);
 
 -- name: delete_other_steps
 -- Delete all steps of a run but one.
@@ -28,9 +30,9 @@ UPDATE signal SET payload = NULL WHERE (seq, number) IN (
 );
 
 -- name: reset_failures
--- Reset the failures and the losses of jobs. Most have none, and their rows are not written.
+-- Reset the failures and the losses of jobs.
 -- Inputs: ?1 JSON array of seqs
-UPDATE job SET failures = 0, lost = 0 WHERE seq IN (SELECT value FROM json_each(?1)) AND (failures > 0 OR lost > 0);
+UPDATE job SET failures = 0, lost = 0 WHERE seq IN (SELECT value FROM json_each(?1));
 
 -- name: insert_run_conditions
 -- Let a durable run wait for the first of some sources.

@@ -16,10 +16,11 @@ ON CONFLICT (lane, state) DO UPDATE SET number = number + excluded.number;
 
 -- name: complete_jobs
 -- Complete the jobs that a session holds under one token.
--- Inputs: ?1 now, ?2 session number, ?3 JSON array of seqs, ?4 fence, ?5 nonce, ?6 whether the payloads are kept
+-- Inputs: ?1 now, ?2 session number, ?3 JSON array of seqs, ?4 fence, ?5 nonce, ?6 whether the payloads are kept,
+--   ?7 what the handler of each returned; NULL: nothing, or they differ
 -- Result: the number of rows
 UPDATE job
-SET state = 1, finished_at = ?1, payload = iif(?6, payload, NULL), fence = ?4, settled_fence = ?4, settled_nonce = ?5,
+SET state = 1, finished_at = ?1, payload = iif(?6, payload, NULL), result = ?7, fence = ?4, settled_fence = ?4, settled_nonce = ?5,
     ended_by = (SELECT id FROM session WHERE number = ?2),
     started_at = (
         SELECT l.leased_at FROM lease AS l WHERE l.session = ?2 AND l.nonce = ?5 AND l.seq IN (

@@ -534,6 +534,7 @@ class AttemptRunner:
     ) -> Outcome:
         if issubclass(type(raised), HandlerNotCalled):
             _log.error("job %s is released for a while: %s", attempt.delivery.lease.job_id, raised)
+            attempt.no_answer = str(raised)
             return outcomes.Snoozed(RELEASE_DELAY_AFTER_ERROR)
         attempt.raised = raised
         if type(raised) is RemoteError:  # the child has classified it

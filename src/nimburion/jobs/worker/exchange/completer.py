@@ -52,6 +52,7 @@ from nimburion.core.size_limits import SizeLimits
 from nimburion.core.text.shortening import clean_text
 from nimburion.core.timing.clock import Clock
 from nimburion.core.timing.pauses import iterate_pauses
+from nimburion.jobs.declaration.attempt_record import StepAnswer
 from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.exchange.exchange_size import MAX_SETTLEMENTS, ExchangeSize
 
@@ -106,8 +107,10 @@ class Completer:
         self.is_full: bool = False
         """Whether more than `max_unsettled` bytes wait: no further job should start."""
         self._progress: dict[Lease, Progressed] = {}
-        self._awaited: dict[int, asyncio.Future[float]] = {}
+        self._awaited: dict[int, StepAnswer] = {}
         """What waits for the answers to steps, by the identity of their settlement."""
+        self.has_answered: bool = False
+        """Whether the last reply has let durable runs continue."""
         self.pending: list[Settlement] = []
         self.in_flight: bool = False
         """Whether an exchange was sent and is not answered yet."""
@@ -129,17 +132,12 @@ class Completer:
         if type(settlement) is not Completed or settlement.result is not None:
             self._count(self._unsettled + measure_size(settlement))
 
-    def record(self, recorded: Recorded) -> asyncio.Future[float]:
-        """Send a step of a durable run with the next exchange.
-
-        The future gives the time at which it was stored, or `LeaseLost`. It is never done if the
-        session ends first.
+    def record(self, recorded: Recorded, answer: StepAnswer) -> None:
+        """Send a step of a durable run with the next exchange. `answer` gets what the backend says,
+        unless the session ends first.
         """
-        future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        future.add_done_callback(ignore_error)
-        self._awaited[id(recorded)] = future
+        self._awaited[id(recorded)] = answer
         self.settle(recorded)
-        return future
 
     @property
     def is_awaited(self) -> bool:
@@ -196,7 +194,7 @@ class Completer:
     def _take_part(self, batch: list[Settlement]) -> list[Settlement]:
         """Return the prefix of `batch` that fits one exchange now: at least one item."""
         size = self._size
-        if not self._unsettled and size.is_whole:
+        if size.is_whole and self._unsettled <= size.max_bytes:
             return batch
         return batch[: count_fitting(batch, size.max_settlements, size.max_bytes)]
 
@@ -221,9 +219,9 @@ class Completer:
             if not batch:
                 raise
             if isinstance(batch[0], Recorded) and len(batch) == 1:
-                future = self._awaited.pop(id(batch[0]), None)
-                if future is not None and not future.done():
-                    future.set_exception(error)
+                answer = self._awaited.pop(id(batch[0]), None)
+                if answer is not None:
+                    answer.note_failure(error)
                 return await self._exchange_until_answered([], request)
             if len(batch) == 1:
                 return await self._exchange_until_answered(
@@ -278,7 +276,8 @@ class Completer:
                     self._return(batch[applied:])
                 if Settled.STALE in reply.results:
                     self._report_stale(batch, reply)
-                if self._awaited:
+                self.has_answered = bool(self._awaited)
+                if self.has_answered:
                     answer_steps(self._awaited, batch, reply)
                 return reply
         raise SessionLost(self.session_id)
@@ -345,27 +344,19 @@ class Completer:
                 )
 
 
-def answer_steps(
-    awaited: dict[int, asyncio.Future[float]], batch: Sequence[Settlement], reply: Reply
-) -> None:
-    """Tell the handlers that wait which of their steps are stored, and when.
+def answer_steps(awaited: dict[int, StepAnswer], batch: Sequence[Settlement], reply: Reply) -> None:
+    """Tell durable runs which of their steps are stored, and when.
 
-    `awaited`: what they wait for, by the identity of the settlement. Those answered are removed.
+    `awaited`: what gets the answers, by the identity of the settlement. Those answered are removed.
     """
     for settlement, result in zip(batch, reply.results, strict=False):
-        future = awaited.pop(id(settlement), None)
-        if future is None or future.done():
+        answer = awaited.pop(id(settlement), None)
+        if answer is None:
             continue
         if result is Settled.STALE:
-            future.set_exception(LeaseLost(settlement.lease.job_id))
+            answer.note_failure(LeaseLost(settlement.lease.job_id))
         else:
-            future.set_result(reply.now)
-
-
-def ignore_error(future: asyncio.Future[float]) -> None:
-    """Let Python not log an error of a step that no handler waits for."""
-    if not future.cancelled():
-        future.exception()
+            answer.note_stored(reply.now)
 
 
 def _replace_unstorable(settlement: Settlement, error: Unstorable) -> Settlement:

@@ -300,6 +300,7 @@ class EnqueueingFlows:
         assert {result.outcome for result in results} == {"exists"}
         assert await read_counts(harness) == (FlowState.RUNNING, 2, 1, 0, 0)
         assert await harness.state("c") is State.SUSPENDED
+        assert [flow.id for flow in (await harness.backend.reads.list_flows()).flows] == [FLOW]
         assert await list_waiting(worker) == ["b"]
 
     async def test_a_repeat_completes_a_flow(self, harness: Harness) -> None:

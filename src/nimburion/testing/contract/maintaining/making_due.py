@@ -72,12 +72,17 @@ class MakingDue:
     async def test_a_job_that_is_due_and_not_promoted_keeps_its_place(
         self, harness: Harness
     ) -> None:
+        await harness.add("retried")
+        worker = await harness.worker()
+        await worker.settle(Retried((await worker.take_one()).lease, 5.0, FAILURE))
         await harness.enqueue(harness.job("a", after=5.0))
         due = (await harness.backend.reads.get_job("a")).due
         harness.clock.advance(10.0)
-        assert await make_due(harness.backend, ["a"]) == []
-        assert (await harness.backend.reads.get_job("a")).due == due
-        assert ids(await (await harness.worker()).take(9)) == ["a"]
+        assert await make_due(harness.backend, ["a", "retried"]) == []
+        records = [await harness.backend.reads.get_job(one) for one in ("a", "retried")]
+        assert [record.due for record in records] == [due, due]
+        await worker.heartbeat()
+        assert sorted(ids(await worker.take(9))) == ["a", "retried"]
 
     async def test_a_job_that_was_made_due_can_be_cancelled_and_replaced(
         self, harness: Harness

@@ -146,9 +146,16 @@ BEGIN
     END IF;
     has_runs := features @> '{runs}' OR strpos(p_kinds, 's') > 0;  -- durable runs may wait
     IF has_runs THEN
-        SELECT r.lanes, r.next_due INTO run_lanes, next_run
-        FROM {schema}.resume_due_1(now, 500, p_scheduled_low_water_mark) r;  -- MAX_RESOLVED in core/flows.py
-        queues_to_notify := queues_to_notify || {schema}.get_queues_of_lanes_1(run_lanes);
+        next_run := (
+            SELECT CAST(encode(c.source, 'escape') AS int8) FROM {schema}.condition c WHERE c.source_kind = 'time' AND c.source >=
+                {schema}.encode_time_1(CASE WHEN p_scheduled_low_water_mark <= now THEN p_scheduled_low_water_mark END)
+            ORDER BY c.source LIMIT 1
+        );
+        IF next_run <= now THEN
+            SELECT r.lanes, r.next_due INTO run_lanes, next_run
+            FROM {schema}.resume_due_1(now, 500, p_scheduled_low_water_mark) r;  -- MAX_RESOLVED in core/flows.py
+            queues_to_notify := queues_to_notify || {schema}.get_queues_of_lanes_1(run_lanes);
+        END IF;
     END IF;
     IF has_runs OR features @> '{flows}' THEN
         IF changes IS NOT NULL OR EXISTS (SELECT FROM {schema}.flow_change) THEN
@@ -214,11 +221,11 @@ BEGIN
             head_dues := {schema}.read_lane_heads_again_1(open_lanes.ids, head_dues, lanes.ids, lanes.low_water_marks, counts);
         END IF;
     END IF;
-    IF cardinality(first_dues) <= 1 THEN
-        waiting := CASE WHEN head_dues[lane_index] IS NOT NULL THEN open_lanes.request_indexes[lane_index:lane_index] END;
-    ELSE
+    IF cardinality(first_dues) > 1 THEN
         waiting := ARRAY(SELECT DISTINCT l.place FROM unnest(open_lanes.request_indexes, head_dues) AS l (place, due)
             WHERE l.due IS NOT NULL ORDER BY 1);
+    ELSE
+        waiting := CASE WHEN head_dues[lane_index] IS NOT NULL THEN open_lanes.request_indexes[lane_index:lane_index] END;
     END IF;
     IF promoted_lanes IS NOT NULL THEN
         queues_to_notify := queues_to_notify || {schema}.list_queues_of_left_jobs_1(promoted_lanes, session.number, p_number);
@@ -510,6 +517,9 @@ CREATE OR REPLACE FUNCTION {schema}.read_open_lanes_1(
     OUT low_water_marks int8[], OUT queues text[], OUT names text[], OUT head_dues int8[]
 ) LANGUAGE plpgsql AS $$
 BEGIN
+    IF p_queues = '{}' THEN
+        RETURN;
+    END IF;
     SELECT array_agg(lane.id), array_agg(lane.main_lane), array_agg(lane.place), array_agg(lane.rank), array_agg(lane.level),
         array_agg(lane.low_water_mark), array_agg(lane.queue), array_agg(lane.name), array_agg(lane.due)
     INTO ids, main_lanes, request_indexes, ranks, levels, low_water_marks, queues, names, head_dues
@@ -869,7 +879,7 @@ $$;
 -- Release the jobs of an exchange that do not fit in the reply of its repetition.
 -- Inputs: the time; the session; the number of the exchange; the maximum number of bytes of all deliveries
 -- Result: the lanes of the released jobs; NULL: none
--- Locks: the limits of these jobs, in one statement; then rows of jobs
+-- Locks: the limits of these jobs, in one statement; the durable runs to which a cancel was requested; then rows of jobs
 -- Atomic: part of the caller's transaction. No loss is counted. A job that is to be cancelled ends.
 CREATE OR REPLACE FUNCTION {schema}.release_excess_1(p_now int8, p_session int4, p_number int8,
     p_max_bytes int8) RETURNS int4[]
@@ -879,6 +889,9 @@ DECLARE
     ended int4[];
     key_numbers int8[];
 BEGIN
+    PERFORM {schema}.lock_cancelled_runs_1(ARRAY(
+        SELECT l.seq FROM {schema}.lease l WHERE l.session = p_session AND l.exchange_number = p_number AND l.cancel_requested
+    ));
     FOR held IN
         DELETE FROM {schema}.lease l WHERE l.session = p_session AND l.seq = ANY (ARRAY(
             SELECT x.seq FROM (

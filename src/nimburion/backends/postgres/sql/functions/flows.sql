@@ -606,10 +606,27 @@ END $$;
 -- a later call: a caller's transaction may stay open for long.
 -- Inputs: the time or NULL; the maximum number
 -- Result: the queues to notify (NULL: no member was examined); whether more may be left that can be cancelled now
+-- Locks: as `cancel_locked_members_1`. It waits at most 200 ms for each, and then leaves the members to a later call: exchanges wait for
+--   its locks.
+CREATE OR REPLACE FUNCTION {schema}.cancel_failed_members_1(p_now int8, p_limit int4, OUT to_notify text[], OUT is_left bool)
+LANGUAGE plpgsql SET lock_timeout TO '200ms' AS $$
+BEGIN
+    is_left := false;
+    IF EXISTS (SELECT FROM {schema}.failed_member) THEN
+        SELECT c.to_notify, c.is_left INTO to_notify, is_left FROM {schema}.cancel_locked_members_1(p_now, p_limit) c;
+    END IF;
+EXCEPTION WHEN lock_not_available THEN
+    to_notify := NULL;
+    is_left := false;
+END $$;
+
+-- name: cancel_locked_members
+-- Cancel the first members in `failed_member` that no other call cancels.
+-- Inputs, result: as of `cancel_failed_members_1`
 -- Locks: rows of `failed_member` that are not locked; the durable runs among the members; the share classes of the tenants' queues, as
 --   `change_jobs_1`; unique keys that are not locked, by name and key; then as `cancel_job_1`, by lane. A transaction that holds roots
 --   must not call it: it waits for limits and jobs, whose holders may wait for roots.
-CREATE OR REPLACE FUNCTION {schema}.cancel_failed_members_1(p_now int8, p_limit int4, OUT to_notify text[], OUT is_left bool)
+CREATE OR REPLACE FUNCTION {schema}.cancel_locked_members_1(p_now int8, p_limit int4, OUT to_notify text[], OUT is_left bool)
 LANGUAGE plpgsql
 SET enable_seqscan TO off SET enable_hashjoin TO off SET enable_mergejoin TO off SET jit TO off AS $$
 DECLARE

@@ -1,6 +1,7 @@
 -- Rescue: end expired sessions, and rescue their jobs. backends/planning/rescue.py decides the same in Python.
 --
--- Locks: the advisory lock of each session, in the order of their numbers; all limits; unique keys; then leases.
+-- Locks: the advisory lock of each session, in the order of their numbers; all limits; the durable runs to which a cancel was requested;
+-- unique keys; then leases.
 -- The UPDATE that ends a session also tests whether it has expired, so a heartbeat comes before or after it.
 
 -- name: rescue_jobs
@@ -10,7 +11,7 @@
 --   number of the attempt. The function adds when the attempt started, the session and its host.
 -- Result: one row for each job: its id, and a code: r waits again, f failed, c cancelled. Then one row without an id: the
 --   code m says that more jobs or changes are left; `to_notify` are the queues to notify.
--- Locks: the advisory locks of the sessions, in the order in which they were opened; all limits; unique keys; then
+-- Locks: the advisory locks of the sessions, in the order in which they were opened; all limits; durable runs; unique keys; then
 --   rows of jobs, where rows that another transaction has locked are skipped; then as `resolve_flows_1`
 -- Atomic: the UPDATE that ends a session also tests whether it has expired, so a heartbeat comes before or after it
 CREATE OR REPLACE FUNCTION {schema}.rescue_jobs_1(
@@ -62,6 +63,10 @@ BEGIN
         RETURN;
     END IF;
     PERFORM {schema}.lock_all_limits_1();
+    PERFORM {schema}.lock_cancelled_runs_1(ARRAY(
+        SELECT l.seq FROM {schema}.session s JOIN {schema}.lease l ON l.session = s.number
+        WHERE s.ended_at IS NOT NULL AND NOT s.is_drained AND l.cancel_requested
+    ));
     FOR candidate IN
         -- A suspect (2: SUSPECT_AFTER) that was held with other jobs had not started.
         SELECT * FROM (

@@ -14,24 +14,16 @@
 
 -- name: prepare_runs
 -- Add and lock the rows of `run` that settlements need.
--- Inputs: the time; kinds, seqs and texts of the settlements, as for `settle_each_1`
+-- Inputs: the time; the kinds of the settlements; `new_runs` and `locked_runs` of `match_leases_1`
 -- Locks: see the header of this file
-CREATE OR REPLACE FUNCTION {schema}.prepare_runs_1(p_now int8, p_kinds text, p_seqs int8[], p_texts text[]) RETURNS void
+CREATE OR REPLACE FUNCTION {schema}.prepare_runs_1(p_now int8, p_kinds text, p_new_runs int8[], p_locked_runs int8[]) RETURNS void
 LANGUAGE plpgsql AS $$
-DECLARE
-    stored int8[];
-    waiting int8[];
 BEGIN
-    SELECT array_agg(s.seq) FILTER (WHERE s.kind IN ('t', 'g') OR s.waits), array_agg(s.seq) FILTER (WHERE s.waits)
-    INTO stored, waiting FROM (
-        SELECT u.seq, u.kind, u.kind = 's' AND strpos(u.sources, '"signal"') > 0 AS waits
-        FROM unnest(string_to_array(p_kinds, NULL), p_seqs, p_texts) AS u (kind, seq, sources)
-    ) s;
-    IF stored IS NOT NULL THEN
-        PERFORM {schema}.add_runs_1(p_now, stored);
+    IF p_new_runs IS NOT NULL THEN
+        PERFORM {schema}.add_runs_1(p_now, p_new_runs);
     END IF;
-    IF waiting IS NOT NULL THEN
-        PERFORM {schema}.lock_runs_1(waiting);
+    IF p_locked_runs IS NOT NULL THEN
+        PERFORM {schema}.lock_runs_1(p_locked_runs);
     END IF;
     IF strpos(p_kinds, 's') > 0 THEN
         PERFORM {schema}.note_feature_1('runs');
@@ -65,7 +57,7 @@ BEGIN
 END $$;
 
 -- name: lock_cancelled_runs
--- Lock the rows of `run` of jobs that are about to be cancelled together.
+-- Lock the rows of `run` of jobs that are about to be cancelled together, or to be released together after a cancel was requested.
 -- Inputs: the seqs of the jobs
 -- Locks: the rows by seq
 CREATE OR REPLACE FUNCTION {schema}.lock_cancelled_runs_1(p_seqs int8[]) RETURNS void
@@ -77,110 +69,153 @@ BEGIN
 END $$;
 
 -- name: record_steps
--- Store the steps among settlements whose token matches a lease. A number that the run has is not stored again. Steps that come
--- after the end of their lease among the settlements are left out.
--- Inputs: the time; the session; the settlements, as arrays of `settle_one_1`
--- Result: for each settlement whether it is a step whose token matches; NULL: none is
--- Locks: the leases, if their failures and losses become 0
--- Atomic: the steps are stored by one statement. A step that removes the others begins another one.
+-- Store the steps among settlements. A number that the run has is not stored again.
+-- Inputs: the time; the session; the roles of the settlements and whether a lease of a step has failures or losses, as of
+--   `match_leases_1`; seqs, bodies, numbers of steps and numbers of the signals that they take, as in `settle_each_1`
+-- Atomic: the steps are stored by one statement; one after the other if one of them removes the others of its run.
 CREATE OR REPLACE FUNCTION {schema}.record_steps_1(
-    p_now int8, p_session int4, p_kinds text, p_seqs int8[], p_fences int4[], p_nonces bytea[], p_bodies bytea[],
-    p_numbers int8[], p_takes text[]
-) RETURNS bool[]
-LANGUAGE plpgsql SET enable_seqscan TO off SET enable_hashjoin TO on AS $$
-DECLARE
-    held record;
+    p_now int8, p_session int4, p_roles text, p_seqs int8[], p_bodies bytea[], p_numbers int8[], p_takes text[], p_has_counts bool
+) RETURNS void
+LANGUAGE plpgsql AS $$
 BEGIN
-    SELECT array_agg(s.part ORDER BY s.place) AS parts, max(s.part) AS last, array_agg(s.part IS NOT NULL ORDER BY s.place) AS steps
-    INTO held FROM (
-        SELECT g.place, CASE WHEN g.is_held THEN count(*) FILTER (WHERE g.is_held AND g.kind = 'g') OVER (ORDER BY g.place) END AS part
-        FROM (
-            SELECT u.kind, u.place, u.kind IN ('t', 'g') AND l.seq IS NOT NULL AND (u.ended IS NULL OR u.place < u.ended) AS is_held
-            FROM (
-                SELECT u.*, min(u.place) FILTER (WHERE u.kind NOT IN ('p', 'e', 't', 'g'))
-                    OVER (PARTITION BY u.seq, u.fence, u.nonce) AS ended
-                FROM unnest(string_to_array(p_kinds, NULL), p_seqs, p_fences, p_nonces) WITH ORDINALITY
-                    AS u (kind, seq, fence, nonce, place)
-            ) u
-            LEFT JOIN {schema}.lease l ON l.session = p_session AND l.seq = u.seq AND l.fence = u.fence AND l.nonce = u.nonce
-        ) g
-    ) s;
-    IF held.last IS NULL THEN
-        RETURN NULL;
+    IF strpos(p_roles, 'g') = 0 THEN
+        PERFORM {schema}.store_steps_1(p_now, p_session, p_roles, p_seqs, p_bodies, p_numbers, p_takes, p_has_counts);
+        RETURN;
     END IF;
-    FOR n IN 0..held.last LOOP
-        IF n > 0 THEN  -- its first step removes the others, unless the run has one with its number
-            DELETE FROM {schema}.step s USING (
-                SELECT p_seqs[p.place] AS seq, p_numbers[p.place] AS number
-                FROM (SELECT array_position(held.parts, n::int8) AS place) p
-            ) a
-            WHERE s.seq = a.seq AND NOT EXISTS (SELECT FROM {schema}.step k WHERE k.seq = a.seq AND k.number = a.number);
+    FOR n IN 1..cardinality(p_seqs) LOOP
+        IF substr(p_roles, n, 1) = 'g' THEN
+            DELETE FROM {schema}.step s WHERE s.seq = p_seqs[n]
+                AND NOT EXISTS (SELECT FROM {schema}.step k WHERE k.seq = p_seqs[n] AND k.number = p_numbers[n]);
         END IF;
-        WITH given AS MATERIALIZED (
-            SELECT DISTINCT ON (u.seq, u.number) u.seq, u.number, u.body, CAST(u.takes AS int8) AS takes
-            FROM unnest(p_seqs, p_numbers, p_bodies, p_takes, held.parts) WITH ORDINALITY AS u (seq, number, body, takes, part, place)
-            WHERE u.part = n ORDER BY u.seq, u.number, u.place
-        ), stored AS (
-            INSERT INTO {schema}.step (seq, number, at, body) SELECT g.seq, g.number, p_now, g.body FROM given g
-            ON CONFLICT DO NOTHING RETURNING seq, number
-        ), taken AS (
-            UPDATE {schema}.signal s SET is_unread = false FROM given g JOIN stored t ON t.seq = g.seq AND t.number = g.number
-            WHERE s.seq = g.seq AND s.number = g.takes AND s.is_unread
-        )
-        UPDATE {schema}.lease l SET failures = 0, lost = 0 FROM (SELECT DISTINCT t.seq FROM stored t WHERE t.number <> 0) t
-        WHERE l.session = p_session AND l.seq = t.seq AND (l.failures > 0 OR l.lost > 0);
+        IF substr(p_roles, n, 1) IN ('t', 'g') THEN
+            PERFORM {schema}.store_steps_1(
+                p_now, p_session, 't', p_seqs[n:n], p_bodies[n:n], p_numbers[n:n], p_takes[n:n], p_has_counts);
+        END IF;
     END LOOP;
-    RETURN held.steps;
 END $$;
 
--- name: suspend_run
--- Suspend a durable run whose lease was deleted. If something for which it waits has come, it waits for a worker.
--- Inputs: the time; its attempt state; the sources as a JSON array of [kind, hexadecimal id]: flows and signals; the time at which
---   it is resumed (NULL: never)
--- Result: the lane to notify; NULL: none
--- Locks: the caller holds those of `prepare_runs_1`
+-- name: store_steps
+-- Store the steps among settlements, of which none removes others.
+-- Inputs: as for `record_steps_1`
+-- Locks: the leases, if their failures and losses become 0
+CREATE OR REPLACE FUNCTION {schema}.store_steps_1(
+    p_now int8, p_session int4, p_roles text, p_seqs int8[], p_bodies bytea[], p_numbers int8[], p_takes text[], p_has_counts bool
+) RETURNS void
+LANGUAGE plpgsql SET enable_seqscan TO off SET enable_hashjoin TO on AS $$
+BEGIN
+    IF NOT p_has_counts AND array_remove(p_takes, NULL) = '{}' THEN
+        INSERT INTO {schema}.step (seq, number, at, body)
+        SELECT u.seq, u.number, p_now, u.body FROM unnest(string_to_array(p_roles, NULL), p_seqs, p_numbers, p_bodies)
+            AS u (role, seq, number, body)
+        WHERE u.role = 't' ON CONFLICT DO NOTHING;
+        RETURN;
+    END IF;
+    WITH given AS MATERIALIZED (
+        SELECT DISTINCT ON (u.seq, u.number) u.seq, u.number, u.body, CAST(u.takes AS int8) AS takes
+        FROM unnest(string_to_array(p_roles, NULL), p_seqs, p_numbers, p_bodies, p_takes) WITH ORDINALITY
+            AS u (role, seq, number, body, takes, place)
+        WHERE u.role = 't' ORDER BY u.seq, u.number, u.place
+    ), stored AS (
+        INSERT INTO {schema}.step (seq, number, at, body) SELECT g.seq, g.number, p_now, g.body FROM given g
+        ON CONFLICT DO NOTHING RETURNING seq, number
+    ), taken AS (
+        UPDATE {schema}.signal s SET is_unread = false FROM given g JOIN stored t ON t.seq = g.seq AND t.number = g.number
+        WHERE s.seq = g.seq AND s.number = g.takes AND s.is_unread
+    )
+    UPDATE {schema}.lease l SET failures = 0, lost = 0 FROM (SELECT DISTINCT t.seq FROM stored t WHERE t.number <> 0) t
+    WHERE l.session = p_session AND l.seq = t.seq AND (l.failures > 0 OR l.lost > 0);
+END $$;
+
+-- name: suspend_runs
+-- Suspend the durable runs among settlements whose role is `s`. Those for which something has come that they wait for are resumed.
+-- Inputs: the time; the session; roles, seqs, fences and nonces of the settlements; the sources of each as a JSON array of [kind,
+--   hexadecimal id]: flows and signals; after how many microseconds it is resumed (NULL: never)
+-- Result:
+--   left_places                       indexes of the settlements of runs to which a cancel was requested; NULL: none
+--   ended, to_notify, key_numbers     as of `settle_each_1`
+-- Locks: the leases; the caller holds those of `prepare_runs_1`
 -- Atomic: a flow that is ending in another transaction is noted in `flow_change`. `resolve_flows_1` looks at it again, when it has the
 --   lock of the flow.
-CREATE OR REPLACE FUNCTION {schema}.suspend_run_1(
-    p_now int8, p_attempts {schema}.attempt_state, p_sources json, p_due int8
-) RETURNS int4
-LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION {schema}.suspend_runs_1(
+    p_now int8, p_session int4, p_roles text, p_seqs int8[], p_fences int4[], p_nonces bytea[], p_texts text[], p_delays int8[],
+    OUT left_places int4[], OUT ended int4[], OUT to_notify int4[], OUT key_numbers int8[]
+) LANGUAGE plpgsql
+SET enable_seqscan TO off SET enable_hashjoin TO on AS $$
 DECLARE
-    job record;
-    flows bytea[];
-    signals bytea[];
+    suspended record;
+    due int8[];
 BEGIN
-    SELECT j.lane, j.id, j.flow INTO STRICT job FROM {schema}.job j WHERE j.seq = p_attempts.seq;
-    SELECT array_agg(s.id) FILTER (WHERE s.kind = 'flow'), array_agg(s.id) FILTER (WHERE s.kind = 'signal') INTO flows, signals
-    FROM (SELECT s ->> 0 AS kind, decode(s ->> 1, 'hex') AS id FROM json_array_elements(p_sources) s) s;
-    IF p_due <= p_now
-        OR signals IS NOT NULL AND EXISTS (
-            SELECT FROM {schema}.signal s WHERE s.seq = p_attempts.seq AND s.is_unread
-                AND convert_to({schema}.decode_id_1(job.id) || '/' || s.name, 'UTF8') = ANY (signals)
-        )
-        OR flows IS NOT NULL AND EXISTS (
-            SELECT FROM unnest(flows) n (id) LEFT JOIN {schema}.flow f ON f.id = n.id WHERE f.unfinished > 0 IS NOT TRUE
-        )
-    THEN
-        p_attempts.due := GREATEST(p_attempts.due, p_now);
-        PERFORM {schema}.save_attempt_state_1(p_attempts);
-        PERFORM {schema}.make_waiting_1(p_now, p_attempts.seq, p_attempts.due, job.lane,
-            CAST(CASE WHEN p_attempts.failures > 0 THEN 2 ELSE 1 END AS int2));
-        RETURN CASE WHEN p_attempts.due <= p_now THEN job.lane END;
+    WITH given AS MATERIALIZED (
+        SELECT u.seq, u.fence, u.nonce, p_now + u.delay AS resumed_at
+        FROM unnest(string_to_array(p_roles, NULL), p_seqs, p_fences, p_nonces, p_delays) AS u (role, seq, fence, nonce, delay)
+        WHERE u.role = 's'
+    ), ended_leases AS (
+        DELETE FROM {schema}.lease l USING given g
+        WHERE l.session = p_session AND l.seq = g.seq AND l.fence = g.fence AND l.nonce = g.nonce AND NOT l.cancel_requested
+        RETURNING l.*, g.resumed_at
+    ), saved AS (
+        INSERT INTO {schema}.attempt_state (seq, due, started_at, fence, failures, lost, extra_flags, settled_token)
+        SELECT e.seq, e.due, e.leased_at, e.fence, e.failures, e.lost, e.extra_flags, int4send(e.fence) || e.nonce
+        FROM ended_leases e
+        ON CONFLICT (seq) DO UPDATE SET due = excluded.due, started_at = excluded.started_at, fence = excluded.fence,
+            failures = excluded.failures, lost = excluded.lost, extra_flags = excluded.extra_flags,
+            settled_token = excluded.settled_token
+    ), waiting AS (
+        INSERT INTO {schema}.dependent (seq, flow, root, lane, is_run, id)
+        SELECT j.seq, j.flow, CASE WHEN j.flow IS NOT NULL
+            THEN (SELECT coalesce(f.root, f.number) FROM {schema}.flow f WHERE f.number = abs(j.flow)) END, j.lane, true, j.id
+        FROM {schema}.job j WHERE j.seq = ANY (ARRAY(SELECT e.seq FROM ended_leases e))
+    ), timed AS (
+        INSERT INTO {schema}.condition (waiter, source_kind, source, needs)
+        SELECT e.seq, 'time', {schema}.encode_time_1(e.resumed_at), 'any' FROM ended_leases e WHERE e.resumed_at IS NOT NULL
+    )
+    SELECT array_agg(e.seq) AS seqs, array_agg(e.lane) AS lanes, array_agg(e.seq) FILTER (WHERE e.resumed_at <= p_now) AS due,
+        CAST(string_to_array(string_agg(array_to_string(e.key_numbers, ','), ','), ',') AS int8[]) AS key_numbers
+    INTO suspended FROM ended_leases e;
+    ended := suspended.lanes;
+    key_numbers := suspended.key_numbers;
+    IF cardinality(suspended.seqs) IS DISTINCT FROM length(p_roles) - length(replace(p_roles, 's', '')) THEN
+        SELECT array_agg(CAST(u.place AS int4)) INTO left_places
+        FROM unnest(string_to_array(p_roles, NULL), p_seqs) WITH ORDINALITY AS u (role, seq, place)
+        WHERE u.role = 's' AND (u.seq = ANY (suspended.seqs)) IS NOT TRUE;
     END IF;
-    PERFORM {schema}.save_attempt_state_1(p_attempts);
-    INSERT INTO {schema}.dependent (seq, flow, root, lane, is_run, id)
-    VALUES (p_attempts.seq, job.flow, (SELECT coalesce(f.root, f.number) FROM {schema}.flow f WHERE f.number = abs(job.flow)),
-        job.lane, true, job.id);
-    INSERT INTO {schema}.condition (waiter, source_kind, source, needs)
-    SELECT p_attempts.seq, 'flow', n.id, 'any' FROM unnest(flows) n (id)
-    UNION
-    SELECT p_attempts.seq, 'signal', n.id, 'any' FROM unnest(signals) n (id)
-    UNION
-    SELECT p_attempts.seq, 'time', {schema}.encode_time_1(p_due), 'any' WHERE p_due IS NOT NULL;
-    INSERT INTO {schema}.flow_change (root, source_kind, source, change)
-    SELECT coalesce(f.root, f.number), 'flow', f.id, 'stored' FROM {schema}.flow f WHERE f.id = ANY (flows);
-    RETURN NULL;
+    due := suspended.due;
+    IF strpos(array_to_string(p_texts, ''), '[["') > 0 THEN
+        due := due || {schema}.wait_for_sources_1(suspended.seqs, p_roles, p_seqs, p_texts);
+    END IF;
+    IF due IS NOT NULL THEN
+        to_notify := {schema}.resume_runs_1(p_now, due);
+    END IF;
+END $$;
+
+-- name: wait_for_sources
+-- Store the conditions of suspended runs on flows and signals.
+-- Inputs: the seqs of the runs; roles, seqs and texts of the settlements, as for `suspend_runs_1`
+-- Result: the runs for which a flow has ended or a signal has come; NULL: none
+CREATE OR REPLACE FUNCTION {schema}.wait_for_sources_1(p_suspended int8[], p_roles text, p_seqs int8[], p_texts text[]) RETURNS int8[]
+LANGUAGE plpgsql SET enable_seqscan TO off AS $$
+DECLARE
+    met int8[];
+BEGIN
+    WITH sources AS MATERIALIZED (
+        SELECT DISTINCT u.seq, s ->> 0 AS kind, decode(s ->> 1, 'hex') AS id
+        FROM unnest(string_to_array(p_roles, NULL), p_seqs, p_texts) AS u (role, seq, sources),
+        LATERAL json_array_elements(CASE WHEN u.role = 's' AND u.seq = ANY (p_suspended)
+            THEN CAST(u.sources AS json) ELSE '[]' END) s
+    ), stored AS (
+        INSERT INTO {schema}.condition (waiter, source_kind, source, needs) SELECT s.seq, s.kind, s.id, 'any' FROM sources s
+    ), noted AS (
+        INSERT INTO {schema}.flow_change (root, source_kind, source, change)
+        SELECT coalesce(f.root, f.number), 'flow', f.id, 'stored' FROM {schema}.flow f
+        WHERE f.id IN (SELECT s.id FROM sources s WHERE s.kind = 'flow')
+    )
+    SELECT array_agg(DISTINCT s.seq) INTO met FROM sources s WHERE CASE s.kind
+        WHEN 'flow' THEN NOT EXISTS (SELECT FROM {schema}.flow f WHERE f.id = s.id AND f.unfinished > 0)
+        ELSE EXISTS (
+            SELECT FROM {schema}.signal g JOIN {schema}.job j ON j.seq = g.seq WHERE g.seq = s.seq AND g.is_unread
+                AND convert_to({schema}.decode_id_1(j.id) || '/' || g.name, 'UTF8') = s.id
+        ) END;
+    RETURN met;
 END $$;
 
 -- name: encode_time
@@ -189,7 +224,7 @@ END $$;
 -- Result: its digits, in the order of times; a time before 1970 is the first
 CREATE OR REPLACE FUNCTION {schema}.encode_time_1(p_time int8) RETURNS bytea
 LANGUAGE sql IMMUTABLE AS $$
-    SELECT convert_to(lpad(CAST(GREATEST(0, p_time) AS text), 20, '0'), 'UTF8')
+    SELECT decode(lpad(CAST(GREATEST(0, p_time) AS text), 20, '0'), 'escape')
 $$;
 
 -- name: resume_runs
@@ -276,7 +311,7 @@ CREATE OR REPLACE FUNCTION {schema}.find_first_time_1(p_first bytea) RETURNS int
 LANGUAGE plpgsql STABLE SET enable_seqscan TO off SET enable_bitmapscan TO off AS $$
 BEGIN
     RETURN (
-        SELECT CAST(convert_from(c.source, 'UTF8') AS int8) FROM {schema}.condition c
+        SELECT CAST(encode(c.source, 'escape') AS int8) FROM {schema}.condition c
         WHERE c.source_kind = 'time' AND c.source >= p_first ORDER BY c.source LIMIT 1
     );
 END $$;
@@ -461,16 +496,23 @@ END $$;
 --   signals; after how many bytes of both the page ends
 -- Result: one row for each step or signal: number, when it was stored, name (NULL: a step), body. Further ones follow if one more than
 --   the maximum is there, or if the bytes are exceeded. A row with a NULL number: there are none. No row: there is no such job.
+-- It keeps its plans: planning a read of all partitions of `finished_job` takes longer than reading a run.
 CREATE OR REPLACE FUNCTION {schema}.read_run_1(p_id bytea, p_step int8, p_signal int8, p_limit int4, p_bytes int8)
 RETURNS TABLE (number int8, at int8, name text, body bytea)
-LANGUAGE sql STABLE SET enable_seqscan TO off SET jit TO off AS $$
-    SELECT r.number, r.at, r.name, r.body FROM (
-        SELECT j.seq FROM {schema}.job j WHERE j.id = p_id
-        UNION ALL
-        SELECT d.seq FROM {schema}.finished_job d, {schema}.horizon h
-        WHERE d.id = p_id AND h.what = 'completed' AND (d.finished_at, d.seq) > (h.finished_at, h.seq)
-        ORDER BY 1 DESC LIMIT 1
-    ) k LEFT JOIN LATERAL (
+LANGUAGE plpgsql STABLE SET enable_seqscan TO off SET jit TO off SET plan_cache_mode TO force_generic_plan AS $$
+#variable_conflict use_column
+DECLARE
+    run_seq int8 := (SELECT j.seq FROM {schema}.job j WHERE j.id = p_id);
+BEGIN
+    IF run_seq IS NULL THEN
+        run_seq := (
+            SELECT d.seq FROM {schema}.finished_job d, {schema}.horizon h
+            WHERE d.id = p_id AND h.what = 'completed' AND (d.finished_at, d.seq) > (h.finished_at, h.seq)
+            ORDER BY d.seq DESC LIMIT 1
+        );
+    END IF;
+    RETURN QUERY SELECT r.number, r.at, r.name, r.body
+    FROM (SELECT run_seq AS seq WHERE run_seq IS NOT NULL) k LEFT JOIN LATERAL (
         SELECT u.*, sum(octet_length(u.body)) OVER (ORDER BY u.name IS NOT NULL, u.number) - octet_length(u.body) AS bytes_before
         FROM (
             (
@@ -484,8 +526,8 @@ LANGUAGE sql STABLE SET enable_seqscan TO off SET jit TO off AS $$
             )
         ) u
     ) r ON r.bytes_before <= p_bytes
-    ORDER BY r.name IS NOT NULL, r.number
-$$;
+    ORDER BY r.name IS NOT NULL, r.number;
+END $$;
 
 -- name: forget_runs
 -- Let the next `prune_runs_1` remove the steps and signals of jobs whose records are deleted.

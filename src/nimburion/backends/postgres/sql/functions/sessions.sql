@@ -99,7 +99,8 @@ END $$;
 -- Inputs: the time or NULL; the id of the session; seqs, fences and nonces of leases; a nonce whose leases are released
 --   too (NULL: none)
 -- Result: the queues to notify
--- Locks: the advisory lock of the session; all limits; unique keys; rows of jobs; then as `resolve_flows_1`
+-- Locks: the advisory lock of the session; all limits; the durable runs to which a cancel was requested; unique keys; rows of jobs;
+--   then as `resolve_flows_1`
 -- Atomic: one transaction; each lease is deleted by its whole token
 CREATE OR REPLACE FUNCTION {schema}.release_leases_1(
     p_now int8, p_id text, p_seqs int8[], p_fences int4[], p_nonces bytea[], p_nonce bytea
@@ -122,6 +123,9 @@ BEGIN
     END IF;
     UPDATE {schema}.exchange_log e SET is_open = false WHERE e.session = session_number AND e.nonce = p_nonce AND e.is_open;
     PERFORM {schema}.lock_all_limits_1();
+    PERFORM {schema}.lock_cancelled_runs_1(ARRAY(
+        SELECT l.seq FROM {schema}.lease l WHERE l.session = session_number AND l.cancel_requested
+    ));
     FOR held IN
         WITH ended AS (
             DELETE FROM {schema}.lease l WHERE l.session = session_number AND (l.nonce = p_nonce OR EXISTS (
@@ -146,7 +150,8 @@ END $$;
 -- End a session: release its leases, except those of handlers that still run.
 -- Inputs: the time or NULL; the id of the session; seqs, fences and nonces of the leases that still run
 -- Result: the queues to notify
--- Locks: the advisory lock of the session; all limits; unique keys; rows of jobs; then as `resolve_flows_1`
+-- Locks: the advisory lock of the session; all limits; the durable runs to which a cancel was requested; unique keys; rows of jobs;
+--   then as `resolve_flows_1`
 CREATE OR REPLACE FUNCTION {schema}.close_session_1(
     p_now int8, p_id text, p_seqs int8[], p_fences int4[], p_nonces bytea[]
 ) RETURNS text[]
@@ -167,6 +172,9 @@ BEGIN
         RETURN '{}';
     END IF;
     PERFORM {schema}.lock_all_limits_1();
+    PERFORM {schema}.lock_cancelled_runs_1(ARRAY(
+        SELECT l.seq FROM {schema}.lease l WHERE l.session = session_number AND l.cancel_requested
+    ));
     FOR held IN
         WITH ended AS (
             DELETE FROM {schema}.lease l WHERE l.session = session_number AND NOT EXISTS (

@@ -27,13 +27,13 @@ BEGIN
         PERFORM {schema}.settle_charges_1(p_now, p_session, p_seqs, p_kinds, p_fences, p_nonces);
     END IF;
     IF p_kinds IS NOT NULL THEN
-        SELECT s.codes, s.ended, s.to_notify, s.key_numbers INTO codes, ended, to_notify, key_numbers
+        SELECT s.codes, s.ended, s.to_notify, s.key_numbers, s.changes INTO codes, ended, to_notify, key_numbers, changes
         FROM {schema}.settle_each_1(p_now, p_session, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies, p_delays,
             p_texts, p_fractions) s;
         RETURN;
     END IF;
-    completed := {schema}.complete_all_1(p_now, p_session, p_seqs, p_fences, p_nonces, p_bodies, p_texts);
     codes := repeat('d', cardinality(p_seqs));
+    completed := {schema}.complete_all_1(p_now, p_session, p_seqs, p_fences, p_nonces, p_bodies, p_texts);
     ended := completed.ended;
     key_numbers := completed.key_numbers;
     IF completed.keyed IS NOT NULL THEN
@@ -128,46 +128,163 @@ BEGIN
 END $$;
 
 -- name: settle_each
--- Apply settlements one after the other. Steps of durable runs come first, except those after the end of their lease.
--- Inputs: as for `settle_one_1`, as arrays. The kinds are one text with one letter for each (NULL: all completed).
+-- Apply settlements of any kind: as if one after the other, except that steps of durable runs come first.
+-- Inputs: as for `settle_one_1`, as arrays. The kinds are one text with one letter for each.
 -- Result:
 --   codes       one letter for each settlement: d done, a already settled, s stale
 --   ended       the lanes of the leases that ended
 --   to_notify   the lanes to notify
 --   key_numbers the keys of limits that the leases counted for; NULL: none
--- Locks: durable runs, as `prepare_runs_1`; the rows of the jobs; their unique keys, one after the other
+--   changes     as of `settle_all_1`
+-- Locks: durable runs, as `prepare_runs_1`; the rows of the jobs; their unique keys
+-- Completions, steps of durable runs and their suspensions are applied together: `settle_one_1` takes several statements for each job.
 CREATE OR REPLACE FUNCTION {schema}.settle_each_1(
     p_now int8, p_session int4, p_kinds text, p_seqs int8[], p_ids bytea[], p_fences int4[],
     p_nonces bytea[], p_bodies bytea[], p_delays int8[], p_texts text[], p_fractions float8[],
+    OUT codes text, OUT ended int4[], OUT to_notify int4[], OUT key_numbers int8[], OUT changes {schema}.flow_change[]
+) LANGUAGE plpgsql AS $$
+DECLARE
+    matched record;
+    others record;
+    together record;
+    unmatched record;
+    place int4;
+BEGIN
+    -- Step 1: find the leases, and store the steps.
+    matched := {schema}.match_leases_1(p_session, p_kinds, p_seqs, p_fences, p_nonces, p_texts);
+    PERFORM {schema}.prepare_runs_1(p_now, p_kinds, matched.new_runs, matched.locked_runs);
+    IF p_kinds ~ '[tg]' THEN
+        PERFORM {schema}.record_steps_1(p_now, p_session, matched.roles, p_seqs, p_bodies, p_delays, p_texts, matched.has_counts);
+    END IF;
+    codes := translate(matched.roles, 'tgcs', 'dddd');
+
+    -- Step 2: apply settlements one after the other.
+    IF strpos(matched.roles, '-') > 0 THEN
+        others := {schema}.settle_in_order_1(p_now, p_session, codes, '-', p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_delays,
+            p_texts, p_bodies, p_fractions);
+        codes := others.codes;
+        ended := others.ended;
+        to_notify := others.to_notify;
+        key_numbers := others.key_numbers;
+    END IF;
+
+    -- Step 3: complete jobs, and suspend durable runs.
+    IF strpos(matched.roles, 'c') > 0 THEN
+        together := {schema}.complete_matched_1(p_now, p_session, matched.roles, p_seqs, p_fences, p_nonces, p_bodies, p_texts);
+        ended := ended || together.ended;
+        to_notify := to_notify || together.to_notify;
+        key_numbers := key_numbers || together.key_numbers;
+        changes := together.changes;
+    END IF;
+    IF strpos(matched.roles, 's') > 0 THEN
+        together := {schema}.suspend_runs_1(p_now, p_session, matched.roles, p_seqs, p_fences, p_nonces, p_texts, p_delays);
+        ended := ended || together.ended;
+        to_notify := to_notify || together.to_notify;
+        key_numbers := key_numbers || together.key_numbers;
+        IF together.left_places IS NOT NULL THEN
+            FOREACH place IN ARRAY together.left_places LOOP
+                codes := overlay(codes PLACING 'x' FROM place FOR 1);
+            END LOOP;
+        END IF;
+    END IF;
+
+    -- Step 4: decide those without a lease, now that all leases have ended.
+    IF strpos(codes, 'x') > 0 THEN
+        unmatched := {schema}.settle_in_order_1(p_now, p_session, codes, 'x', p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_delays,
+            p_texts, p_bodies, p_fractions);
+        codes := unmatched.codes;
+        ended := ended || unmatched.ended;
+        to_notify := to_notify || unmatched.to_notify;
+        key_numbers := key_numbers || unmatched.key_numbers;
+    END IF;
+END $$;
+
+-- name: settle_in_order
+-- Apply settlements one after the other.
+-- Inputs: the time; the session; one letter for each settlement; the letter of those that are applied; the settlements, as for
+--   `settle_one_1`, as arrays, and their kinds as one text
+-- Result: the letters, with the results in place of these; then as of `settle_each_1`
+CREATE OR REPLACE FUNCTION {schema}.settle_in_order_1(
+    p_now int8, p_session int4, p_codes text, p_letter text, p_kinds text, p_seqs int8[], p_ids bytea[], p_fences int4[],
+    p_nonces bytea[], p_delays int8[], p_texts text[], p_bodies bytea[], p_fractions float8[],
     OUT codes text, OUT ended int4[], OUT to_notify int4[], OUT key_numbers int8[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
     settlement record;
     result record;
-    code_list text[] := '{}';
-    is_recorded bool[];
 BEGIN
-    IF p_kinds ~ '[tgs]' THEN
-        PERFORM {schema}.prepare_runs_1(p_now, p_kinds, p_seqs, p_texts);
-        is_recorded := {schema}.record_steps_1(p_now, p_session, p_kinds, p_seqs, p_fences, p_nonces, p_bodies, p_delays, p_texts);
-    END IF;
+    codes := p_codes;
     FOR settlement IN
-        SELECT * FROM unnest(string_to_array(coalesce(p_kinds, repeat('c', cardinality(p_seqs))), NULL),
-            p_seqs, p_ids, p_fences, p_nonces, p_delays, p_texts, p_bodies, p_fractions) WITH ORDINALITY
-            AS u (kind, seq, id, fence, nonce, delay, message, body, fraction, place)
+        SELECT u.*, CAST(u.position AS int4) AS place FROM unnest(string_to_array(p_codes, NULL), string_to_array(p_kinds, NULL), p_seqs,
+            p_ids, p_fences, p_nonces, p_delays, p_texts, p_bodies, p_fractions) WITH ORDINALITY
+            AS u (letter, kind, seq, id, fence, nonce, delay, message, body, fraction, position)
+        WHERE u.letter = p_letter ORDER BY u.position
     LOOP
-        IF is_recorded[settlement.place] THEN
-            code_list := code_list || 'd'::text;
-            CONTINUE;
-        END IF;
-        SELECT * INTO result FROM {schema}.settle_one_1(p_now, p_session, settlement.kind, settlement.seq,
-            settlement.id, settlement.fence, settlement.nonce, settlement.delay, settlement.message, settlement.body, settlement.fraction);
-        code_list := code_list || result.code;
+        result := {schema}.settle_one_1(p_now, p_session, settlement.kind, settlement.seq, settlement.id, settlement.fence,
+            settlement.nonce, settlement.delay, settlement.message, settlement.body, settlement.fraction);
+        codes := overlay(codes PLACING result.code FROM settlement.place FOR 1);
         ended := CASE WHEN result.ended IS NULL THEN ended ELSE ended || result.ended END;
         to_notify := CASE WHEN result.to_notify IS NULL THEN to_notify ELSE to_notify || result.to_notify END;
         key_numbers := key_numbers || result.key_numbers;
     END LOOP;
-    codes := array_to_string(code_list, '');
+END $$;
+
+-- name: match_leases
+-- Find the leases of settlements, and how each settlement is applied.
+-- Inputs: the session; kinds, seqs, fences, nonces and texts of the settlements, as for `settle_each_1`
+-- Result:
+--   roles       one letter for each settlement: t a step; g a step that removes the others; c a completion, s a suspension; - what
+--               is applied alone; x no lease has the token, or an earlier settlement ends it
+--   has_counts  whether the lease of a step has failures or losses
+--   new_runs    the jobs that get a row of `run`: they have a step, or wait for a signal; NULL: none
+--   locked_runs the jobs that wait for a signal, or to which a cancel was requested; NULL: none
+CREATE OR REPLACE FUNCTION {schema}.match_leases_1(
+    p_session int4, p_kinds text, p_seqs int8[], p_fences int4[], p_nonces bytea[], p_texts text[],
+    OUT roles text, OUT has_counts bool, OUT new_runs int8[], OUT locked_runs int8[]
+) LANGUAGE plpgsql
+SET enable_seqscan TO off SET enable_hashjoin TO off SET enable_mergejoin TO off AS $$
+BEGIN
+    SELECT string_agg(m.role, '' ORDER BY m.place), bool_or(m.has_counts AND m.role IN ('t', 'g')),
+        array_agg(m.seq) FILTER (WHERE (m.role IN ('t', 'g') OR m.waits) AND m.is_new),
+        array_agg(m.seq) FILTER (WHERE m.waits OR m.cancel_requested)
+    INTO roles, has_counts, new_runs, locked_runs
+    FROM (
+        SELECT u.seq, u.place, l.failures > 0 OR l.lost > 0 AS has_counts, l.seq IS NOT NULL AND u.waits AS waits, l.cancel_requested,
+            CASE WHEN u.kind IN ('t', 'g') OR u.waits
+                THEN NOT EXISTS (SELECT FROM {schema}.run r WHERE r.seq = u.seq) END AS is_new,
+            CASE WHEN l.seq IS NULL OR u.place > u.ended THEN 'x'
+                WHEN u.kind IN ('t', 'g', 'c', 's') THEN u.kind ELSE '-' END AS role
+        FROM (
+            SELECT u.*, min(u.place) FILTER (WHERE u.kind NOT IN ('p', 'e', 't', 'g'))
+                    OVER (PARTITION BY u.seq, u.fence, u.nonce) AS ended,
+                u.kind = 's' AND strpos(u.sources, '"signal"') > 0 AS waits
+            FROM unnest(string_to_array(p_kinds, NULL), p_seqs, p_fences, p_nonces, p_texts) WITH ORDINALITY
+                AS u (kind, seq, fence, nonce, sources, place)
+        ) u
+        LEFT JOIN {schema}.lease l ON l.session = p_session AND l.seq = u.seq AND l.fence = u.fence AND l.nonce = u.nonce
+    ) m;
+END $$;
+
+-- name: complete_matched
+-- Complete those jobs among settlements whose role is `c`.
+-- Inputs: the time; the session; roles, seqs, fences, nonces, bodies and texts of the settlements
+-- Result: as of `settle_all_1`
+CREATE OR REPLACE FUNCTION {schema}.complete_matched_1(
+    p_now int8, p_session int4, p_roles text, p_seqs int8[], p_fences int4[], p_nonces bytea[], p_bodies bytea[], p_texts text[],
+    OUT ended int4[], OUT to_notify int4[], OUT key_numbers int8[], OUT changes {schema}.flow_change[]
+) LANGUAGE plpgsql AS $$
+BEGIN
+    SELECT array_agg(u.seq), array_agg(u.fence), array_agg(u.nonce), CASE WHEN count(u.body) > 0 THEN array_agg(u.body) END,
+        CASE WHEN count(u.keeps) > 0 THEN array_agg(u.keeps) END
+    INTO p_seqs, p_fences, p_nonces, p_bodies, p_texts
+    FROM (
+        SELECT u.seq, u.fence, u.nonce, u.body, u.keeps
+        FROM unnest(string_to_array(p_roles, NULL), p_seqs, p_fences, p_nonces, p_bodies, p_texts)
+            AS u (role, seq, fence, nonce, body, keeps)
+        WHERE u.role = 'c' ORDER BY u.seq
+    ) u;
+    SELECT a.ended, a.to_notify, a.key_numbers, a.changes INTO ended, to_notify, key_numbers, changes
+    FROM {schema}.settle_all_1(p_now, p_session, NULL, p_seqs, NULL, p_fences, p_nonces, p_bodies, NULL, p_texts, NULL, false) a;
 END $$;
 
 -- name: settle_one
@@ -176,13 +293,13 @@ END $$;
 --   p_now                           the time
 --   p_session                       the number of the session
 --   p_kind                          c completed, r retried, f failed, l released, u released unstarted, q rate limited,
---                                   x cancelled, p progressed, e spent, s suspended, t a step of a durable run, g a step
---                                   that removes the others
+--                                   x cancelled, p progressed, e spent, s suspended, if a cancel was requested, t a step of a
+--                                   durable run, g a step that removes the others
 --   p_seq, p_id, p_fence, p_nonce   the lease
 --   p_delay                         microseconds until the job is due again; NULL: its due time is unchanged. For e the
 --                                   units that were spent, for t and g the number of the step
 --   p_text                          the reason, or the message of the progress; of a completion `keep` if the payload is
---                                   kept; for s the sources, as for `suspend_run_1`; for t and g the number of the signal that
+--                                   kept; for s the sources, as for `suspend_runs_1`; for t and g the number of the signal that
 --                                   the step takes (NULL: none)
 --   p_body                          the result, the error (JSON), or the body of the step
 --   p_fraction                      the fraction of the progress
@@ -241,8 +358,6 @@ BEGIN
         to_notify := {schema}.finish_job_1(p_now, attempts, p_session, 3::int2, p_text, NULL);
     ELSIF p_kind = 'f' THEN
         to_notify := {schema}.fail_job_1(p_now, attempts, p_session, p_text, p_body);
-    ELSIF p_kind = 's' AND NOT held.cancel_requested THEN
-        to_notify := {schema}.suspend_run_1(p_now, attempts, CAST(p_text AS json), p_now + p_delay);
     ELSE
         IF p_kind = 'u' THEN
             PERFORM {schema}.refund_keys_1(p_now, held);

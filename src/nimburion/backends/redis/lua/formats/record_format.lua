@@ -87,8 +87,9 @@ local PLAIN_FLAGS, PLAIN_KEPT_FLAGS = '\8', '('
 -- Offset of the cancel flag in a lease, and its values
 local LEASE_CANCEL, CANCEL_REQUESTED, NO_CANCEL = 41, '1', '0'
 
--- Offsets in a lease: the end of its token, which follows the session; when it began; its end if it has no settled token
-local LEASE_TOKEN_END, LEASE_STARTED, LEASE_END = 24, 33, 70
+-- Offsets in a lease: the end of its token, which follows the session; when it began; its end if it has no settled token, and if it has
+-- that and no more
+local LEASE_TOKEN_END, LEASE_STARTED, LEASE_END, LEASE_SETTLED_END = 24, 33, 70, 90
 -- Size of a lease that has no more than a settled token
 local LEASE_MORE = 98
 

@@ -25,6 +25,20 @@ local function read_flow(id)
   return id and flows[id] or nil
 end
 
+-- Read those of these flows that the script has not read.
+local function read_flows(ids)
+  local unread = {}
+  for _, id in ipairs(ids) do
+    if flows[id] == nil then
+      flows[id] = false
+      push(unread, id)
+    end
+  end
+  for i, record in ipairs(get_in_batches(flow_key, unread)) do
+    flows[unread[i]] = record and read_flow_record(unread[i], record)
+  end
+end
+
 local function has_flow_failed(flow)
   return flow.failed + flow.cancelled > flow.max_failed
 end
@@ -92,13 +106,19 @@ local function note_failure(root)
   note(source, FAILING)
 end
 
-local function note_end(field, body, code)
+-- Note that a member has ended, and return what its options say. The caller counts it.
+local function note_member(field, body, code)
   local member = read_member(body)
-  note(pack_source(JOB_SOURCE, member.id), code == COMPLETED and SUCCEEDED or UNSUCCESSFUL)
+  note(pack_source(JOB_SOURCE, get_id(body)), code == COMPLETED and SUCCEEDED or UNSUCCESSFUL)
   keep_ended(field, member, code)
   if member.flow then
     touched_roots[member.flow] = true
   end
+  return member
+end
+
+local function note_end(field, body, code)
+  local member = note_member(field, body, code)
   local flow = read_flow(member.counted)
   if flow then
     change_flow(flow, { unfinished = -1, [COUNTS[code]] = 1 })
@@ -108,10 +128,44 @@ local function note_end(field, body, code)
   end
 end
 
+-- Note that members have ended. Those that completed one after the other are counted together.
+local function note_ends(members)
+  local completed, ids = {}, {}
+
+  local function count_completed()
+    read_flows(ids)
+    for _, id in ipairs(ids) do
+      local flow = read_flow(id)
+      if flow then
+        change_flow(flow, { unfinished = -completed[id], completed = completed[id] })
+      end
+    end
+    completed, ids = {}, {}
+  end
+
+  for i, member in ipairs(members) do
+    members[i] = nil
+    local field, body, code = unpack(member)
+    if code == COMPLETED then
+      local id = note_member(field, body, code).counted
+      if id and not completed[id] then
+        push(ids, id)
+      end
+      if id then
+        completed[id] = (completed[id] or 0) + 1
+      end
+    else
+      count_completed()
+      note_end(field, body, code)
+    end
+  end
+  count_completed()
+end
+
 -- Note that a job, which had ended with this code, waits again. `body`: before.
 local function note_reopened(field, body, code)
   local member = read_member(body)
-  note(pack_source(JOB_SOURCE, member.id), REOPENED)
+  note(pack_source(JOB_SOURCE, get_id(body)), REOPENED)
   forget_ended(field, member)
   local flow = read_flow(member.counted)
   if flow then
@@ -276,14 +330,12 @@ local function apply_level(waiters, level, defers_uses)
 end
 
 local function resolve_changes(defers_uses)
+  write_waits()
   for i, run in ipairs(suspended_runs) do
     suspended_runs[i] = nil
     note_suspended(run.field, run.sources)
   end
-  for i, member in ipairs(ended_members) do
-    ended_members[i] = nil
-    note_end(unpack(member))
-  end
+  note_ends(ended_members)
   restart_buffer()
   local due = list_due(MAX_RESOLVED)
   if #due > 0 then
@@ -308,13 +360,17 @@ local function resolve_changes(defers_uses)
   write_kept()
   put_changes(changes)
   changes = {}
-  for _, flow in pairs(changed_flows) do
-    save_flow(flow)
-  end
+  save_flows(changed_flows)
+  local roots, released = {}, {}
   for id in pairs(touched_roots) do
+    push(roots, id)
+  end
+  read_flows(roots)
+  for _, id in ipairs(roots) do
     local flow = read_flow(id)
     if not flow or flow.unfinished == 0 then
-      release_flow(id)
+      push(released, id)
     end
   end
+  release_flows(released)
 end

@@ -1,43 +1,60 @@
 -- Shared part: reads and changes flows and conditions for planning/flows.lua, as `FlowData` of backends/planning/flows.py says.
 -- Keys: job scheduled lease attempt_state flow condition unmet flow_change running_flow ended_flow released_flow
--- Provides: save_flow(flow), list_waiters(level, limit), list_due(limit), meet(waiters), cancel(waiters), reopen(waiters), take_changes(), put_changes(changes)
+-- Provides: save_flows(flows), list_waiters(level, limit), list_due(limit), meet(waiters), cancel(waiters), reopen(waiters), take_changes(), put_changes(changes)
 --   A waiter is {source, field, on, seq, reason}; `reason` is why its job is cancelled if the condition is impossible. cancel and reopen return {{field, body, code}, ...} of the jobs that they changed.
---   suspend_run(field, body, lease, lane, packed): lets a durable run wait whose lease has ended. packed: the time for which it waits in 8 bytes, as a delay (NEVER: none) | the flows and signals, each kind 1 | id or name 2 + n
+--   suspend_run(field, body, lease, lane, packed): lets a durable run wait whose lease has ended. packed: the time for which it waits in 8 bytes, as a delay (NEVER: none) | the flows and signals, each kind 1 | id or name 2 + n. write_waits() writes for what they wait.
 --   cancel_wait(field, body) -> whether the suspended job was cancelled. A durable run that a worker ends is asked to end, and resumed.
---   release_flow(id): lets `prune` see the ended members of a flow that does not run
+--   release_flows(ids): lets `prune` see the ended members of flows that do not run
 -- Atomic: what these functions write directly cannot fail. Changes of jobs are in the buffer (see write_buffer.lua).
 -- Cost: O(log n) per condition, for n conditions and waiting jobs.
 local REOPENED_REASONS = { dependency = true, ['not needed'] = true }
 
-local function release_flow(id)
-  redis.call('ZADD', released_flow_key, 0, id)
+local function release_flows(ids)
+  local members = {}
+  for _, id in ipairs(ids) do
+    push_pair(members, 0, id)
+  end
+  call_in_batches('ZADD', released_flow_key, members)
 end
 
 local function pack_flow_counts(flow)
   return pack_struct('>i4i4i4i4i4', flow.unfinished, flow.completed, flow.failed, flow.cancelled, flow.added)
 end
 
-local function save_flow(flow)
-  local had_ended, has_ended = flow.finished8 ~= NO_TIME, flow.unfinished == 0
-  flow.finished8 = has_ended and now8 or NO_TIME
-  redis.call('HSET', flow_key, flow.id, pack_flow_counts(flow) .. flow.created8 .. flow.finished8 .. flow.grown8 .. flow.position8
-    .. flow.identity)
-  if flow.parent then
-    return
-  end
+-- Move a flow that is no group between those that run and those that have ended.
+local function note_flow_end(flow, has_ended)
   if has_ended then
     redis.call('ZREM', running_flow_key, flow.position8 .. flow.id)
     redis.call('ZADD', ended_flow_key, now, flow.id)
-  elseif had_ended then
+  else
     redis.call('ZADD', running_flow_key, 0, flow.position8 .. flow.id)
     redis.call('ZREM', ended_flow_key, flow.id)
     redis.call('ZREM', released_flow_key, flow.id)
   end
 end
 
+local function save_flows(changed)
+  local records = {}
+  for id, flow in pairs(changed) do
+    local had_ended, has_ended = flow.finished8 ~= NO_TIME, flow.unfinished == 0
+    flow.finished8 = has_ended and now8 or NO_TIME
+    push_pair(records, id, pack_flow_counts(flow) .. flow.created8 .. flow.finished8 .. flow.grown8 .. flow.position8 .. flow.identity)
+    if not flow.parent and (has_ended or had_ended) then
+      note_flow_end(flow, has_ended)
+    end
+  end
+  call_in_batches('HSET', flow_key, records)
+end
+
 -- Return the first members of `condition` of a source whose class is between these two.
 local function read_conditions(source, first, last, limit)
   return redis.call('ZRANGEBYLEX', condition_key, '[' .. source .. first, '(' .. source .. string.char(byte(last) + 1), 'LIMIT', 0, limit)
+end
+
+-- Return whether a job waits for a job.
+local function any_job_sources()
+  local after = string.char(byte(JOB_SOURCE) + 1)
+  return #redis.call('ZRANGEBYLEX', condition_key, '[' .. JOB_SOURCE, '(' .. after, 'LIMIT', 0, 1) > 0
 end
 
 local function is_waiter_before(one, other)
@@ -59,8 +76,7 @@ local function list_waiters(level, limit)
       push(found, { source = source, field = field, on = sub(member, -1), seq = (unpack_struct('>I8', field)) })
     end
   end
-  for _, change in ipairs(level) do
-    local source, transition = change.source, change.transition
+  local function add_waiters(source, transition)
     if transition == REOPENED then
       add(source, read_conditions(source, IMPOSSIBLE, IMPOSSIBLE, limit))
     elseif transition == FAILING then
@@ -75,6 +91,12 @@ local function list_waiters(level, limit)
         add(source, read_conditions(source, OPEN_ON_END, OPEN_ON_END, limit))
         add(source, read_conditions(source, OPEN, OPEN, limit))
       end
+    end
+  end
+  local has_job_sources = #level == 1 or any_job_sources() -- most changes are ends of jobs for which no job waits
+  for _, change in ipairs(level) do
+    if has_job_sources or sub(change.source, 1, 1) ~= JOB_SOURCE then
+      add_waiters(change.source, change.transition)
     end
   end
   table.sort(found, is_waiter_before)
@@ -186,26 +208,30 @@ local function meet(waiters)
   end
   call_in_batches('ZREM', condition_key, removed)
   write_unmet(unmet)
-  local bodies, attempts = read_waiting_bodies(ready), read_attempts(ready)
+  local bodies, attempts, scheduled, conditions = read_waiting_bodies(ready), read_attempts(ready), {}, {}
   for _, field in ipairs(ready) do
     local body, alternatives = bodies[field], unmet[field].alternatives
     if alternatives then
-      remove_alternatives(field, body, alternatives)
+      push_alternatives(field, body, alternatives, scheduled, conditions)
     end
     if body and is_suspended(body) then
       resume(field, body, attempts[field])
     end
   end
+  call_in_batches('ZREM', scheduled_key, scheduled)
+  call_in_batches('ZREM', condition_key, conditions)
 end
+
+local new_unmet, new_conditions = {}, {}
 
 local function suspend_run(field, body, lease, lane, packed)
   local delay8, at, due8 = sub(packed, 1, 8), 9, nil
-  local sources, added, record = {}, {}, redis.call('HGET', unmet_key, field)
+  local sources, record = {}, is_member(body) and redis.call('HGET', unmet_key, field)
   while at <= #packed do
     local kind, name, following = unpack_struct('>c1I2c0', packed, at)
     local source = pack_source(kind, kind == SIGNAL_SOURCE and field .. name or name)
     push(sources, source)
-    push_pair(added, 0, get_condition(source, OPEN_ON_END, field, ON_ANY))
+    push_pair(new_conditions, 0, get_condition(source, OPEN_ON_END, field, ON_ANY))
     at = following
   end
   push(suspended_runs, { field = field, sources = sources })
@@ -215,9 +241,15 @@ local function suspend_run(field, body, lease, lane, packed)
     waits = waits .. pack_source(TIME_SOURCE, due8)
   end
   local impossible = record and sub(record, 3, 4) or '\0\0'
-  redis.call('HSET', unmet_key, field, '\0\1' .. impossible .. waits)
-  call_in_batches('ZADD', condition_key, added)
+  push_pair(new_unmet, field, '\0\1' .. impossible .. waits)
   put_suspended(field, body, lease, lane, due8)
+end
+
+-- Write for what the runs wait that were suspended.
+local function write_waits()
+  call_in_batches('HSET', unmet_key, new_unmet)
+  call_in_batches('ZADD', condition_key, new_conditions)
+  new_unmet, new_conditions = {}, {}
 end
 
 -- Cancel a suspended job. A durable run that a worker ends is asked to end, and resumed. Return whether the job was cancelled.

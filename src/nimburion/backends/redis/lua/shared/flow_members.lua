@@ -1,11 +1,11 @@
 -- Shared part: the members of flows, their conditions, and how long they are kept.
 -- Keys: flow condition unmet scheduled finished dead_letter_time result result_time flow_finished
--- Provides: read_member(body) -> {id, flow or nil, counted, conditions, own_source}; `counted` is the flow or the group that counts the job,
+-- Provides: read_member(body) -> {flow or nil, counted, conditions, own_source}; `counted` is the flow or the group that counts the job,
 --   or nil; own_source: its flow as a source, or nil
 --   get_condition_class(on); get_condition(source, class, field, on) -> a member of `condition`
 --   remove_conditions(field, body, member): `member` is nil if the job is no member
 --   read_sources(record), remove_alternatives(field, body, record): the sources of which one is enough, in a record of `unmet`; removes
---     their conditions
+--     their conditions. push_alternatives(field, body, record, scheduled, conditions) adds them to these lists.
 --   read_flow_record(id, record) -> a flow; find_flow(id) -> a flow or nil
 --   is_running(id): whether a flow is kept and has not ended
 --   keep_ended(field, member, code), forget_ended(field, member): add an ended member to what `prune` looks at, or remove it;
@@ -30,9 +30,11 @@ local function encode_flow_id(text)
   return flow_ids[text]
 end
 
-local function read_member(body)
-  local offset = JOB_ID + byte(body, JOB_ID_LENGTH)
-  local options = cjson.decode(sub(body, offset + 4, offset + 3 + (unpack_struct('>I4', body, offset))))
+local memberships = {}
+
+-- Return what the options of a member say, which other members of a script often have too.
+local function read_membership(text)
+  local options = cjson.decode(text)
   local flow, conditions = options.flow and encode_flow_id(options.flow) or nil, {}
   for i, condition in ipairs(options.conditions or {}) do
     local kind = condition.source.kind == 'job' and JOB_SOURCE or FLOW_SOURCE
@@ -42,8 +44,14 @@ local function read_member(body)
   if options.group then
     counted = options.group ~= '' and encode_flow_id(options.group) or nil -- empty: a callback, which nothing counts
   end
-  local own = counted and pack_source(FLOW_SOURCE, flow) or nil
-  return { id = get_id(body), flow = flow, counted = counted, conditions = conditions, own_source = own }
+  return { flow = flow, counted = counted, conditions = conditions, own_source = counted and pack_source(FLOW_SOURCE, flow) or nil }
+end
+
+local function read_member(body)
+  local offset = JOB_ID + byte(body, JOB_ID_LENGTH)
+  local text = sub(body, offset + 4, offset + 3 + (unpack_struct('>I4', body, offset)))
+  memberships[text] = memberships[text] or read_membership(text)
+  return memberships[text]
 end
 
 local function get_condition_class(on)
@@ -64,16 +72,22 @@ local function read_sources(record)
   return sources
 end
 
-local function remove_alternatives(field, body, record)
-  local removed = {}
+-- Add what is stored of the alternatives of a job to members of `scheduled` and of `condition`.
+local function push_alternatives(field, body, record, scheduled, conditions)
   for _, source in ipairs(read_sources(record)) do
     if sub(source, 1, 1) == TIME_SOURCE then
-      redis.call('ZREM', scheduled_key, sub(source, 4) .. field .. get_lane_number(body) .. get_rank(body) .. SUSPENDED)
+      push(scheduled, sub(source, 4) .. field .. get_lane_number(body) .. get_rank(body) .. SUSPENDED)
     else
-      push(removed, get_condition(source, OPEN_ON_END, field, ON_ANY))
+      push(conditions, get_condition(source, OPEN_ON_END, field, ON_ANY))
     end
   end
-  call_in_batches('ZREM', condition_key, removed)
+end
+
+local function remove_alternatives(field, body, record)
+  local scheduled, conditions = {}, {}
+  push_alternatives(field, body, record, scheduled, conditions)
+  call_in_batches('ZREM', scheduled_key, scheduled)
+  call_in_batches('ZREM', condition_key, conditions)
 end
 
 -- Remove all conditions of a job that are not met.

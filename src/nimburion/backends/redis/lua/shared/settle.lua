@@ -1,7 +1,7 @@
 -- Shared part of exchange: settles attempts.
 -- Keys: job attempt_state lease history progress result result_time
--- Provides: read_settled(records) -> 'members' if a job is a member of a flow, or a settlement one of a durable run; 'cancelled' if a job waits
---   again to which a cancel was requested; else nil. settle_all comes next.
+-- Provides: read_settled(records); find_needed_script() -> 'members' if a job is a member of a flow, or a settlement one of a durable run;
+--   'cancelled' if a job waits again to which a cancel was requested; else nil. settle_all comes last.
 --   settle_all(session4, next_extra) -> one code per settlement: d done, a already, s stale
 --   records: 29 bytes per settlement, in order: kind 1 | seq 8 | token 20
 --   ARGV[next_extra...]: the other values of each settlement, in the same order
@@ -65,28 +65,53 @@ local function has_request()
   return false
 end
 
--- Read the leases and the bodies of the settlements. Return which script they need, or nil (see above).
+-- Read the leases of the settlements.
 local function read_settled(records)
-  local needed
   for i = 1, #records / SETTLEMENT_SIZE do
     settled.kinds[i], settled.fields[i], settled.tokens[i] = read_settlement(records, i)
-    if settled.kinds[i] == KIND_RECORDED or settled.kinds[i] == KIND_SUSPENDED then
-      needed = 'members'
-    end
   end
   settled.leases = get_in_batches(lease_key, settled.fields)
+end
+
+-- Return which script the settlements need, or nil (see above).
+local function find_needed_script()
+  for _, kind in ipairs(settled.kinds) do
+    if kind == KIND_RECORDED or kind == KIND_SUSPENDED then
+      return 'members'
+    end
+  end
   settled.bodies = get_in_batches(job_key, settled.fields)
   for _, body in ipairs(settled.bodies) do
     if body and byte(body, JOB_FLAGS) % 2 == FLAG_OPTIONS and is_member(body) then
       return 'members'
     end
   end
-  return needed or has_request() and 'cancelled' or nil
+  return has_request() and 'cancelled' or nil
+end
+
+-- Return the bodies of the jobs whose settlements have no code yet.
+local function read_other_bodies(codes)
+  local fields, places, bodies = {}, {}, {}
+  for i, field in ipairs(settled.fields) do
+    if not codes[i] then
+      push(fields, field)
+      push(places, i)
+    end
+  end
+  for i, body in ipairs(get_in_batches(job_key, fields)) do
+    bodies[places[i]] = body
+  end
+  return bodies
 end
 
 local function settle_all(session4, next_extra)
-  local kinds, fields, tokens, leases, bodies = settled.kinds, settled.fields, settled.tokens, settled.leases, settled.bodies
-  local codes, ended, histories, progressed, results, result_times, reused_lease = {}, {}, {}, {}, {}, {}, {}
+  local codes, are_all = record_steps(settled, session4, next_extra)
+  if are_all then
+    return table.concat(codes)
+  end
+  local kinds, fields, tokens, leases = settled.kinds, settled.fields, settled.tokens, settled.leases
+  local bodies = settled.bodies or read_other_bodies(codes)
+  local ended, histories, progressed, results, result_times, reused_lease = {}, {}, {}, {}, {}, {}
   local reset_leases = {}
   local has_read_charges = false
 
@@ -137,7 +162,9 @@ local function settle_all(session4, next_extra)
   for i = 1, #kinds do
     local kind, field, token, record, body = kinds[i], fields[i], tokens[i], reset_leases[fields[i]] or leases[i], bodies[i]
     local is_completed = (kind == KIND_KEPT or kind == KIND_COMPLETED) and record and not ended[field]
-    if is_completed and complete_plain(field, token, record, body, session4, kind == KIND_KEPT) then
+    if codes[i] then
+      take_extra()
+    elseif is_completed and complete_plain(field, token, record, body, session4, kind == KIND_KEPT) then
       codes[i], ended[field] = SETTLED_DONE, token
     else
       local lease = record and read_lease(record, reused_lease)

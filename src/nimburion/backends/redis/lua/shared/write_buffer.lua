@@ -118,11 +118,13 @@ local function finish_job(field, body, lane, code, attempts, reason, fingerprint
   end
 end
 
--- Complete a job that has only what each job has, without reading its records field by field. Return false, and do nothing, if
--- the lease is another one, or if the job has options, a unique key, a large payload, an earlier settlement, a limit by key, a
--- tenant or a cancel request. `keeps`: whether the job keeps its payload.
+-- Complete a job that has only what each job has, and perhaps options, without reading its records field by field. Return false, and
+-- do nothing, if the lease is another one, or if the job has a unique key, a large payload, a limit by key, a tenant or a cancel request.
+-- `keeps`: whether the job keeps its payload.
 local function complete_plain(field, token, record, body, session4, keeps)
-  if #record ~= LEASE_END or byte(body, JOB_FLAGS) ~= 0 or sub(record, 1, LEASE_TOKEN_END) ~= session4 .. token then
+  local flags = byte(body, JOB_FLAGS)
+  local is_short = #record == LEASE_END or #record == LEASE_SETTLED_END
+  if not is_short or flags > FLAG_OPTIONS or sub(record, 1, LEASE_TOKEN_END) ~= session4 .. token then
     return false
   end
   local started8, cancel, counts, _, lane4, _, due8 = unpack_struct('>c8c1c6I2c4c1c8', record, LEASE_STARTED)
@@ -133,8 +135,17 @@ local function complete_plain(field, token, record, body, session4, keeps)
   lane[LEASED], lane[COMPLETED] = lane[LEASED] - 1, lane[COMPLETED] + 1
   push(writes.drop_lease, field)
   push(writes.drop_session_lease, session4 .. field)
-  push_pair(writes.put_finished, now, field)
-  push_pair(writes.put_job, field, sub(body, 1, JOB_CREATED_END) .. due8 .. (keeps and PLAIN_KEPT_FLAGS or PLAIN_FLAGS)
+  local finished_flags = keeps and PLAIN_KEPT_FLAGS or PLAIN_FLAGS
+  if flags == FLAG_OPTIONS then
+    finished_flags = string.char(byte(finished_flags) + FLAG_OPTIONS)
+    head_end = head_end + 4 + (unpack_struct('>I4', body, head_end + 1))
+  end
+  if flags == FLAG_OPTIONS and is_member(body) then
+    push(ended_members, { field, body, COMPLETED })
+  else
+    push_pair(writes.put_finished, now, field)
+  end
+  push_pair(writes.put_job, field, sub(body, 1, JOB_CREATED_END) .. due8 .. finished_flags
     .. sub(body, JOB_PRIORITY, head_end) .. COMPLETED .. started8 .. now8 .. counts .. token .. session4
     .. (keeps and sub(body, head_end + 1) or ''))
   return true

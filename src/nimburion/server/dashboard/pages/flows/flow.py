@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from nimburion.actions.flow_members import FlowMembers, list_group
 from nimburion.actions.flow_view import FlowView, make_view
-from nimburion.actions.flows import FlowTree
+from nimburion.actions.flows import FlowTree, count_unfinished_jobs
 from nimburion.core.backend import Backend
 from nimburion.core.errors import FlowNotFound
 from nimburion.core.flows import FlowInfo
@@ -62,6 +62,10 @@ class MemberRow(msgspec.Struct, frozen=True, kw_only=True):
     """What it waits for, or waited for, if it has not run."""
 
 
+MAX_AT_ONCE = 1_000
+"""The most jobs that a button of the page cancels or replays. More are left to a bulk operation."""
+
+
 class FlowPageData(msgspec.Struct, frozen=True, kw_only=True):
     """One flow."""
 
@@ -71,6 +75,8 @@ class FlowPageData(msgspec.Struct, frozen=True, kw_only=True):
     group: FlowView | None
     """The group whose jobs are listed; None: those of the whole flow."""
     boxes: list[FlowBox]
+    left: int
+    """How many of its jobs have not ended, or are not stored yet."""
     missing: int
     """How many members that are in no group were not found, so that the picture lacks them."""
     searched: int
@@ -109,6 +115,7 @@ async def read_flow(request: PageRequest[FlowPageQuery]) -> FlowPageData:
         flow=make_view(members.tree),
         group=None if group is None else make_view(group),
         boxes=make_boxes(members),
+        left=count_unfinished_jobs(members.tree),
         missing=members.missing,
         searched=members.examined,
         members=listed.rows,
@@ -191,6 +198,7 @@ FLOW = DashboardPage(
         "describe_counts": describe_counts,
         "draw_flow": draw_flow,
         "draw_state_bar": draw_state_bar,
+        "max_at_once": MAX_AT_ONCE,
         "max_sources": MAX_SOURCES,
     },
 )

@@ -18,6 +18,7 @@ from nimburion.server.dashboard.page import (
     PageRequest,
     find_operation,
 )
+from nimburion.server.dashboard.pages.flows.flow import MAX_AT_ONCE
 
 
 class FlowReplayData(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +54,7 @@ FLOW_REPLAY = DashboardPage(
     section="Flows",
     read=read_replay,
     template="flows/flow_replay.html",
+    constants={"max_at_once": MAX_AT_ONCE},
     interval=None,
 )
 

@@ -38,9 +38,11 @@ if is_repeat then
 elseif (struct.unpack('>I8', number8)) ~= (struct.unpack('>I8', last8)) + 1 then
   return { 'order', last8 }
 else
-  local needed = settlements ~= '' and read_settled(settlements) or nil
+  if settlements ~= '' then
+    read_settled(settlements)
+  end
   if not settles_members then
-    needed = needed or has_due_runs() and 'members'
+    local needed = settlements ~= '' and find_needed_script() or has_due_runs() and 'members'
     if needed then
       return { needed }
     end

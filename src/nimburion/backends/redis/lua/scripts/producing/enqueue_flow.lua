@@ -91,6 +91,11 @@ local function get_member(new_body)
   return is_member(body) and read_member(body) or nil
 end
 
+-- Return the id of a job of this call, by its index.
+local function get_new_id(i)
+  return get_id(NO_FRONT .. ARGV[next_value + i - 1])
+end
+
 local function is_same_flow(field, new_body)
   local stored, new = redis.call('HGET', job_key, field), get_member(new_body)
   return (is_member(stored) and read_member(stored).flow or nil) == (new and new.flow)
@@ -157,7 +162,7 @@ local function find_ended_flow()
   end
   for i = 1, next(has_ended) and #positions / POSITION_SIZE or 0 do
     local member = get_member(ARGV[next_value + i - 1])
-    if member and has_ended[member.counted] and redis.call('HEXISTS', job_seq_key, member.id) == 0 then
+    if member and has_ended[member.counted] and redis.call('HEXISTS', job_seq_key, get_new_id(i)) == 0 then
       return member.counted
     end
   end
@@ -191,7 +196,7 @@ local function count_stored_members(codes, added)
   for i, code in ipairs(codes) do
     local member = code == EXISTS and get_member(ARGV[next_value + i - 1])
     if member and member.flow and added[member.counted] then
-      push(ids, member.id)
+      push(ids, get_new_id(i))
     end
   end
   local fields = #ids > 0 and find_fields(ids) or {}
