@@ -240,7 +240,7 @@ async def test_a_long_key_is_shortened_to_a_sum(processor: Processor) -> None:
 
 
 @pytest.mark.parametrize("key", ["a\x00b", "a\nb", "a\x80b", "a\ud800b"])
-def test_a_key_that_a_backend_cannot_store_becomes_a_sum(key: str) -> None:
+def test_a_key_that_cannot_be_stored_becomes_a_sum(key: str) -> None:
     unique = parse_uniqueness(Unique(key=lambda _: key))
     limits = JobLimits("one", [Limit(1, key=lambda _: key, name="shared")])
     assert unique is not None
