@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -61,6 +62,12 @@ def read_busy_time(*pids: int) -> float:
         with suppress(OSError, IndexError):
             total += int(Path(f"/proc/{pid}/schedstat").read_text().split()[1])
     return total / 1e9
+
+
+def read_calm_clock(*pids: int) -> float:
+    """Return the seconds of a clock that stands still while this process, or one of these, is ready
+    to run and waits for a processor: for a test that bounds how long something takes."""
+    return time.monotonic() - read_busy_time(os.getpid(), *pids)
 
 
 def block_until(holds: Callable[[], bool], what: str, seconds: float = DEADLINE) -> None:

@@ -107,6 +107,11 @@ def find_path(page: AnyPage, filled: Filled) -> str:
     return re.sub(r"\{(\w+)\}", lambda found: values[found[1]], page.path)
 
 
+def list_paths(filled: Filled) -> dict[str, str]:
+    """Return the paths of the pages by their names. No flow is stored, so theirs are left out."""
+    return {page.name: find_path(page, filled) for page in PAGES if "{flow}" not in page.path}
+
+
 async def time_pages(
     client: httpx.AsyncClient, address: str, filled: Filled, pid: int | None
 ) -> Figures:
@@ -114,7 +119,7 @@ async def time_pages(
     others; until its values are there, for pages that came without them; and the CPU milliseconds
     of one load on average.
     """
-    pages = {page.name: find_path(page, filled) for page in PAGES}
+    pages = list_paths(filled)
     figures: Figures = {name: {"ms": [], "filled_ms": [], "cpu_ms": 0.0} for name in pages}
     for _ in range(ROUNDS + 1):
         next_round = asyncio.create_task(asyncio.sleep(1.0))
@@ -309,8 +314,7 @@ def list_slowest(services: ManagementServices) -> list[tuple[str, float]]:
 async def measure_in_browser(backend: FilledBackend) -> BrowserFigures:
     """Return what Chromium measured with each page."""
     async with serve_dashboard(backend.url) as (address, services):
-        paths = {page.name: find_path(page, backend.filled) for page in PAGES}
-        return await drive_pages(address, paths, services.backend)
+        return await drive_pages(address, list_paths(backend.filled), services.backend)
 
 
 def make_title(backend: FilledBackend) -> str:

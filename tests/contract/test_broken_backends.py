@@ -23,7 +23,7 @@ from nimburion.core.lease import Lease, Token
 from nimburion.core.limits import LimitChange, LimitRule
 from nimburion.core.maintenance import Cancellation, JobChanges, Promoted, Rescued, Retention
 from nimburion.core.metrics.statistics import Statistics
-from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page
+from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, WHOLE_PAYLOAD, JobFilter, Page
 from nimburion.core.records import NewRecord, RecordChange, RecordPut
 from nimburion.core.schedules import Fired, Overlap, decode_schedule
 from nimburion.core.session import HeartbeatReply, Session, Vitals
@@ -561,6 +561,7 @@ class SearchesWithoutBudget(OpenMemoryBackend):
         limit: int = 100,
         after: str | None = None,
         payloads: bool = False,
+        payload_bytes: int = WHOLE_PAYLOAD,
         budget: int = SCAN_BUDGET,
     ) -> Page:
         return await super().list_jobs(which, limit=limit, after=after, payloads=payloads)
@@ -574,6 +575,7 @@ class SearchEndsAtItsBudget(OpenMemoryBackend):
         limit: int = 100,
         after: str | None = None,
         payloads: bool = False,
+        payload_bytes: int = WHOLE_PAYLOAD,
         budget: int = SCAN_BUDGET,
     ) -> Page:
         page = await super().list_jobs(
@@ -618,6 +620,7 @@ class PagesOverlap(OpenMemoryBackend):
         limit: int = 100,
         after: str | None = None,
         payloads: bool = False,
+        payload_bytes: int = WHOLE_PAYLOAD,
         budget: int = SCAN_BUDGET,
     ) -> Page:
         after = after and str(int(after) + 1)

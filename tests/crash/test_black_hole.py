@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable
 from functools import partial
 
@@ -16,6 +15,7 @@ from nimburion.jobs import Processor
 from tests.servers import Server
 from tests.servers.proxy import Proxy
 from tests.servers.server_kinds import RunningPostgres
+from tests.waiting import read_calm_clock
 
 TIMEOUT = 1.0
 MAX_SECONDS = 1.5 * TIMEOUT + 3.0
@@ -24,10 +24,10 @@ MAX_SECONDS = 1.5 * TIMEOUT + 3.0
 
 async def measure_seconds(call: Awaitable[object], error: type[Exception]) -> float:
     """How long a call takes that must fail."""
-    began = time.monotonic()
+    began = read_calm_clock()
     with pytest.raises(error):
         await call
-    return time.monotonic() - began
+    return read_calm_clock() - began
 
 
 async def check_deadlines(url: str, proxy: Proxy) -> None:

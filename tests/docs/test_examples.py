@@ -37,7 +37,16 @@ REDIS = "redis://localhost:6379/0"
 POSTGRES = "://localhost/app"
 """Behind the scheme, in which SQLAlchemy names the driver."""
 LONG = frozenset(
-    {"docs/how-to/django.md", "docs/how-to/flask.md", "docs/how-to/several-namespaces.md"}
+    {
+        "docs/how-to/common-mistakes.md",
+        "docs/how-to/django.md",
+        "docs/how-to/fastapi.md",
+        "docs/how-to/flask.md",
+        "docs/how-to/schedule-jobs.md",
+        "docs/how-to/several-namespaces.md",
+        "docs/how-to/test-your-jobs.md",
+        "docs/tutorial/deploy.md",
+    }
 )
 """Pages whose examples start a dozen processes: `dev.py wide` runs them."""
 _checker = doctest.OutputChecker()

@@ -231,14 +231,14 @@ MUTANTS = (
         "backends/memory/*.py",
         "max(0, $concurrency - self.use.in_use)",
         "max(0, $concurrency - self.use.in_use + 1)",
-        (f"{SIMULATION}test_faults_break_no_promise[0]",),
+        (f"{SIMULATION}test_faults_break_no_promise",),
     ),
     Mutant(
         "rescue frees no place",
         "backends/memory/*.py",
         "for $key in $held.counted_keys:\n",
         "for $key in $held.counted_keys if effect.settles else ():\n",
-        (f"{SIMULATION}test_faults_break_no_promise[0]",),
+        (f"{SIMULATION}test_faults_break_no_promise",),
     ),
     # Numbers
     Mutant(
@@ -377,7 +377,7 @@ MUTANTS = (
         "jobs/*.py",
         "return $Reason.$EXHAUSTED if $failures > $max_retries else None",
         "return $Reason.$EXHAUSTED if $failures > $max_retries + 1 else None",
-        (f"{SIMULATION}test_faults_break_no_promise[0]",),
+        (f"{SIMULATION}test_faults_break_no_promise",),
     ),
     Mutant(
         "release counts a failure",
@@ -405,7 +405,7 @@ MUTANTS = (
         "jobs/*.py",
         "self.$lease_valid_until = $sent + self.$_ttl * (1 - $_MARGIN)",
         "self.$lease_valid_until = $sent + self.$_ttl * 100",
-        (f"{SIMULATION}test_faults_break_no_promise[0]",),
+        (f"{SIMULATION}test_faults_break_no_promise",),
     ),
     Mutant(
         "suspects share the blame",
@@ -487,9 +487,9 @@ MUTANTS = (
     ),
     Mutant(
         "an outage is logged with every call",
-        "jobs/*.py",
-        "            if $was_failing:\n                return",
-        "",
+        "core/outage_log.py",
+        "            if self.$since is not None:\n                return\n            self.$since =",
+        "            self.$since =",
         (f"{HEALTH}test_an_outage_is_two_lines_of_the_log_however_long",),
     ),
     Mutant(

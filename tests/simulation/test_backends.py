@@ -135,7 +135,9 @@ class Storms:
         self._check_part(part, make, comparable, record_property)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("seed", range(1, 5))
+    @pytest.mark.parametrize(
+        "seed", [1, *(pytest.param(seed, marks=pytest.mark.wide) for seed in range(2, 5))]
+    )
     def test_durable_runs_stand_it(self, seed: int, make: Make) -> None:
         """It is not compared: the step that resumes a run whose time has come may be another one
         than in memory, so the run is due a moment later.

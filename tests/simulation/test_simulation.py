@@ -18,37 +18,54 @@ from tests.simulation.faults import (
     sum_of,
 )
 
+USUAL_SEEDS = 10
+"""In `dev.py test`: the fewest with which all that must happen does, several times."""
+MORE_SEEDS = [range(10, 40), range(40, 70), range(70, 100)]
+"""In `dev.py wide`."""
 SEEDS_EACH = 25
-PARTS = 4
+DEEP_PARTS = range(4, 440)
 
 
-def _check_many_seeds(part: int, record_property: Callable[[str, object], None]) -> None:
-    seeds = range(part * SEEDS_EACH, (part + 1) * SEEDS_EACH)
+def _check_many_seeds(seeds: range, record_property: Callable[[str, object], None]) -> None:
     for kind, count in sorted(sum_of(map(simulate, seeds)).items()):
         record_property(f"simulation total: {kind}", count)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "part", [0, *(pytest.param(part, marks=pytest.mark.wide) for part in range(1, PARTS))]
-)
-def test_faults_break_no_promise(part: int, record_property: Callable[[str, object], None]) -> None:
-    _check_many_seeds(part, record_property)
+def test_faults_break_no_promise(record_property: Callable[[str, object], None]) -> None:
+    _check_many_seeds(range(USUAL_SEEDS), record_property)
+
+
+@pytest.mark.slow
+@pytest.mark.wide
+@pytest.mark.parametrize("seeds", MORE_SEEDS, ids=str)
+def test_faults_break_no_promise_over_more_seeds(
+    seeds: range, record_property: Callable[[str, object], None]
+) -> None:
+    _check_many_seeds(seeds, record_property)
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("part", range(PARTS, PARTS + 436))
+@pytest.mark.parametrize("part", DEEP_PARTS)
 def test_faults_break_no_promise_over_many_seeds(
     part: int, record_property: Callable[[str, object], None]
 ) -> None:
-    _check_many_seeds(part, record_property)
+    _check_many_seeds(range(part * SEEDS_EACH, (part + 1) * SEEDS_EACH), record_property)
 
 
 @pytest.mark.slow
 def test_faults_break_no_promise_to_durable_runs(
     record_property: Callable[[str, object], None],
 ) -> None:
-    check_runs(range(SEEDS_EACH), record_property)
+    check_runs(range(USUAL_SEEDS), record_property)
+
+
+@pytest.mark.slow
+@pytest.mark.wide
+def test_faults_break_no_promise_to_more_durable_runs(
+    record_property: Callable[[str, object], None],
+) -> None:
+    check_runs(range(USUAL_SEEDS, SEEDS_EACH), record_property)
 
 
 @pytest.mark.deep

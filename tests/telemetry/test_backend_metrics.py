@@ -13,7 +13,15 @@ from nimburion.core.flows import FlowPage, NewFlow, SourceKind, WaitCondition, W
 from nimburion.core.job import AttemptError, JobOptions, NewJob
 from nimburion.core.limits import LimitChange, LimitRule
 from nimburion.core.metrics.counters import OTHER
-from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobCounts, JobFilter, Page, QueueInfo
+from nimburion.core.queries import (
+    EVERY_JOB,
+    SCAN_BUDGET,
+    WHOLE_PAYLOAD,
+    JobCounts,
+    JobFilter,
+    Page,
+    QueueInfo,
+)
 from nimburion.core.session import Session, SessionInfo
 from nimburion.core.settlement import Failed
 from nimburion.telemetry import backend_metrics
@@ -59,6 +67,7 @@ class CountingBackend(OverridableBackend):
         limit: int = 100,
         after: str | None = None,
         payloads: bool = False,
+        payload_bytes: int = WHOLE_PAYLOAD,
         budget: int = SCAN_BUDGET,
     ) -> Page:
         self._read("list_jobs")

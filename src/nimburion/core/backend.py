@@ -43,6 +43,7 @@ from nimburion.core.queries import (
     COUNT_BUDGET,
     EVERY_JOB,
     SCAN_BUDGET,
+    WHOLE_PAYLOAD,
     JobCounts,
     JobFilter,
     Page,
@@ -585,13 +586,15 @@ class Inspecting(Protocol):
         limit: int = 100,
         after: str | None = None,
         payloads: bool = False,
+        payload_bytes: int = WHOLE_PAYLOAD,
         budget: int = SCAN_BUDGET,
     ) -> Page:
         """Return a page of jobs, most recently enqueued first.
 
         `after` is the `next` of the previous page; None: start at the newest job. Pages stay stable
-        while jobs are inserted. Records carry their payload only with `payloads`. The cursor of one
-        filter continues with any other: it is a place in the order of storage (`move_cursor`).
+        while jobs are inserted. Records carry their payload only with `payloads`, and its first
+        `payload_bytes` bytes only. The cursor of one filter continues with any other: it is a place
+        in the order of storage (`move_cursor`).
 
         The call examines at most `budget` records. If it stops there, the page has fewer jobs
         than `limit` and a `next` that continues at the record after the last one examined. Where

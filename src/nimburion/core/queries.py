@@ -101,6 +101,8 @@ def describe_filter(which: JobFilter) -> dict[str, object]:
 EVERY_JOB = JobFilter()
 
 
+WHOLE_PAYLOAD = 1 << 30
+"""More bytes than any payload has."""
 SCAN_BUDGET = 10_000
 """The default maximum number of records that one call examines to find matching jobs."""
 COUNT_BUDGET = 10_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -22,7 +23,7 @@ from nimburion.core.settlement import Completed, Settled, Settlement
 from nimburion.jobs import Processor
 from nimburion.testing.contract.harness import HandDrivenWorker
 from tests.servers import Proxy, RunningRedis, Server
-from tests.waiting import wait_until
+from tests.waiting import read_busy_time, read_calm_clock, wait_until
 
 LONG = 30.0
 """Seconds that no test waits for: a wait that lasts this long was not notified."""
@@ -312,9 +313,9 @@ async def test_a_worker_that_waits_stops_at_once(valkey: Server) -> None:
         for _ in range(3):
             await processor.start()
             await wait_until(lambda: count_blocked(valkey) == 1, "the exchange waits", SOON)
-            began = time.monotonic()
+            began = read_calm_clock(valkey.pid)
             await processor.stop()
-            assert time.monotonic() - began < 1.0
+            assert read_calm_clock(valkey.pid) - began < 1.0
 
 
 async def test_a_worker_takes_more_jobs_while_the_one_that_ended_its_wait_runs(
@@ -348,11 +349,13 @@ async def test_a_job_set_for_later_begins_when_it_is_due(valkey: Server) -> None
     async with processor:
         await processor.start()
         for _ in range(3):
+            busy = read_busy_time(os.getpid(), valkey.pid)
             job_id = await processor.enqueue_raw("mail", {}, queue="a", after=0.3)
             await processor.wait(job_id, timeout=SOON)
             record = await processor.backend.reads.get_job(job_id)
             assert record.started_at is not None
-            assert 0.0 <= record.started_at - record.due < 1.0
+            busy = read_busy_time(os.getpid(), valkey.pid) - busy
+            assert 0.0 <= record.started_at - record.due < 1.0 + busy
 
 
 @pytest.mark.parametrize("seconds", [0.0, 5.0])

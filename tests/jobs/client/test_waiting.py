@@ -18,7 +18,7 @@ from nimburion.core.errors import (
     PermanentError,
     WaitTimeout,
 )
-from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page
+from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, WHOLE_PAYLOAD, JobFilter, Page
 from nimburion.jobs import Processor, job
 from nimburion.jobs.client import client
 from nimburion.jobs.declaration.middleware import Enqueueing, Next
@@ -123,6 +123,7 @@ async def test_all_jobs_are_read_in_one_query_until_the_last_has_ended(clock: Fa
             limit: int = 100,
             after: str | None = None,
             payloads: bool = False,
+            payload_bytes: int = WHOLE_PAYLOAD,
             budget: int = SCAN_BUDGET,
         ) -> Page:
             asked.append(which.ids)

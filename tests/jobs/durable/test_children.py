@@ -13,6 +13,7 @@ from nimburion import DurableContext, PermanentError, Processor, State
 from nimburion.core.job import NewJob
 from nimburion.core.size_limits import SizeLimits
 from nimburion.errors import BackendFull, BackendUnavailable, ChildFailed, NimburionError
+from nimburion.jobs.durable import services
 from nimburion.jobs.durable.children import make_flow_id
 from nimburion.testing import FakeClock, crash_everywhere
 from tests.jobs.durable.runs import finish, make_processor
@@ -278,14 +279,15 @@ async def test_detached_children_continue_when_the_run_is_cancelled(
         assert (await finish(processor, f"{job_id}.later.0")).result == 1
 
 
-@pytest.mark.parametrize("operation", ["get_job", "list_jobs", "get_flow"])
-async def test_a_backend_that_does_not_say_what_children_came_to_counts_nothing(
+@pytest.mark.parametrize("operation", ["get_job", "list_jobs", "get_flow", "enqueue_children"])
+async def test_a_backend_that_does_not_answer_about_children_counts_nothing(
     monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
     processor = make_processor()
     double, _, _ = add_jobs(processor)
     lost: list[str] = []
-    original = getattr(processor.backend.reads, operation)
+    part = services if operation == "enqueue_children" else processor.backend.reads
+    original = getattr(part, operation)
 
     async def fail_once(*args: Any, **options: Any) -> Any:
         if not lost:
@@ -293,12 +295,10 @@ async def test_a_backend_that_does_not_say_what_children_came_to_counts_nothing(
             raise BackendUnavailable("no answer")
         return await original(*args, **options)
 
-    monkeypatch.setattr(processor.backend.reads, operation, fail_once)
-
     @processor.job
     async def run(ctx: DurableContext) -> list[int]:
-        child = await ctx.options(key="first").start(double.job(1))
         try:
+            child = await ctx.options(key="first").start(double.job(1))
             await ctx.wait_any(child)
             return await ctx.run_all(double.job(n) for n in range(2))
         except BackendUnavailable:
@@ -306,6 +306,7 @@ async def test_a_backend_that_does_not_say_what_children_came_to_counts_nothing(
 
     async with processor:
         job_id = await run.enqueue()
+        monkeypatch.setattr(part, operation, fail_once)
         await processor.drain(advance=True)
         assert lost == [operation]
         status = await processor.get_status(job_id)

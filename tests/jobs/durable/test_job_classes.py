@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -171,6 +172,26 @@ def test_a_job_class_with_a_context_of_its_own_is_refused_where_it_is_written() 
 def test_a_batch_handler_with_a_context_of_its_own() -> None:
     with pytest.raises(DefinitionError, match="makes no OwnBatch; write `ctx: BatchContext`"):
         make_processor().job(batch=5)(take_batch)
+
+
+async def test_an_argument_may_be_a_context_of_another_kind() -> None:
+    @dataclass
+    class Context:
+        page: str
+
+    @dataclass
+    class PageContext(Context):
+        title: str
+
+    async def render(context: PageContext) -> str:
+        return context.title
+
+    render.__annotations__["context"] = PageContext  # a local class
+    processor = make_processor()
+    job = processor.job(render)
+    async with processor:
+        status = await finish(processor, await job.enqueue(PageContext("index", "Home")))
+        assert status.result == "Home"
 
 
 async def test_a_plain_context_says_how_its_function_becomes_durable() -> None:

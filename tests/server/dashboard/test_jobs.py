@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from html import unescape
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from nimburion import Flow, job
 from nimburion.actions.search import UnusableSearch, parse_search
 from nimburion.core.job import AttemptError, JobOptions, NewJob, State
+from nimburion.core.queries import Page
 from nimburion.server.dashboard.pages.jobs.job import group_errors
 from nimburion.server.dashboard.pages.jobs.job_contents import TracebackPart, split_traceback
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
@@ -257,6 +259,24 @@ async def test_the_list_of_jobs_shows_arguments_tenant_and_tags(api: Api) -> Non
     assert "to: &#34;&lt;a&gt;&#34;, n: 7" in html
     for qualifier in ("tenant%3A%22acme%20inc%22", "tag%3Amedia"):
         assert f'href="{JOBS}?q={qualifier}"' in html
+
+
+async def test_the_list_of_jobs_reads_only_the_beginning_of_arguments(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = api.services.backend.reads
+    list_jobs, pages = reads.list_jobs, []
+
+    async def note_page(*arguments: Any, **options: Any) -> Page:
+        pages.append(await list_jobs(*arguments, **options))
+        return pages[-1]
+
+    monkeypatch.setattr(reads, "list_jobs", note_page)
+    payload = b'{"text": "%s"}' % (b"x" * 10_000)
+    await api.services.backend.producing.enqueue([NewJob("long", "send", "mail", payload)])
+    html = (await api.client.get(f"{DASHBOARD_PATH}/jobs")).text
+    assert re.search(r"<small>{ text: &#34;x{50,}", html)
+    assert {len(job.payload or b"") for job in pages[-1].jobs if job.id == "long"} == {481}
 
 
 async def test_the_list_of_jobs_has_no_arguments_without_the_right(api: Api, guarded: Api) -> None:

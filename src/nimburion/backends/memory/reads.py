@@ -32,6 +32,7 @@ from nimburion.core.queries import (
     COUNT_BUDGET,
     EVERY_JOB,
     SCAN_BUDGET,
+    WHOLE_PAYLOAD,
     JobCounts,
     JobFilter,
     Page,
@@ -53,7 +54,7 @@ class MemoryInspecting(Inspecting):
 
     async def get_job(self, job_id: str) -> JobRecord:
         with AtomicStep(self._data) as step:
-            return find_job(step, job_id).make_record(step.now, payloads=True)
+            return find_job(step, job_id).make_record(step.now, payload_bytes=WHOLE_PAYLOAD)
 
     async def list_jobs(
         self,
@@ -62,9 +63,11 @@ class MemoryInspecting(Inspecting):
         limit: int = 100,
         after: str | None = None,
         payloads: bool = False,
+        payload_bytes: int = WHOLE_PAYLOAD,
         budget: int = SCAN_BUDGET,
     ) -> Page:
         last = parse_cursor(after)
+        payload_bytes = payload_bytes if payloads else 0
         page: list[JobRecord] = []
         examined = 0
         seq_examined: int | None = None
@@ -78,7 +81,7 @@ class MemoryInspecting(Inspecting):
                 examined += 1
                 seq_examined = seq
                 if is_match:
-                    page.append(entry.make_record(step.now, payloads=payloads))
+                    page.append(entry.make_record(step.now, payload_bytes=payload_bytes))
         return Page(page, None, examined)
 
     async def group_failures(
@@ -97,9 +100,7 @@ class MemoryInspecting(Inspecting):
             ]
             examined = dead[:budget]
             records = [
-                entry.make_record(step.now, payloads=False)
-                for entry in examined
-                if matches(entry, which, step.now)
+                entry.make_record(step.now) for entry in examined if matches(entry, which, step.now)
             ]
         errors = {record.id: record.error for record in records}
         failed = (
@@ -121,7 +122,7 @@ class MemoryInspecting(Inspecting):
             holder = None if key is None else step.find_key_holder(entry.name, key)
             return Facts(
                 now=step.now / MICRO,
-                job=entry.make_record(step.now, payloads=False),
+                job=entry.make_record(step.now),
                 pause=state.find_pause(entry.queue, step.now),
                 limits=[
                     limit
@@ -325,7 +326,7 @@ def list_unmet(step: AtomicStep, entry: JobEntry) -> list[Unmet]:
         unmet.append(
             Unmet(
                 condition=WaitCondition(source, condition.on or On.SUCCESS),
-                job=None if job is None else job.make_record(step.now, payloads=False),
+                job=None if job is None else job.make_record(step.now),
                 flow=flow,
             )
         )
@@ -347,7 +348,7 @@ def matches(entry: JobEntry, which: JobFilter, now: int) -> bool:
         and which.queue in (None, entry.queue)
         and which.name in (None, entry.name)
         and which.reason in (None, entry.reason)
-        and (not which.needs_search or which.matches_search(entry.make_record(now, payloads=False)))
+        and (not which.needs_search or which.matches_search(entry.make_record(now)))
     )
 
 

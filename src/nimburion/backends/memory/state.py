@@ -127,8 +127,8 @@ class JobEntry(msgspec.Struct, eq=False):
         """Return a lease on this job with the given token."""
         return Lease(self.id, token, self.seq)
 
-    def make_record(self, now: int, *, payloads: bool) -> JobRecord:
-        """Return the job as a `JobRecord`; without its payload unless `payloads` is true."""
+    def make_record(self, now: int, *, payload_bytes: int = 0) -> JobRecord:
+        """Return the job as a `JobRecord`, with the first bytes of its payload; 0: without it."""
         session = self.leased.session if self.leased else self.ended_by
         return JobRecord(
             id=self.id,
@@ -136,7 +136,9 @@ class JobEntry(msgspec.Struct, eq=False):
             queue=self.queue,
             state=self.get_state(now),
             priority=self.priority,
-            payload=self.payload if payloads else None,
+            payload=self.payload[:payload_bytes]
+            if payload_bytes and self.payload is not None
+            else None,
             failures=self.failures,
             lost=self.lost,
             due=self.due / MICRO,

@@ -25,6 +25,7 @@ from nimburion.core.queries import (
     COUNT_BUDGET,
     EVERY_JOB,
     SCAN_BUDGET,
+    WHOLE_PAYLOAD,
     JobCounts,
     JobFilter,
     Page,
@@ -41,8 +42,8 @@ from nimburion.core.timing.clock import to_micros
 
 _LIST_LIMIT_CHANGES = """SELECT name, for_key, key, concurrency, rate, interval, burst, changed_at,
     changed_by, reason FROM {schema}.limit_change ORDER BY name, for_key, key"""
-_GET_JOBS = "SELECT * FROM {schema}.get_jobs_1({schema}.get_read_time_1($1), $2, $3)"
-_NO_PAYLOADS = False
+_GET_JOBS = "SELECT * FROM {schema}.get_jobs_1({schema}.get_read_time_1($1), $2, $3::int4)"
+_NO_PAYLOADS = 0
 _READ_RUN = make_call("read_run_1", 5)
 _LIST_UNMET = "SELECT * FROM {schema}.list_unmet_1($1, $2)"
 _GROUP_FAILURES = make_call("group_failures_1", 20)
@@ -67,7 +68,7 @@ _EXPLAIN = """SELECT g.*, e.*, h.*, t.now, (
         SELECT json_build_array(u.tenant, u.ahead, u.tenants_before, u.jobs_before)
         FROM {schema}.find_turn_1(g.id, 10000) u
     ) AS turn FROM {schema}.get_read_time_1($1) AS t (now),
-    {schema}.get_jobs_1(t.now, ARRAY[$3]::bytea[], false) g,
+    {schema}.get_jobs_1(t.now, ARRAY[$3]::bytea[], 0) g,
     {schema}.explain_job_1(t.now, coalesce($2, t.now), g.id, g.queue, g.name, g.options) e,
     LATERAL (
         SELECT array_agg(h.id) AS holder_ids, array_agg(h.session) AS holder_sessions,
@@ -100,9 +101,10 @@ class PostgresInspecting(Inspecting):
     async def get_job(self, job_id: str) -> JobRecord:
         rows = await self._database.fetch(
             """SELECT *
-            FROM {schema}.get_jobs_1({schema}.get_read_time_1($1), ARRAY[$2]::bytea[], true)""",
+            FROM {schema}.get_jobs_1({schema}.get_read_time_1($1), ARRAY[$2]::bytea[], $3::int4)""",
             self._database.now(),
             encode_id_or_empty(job_id),
+            WHOLE_PAYLOAD,
         )
         return queries.decode_record(rows, job_id)
 
@@ -113,6 +115,7 @@ class PostgresInspecting(Inspecting):
         limit: int = 100,
         after: str | None = None,
         payloads: bool = False,
+        payload_bytes: int = WHOLE_PAYLOAD,
         budget: int = SCAN_BUDGET,
     ) -> Page:
         now = self._database.now()
@@ -130,7 +133,7 @@ class PostgresInspecting(Inspecting):
             _GET_JOBS,
             now,
             [packed for _, packed, _ in found],
-            payloads,
+            payload_bytes if payloads else 0,
         )
         return queries.decode_page(rows, status)
 

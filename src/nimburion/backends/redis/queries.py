@@ -268,12 +268,13 @@ class PageScan:
         scan: the scan over the jobs.
         limit: the largest number of jobs on the page.
         budget: the largest number of jobs that the scan checks.
-        payloads: whether the jobs have their payloads.
+        payload_bytes: how many bytes of their payloads the jobs have.
     """
 
-    def __init__(self, scan: JobScan, limit: int, budget: int, *, payloads: bool) -> None:
+    def __init__(self, scan: JobScan, limit: int, budget: int, *, payload_bytes: int) -> None:
         self._scan = scan
-        self._limit, self._budget, self._payloads = max(0, limit), max(0, budget), payloads
+        self._limit, self._budget = max(0, limit), max(0, budget)
+        self._payload_bytes = payload_bytes
         self._jobs: list[JobRecord] = []
         self._checked = self._passed = 0
         self._is_stopped = False
@@ -286,8 +287,7 @@ class PageScan:
     def make_arguments(self) -> list[bytes]:
         """Return the arguments of the next script."""
         left, budget = self._limit - len(self._jobs), self._budget - self._checked
-        payloads = b"1" if self._payloads else b""
-        return [*self._scan.make_arguments(left, budget), payloads]
+        return [*self._scan.make_arguments(left, budget), b"%d" % self._payload_bytes]
 
     def add_reply(self, reply: list[Any]) -> None:
         """Add the jobs of a reply."""

@@ -26,6 +26,7 @@ from nimburion.core.queries import (
     COUNT_BUDGET,
     EVERY_JOB,
     SCAN_BUDGET,
+    WHOLE_PAYLOAD,
     JobCounts,
     JobFilter,
     Page,
@@ -57,12 +58,13 @@ class RedisInspecting(Inspecting):
         limit: int = 100,
         after: str | None = None,
         payloads: bool = False,
+        payload_bytes: int = WHOLE_PAYLOAD,
         budget: int = SCAN_BUDGET,
     ) -> Page:
         # Each script checks about 500 jobs. The call also stops when it has passed 16 times
         # `budget` deleted jobs.
         scan = await open_scan(self._server, which, which.states, after)
-        page = PageScan(scan, limit, budget, payloads=payloads)
+        page = PageScan(scan, limit, budget, payload_bytes=payload_bytes if payloads else 0)
         while not page.is_finished:
             page.add_reply(await self._server.run_script("list_jobs", *page.make_arguments()))
         return page.make_page()

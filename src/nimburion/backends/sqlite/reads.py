@@ -44,6 +44,7 @@ from nimburion.core.queries import (
     COUNT_BUDGET,
     EVERY_JOB,
     SCAN_BUDGET,
+    WHOLE_PAYLOAD,
     JobCounts,
     JobFilter,
     Page,
@@ -103,7 +104,7 @@ class SQLiteInspecting(Inspecting):
             row = db.fetch_one("find_job", job_id)
             if row is None:
                 raise JobNotFound(job_id)
-            return read_jobs(db, [row[0]], payloads=True)[0]
+            return read_jobs(db, [row[0]], payload_bytes=WHOLE_PAYLOAD)[0]
 
         return await self._file.read(get)
 
@@ -114,11 +115,13 @@ class SQLiteInspecting(Inspecting):
         limit: int = 100,
         after: str | None = None,
         payloads: bool = False,
+        payload_bytes: int = WHOLE_PAYLOAD,
         budget: int = SCAN_BUDGET,
     ) -> Page:
         def search(db: Database) -> Page:
             seqs, following, examined = find_matching(db, which, limit, after, budget)
-            return Page(read_jobs(db, seqs, payloads=payloads), following, examined)
+            jobs = read_jobs(db, seqs, payload_bytes=payload_bytes if payloads else 0)
+            return Page(jobs, following, examined)
 
         return await self._file.read(search)
 
@@ -164,7 +167,7 @@ class SQLiteInspecting(Inspecting):
             row = db.fetch_one("find_job", job_id)
             if row is None:
                 raise JobNotFound(job_id)
-            (job,) = read_jobs(db, [row[0]], payloads=False)
+            (job,) = read_jobs(db, [row[0]])
             key = job.options.unique_key
             holder = None if key is None else find_key_holder(db, job.name, key)
             pause = db.fetch_one("get_pause", job.queue, db.now)
@@ -328,7 +331,7 @@ def list_unmet(db: Database, seq: int, state: State) -> list[Unmet]:
         unmet.append(
             Unmet(
                 condition=WaitCondition(source, On(awaited or On.SUCCESS)),
-                job=None if row is None else read_jobs(db, [row[0]], payloads=False)[0],
+                job=None if row is None else read_jobs(db, [row[0]])[0],
                 flow=find_flow(db, source_id) if source.kind is SourceKind.FLOW else None,
             )
         )
@@ -442,9 +445,9 @@ def _can_match(which: JobFilter) -> bool:
     return True
 
 
-def read_jobs(db: Database, seqs: list[int], *, payloads: bool) -> list[JobRecord]:
-    """Return the records of these jobs, newest first; payloads only if `payloads` is true."""
-    rows = db.run("get_records", _encode(seqs).decode(), payloads, db.now)
+def read_jobs(db: Database, seqs: list[int], *, payload_bytes: int = 0) -> list[JobRecord]:
+    """Return the records of these jobs, newest first, with the first bytes of their payloads."""
+    rows = db.run("get_records", _encode(seqs).decode(), payload_bytes, db.now)
     return [make_job(db, row) for row in rows.fetchall()]
 
 

@@ -84,9 +84,10 @@ def _check_context_class(
         module = getattr(inspect.unwrap(function), "__globals__", {})
         annotation = module.get(annotation.strip("'\" ").partition("[")[0])
     cls = typing.get_origin(annotation) or annotation
-    bases = [base.__name__ for base in cls.__mro__] if isinstance(cls, type) else []
-    known = next((base for base in bases if base in _CONTEXTS), None)
-    if known is not None and cls.__name__ != known:
+    if not isinstance(cls, type) or not issubclass(cls, Context | BatchContext):
+        return
+    known = next(base.__name__ for base in cls.__mro__ if base.__name__ in _CONTEXTS)
+    if cls.__name__ != known:
         raise DefinitionError(
             f"job {name!r}, {describe_place(function)}: the worker makes the context, and makes no "
             f"{cls.__name__}; write `{parameter.name}: {known}`, write functions that take the "

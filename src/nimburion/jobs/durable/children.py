@@ -118,6 +118,8 @@ async def start_children(
             await run.services.enqueue_children(flow_id, key, jobs)
         except JobConflict:  # an earlier attempt stored them, and did not come further
             _warn_about_arguments(run, key, place)
+        except BackendUnavailable as error:  # some may be stored; a repeat stores the others
+            await run.stop_without_answer(f"its child jobs could not be stored: {error}")
         names = dict.fromkeys(require_declaration(job).name for job in jobs)
         entry = ChildrenEntry(key, flow_id, tuple(names), len(jobs), digest, detached)
         return run.send(entry).stored

@@ -176,6 +176,9 @@ class DurableOperations:
         - `ResultNotKept`: it is completed, but its result or its record is not kept.
         - `InvalidStep`: its result is over 1 MiB.
         - the errors of `enqueue`, if it cannot be stored.
+
+        If the backend does not answer, the attempt ends and counts nothing, and the next one
+        continues.
         """
         key = self._get_key(require_declaration(job).name)
         return _run_child(self._run, key, find_call_site(), job, detached=detached)

@@ -85,11 +85,9 @@ class BackendConnectivity:
         seen = self._channels[channel]
         seen.calls.failed += 1
         with self._lock:
-            was_failing, self.is_failing = self.is_failing, True
+            self.is_failing = True
             seen.failing = seen.failing or next(self._numbers)
             self.error = problem = self.describe_error(error)
-            if was_failing:
-                return
         self._outage.begin(problem, hold=True)
 
     def describe_error(self, error: BaseException) -> str:

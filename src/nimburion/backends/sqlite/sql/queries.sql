@@ -13,7 +13,7 @@ SELECT seq, state, lane FROM job WHERE id = ?1;
 
 -- name: get_records
 -- Read the complete records of jobs.
--- Inputs: ?1 JSON array of seqs, ?2 whether payloads are included, ?3 now
+-- Inputs: ?1 JSON array of seqs, ?2 the bytes of each payload to read (0: none), ?3 now
 -- Result: one row for each job, newest first: id, lane, priority, due, created_at, state, failures, lost, started_at,
 --   finished_at, reason, options, history (JSON array), fraction and message of the progress, id of the session that
 --   holds the lease, leased_at, cancel_requested, id of the session that ended the job, host of that or the other
@@ -27,7 +27,7 @@ SELECT
     )),
     p.fraction, p.message,
     s.id, l.leased_at, l.cancel_requested, j.ended_by, json_extract(coalesce(s.description, e.description), '$.host'),
-    j.result, iif(?2, j.payload, NULL)
+    j.result, CASE WHEN ?2 = 0 THEN NULL WHEN length(j.payload) <= ?2 THEN j.payload ELSE substr(j.payload, 1, ?2) END
 FROM json_each(?1) AS x
 CROSS JOIN job_record AS j ON j.seq = x.value
 LEFT JOIN progress AS p ON p.seq = j.seq

@@ -88,6 +88,20 @@ class Reading:
         untouched = {"pending", "scheduled", "cancelled while waiting"}
         assert (record.started_at is None) is (state in untouched)
 
+    @pytest.mark.parametrize("size", [2, 100_000])
+    async def test_a_list_has_the_first_bytes_of_payloads(
+        self, harness: Harness, size: int
+    ) -> None:
+        """Large payloads may be stored apart."""
+        payload = bytes(range(97, 123)) * (size // 26 + 1)
+        await harness.put(harness.job("a", payload=payload))
+        for asked in (1, 20, len(payload) + 1):
+            page = await harness.backend.reads.list_jobs(payloads=True, payload_bytes=asked)
+            assert page.jobs[0].payload == payload[:asked]
+        (job,) = (await harness.backend.reads.list_jobs(payload_bytes=20)).jobs
+        assert job.payload is None
+        assert (await harness.backend.reads.get_job("a")).payload == payload
+
     async def test_reading_changes_nothing(self, harness: Harness) -> None:
         await harness.add("a")
         await harness.put(harness.job("b", after=5.0))

@@ -5,9 +5,9 @@
 
 -- name: get_jobs
 -- Read the complete records of jobs.
--- Inputs: the time; the ids; whether payloads are included
+-- Inputs: the time; the ids; how many bytes of each payload to read, 0: none
 -- Result: one row for each job, newest first; `postgres/queries.py` decodes it
-CREATE OR REPLACE FUNCTION {schema}.get_jobs_1(p_now int8, p_ids bytea[], p_payloads bool) RETURNS TABLE (
+CREATE OR REPLACE FUNCTION {schema}.get_jobs_1(p_now int8, p_ids bytea[], p_bytes int4) RETURNS TABLE (
     seq int8, state text, id bytea, queue text, name text, rank int2, payload bytea, failures int4,
     lost int4, due int8, created_at int8, started_at int8, finished_at int8, reason text, cancel_requested bool,
     holder text, ended_by text, host text, options text, history_at int8[], history bytea[], fraction float8, message text,
@@ -15,7 +15,7 @@ CREATE OR REPLACE FUNCTION {schema}.get_jobs_1(p_now int8, p_ids bytea[], p_payl
 )
 LANGUAGE sql STABLE AS $$
     SELECT r.seq, {schema}.get_state_1(r.status, r.failures, r.due, p_now), r.id, a.queue, a.name, a.rank,
-        CASE WHEN p_payloads THEN r.payload END, r.failures, r.lost, r.due, r.created_at, r.started_at,
+        CASE WHEN p_bytes > 0 THEN substr(r.payload, 1, p_bytes) END, r.failures, r.lost, r.due, r.created_at, r.started_at,
         r.finished_at, r.reason, r.cancel_requested, r.holder, r.ended_by,
         (SELECT s.host FROM {schema}.session s WHERE s.id = coalesce(r.holder, r.ended_by)), r.options,
         coalesce(r.history_at, (SELECT array_agg(e.occurred_at ORDER BY e.position)

@@ -1,6 +1,6 @@
 -- Shared part of get and list: collects the details of one job. queries.py makes a record of them.
 -- Keys: payload history progress result
--- Provides: describe_job(field, body, code, attempts, job_end, payloads) -> details, size in bytes. `attempts` is the lease or the
+-- Provides: describe_job(field, body, code, attempts, job_end, payload_bytes) -> details, size in bytes. `attempts` is the lease or the
 --   attempt state of the job, or nil, `job_end` a result of read_job_end or nil (see scan_jobs.lua). The details are {seq 8, code, body without payload, lease or attempt state, payload,
 --   history, progress, result, session that runs or ended it (see session_names.lua)}, with false for what does not exist.
 --   list_lane_names() -> {lane number, full name, ...}
@@ -14,10 +14,13 @@ local function get_payload(field, body)
   return get_payload_part(body)
 end
 
-local function describe_job(field, body, code, attempts, job_end, payloads)
+local WHOLE_PAYLOAD = 1073741824
+
+local function describe_job(field, body, code, attempts, job_end, payload_bytes)
   local has_payload = not job_end or code == FAILED or has_flag(body, FLAG_PAYLOAD_KEPT)
   local size = job_end and job_end.rest - 1 or find_head_end(body)
-  local payload = payloads and has_payload and get_payload(field, body)
+  local payload = payload_bytes > 0 and has_payload and get_payload(field, body)
+  payload = payload and string.sub(payload, 1, payload_bytes)
   local history = redis.call('HGET', history_key, field)
   local result = code == COMPLETED and redis.call('HGET', result_key, field)
   local session4 = code == LEASED and read_lease(attempts).session4 or job_end and job_end.session4 or NO_SESSION

@@ -18,10 +18,12 @@ from nimburion.server.dashboard.page import PageRequest
 MAX_COMMAND_BYTES = 4_000
 MAX_SHOWN_CHARACTERS = 120
 """The characters of the arguments that a list of jobs shows."""
+MAX_READ_BYTES = 4 * MAX_SHOWN_CHARACTERS + 1
+"""The bytes of the arguments that it reads; the last one says that there are more."""
 MAX_SHAPE_BYTES = 65_536
 """The shape of longer data is its size."""
 MAX_SHAPE_NAMES = 20
-_CONTENTS_AGE = 10.0
+_CONTENTS_AGE = 30.0
 """Seconds for which the data of a job counts, unless it runs or ends meanwhile."""
 _ENDED_AGE = 60.0
 """The same for a job that has ended."""
@@ -133,7 +135,7 @@ def shorten_arguments(payload: bytes | None) -> str:
     """
     if payload is None:
         return ""
-    start = payload[: 4 * MAX_SHOWN_CHARACTERS].decode(errors="replace")
+    start = payload[: MAX_READ_BYTES - 1].decode(errors="replace")
     words = " ".join(start.split())
     if len(payload) <= len(start.encode()) and words.startswith("{") and words.endswith("}"):
         words = words[1:-1].strip()

@@ -28,7 +28,7 @@ from nimburion.server.dashboard.page import (
     PageRequest,
     find_operation,
 )
-from nimburion.server.dashboard.pages.jobs.job_contents import shorten_arguments
+from nimburion.server.dashboard.pages.jobs.job_contents import MAX_READ_BYTES, shorten_arguments
 
 PAGE_SIZE = 50
 ID_BUDGET = 2_000
@@ -82,7 +82,12 @@ async def read_jobs(request: PageRequest[JobListQuery]) -> JobListData:
 
     async def read() -> JobListData:
         page = await readings.backend.reads.list_jobs(
-            which, limit=PAGE_SIZE, after=query.after, payloads=payloads, budget=SEARCH_BUDGET
+            which,
+            limit=PAGE_SIZE,
+            after=query.after,
+            payloads=payloads,
+            payload_bytes=MAX_READ_BYTES,
+            budget=SEARCH_BUDGET,
         )
         is_id = which == JobFilter(ids=which.ids) and len(which.ids or ()) == 1
         if not page.jobs and is_id:

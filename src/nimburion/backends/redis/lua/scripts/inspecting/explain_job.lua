@@ -31,7 +31,7 @@ local body, lease = redis.call('HGET', job_key, field), redis.call('HGET', lease
 local state = redis.call('HGET', attempt_state_key, field)
 local code, job_end = get_state_code(body, lease, state)
 local lane = get_lane(get_lane_number(body))
-local details = describe_job(field, body, code, lease or state, job_end, false)
+local details = describe_job(field, body, code, lease or state, job_end, 0)
 local unmet_numbers = redis.call('HGET', unmet_key, field)
 
 -- Return the details of a job that is a source, or nil.
@@ -44,7 +44,7 @@ local function describe_source(id)
   local source_lease, source_state = redis.call('HGET', lease_key, source_field), redis.call('HGET', attempt_state_key, source_field)
   local source_code, source_end = get_state_code(source_body, source_lease, source_state)
   get_lane(get_lane_number(source_body))
-  return (describe_job(source_field, source_body, source_code, source_lease or source_state, source_end, false))
+  return (describe_job(source_field, source_body, source_code, source_lease or source_state, source_end, 0))
 end
 
 -- Return the first open conditions of a suspended job, or the first impossible ones of a cancelled job.

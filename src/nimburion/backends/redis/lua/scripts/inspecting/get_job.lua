@@ -12,4 +12,4 @@ local body, lease = redis.call('HGET', job_key, field), redis.call('HGET', lease
 local state = redis.call('HGET', attempt_state_key, field)
 local code, job_end = get_state_code(body, lease, state)
 get_lane(get_lane_number(body))
-return { list_lane_names(), (describe_job(field, body, code, lease or state, job_end, true)) }
+return { list_lane_names(), (describe_job(field, body, code, lease or state, job_end, WHOLE_PAYLOAD)) }
