@@ -43,8 +43,8 @@ async def redis_harness(
 
 @pytest.fixture
 async def postgres_harness(
-    tmp_path: Path, postgres_server: RunningPostgres, fork_server: ForkServer | None
+    tmp_path: Path, clean_postgres: RunningPostgres, fork_server: ForkServer | None
 ) -> AsyncIterator[ProcessHarness]:
     """A server, which is not what dies here."""
-    async with ProcessHarness(tmp_path, postgres_server.url, fork_server) as harness:
+    async with ProcessHarness(tmp_path, clean_postgres.url, fork_server) as harness:
         yield harness

@@ -69,10 +69,11 @@ class TestPostgres(Points):
         return postgres_harness
 
     @pytest.fixture
-    def query(self, postgres_server: RunningPostgres) -> Query:
+    def query(self, clean_postgres: RunningPostgres) -> Query:
         def query(statement: str) -> list[tuple[str, ...]]:
-            return postgres_server.ask(statement, database=postgres_server.database)
+            return clean_postgres.ask(statement, database=clean_postgres.database)
 
+        query("DROP TABLE IF EXISTS effect")
         query(TABLE)
         return query
 

@@ -170,9 +170,23 @@ RUN_MUTANTS = (
     Mutant(
         "runs: a delay that is no time is stored",
         MEMORY_FILES,
-        "if isinstance($settlement, $retried | $released | $suspended) and",
-        "if isinstance($settlement, $retried | $released) and",
+        "_DELAYED = (Retried, Released, Suspended)",
+        "_DELAYED = (Retried, Released)",
         (f"{MEMORY}test_a_delay_that_is_no_time_applies_nothing",),
+    ),
+    Mutant(
+        "runs: a branch continues before its signal is taken",
+        "jobs/durable/waits.py",
+        "if $run.has_branches():\n            await $run.await_stored($sent)",
+        "if False:\n            await $run.await_stored($sent)",
+        ("tests/jobs/durable/test_worker.py::test_a_branch_takes_its_signal_before_it_continues",),
+    ),
+    Mutant(
+        "runs: the next steps do not wait for those that were answered",
+        "jobs/worker/worker.py",
+        "if self.$session.completer.has_answered:",
+        "if False:",
+        ("tests/jobs/durable/test_worker.py::test_runs_that_began_apart_share_exchanges_later",),
     ),
     # Cancels
     Mutant(

@@ -37,6 +37,13 @@ SQLITE_RUN_MUTANTS = (
         (f"{SQLITE}test_a_new_step_resets_failures_and_losses",),
     ),
     Mutant(
+        "SQLite runs: several runs are suspended although one was cancelled",
+        "backends/sqlite/sql/runs.sql",
+        "WHERE $job.seq = $l.seq AND NOT $l.cancel_requested",
+        "WHERE $job.seq = $l.seq",
+        (f"{SQLITE}test_a_request_to_one_that_needs_no_cleanup_cancels_it",),
+    ),
+    Mutant(
         "SQLite runs: what else a run waited for resumes it later",
         "backends/sqlite/flows.py",
         "$runs = {$waiter.seq for $waiter in $waiters if $waiter.on is On.ANY}",

@@ -141,7 +141,7 @@ class FlowState(enum.StrEnum):
     """More members were cancelled than the flow tolerates, and none failed."""
 
 
-class FlowInfo(msgspec.Struct, frozen=True, kw_only=True):
+class FlowInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A flow or a group with the counts of its members. Times are epoch seconds on the backend's
     clock.
     """

@@ -18,11 +18,11 @@ def is_pooled(server: RunningPostgres) -> bool:
 
 
 async def test_capabilities_say_whether_notifications_work(
-    postgres_server: RunningPostgres,
+    clean_postgres: RunningPostgres,
 ) -> None:
-    backend = PostgresBackend(postgres_server.url)
+    backend = PostgresBackend(clean_postgres.url)
     await backend.open()
-    assert backend.capabilities.notifies is not is_pooled(postgres_server)
+    assert backend.capabilities.notifies is not is_pooled(clean_postgres)
     await backend.close()
 
 
@@ -32,10 +32,10 @@ def test_the_pooler_option_is_known_before_open() -> None:
 
 
 async def test_notifications_work_within_a_process_behind_a_pooler(
-    postgres_server: RunningPostgres,
+    clean_postgres: RunningPostgres,
 ) -> None:
     clock = FakeClock()
-    backend = PostgresBackend(postgres_server.url, clock=clock)
+    backend = PostgresBackend(clean_postgres.url, clock=clock)
     await backend.open()
     waiting = asyncio.create_task(backend.consuming.wait(["q"], 1e6))
     await backend.producing.enqueue([NewJob("a", "n", "q", b"{}")])
@@ -45,18 +45,18 @@ async def test_notifications_work_within_a_process_behind_a_pooler(
 
 
 async def test_a_worker_finds_what_another_process_enqueued(
-    postgres_server: RunningPostgres,
+    clean_postgres: RunningPostgres,
 ) -> None:
     done = asyncio.Event()
 
     async def handler(_: object, __: bytes) -> None:
         done.set()
 
-    worker = Processor(PostgresBackend(postgres_server.url))
+    worker = Processor(PostgresBackend(clean_postgres.url))
     worker.register("n", handler, queue="q")
     async with worker:
         await worker.start()
-        other = PostgresBackend(postgres_server.url)
+        other = PostgresBackend(clean_postgres.url)
         await other.open()
         await other.producing.enqueue([NewJob("a", "n", "q", b"{}")])
         await asyncio.wait_for(done.wait(), DEADLINE)

@@ -37,8 +37,8 @@ TABLES = (
 
 
 @pytest.fixture
-async def backend(postgres_server: RunningPostgres) -> AsyncIterator[PostgresBackend]:
-    made = PostgresBackend(postgres_server.url, timeout=60.0)
+async def backend(clean_postgres: RunningPostgres) -> AsyncIterator[PostgresBackend]:
+    made = PostgresBackend(clean_postgres.url, timeout=60.0)
     await made.open()
     yield made
     await made.close()
@@ -56,14 +56,14 @@ async def count_scans(backend: PostgresBackend) -> int:
     )
 
 
-def read_used_features(postgres_server: RunningPostgres) -> list[str]:
-    with psycopg.connect(postgres_server.url) as connection:
+def read_used_features(clean_postgres: RunningPostgres) -> list[str]:
+    with psycopg.connect(clean_postgres.url) as connection:
         rows = connection.execute("SELECT name FROM nimburion.used_feature ORDER BY name")
         return [name for (name,) in rows]
 
 
 async def test_exchanges_of_plain_jobs_do_not_read_the_tables_of_other_features(
-    backend: PostgresBackend, postgres_server: RunningPostgres
+    backend: PostgresBackend, clean_postgres: RunningPostgres
 ) -> None:
     await backend.consuming.open_session(Session(id=SESSION, ttl=600.0, names=("n", "m")))
     request = ReserveRequest(10, (Lane("q", "n"), Lane("q", "m")))
@@ -75,37 +75,37 @@ async def test_exchanges_of_plain_jobs_do_not_read_the_tables_of_other_features(
     assert len(done) == 2
     await backend.consuming.exchange(SESSION, 3, done, request)
     assert await count_scans(backend) == before
-    assert read_used_features(postgres_server) == []
+    assert read_used_features(clean_postgres) == []
 
 
 async def test_the_first_pause_is_recorded(
-    backend: PostgresBackend, postgres_server: RunningPostgres
+    backend: PostgresBackend, clean_postgres: RunningPostgres
 ) -> None:
     await backend.maintenance.pause_queue("q", paused=True)
     await backend.maintenance.pause_queue("q", paused=False)
-    assert read_used_features(postgres_server) == ["pauses"]
+    assert read_used_features(clean_postgres) == ["pauses"]
 
 
 async def test_the_first_limit_is_recorded(
-    backend: PostgresBackend, postgres_server: RunningPostgres
+    backend: PostgresBackend, clean_postgres: RunningPostgres
 ) -> None:
     await backend.consuming.open_session(
         Session(id=SESSION, ttl=600.0, names=("n",), limits=make_limits({"n": 1}))
     )
-    assert read_used_features(postgres_server) == ["limits"]
+    assert read_used_features(clean_postgres) == ["limits"]
 
 
 async def test_the_first_job_of_a_tenant_is_recorded(
-    backend: PostgresBackend, postgres_server: RunningPostgres
+    backend: PostgresBackend, clean_postgres: RunningPostgres
 ) -> None:
     options = JobOptions(tenant="t")
     await backend.producing.enqueue([NewJob("first", "n", "q", b"{}", options=options)])
-    assert read_used_features(postgres_server) == ["tenants"]
+    assert read_used_features(clean_postgres) == ["tenants"]
 
 
 @pytest.mark.parametrize("kind", ["suspended", "recorded"])
 async def test_the_first_durable_run_is_recorded(
-    backend: PostgresBackend, postgres_server: RunningPostgres, kind: str
+    backend: PostgresBackend, clean_postgres: RunningPostgres, kind: str
 ) -> None:
     await backend.consuming.open_session(Session(id=SESSION, ttl=600.0, names=("n",)))
     await backend.producing.enqueue([JOB])
@@ -116,12 +116,12 @@ async def test_the_first_durable_run_is_recorded(
         "recorded": Recorded(held.lease, 1, b"x"),
     }
     await backend.consuming.exchange(SESSION, 2, [kinds[kind]], request)
-    assert read_used_features(postgres_server) == ["runs"]
+    assert read_used_features(clean_postgres) == ["runs"]
 
 
 async def test_the_first_signal_is_recorded(
-    backend: PostgresBackend, postgres_server: RunningPostgres
+    backend: PostgresBackend, clean_postgres: RunningPostgres
 ) -> None:
     await backend.producing.enqueue([JOB])
     await backend.producing.send_signals([NewSignal("first", "paid", "1", b"")])
-    assert read_used_features(postgres_server) == ["runs"]
+    assert read_used_features(clean_postgres) == ["runs"]

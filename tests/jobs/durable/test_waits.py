@@ -122,6 +122,28 @@ async def test_now_is_the_same_in_each_attempt() -> None:
         assert seen == [[start, start, start + timedelta(seconds=100)]] * 2
 
 
+async def test_now_after_a_signal_is_the_same_in_each_attempt() -> None:
+    clock = FakeClock()
+    processor = make_processor(clock)
+    seen: list[datetime] = []
+
+    @processor.job
+    async def run(ctx: DurableContext) -> None:
+        await ctx.wait_for(number)
+        seen.append(ctx.now())
+        await ctx.sleep("more", 50)
+
+    async with processor:
+        job_id = await run.enqueue()
+        await processor.drain()
+        clock.advance(10)
+        came = datetime.fromtimestamp(clock.now(), UTC)
+        await processor.signal(job_id, number, 7)
+        clock.advance(10)
+        await finish(processor, job_id)
+        assert seen == [came, came]
+
+
 async def wait_twice(processor: Processor, timeout: float | None = None) -> str:
     @processor.job
     async def run(ctx: DurableContext) -> list[int | None]:

@@ -106,6 +106,46 @@ async def test_runs_that_began_apart_share_exchanges_later() -> None:
     assert len(backend.steps) <= 22
 
 
+async def test_a_signal_is_taken_with_the_next_step() -> None:
+    """Without branches, each attempt takes the same signal, so nothing is awaited."""
+    backend = SlowBackend()
+    processor = Processor(backend)
+
+    @processor.job
+    async def run(ctx: DurableContext) -> None:
+        await ctx.wait_for(number)
+        await ctx.step(do_nothing)
+
+    async with processor:
+        await processor.start()
+        job_id = await run.enqueue()
+        await processor.signal(job_id, number, 7)
+        await processor.wait(job_id, timeout=20)
+    assert backend.steps == [2]
+
+
+async def test_a_branch_takes_its_signal_before_it_continues() -> None:
+    """In another attempt, another branch may come to the signal first."""
+    backend = SlowBackend()
+    processor = Processor(backend)
+
+    @processor.job
+    async def run(ctx: DurableContext) -> None:
+        async def branch(key: str) -> None:
+            await ctx.options(key=key).wait_for(number)
+            await ctx.options(key=key).step(do_nothing)
+
+        await asyncio.gather(branch("a"), branch("b"))
+
+    async with processor:
+        await processor.start()
+        job_id = await run.enqueue()
+        await processor.signal(job_id, number, 7)
+        await processor.signal(job_id, number, 8)
+        await processor.wait(job_id, timeout=20)
+    assert backend.steps == [2, 2]
+
+
 async def test_an_ended_run_leaves_no_reference_cycle(processor: Processor) -> None:
     """Otherwise the garbage collector takes as long as the run."""
     runs: list[weakref.ref[DurableRun]] = []

@@ -74,6 +74,10 @@ from nimburion.core.settlement import (
 )
 from nimburion.core.timing.clock import MICRO, to_micros
 
+_REPORTS = (Progressed, Spent, Recorded)
+"""What an attempt that continues reports."""
+_DELAYED = (Retried, Released, Suspended)
+
 
 class AtomicStep:
     """One atomic read or change of the data, at one time.
@@ -399,7 +403,7 @@ class AtomicStep:
         lease = entry.leased
         if lease is None or lease.session is not session or lease.token != settlement.lease.token:
             return decide_unmatched(settlement.lease.token, entry.last_settled_token)
-        if isinstance(settlement, Progressed | Spent | Recorded):
+        if isinstance(settlement, _REPORTS):
             self.note_report(entry, settlement)
             return Settled.DONE
         blocked = isinstance(settlement, RateLimited) and self.block_rates(
@@ -561,7 +565,7 @@ def check_job_times(jobs: Sequence[NewJob]) -> None:
 def check_settlement_delays(settlements: Sequence[Settlement]) -> None:
     """Raise `Unstorable` if a delay is invalid. Call it before any settlement is applied."""
     for settlement in settlements:
-        if isinstance(settlement, Retried | Released | Suspended) and settlement.delay is not None:
+        if isinstance(settlement, _DELAYED) and settlement.delay is not None:
             to_micros(settlement.delay)
         elif isinstance(settlement, RateLimited):
             to_micros(settlement.retry_after)

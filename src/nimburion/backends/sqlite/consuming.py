@@ -365,7 +365,7 @@ def run_exchange(
     limits_before = read_lane_limits(db) if limits else limits
     unpaused = find_unpaused_lanes(db, request, _decode_names(head.paused))
     lanes = exclude_full(limits_before, unpaused, db.now) if limits else unpaused
-    has_turns = bool(db.fetch_value("has_turns"))
+    has_turns = bool(lanes) and bool(db.fetch_value("has_turns"))
     if len(lanes) > MANY_LANES and not has_turns:
         lanes = exclude_empty(db, lanes)
     steady = exclude_changing(db, lanes) if head.has_keys else lanes

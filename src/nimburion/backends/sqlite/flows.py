@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -27,7 +27,12 @@ from nimburion.backends.planning.flows import (
     make_flow,
     select_new_flows,
 )
-from nimburion.backends.sqlite.connection.database import Database, Row
+from nimburion.backends.sqlite.connection.database import (
+    ROWS_PER_STATEMENT,
+    Database,
+    Row,
+    repeat_row,
+)
 from nimburion.backends.sqlite.unique_keys import retake_key
 from nimburion.backends.sqlite.waiting import (
     CANCELLED,
@@ -52,9 +57,6 @@ _decode_options = msgspec.json.Decoder(JobOptions).decode
 _STATES = (State.PENDING, State.COMPLETED, State.FAILED, State.CANCELLED)
 """By number, the states as `job` has them. Unfinished jobs are in several states."""
 _ON: dict[str, On | None] = {"": None} | {on.value: on for on in On}
-_FLOWS_PER_STATEMENT = 100
-"""Flows per statement: SQLite keeps a prepared statement for each number of flows."""
-_FLOW_ROW = "(?, ?, ?, ?, ?, ?, ?)"
 _decode_ids = msgspec.json.Decoder(list[str]).decode
 _REASONS = _encode(sorted(REOPENED_REASONS)).decode()
 
@@ -70,15 +72,15 @@ class SQLiteFlowData(FlowData):
         return [make_flow_info(row) for row in self._db.run("list_flows_by_id", listed)]
 
     def save_flows(self, flows: Sequence[FlowInfo]) -> None:
-        for start in range(0, len(flows), _FLOWS_PER_STATEMENT):
-            part = flows[start : start + _FLOWS_PER_STATEMENT]
+        for start in range(0, len(flows), ROWS_PER_STATEMENT):
+            part = flows[start : start + ROWS_PER_STATEMENT]
             values: list[object] = []
             for flow in part:
                 grown_at = None if flow.grown_at is None else to_micros(flow.grown_at)
                 values += (flow.id, flow.unfinished, flow.completed, flow.failed, flow.cancelled)
                 values += (flow.added, grown_at)
-            text = self._db.statements["save_flows"]
-            text = text.replace(_FLOW_ROW, ", ".join([_FLOW_ROW] * len(part)))
+            row = "(?, ?, ?, ?, ?, ?, ?)"
+            text = repeat_row(self._db.statements["save_flows"], row, len(part))
             self._db.connection.execute(text, (*values, self._db.now))
 
     def select_awaited(self, changes: Sequence[SourceChange]) -> list[SourceChange]:
@@ -327,14 +329,18 @@ def suspend_new_jobs(db: Database, last_before: int) -> None:
             get_flow_changes(db).note_condition(WaitSource(SourceKind(kind), source_id), ended)
 
 
-def suspend_run(db: Database, seq: int, lane: int, sources: Collection[WaitSource]) -> None:
-    """Let a run whose lease has ended wait for the first of these sources."""
-    db.run("insert_suspended", seq, lane)
-    if sources:
-        listed = _encode([(source.kind, source.id) for source in sources]).decode()
-        db.run("insert_run_conditions", seq, listed)
+def add_run_conditions(db: Database, awaited: Mapping[int, Collection[WaitSource]]) -> None:
+    """Let durable runs, which were added to `suspended`, wait each for the first of its sources.
+
+    `awaited`: the sources by the seq of the run.
+    """
+    rows = [(one.kind, one.id, seq) for seq, sources in awaited.items() for one in sources]
+    if rows:
+        db.run("insert_run_conditions", _encode(rows).decode())
     db.has_flows = True
-    get_flow_changes(db).note_suspended(sources)
+    changes = get_flow_changes(db)
+    for sources in awaited.values():
+        changes.note_suspended(sources)
 
 
 def add_cancel_signal(db: Database, seq: int) -> None:

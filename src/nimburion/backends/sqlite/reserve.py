@@ -252,7 +252,7 @@ def count_fitting_jobs(db: Database, seqs: list[int], max_bytes: int) -> int:
 
 def find_unpaused_lanes(db: Database, request: ReserveRequest, paused: frozenset[str]) -> Lanes:
     """Return the requested lanes that exist and are not paused, by number."""
-    lanes = db.find_lanes(request.lanes)
+    lanes = db.find_lanes(request.lanes) if request.lanes else {}
     if not paused:
         return lanes
     return {number: lane for number, lane in lanes.items() if lane.queue not in paused}

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from nimburion.backends.planning.runs import RunCursor, cut_run_page, decide_signal
-from nimburion.backends.sqlite.connection.database import Database, Row
-from nimburion.backends.sqlite.flows import get_flow_changes
+from nimburion.backends.planning.settle import list_wait_sources
+from nimburion.backends.sqlite.connection.database import (
+    ROWS_PER_STATEMENT,
+    Database,
+    Row,
+    repeat_row,
+)
+from nimburion.backends.sqlite.flows import add_run_conditions, get_flow_changes
 from nimburion.core.job import State
 from nimburion.core.runs import (
     CLEANUP_STEP,
@@ -21,12 +27,9 @@ from nimburion.core.runs import (
     StoredSignal,
     make_signal_source,
 )
-from nimburion.core.settlement import Recorded
+from nimburion.core.settlement import Recorded, Suspended
 from nimburion.core.timing.clock import MICRO
 
-_STEPS_PER_STATEMENT = 100
-"""Steps per statement: SQLite keeps a prepared statement for each number of steps."""
-_STEP_ROW = "(?, ?, ?, ?, ?)"
 _encode = msgspec.json.Encoder().encode
 
 
@@ -37,13 +40,13 @@ def insert_steps(db: Database, session: int, steps: Sequence[Recorded]) -> set[t
     No number of a run may be in `steps` twice. A step that forgets the others comes alone.
     """
     stored: dict[tuple[int, int], int] = {}
-    for start in range(0, len(steps), _STEPS_PER_STATEMENT):
-        part = steps[start : start + _STEPS_PER_STATEMENT]
+    for start in range(0, len(steps), ROWS_PER_STATEMENT):
+        part = steps[start : start + ROWS_PER_STATEMENT]
         values: list[object] = []
         for step in part:
             lease = step.lease
             values += (lease.ref, step.number, lease.token.fence, lease.token.nonce, step.body)
-        text = db.statements["insert_steps"].replace(_STEP_ROW, ", ".join([_STEP_ROW] * len(part)))
+        text = repeat_row(db.statements["insert_steps"], "(?, ?, ?, ?, ?)", len(part))
         for seq, number, misses in db.connection.execute(text, (*values, db.now, session)):
             stored[seq, number] = misses
     reset = {seq for (seq, number), misses in stored.items() if misses and number != CLEANUP_STEP}
@@ -59,6 +62,27 @@ def insert_steps(db: Database, session: int, steps: Sequence[Recorded]) -> set[t
     if taken:
         db.run("take_signals", _encode(taken).decode())
     return set(stored)
+
+
+def suspend_runs(db: Database, session: int, runs: Mapping[int, Suspended]) -> set[int]:
+    """Suspend runs that count for no limit, by seq. Return those whose token matches a lease of the
+    session, and whose cancel was not requested.
+    """
+    ended: list[int] = []
+    settlements = list(runs.items())
+    for start in range(0, len(settlements), ROWS_PER_STATEMENT):
+        part = settlements[start : start + ROWS_PER_STATEMENT]
+        values: list[object] = []
+        for seq, suspended in part:
+            values += (seq, suspended.lease.token.fence, suspended.lease.token.nonce)
+        text = repeat_row(db.statements["settle_suspended_runs"], "(?, ?, ?)", len(part))
+        ended += [seq for (seq,) in db.connection.execute(text, (*values, session))]
+    if ended:
+        listed = _encode(ended).decode()
+        db.run("insert_suspended_runs", session, listed)
+        db.run("delete_leases", session, listed)
+        add_run_conditions(db, {seq: list_wait_sources(runs[seq], db.now) for seq in ended})
+    return set(ended)
 
 
 class SignalledJob(NamedTuple):

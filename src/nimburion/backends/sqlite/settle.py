@@ -16,7 +16,7 @@ from nimburion.backends.planning.settle import (
 )
 from nimburion.backends.sqlite import limits
 from nimburion.backends.sqlite.connection.database import Database
-from nimburion.backends.sqlite.flows import add_cancel_signal, note_ended_jobs, suspend_run
+from nimburion.backends.sqlite.flows import add_cancel_signal, add_run_conditions, note_ended_jobs
 from nimburion.backends.sqlite.parked_jobs import release_lease_keys
 from nimburion.backends.sqlite.tenants import settle_charges
 from nimburion.backends.sqlite.waiting import (
@@ -38,6 +38,7 @@ from nimburion.core.settlement import (
     Settled,
     Settlement,
     Spent,
+    Suspended,
 )
 
 STATE_NUMBERS = MappingProxyType(
@@ -122,9 +123,9 @@ def settle_batch(
         return [settle_one(db, session, settlement) for settlement in settlements]
     if has_charges:
         settle_completed_charges(db, session, settlements)
-    completed: set[object] = set()
+    done: set[object] = set()
     for (fence, nonce, keep_payload), group in groups.items():
-        completed |= complete_group(
+        done |= complete_group(
             db,
             session,
             fence,
@@ -135,12 +136,32 @@ def settle_batch(
             has_unique_keys=has_unique_keys,
             has_keys=has_keys,
         )
-    if len(completed) == len(settlements):
+    if len(done) < len(settlements) and not (has_limits or has_keys):
+        done |= suspend_unlimited_runs(db, session, settlements)
+    if len(done) == len(settlements):
         return [Settled.DONE] * len(settlements)
     return [
-        Settled.DONE if settlement.lease.ref in completed else settle_one(db, session, settlement)
+        Settled.DONE if settlement.lease.ref in done else settle_one(db, session, settlement)
         for settlement in settlements
     ]
+
+
+def suspend_unlimited_runs(
+    db: Database, session: int, settlements: Sequence[Settlement]
+) -> set[int]:
+    """Suspend the durable runs among these settlements, which count for no limit. Return the seqs
+    of those whose token matched, and whose cancel was not requested.
+    """
+    runs = {
+        one.lease.ref: one
+        for one in settlements
+        if type(one) is Suspended and type(one.lease.ref) is int
+    }
+    if not runs:
+        return set()
+    from nimburion.backends.sqlite.runs import suspend_runs  # most workers suspend none
+
+    return suspend_runs(db, session, runs)
 
 
 def record_first_steps(db: Database, session: int, settlements: Sequence[Settlement]) -> set[int]:
@@ -367,7 +388,8 @@ def requeue(db: Database, lease: LeaseRow, effect: Effect) -> None:
     if effect.sources is None:
         put_in_lane(db, lease.lane, priority, due, lease.seq, retry=failures > 0)
     else:
-        suspend_run(db, lease.seq, lease.lane, effect.sources)
+        db.run("insert_suspended", lease.seq, lease.lane)
+        add_run_conditions(db, {lease.seq: effect.sources})
 
 
 def cancel_waiting(db: Database, seq: int, lane: int) -> None:

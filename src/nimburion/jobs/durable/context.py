@@ -469,8 +469,8 @@ class DurableContext(Context[StateT_co], DurableOperations):
     def now(self) -> datetime:
         """Return the time at which the latest operation ended, in UTC, on the backend's clock.
 
-        It is the same in each attempt. Before the first operation, it is the time at which the job
-        was enqueued.
+        It is the same in each attempt. A wait for a signal ends when the signal comes. Before the
+        first operation, it is the time at which the job was enqueued.
         """
         return datetime.fromtimestamp(self._run.time, UTC)
 

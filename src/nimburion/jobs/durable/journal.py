@@ -79,6 +79,8 @@ class SignalEntry(Entry, frozen=True, tag="signal"):
     `{"job": "order-1.pack.0"}`.
     """
     timed_out: bool = False
+    at: float | None = None
+    """When the signal came that it takes; None: the wait ended when this was stored."""
 
 
 class ChildrenEntry(Entry, frozen=True, tag="children"):

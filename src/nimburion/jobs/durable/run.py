@@ -579,11 +579,15 @@ class DurableRun:
             await self.await_stored(self.sent_cleanup)
             self.sent_cleanup = None
 
-    def note_passed(self, stored: StoredEntry, delay: float = 0.0) -> None:
-        """Note that an operation has ended that an earlier attempt did, or a wait."""
+    def note_passed(self, stored: StoredEntry, end: float | None = None) -> None:
+        """Note that an operation has ended that an earlier attempt did, or a wait.
+
+        `end`: when it ended, if that is not when its entry was stored.
+        """
         stored.is_passed = True
-        if stored.at is not None:
-            self.time = max(self.time, stored.at + delay)
+        end = stored.at if end is None else end
+        if end is not None:
+            self.time = max(self.time, end)
         if self.is_cancelling or self.journal.ending is not None:
             self._end_soon_if_asked()
 
@@ -645,7 +649,7 @@ class DurableRun:
         With branches, do so when they have done nothing for a while: each may still come to an
         operation of the journal, and what it then undoes.
         """
-        if self._has_branches() and not is_quiet:
+        if self.has_branches() and not is_quiet:
             loop = asyncio.get_running_loop()
             self._check = loop.call_later(_QUIET, partial(self._end_if_idle, is_quiet=True))
         elif self._next_ending is not None and not self.is_cleaning:
@@ -653,7 +657,7 @@ class DurableRun:
         elif self._waits:
             self._suspend()
 
-    def _has_branches(self) -> bool:
+    def has_branches(self) -> bool:
         """Return whether a task other than that of the handler may do operations."""
         self._branches = {task for task in self._branches if not task.done()}
         return bool(self._branches)

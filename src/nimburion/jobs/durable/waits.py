@@ -46,7 +46,7 @@ async def sleep(run: DurableRun, key: str, seconds: float, place: str) -> None:
         await run.wait(Wait((), stored, delay, is_sleep=True))
     if sent is not None:
         await run.await_stored(sent)
-    run.note_passed(stored, delay)
+    run.note_passed(stored, None if stored.at is None else stored.at + delay)
 
 
 async def wait_for_signal(
@@ -56,16 +56,21 @@ async def wait_for_signal(
     run.begin("wait", key, place)
     known = run.journal.find_passed(SignalEntry, key)
     if known is not None:
-        run.note_passed(known)
-        run.journal.find_passed(TimeoutEntry, key)
         entry = cast("SignalEntry", known.entry)
+        run.note_passed(known, entry.at)
+        run.journal.find_passed(TimeoutEntry, key)
         return None if entry.timed_out else signal.decode(bytes(entry.value))
     timer = run.journal.find_passed(TimeoutEntry, key)
     await run.require_may_begin()
     unread = next((one for one in run.signals if one.name == signal.name), None)
     if unread is not None and unread.at <= _find_end(timer):
         run.signals.remove(unread)
-        await run.record_entry(SignalEntry(key, Raw(unread.payload)), takes=unread.number)
+        entry = SignalEntry(key, Raw(unread.payload), at=unread.at)
+        sent = run.send(entry, takes=unread.number)
+        if run.has_branches():
+            await run.await_stored(sent)
+        # Without branches, another attempt takes the same signal here, so nothing is awaited.
+        run.note_passed(sent.stored, unread.at)
         return signal.decode(unread.payload)  # it is taken, also if it cannot be read
     source = make_signal_source(run.job_id, signal.name)
     return await _wait_until_timeout(run, key, (source,), timer, timeout)

@@ -23,6 +23,8 @@ MAX_TENANT = (1 << 43) - 1
 _MAX_TENANTS = 10_000
 """The most tenants whose numbers are cached."""
 _NO_LANE = -1
+ROWS_PER_STATEMENT = 100
+"""The most lists of values of one statement: SQLite keeps a prepared statement for each number."""
 
 Row = tuple[Any, ...]
 
@@ -269,3 +271,12 @@ class Database:
     def _cache_lane(self, number: int, lane: Lane) -> None:
         self.known_lanes[lane] = number
         self._by_id[number] = lane
+
+
+def repeat_row(statement: str, row: str, count: int) -> str:
+    """Return a statement with its list of values repeated.
+
+    >>> repeat_row("VALUES (?, ?)", "(?, ?)", 2)
+    'VALUES (?, ?), (?, ?)'
+    """
+    return statement.replace(row, ", ".join([row] * count))

@@ -34,11 +34,33 @@ UPDATE signal SET payload = NULL WHERE (seq, number) IN (
 -- Inputs: ?1 JSON array of seqs
 UPDATE job SET failures = 0, lost = 0 WHERE seq IN (SELECT value FROM json_each(?1));
 
+-- name: settle_suspended_runs
+-- Record that the deliveries of durable runs ended, which wait from now on. Runs whose token is not that of the lease, or whose
+-- cancel was requested, are left out. The caller repeats the list of values for each run.
+-- Inputs: seq, fence, nonce; session number
+-- Result: seq of each other run
+WITH ended (seq, fence, nonce) AS (VALUES (?, ?, ?))
+UPDATE job SET fence = l.fence, settled_fence = l.fence, settled_nonce = l.nonce, started_at = l.leased_at
+FROM ended AS e CROSS JOIN lease AS l ON l.session = ? AND l.seq = e.seq AND l.fence = e.fence AND l.nonce = e.nonce
+WHERE job.seq = l.seq AND NOT l.cancel_requested
+RETURNING job.seq;
+
+-- name: insert_suspended_runs
+-- Add durable runs, which are leased, to `suspended`.
+-- Inputs: ?1 session number, ?2 JSON array of seqs
+INSERT INTO suspended (seq, lane)
+SELECT l.seq, l.lane FROM json_each(?2) AS x CROSS JOIN lease AS l ON l.session = ?1 AND l.seq = x.value;
+
+-- name: delete_leases
+-- Delete leases of a session.
+-- Inputs: ?1 session number, ?2 JSON array of seqs
+DELETE FROM lease WHERE session = ?1 AND seq IN (SELECT value FROM json_each(?2));
+
 -- name: insert_run_conditions
--- Let a durable run wait for the first of some sources.
--- Inputs: ?1 seq, ?2 JSON array of [kind, id of the source]
+-- Let durable runs wait, each for the first of some sources.
+-- Inputs: ?1 JSON array of [kind, id of the source, seq]
 INSERT INTO wait_condition (source_kind, source, waiter, awaited)
-SELECT DISTINCT json_extract(value, '$[0]'), json_extract(value, '$[1]'), ?1, 'any' FROM json_each(?2);
+SELECT DISTINCT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'), 'any' FROM json_each(?1);
 
 -- name: has_signal
 -- Test whether a job has an unread signal of a name.

@@ -188,7 +188,7 @@ BEGIN
         END IF;
     END IF;
 
-    -- Step 4: decide those without a lease, now that all leases have ended.
+    -- Step 4: decide those that come after the end of a lease.
     IF strpos(codes, 'x') > 0 THEN
         unmatched := {schema}.settle_in_order_1(p_now, p_session, codes, 'x', p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_delays,
             p_texts, p_bodies, p_fractions);
@@ -234,7 +234,7 @@ END $$;
 -- Inputs: the session; kinds, seqs, fences, nonces and texts of the settlements, as for `settle_each_1`
 -- Result:
 --   roles       one letter for each settlement: t a step; g a step that removes the others; c a completion, s a suspension; - what
---               is applied alone; x no lease has the token, or an earlier settlement ends it
+--               is applied alone, or has no lease; x an earlier settlement ends the lease of its job
 --   has_counts  whether the lease of a step has failures or losses
 --   new_runs    the jobs that get a row of `run`: they have a step, or wait for a signal; NULL: none
 --   locked_runs the jobs that wait for a signal, or to which a cancel was requested; NULL: none
@@ -249,19 +249,18 @@ BEGIN
         array_agg(m.seq) FILTER (WHERE m.waits OR m.cancel_requested)
     INTO roles, has_counts, new_runs, locked_runs
     FROM (
-        SELECT u.seq, u.place, l.failures > 0 OR l.lost > 0 AS has_counts, l.seq IS NOT NULL AND u.waits AS waits, l.cancel_requested,
-            CASE WHEN u.kind IN ('t', 'g') OR u.waits
-                THEN NOT EXISTS (SELECT FROM {schema}.run r WHERE r.seq = u.seq) END AS is_new,
-            CASE WHEN l.seq IS NULL OR u.place > u.ended THEN 'x'
-                WHEN u.kind IN ('t', 'g', 'c', 's') THEN u.kind ELSE '-' END AS role
+        SELECT n.seq, n.place, n.has_counts, n.is_held AND n.waits AS waits, n.cancel_requested,
+            CASE WHEN n.kind IN ('t', 'g') OR n.waits
+                THEN NOT EXISTS (SELECT FROM {schema}.run r WHERE r.seq = n.seq) END AS is_new,
+            CASE WHEN n.place > n.ended THEN 'x' WHEN n.is_held AND n.kind IN ('t', 'g', 'c', 's') THEN n.kind ELSE '-' END AS role
         FROM (
-            SELECT u.*, min(u.place) FILTER (WHERE u.kind NOT IN ('p', 'e', 't', 'g'))
-                    OVER (PARTITION BY u.seq, u.fence, u.nonce) AS ended,
-                u.kind = 's' AND strpos(u.sources, '"signal"') > 0 AS waits
+            SELECT u.kind, u.seq, u.place, u.kind = 's' AND strpos(u.sources, '"signal"') > 0 AS waits, l.seq IS NOT NULL AS is_held,
+                l.failures > 0 OR l.lost > 0 AS has_counts, l.cancel_requested,
+                min(u.place) FILTER (WHERE l.seq IS NOT NULL AND u.kind NOT IN ('p', 'e', 't', 'g')) OVER (PARTITION BY u.seq) AS ended
             FROM unnest(string_to_array(p_kinds, NULL), p_seqs, p_fences, p_nonces, p_texts) WITH ORDINALITY
                 AS u (kind, seq, fence, nonce, sources, place)
-        ) u
-        LEFT JOIN {schema}.lease l ON l.session = p_session AND l.seq = u.seq AND l.fence = u.fence AND l.nonce = u.nonce
+            LEFT JOIN {schema}.lease l ON l.session = p_session AND l.seq = u.seq AND l.fence = u.fence AND l.nonce = u.nonce
+        ) n
     ) m;
 END $$;
 
