@@ -100,7 +100,9 @@ def test_a_signal_resumes_the_run_and_is_sent_once(waiting: CommandLine) -> None
     [
         (("other", "confirmed"), 4, "no job 'other'"),
         (("run-1", "a/b"), 2, "without a slash"),
+        (("run-1", "a\x1b[2J"), 2, "control characters"),
         (("run-1", "a", "{"), 2, "its value is no JSON"),
+        (("run-1", "a", "\udcff"), 2, "its value is no JSON"),
         (("run-1", "a", "1", "--id", "a b"), 2, "id must be 1-128 characters"),
         (("run-1", "a", f'"{"x" * 70_000}"'), 2, "over the limit of 65536"),
     ],

@@ -17,7 +17,6 @@ from nimburion.core.queries import JobFilter, describe_filter
 from nimburion.core.session import WorkerCommand
 from nimburion.core.size_limits import check_name
 from nimburion.core.stacks import HandlerStack, get_stack, request_stack
-from nimburion.core.text.shortening import shorten
 
 if TYPE_CHECKING:
     from nimburion.core.runs import SignalOutcome
@@ -191,18 +190,10 @@ class JobActions(SubjectActions):
 
 def check_signal(name: str, payload: bytes) -> None:
     """Raise `InvalidJob` unless a signal can have this name and this payload."""
-    from nimburion.core.runs import MAX_SIGNAL_BYTES, MAX_SIGNAL_NAME
+    from nimburion.core.runs import check_signal_name, check_signal_size
 
-    if not 1 <= len(name) <= MAX_SIGNAL_NAME or "/" in name:
-        raise InvalidJob(
-            f"the name of a signal is a text of 1 to {MAX_SIGNAL_NAME} characters without a slash, "
-            f"not {shorten(repr(name), 80)}"
-        )
-    if len(payload) > MAX_SIGNAL_BYTES:
-        raise InvalidJob(
-            f"signal {name!r}: its value is {len(payload)} bytes, over the limit of "
-            f"{MAX_SIGNAL_BYTES}"
-        )
+    check_signal_name(name)
+    check_signal_size(name, payload)
     try:
         payload.decode()
         msgspec.json.decode(payload)

@@ -159,7 +159,7 @@ def _make_error(what: str, error: Exception, hint: str) -> click.ClickException:
     if isinstance(error, SyntaxError):
         place = f"{_make_relative(error.filename or '?')}, line {error.lineno}"
         return BadInput(f"{what}: {type(error).__name__}: {error.msg} ({place})")
-    place = _parse_cursor(error)
+    place = _find_error_place(error)
     if _is_circular(error):
         return BadInput(
             f"{what}: its modules import each other in a circle: {error} ({place}){hint}"
@@ -181,7 +181,7 @@ def _is_circular(error: Exception) -> bool:
     )
 
 
-def _parse_cursor(error: Exception) -> str:
+def _find_error_place(error: Exception) -> str:
     """Return file and line of the innermost frame in the code of the application."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not _is_foreign(frame.filename)] or frames

@@ -131,20 +131,6 @@ def _clamp(spent_until: int, now: int) -> int:
     return min(max(spent_until, now - MAX_AHEAD), now + MAX_AHEAD)
 
 
-def make_rate_limit(interval: int, burst: int, cost: int) -> RateLimit:
-    """Return a rate limit whose text is found from its interval.
-
-    >>> [make_rate_limit(interval, 1, 1).rate for interval in (600_000, 333_334, 7_200_000_000)]
-    ['100/min', '3/s', '12/d']
-    """
-    for unit, period in (("s", 1), ("min", 60), ("h", 3_600), ("d", 86_400)):
-        micros = period * 1_000_000
-        count = -(-micros // interval)
-        if -(-micros // count) == interval:
-            return RateLimit(f"{count}/{unit}", interval, burst, cost)
-    return RateLimit(f"1 in {interval / 1e6:g} s", interval, burst, cost)
-
-
 def parse_rate(rate: str | None, burst: int | None = None, cost: int = 1) -> RateLimit | None:
     """Return the rate limit of these options; None without a rate.
 

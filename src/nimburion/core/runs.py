@@ -12,7 +12,10 @@ import enum
 
 import msgspec
 
+from nimburion.core.errors import InvalidJob
 from nimburion.core.flows import SourceKind, WaitSource
+from nimburion.core.size_limits import check_text
+from nimburion.core.text.shortening import shorten
 from nimburion.core.timing.clock import MICRO
 
 CLEANUP_STEP = 0
@@ -55,7 +58,7 @@ class NewSignal(msgspec.Struct, frozen=True):
 
     job_id: str
     name: str
-    """Without a slash. `CANCEL_SIGNAL` is sent by `cancel` only."""
+    """As `check_signal_name` wants it. `CANCEL_SIGNAL` is sent by `cancel` only."""
     id: str
     """The same id is one signal of the job, however often it is sent, until it was taken and
     `MAX_UNREAD_SIGNALS` later ones were stored.
@@ -96,6 +99,27 @@ class RunPage(msgspec.Struct, frozen=True):
     steps: list[RecordedStep]
     signals: list[StoredSignal]
     next: str | None = None
+
+
+def check_signal_name(name: str) -> None:
+    """Raise `InvalidJob` unless a signal can have this name: 1 to 200 characters, none of which is
+    a slash or a control character.
+    """
+    if not 1 <= len(name) <= MAX_SIGNAL_NAME or "/" in name:
+        raise InvalidJob(
+            f"the name of a signal is a text of 1 to {MAX_SIGNAL_NAME} characters without a slash, "
+            f"not {shorten(repr(name), 80)}"
+        )
+    check_text("the name of a signal", name)
+
+
+def check_signal_size(name: str, payload: bytes) -> None:
+    """Raise `InvalidJob` if the value of a signal is too large."""
+    if len(payload) > MAX_SIGNAL_BYTES:
+        raise InvalidJob(
+            f"signal {name!r}: its value is {len(payload)} bytes, over the limit of "
+            f"{MAX_SIGNAL_BYTES}; store it elsewhere and send its location"
+        )
 
 
 def make_signal_source(job_id: str, name: str) -> WaitSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Coroutine
 
@@ -17,6 +18,7 @@ MAX_TEXT = 512
 """The maximum number of characters of a unique key, a tenant or a correlation id."""
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_UNSTORABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class SizeLimits(msgspec.Struct, frozen=True):
@@ -76,3 +78,13 @@ def check_text(what: str, value: object) -> str:
             f"U+{ord(found[0]):04X}, half of a surrogate pair"
         )
     return value
+
+
+def shorten_key(key: str) -> str:
+    """Return a key that every backend can store: that of a unique job or of a limit.
+
+    A key that is too long, has a control character or is no valid Unicode becomes a SHA-256 sum.
+    """
+    if len(key) > MAX_TEXT or _UNSTORABLE.search(key):
+        return "sha256:" + hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+    return key

@@ -22,24 +22,17 @@ runs the jobs, each in an application context. `make_dashboard` adds the pages f
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, cast, overload
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import urlencode
 
 from nimburion import config
 from nimburion.core.errors import DefinitionError, NotOpen
 from nimburion.core.settings import Config
 from nimburion.integrations import explain_missing
-from nimburion.jobs.client.registered_job import (
-    RegisterBatchDecorator,
-    RegisterDecorator,
-    RegisteredJob,
-    register_job,
-)
-from nimburion.jobs.declaration.batches import Batch
+from nimburion.jobs.client.registered_job import DeclaresJobs
 from nimburion.jobs.declaration.context import CURRENT, Context, RequestContext
 from nimburion.jobs.declaration.job import Job, JobFunction
-from nimburion.jobs.declaration.policy import PolicyOptions
 from nimburion.jobs.processor import Processor
 
 try:
@@ -65,7 +58,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class FlaskJobs:
+class FlaskJobs(DeclaresJobs):
     """The jobs of a Flask application, or of a package that several applications use.
 
     `init_app` gives an application a processor, with the settings of `load_configuration`. Each
@@ -103,61 +96,8 @@ class FlaskJobs:
         """Register `Job` classes and `@job` functions with each application."""
         self._declared += jobs
 
-    @overload
-    def job(
-        self, function: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, T]], /
-    ) -> RegisteredJob[Concatenate[Context[Any], P], P, Coroutine[Any, Any, T], T]: ...
-    @overload
-    def job(
-        self, function: Callable[Concatenate[Context[Any], P], T], /
-    ) -> RegisteredJob[Concatenate[Context[Any], P], P, T, T]: ...
-    @overload
-    def job(
-        self, function: Callable[P, Coroutine[Any, Any, T]], /
-    ) -> RegisteredJob[P, P, Coroutine[Any, Any, T], T]: ...
-    @overload
-    def job(self, function: Callable[P, T], /) -> RegisteredJob[P, P, T, T]: ...
-    @overload
-    def job(
-        self,
-        /,
-        *,
-        name: str | None = None,
-        queue: str = "default",
-        **policy: Unpack[PolicyOptions],
-    ) -> RegisterDecorator: ...
-    @overload
-    def job(
-        self,
-        /,
-        *,
-        name: str | None = None,
-        queue: str = "default",
-        batch: int | Batch,
-        **policy: Unpack[PolicyOptions],
-    ) -> RegisterBatchDecorator: ...
-    def job(
-        self,
-        function: Callable[..., Any] | None = None,
-        /,
-        *,
-        name: str | None = None,
-        queue: str = "default",
-        **policy: Any,
-    ) -> Any:
-        """Make a job of a typed function and register it, as `Processor.job` does.
-
-        ```python
-        @jobs.job(queue="images")
-        def thumbnail(path: str, width: int = 200) -> None: ...
-
-
-        thumbnail.enqueue_sync("cat.png", width=100)
-        ```
-        """
-        options = cast("PolicyOptions", policy)
-        decorator = RegisterDecorator(find_processor, self.register, name, queue, options)
-        return register_job(function, decorator, policy)
+    def _find_processor(self) -> Processor:
+        return find_processor()
 
 
 class _AppJobs:

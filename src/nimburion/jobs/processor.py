@@ -14,7 +14,6 @@ from types import MappingProxyType
 from typing import (
     TYPE_CHECKING,
     Any,
-    Concatenate,
     ParamSpec,
     Self,
     TypeVar,
@@ -48,14 +47,8 @@ from nimburion.core.settings import (
 )
 from nimburion.core.timing.clock import Clock, SystemClock
 from nimburion.jobs.client.client import Client, read_records, send_jobs, share_outage_log
-from nimburion.jobs.client.registered_job import (
-    RegisterBatchDecorator,
-    RegisterDecorator,
-    RegisteredJob,
-    register_job,
-)
+from nimburion.jobs.client.registered_job import DeclaresJobs
 from nimburion.jobs.client.sync import SyncClient
-from nimburion.jobs.declaration.batches import Batch
 from nimburion.jobs.declaration.codec import lower_first
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.failure_hooks import (
@@ -133,7 +126,7 @@ def _open_backend(url: str, clock: Clock | None) -> Backend:
     return open_backend(url)
 
 
-class Processor(Client):
+class Processor(DeclaresJobs, Client):
     """Enqueues jobs, registers their handlers and, once you start it, runs them.
 
     ```python
@@ -236,6 +229,9 @@ class Processor(Client):
 
     # Registration
 
+    def _find_processor(self) -> Processor:
+        return self
+
     @overload
     def register(
         self,
@@ -285,67 +281,6 @@ class Processor(Client):
             )
         else:
             raise DefinitionError(f"register({job!r}, handler) takes exactly one handler")
-
-    @overload
-    def job(
-        self, function: Callable[Concatenate[ContextT, P], Coroutine[Any, Any, T]], /
-    ) -> RegisteredJob[Concatenate[ContextT, P], P, Coroutine[Any, Any, T], T]: ...
-    @overload
-    def job(
-        self, function: Callable[Concatenate[ContextT, P], T], /
-    ) -> RegisteredJob[Concatenate[ContextT, P], P, T, T]: ...
-    @overload
-    def job(
-        self, function: Callable[P, Coroutine[Any, Any, T]], /
-    ) -> RegisteredJob[P, P, Coroutine[Any, Any, T], T]: ...
-    @overload
-    def job(self, function: Callable[P, T], /) -> RegisteredJob[P, P, T, T]: ...
-    @overload
-    def job(
-        self,
-        /,
-        *,
-        name: str | None = None,
-        queue: str = "default",
-        **policy: Unpack[PolicyOptions],
-    ) -> RegisterDecorator: ...
-    @overload
-    def job(
-        self,
-        /,
-        *,
-        name: str | None = None,
-        queue: str = "default",
-        batch: int | Batch,
-        **policy: Unpack[PolicyOptions],
-    ) -> RegisterBatchDecorator: ...
-    def job(
-        self,
-        function: Callable[..., Any] | None = None,
-        /,
-        *,
-        name: str | None = None,
-        queue: str = "default",
-        **policy: Any,
-    ) -> Any:
-        """Make a job of a typed function and register it: `@job` and `register` in one step.
-
-        The options are those of `@job`. The function can then be enqueued without naming the
-        processor again.
-
-        ```python
-        @processor.job(queue="images")
-        async def thumbnail(path: str, width: int = 200) -> None: ...
-
-
-        await thumbnail.enqueue("cat.png", width=100)
-        ```
-
-        The errors are those of `@job` and of `register`.
-        """
-        options = cast("PolicyOptions", policy)
-        decorator = RegisterDecorator(lambda: self, self.register, name, queue, options)
-        return register_job(function, decorator, policy)
 
     def use(self, middleware: Middleware) -> None:
         """Wrap every attempt in `async def middleware(ctx, call_next)`.
@@ -743,9 +678,9 @@ class Processor(Client):
         )
         runs = None
         if record is not None and self.registry.has_durable:
-            from nimburion.jobs.durable.services import make_run_services
+            from nimburion.jobs.durable.services import RunServices
 
-            runs = make_run_services(self, record, threads.start, reporter, self._random, hold=hold)
+            runs = RunServices(self, record, threads.start, reporter, self._random, hold=hold)
         return AttemptRunner(
             self.registry,
             self._middlewares,

@@ -22,7 +22,7 @@ from nimburion.core.schedules import (
     pause_schedule,
     put_schedule,
 )
-from nimburion.jobs.client.client import Client, add_limit_keys, enqueue_prepared
+from nimburion.jobs.client.client import Client, enqueue_prepared
 from nimburion.scheduler.backend_clock import BackendClock
 from nimburion.scheduler.declarations import (
     TickOptions,
@@ -301,7 +301,7 @@ class Schedules:
             spec.priority,
             options=msgspec.structs.replace(spec.options, headers=headers),
         )
-        return job if job.options.limit_keys else add_limit_keys(self._client, job)
+        return job if job.options.limit_keys else self._client.registry.add_limit_keys(job)
 
 
 async def list_histories(

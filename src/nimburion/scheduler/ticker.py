@@ -14,7 +14,6 @@ from nimburion.core.job import NewJob
 from nimburion.core.schedules import Fired, delete_schedule
 from nimburion.core.timing.timezones import find_zone
 from nimburion.jobs.client.client import (
-    add_limit_keys,
     count_stored,
     prepare_job,
     run_enqueue_middleware,
@@ -119,7 +118,8 @@ class Ticker:
             new = entry.spec.make_job(entry.name, tick)
             # A job that code declares has its keys already. That of a task of the configuration,
             # or of a schedule added by hand, has none.
-            return None, new if new.options.limit_keys else add_limit_keys(self._processor, new)
+            has_keys = bool(new.options.limit_keys)
+            return None, new if has_keys else self._processor.registry.add_limit_keys(new)
         spec = entry.spec
         declared = self._declared[spec.run_of or entry.name]
         if declared.compute is None:

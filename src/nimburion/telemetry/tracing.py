@@ -46,6 +46,7 @@ from nimburion.core.events import AttemptEnded, AttemptStarted, Event, Events, S
 from nimburion.core.text.shortening import shorten
 from nimburion.core.timing.durations import to_seconds
 from nimburion.core.version import __version__
+from nimburion.telemetry.logs import LoggedAttempt
 from nimburion.telemetry.registry import MetricsRegistry
 
 if TYPE_CHECKING:
@@ -94,28 +95,8 @@ _CallNext = Callable[[Any], Awaitable[Any]]
 _Middleware = Callable[[Any, _CallNext], Awaitable[Any]]
 
 
-class TracedAttempt(Protocol):
+class TracedAttempt(LoggedAttempt, Protocol):
     """The part of an attempt's context that is traced."""
-
-    @property
-    def job_id(self) -> str:
-        """The job's id."""
-        ...
-
-    @property
-    def name(self) -> str:
-        """The job's name."""
-        ...
-
-    @property
-    def queue(self) -> str:
-        """The queue that the job was reserved from."""
-        ...
-
-    @property
-    def attempt(self) -> int:
-        """The number of the attempt."""
-        ...
 
     @property
     def failures(self) -> int:
@@ -135,16 +116,6 @@ class TracedAttempt(Protocol):
     @property
     def headers(self) -> dict[str, str]:
         """The headers that the job was enqueued with."""
-        ...
-
-    @property
-    def tenant(self) -> str | None:
-        """The tenant of the job."""
-        ...
-
-    @property
-    def correlation_id(self) -> str | None:
-        """The correlation id of the job."""
         ...
 
 

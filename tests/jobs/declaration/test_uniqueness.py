@@ -14,8 +14,10 @@ from nimburion.core.errors import DefinitionError, DuplicateJob, InvalidJob
 from nimburion.core.job import UNFINISHED, JobOptions, OnDuplicate, State, sort_states
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import MAX_TEXT
-from nimburion.jobs import Job, Processor, Unique, job
+from nimburion.jobs import Job, Limit, Processor, Unique, job
+from nimburion.jobs.declaration.limits import JobLimits
 from nimburion.jobs.declaration.registry import Registry
+from nimburion.jobs.declaration.uniqueness import parse_uniqueness
 from nimburion.testing import FakeClock
 
 WAITING_STATES = (State.PENDING, State.SCHEDULED, State.RETRYING)
@@ -235,6 +237,16 @@ async def test_a_long_key_is_shortened_to_a_sum(processor: Processor) -> None:
     assert all(key.startswith("sha256:") for key in keys)
     control = await processor.enqueue(greet.job("\x80"))
     assert ((await processor.get_status(control)).unique_key or "").startswith("sha256:")
+
+
+@pytest.mark.parametrize("key", ["a\x00b", "a\nb", "a\x80b", "a\ud800b"])
+def test_a_key_that_cannot_be_stored_becomes_a_sum(key: str) -> None:
+    unique = parse_uniqueness(Unique(key=lambda _: key))
+    limits = JobLimits("one", [Limit(1, key=lambda _: key, name="shared")])
+    assert unique is not None
+    limited = limits.apply(JobOptions(), b"{}", None)
+    keys = [unique.make_key(b"{}", None), limited.limit_keys["shared"]]
+    assert [one[:7] for one in keys] == ["sha256:"] * 2
 
 
 def test_a_field_that_does_not_exist_is_refused_at_registration() -> None:

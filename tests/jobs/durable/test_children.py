@@ -279,14 +279,14 @@ async def test_detached_children_continue_when_the_run_is_cancelled(
         assert (await finish(processor, f"{job_id}.later.0")).result == 1
 
 
-@pytest.mark.parametrize("operation", ["get_job", "list_jobs", "get_flow", "enqueue_children"])
+@pytest.mark.parametrize("operation", ["get_job", "list_jobs", "get_flow", "enqueue_members"])
 async def test_a_backend_that_does_not_answer_about_children_counts_nothing(
     monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
     processor = make_processor()
     double, _, _ = add_jobs(processor)
     lost: list[str] = []
-    part = services if operation == "enqueue_children" else processor.backend.reads
+    part = services if operation == "enqueue_members" else processor.backend.reads
     original = getattr(part, operation)
 
     async def fail_once(*args: Any, **options: Any) -> Any:

@@ -254,9 +254,18 @@ async def test_a_signal_is_refused() -> None:
             await processor.signal(job_id, number, 1)
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "n" * 201])
-def test_a_name_of_a_signal_that_cannot_be(name: str) -> None:
-    with pytest.raises(InvalidJob, match="without a slash"):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "without a slash"),
+        ("a/b", "without a slash"),
+        ("n" * 201, "without a slash"),
+        ("a\nb", "control characters"),
+        ("a\ud800", "valid Unicode"),
+    ],
+)
+def test_a_name_of_a_signal_that_cannot_be(name: str, message: str) -> None:
+    with pytest.raises(InvalidJob, match=message):
         Signal(name, int)
 
 

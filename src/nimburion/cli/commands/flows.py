@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from nimburion.cli.background import format_preview
 from nimburion.cli.exit_codes import BadInput
 from nimburion.cli.filters import format_count
 from nimburion.cli.invocation import add_shared_options, current_invocation
@@ -21,7 +22,6 @@ from nimburion.core.job import State
 from nimburion.core.text.escaping import escape_controls
 
 if TYPE_CHECKING:
-    from nimburion.actions.bulk import BulkPreview
     from nimburion.actions.flow_export import ExportedJob
     from nimburion.actions.flows import FlowTree, FoundFlows, ReplayPreview
     from nimburion.actions.open_runs import OpenRunList
@@ -311,7 +311,7 @@ async def _replay(backend: Backend, flow_id: str, reason: str, *, yes: bool) -> 
         if not current_invocation().as_json:
             _print_preview(preview)
         raise BadInput(
-            f"{_format_preview(preview.failed)} of flow {flow_id} would be replayed; nothing was "
+            f"{format_preview(preview.failed)} of flow {flow_id} would be replayed; nothing was "
             "done. Add --yes to confirm"
         )
     return await actions.replay(flow_id, reason=reason)
@@ -324,10 +324,6 @@ def _print_preview(preview: ReplayPreview) -> None:
     print_records(preview.failed.first, "no member failed")
     if preview.cancelled.count:
         click.echo(
-            f"{_format_preview(preview.cancelled)} cancelled because others did not complete: each "
+            f"{format_preview(preview.cancelled)} cancelled because others did not complete: each "
             "waits again if those run again"
         )
-
-
-def _format_preview(preview: BulkPreview) -> str:
-    return f"{'' if preview.complete else 'at least '}{format_count(preview.count)}"

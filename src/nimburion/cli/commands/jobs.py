@@ -212,7 +212,11 @@ def send_signal(
     async def send(backend: Backend) -> tuple[str, SentSignal]:
         found = await resolve_job_id(backend, job_id)
         sent = await make_actions(backend).jobs.signal(
-            found, name, payload.encode(), signal_id=signal_id, reason=reason
+            found,
+            name,
+            payload.encode(errors="surrogateescape"),
+            signal_id=signal_id,
+            reason=reason,
         )
         return found, sent
 

@@ -35,6 +35,7 @@ from nimburion.cli.systemd import SYSTEMD_VARIABLES, has_progress
 from nimburion.core.frames import FrameProtocol, UnreadableFrame
 from nimburion.core.settings import Settings
 from nimburion.jobs import Health
+from nimburion.jobs.worker.children.errors import describe_exit
 from nimburion.jobs.worker.children.memory import read_memory
 
 _log = logging.getLogger("nimburion.supervisor")
@@ -157,14 +158,7 @@ class WorkerProcess:
 
     def describe_end(self) -> str:
         """Return how the process has ended, as the end of a sentence."""
-        code = self.exit_code
-        if code is None or code >= 0:
-            return f"ended with exit code {code}"
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        return f"was killed by {name}"
+        return describe_exit(self.exit_code)
 
     # Requests
 

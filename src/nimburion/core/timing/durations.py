@@ -11,6 +11,7 @@ Duration = float | timedelta | str
 """Seconds, a timedelta, or a text like `500ms`, `30s`, `5m`, `1h30m`, `90d` or `3 days`."""
 
 DURATION_FORMS = "a number of seconds, a timedelta or a text like '1h30m'"
+_CENTURY_SECONDS = 100 * 365.25 * 86_400
 
 _UNITS = MappingProxyType({"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001})
 _WORDS = MappingProxyType(
@@ -61,6 +62,26 @@ def read_seconds(value: object) -> float | None:
     except OverflowError:
         return None
     return seconds if math.isfinite(seconds) else None
+
+
+def require_seconds(what: str, value: object, error: type[Exception]) -> float:
+    """Return the seconds of a value that may be no duration. Raises `error`, which names the option
+    `what`, unless it is a duration of at most a century.
+    """
+    seconds = read_seconds(value)
+    if seconds is None:
+        raise error(f"{what} must be {DURATION_FORMS}, not {value!r}")
+    if seconds > _CENTURY_SECONDS:
+        raise error(f"{what} must be less than a century, not {seconds:g} seconds")
+    return seconds
+
+
+def require_positive_seconds(what: str, value: object, error: type[Exception]) -> float:
+    """Return the seconds as `require_seconds` does. Raises `error` also for 0 and less."""
+    seconds = require_seconds(what, value, error)
+    if seconds <= 0:
+        raise error(f"{what} must be more than 0 seconds, not {value!r}")
+    return seconds
 
 
 def parse_duration_text(text: str) -> float | None:

@@ -17,7 +17,6 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
-from functools import partial
 from random import Random
 from types import TracebackType
 from typing import (
@@ -74,9 +73,9 @@ from nimburion.jobs.client.batching import (
 )
 from nimburion.jobs.client.client_statistics import ClientStatistics
 from nimburion.jobs.client.lazy_jobs import LazyJobs
-from nimburion.jobs.client.pipeline import EnqueuePipeline, Original
+from nimburion.jobs.client.pipeline import EnqueuePipeline
 from nimburion.jobs.client.status import Status, make_status
-from nimburion.jobs.declaration.codec import UnreadablePayload, check_size, encode_object
+from nimburion.jobs.declaration.codec import check_size, encode_object
 from nimburion.jobs.declaration.context import CURRENT, inherit_options
 from nimburion.jobs.declaration.fairness import QueueFairness
 from nimburion.jobs.declaration.job import AnyJob, JobId, JobReturning, require_declaration
@@ -111,6 +110,7 @@ if TYPE_CHECKING:
     from nimburion.jobs.durable.signals import Signal
     from nimburion.jobs.flows.flow import Flow
     from nimburion.jobs.flows.growing import Flows
+    from nimburion.jobs.flows.plan import PlannedJob
     from nimburion.jobs.outbox.database import OutboxDatabase
     from nimburion.jobs.outbox.outbox import Outbox, WaitingJob
     from nimburion.scheduler.schedules import Schedules
@@ -543,7 +543,7 @@ class Client:
             store,
             self._sizes,
             len(new),
-            partial(renew_keys, self),
+            self.registry,
         )
         ids = await pipeline.run(
             [_make_enqueueing(job, one) for job, one in zip(batch, new, strict=True)]
@@ -683,7 +683,7 @@ class Client:
         if handler is not None and handler.policy.tags:
             tagged = add_tags(new.options, handler.policy.tags)
             new = msgspec.structs.replace(new, options=tagged)
-        return add_limit_keys(self, new), parsed
+        return self.registry.add_limit_keys(new), parsed
 
     # Queries
 
@@ -1240,7 +1240,7 @@ class Client:
             lambda some: self._store(some, parsed, results),
             self._sizes,
             1,
-            partial(renew_keys, self),
+            self.registry,
         )
         return (await pipeline.run([_make_enqueueing(job, new)]))[0]
 
@@ -1401,96 +1401,8 @@ async def run_enqueue_middleware(
     async def enqueue_new(jobs: list[NewJob]) -> list[str]:
         return [await store(apply_fairness(client, jobs[0]))]
 
-    renew = partial(renew_keys, client)
-    pipeline = EnqueuePipeline(middlewares, enqueue_new, client._sizes, 1, renew)
+    pipeline = EnqueuePipeline(middlewares, enqueue_new, client._sizes, 1, client.registry)
     return (await pipeline.run([_make_enqueueing(job, new)]))[0]
-
-
-def add_limit_keys(client: Client, job: NewJob) -> NewJob:
-    """Return a job with its keys for the limits by key that its name declares, if its handler is
-    registered here. `enqueue` does this itself.
-
-    A payload that the handler cannot read gets no keys: its job fails at once. Raises `InvalidJob`
-    if the function of a key or of a cost fails.
-    """
-    return _try_add_limit_keys(client, job) or job
-
-
-def _try_add_limit_keys(client: Client, job: NewJob) -> NewJob | None:
-    """Return a job as `add_limit_keys` does; None if the name has no limits or no handler here, or
-    the handler cannot read the payload."""
-    handler = client.registry.get(job.name)
-    if handler is None or not handler.policy.limits:
-        return None
-    try:
-        arguments = handler.decode(job.payload)
-    except UnreadablePayload:
-        return None
-    limits = JobLimits(job.name, handler.policy.limits)
-    options = limits.apply(job.options, job.payload, arguments)
-    return msgspec.structs.replace(job, options=options)
-
-
-def renew_keys(client: Client, job: object, new: NewJob, original: Original) -> NewJob:
-    """Return a job with the keys of its limits and with its declared unique key, after a middleware
-    changed its name, its payload or its tenant. `job` is as `_renew_limit_keys` takes it.
-    """
-    renewed = _renew_limit_keys(client, job, new, original)
-    return renewed if job is None else _renew_unique_key(client, job, renewed, original)
-
-
-def _renew_unique_key(client: Client, job: object, new: NewJob, original: Original) -> NewJob:
-    """Return a job whose declared unique key is made of its present payload.
-
-    A key that the call or a middleware has set stays. So does the key of the original payload, if
-    the present one cannot be read, or if the present name declares no key.
-    """
-    declaration = require_declaration(job)
-    unique = declaration.policy.unique
-    if unique is None or new.options.unique_key != unique.make_key(original.payload, job):
-        return new
-    handler = client.registry.get(new.name)
-    if handler is not None:
-        unique = handler.policy.unique
-    elif new.name != declaration.name:
-        return new
-    if unique is None:
-        return new
-    try:
-        if handler is None:
-            changed = declaration.codec.decode(new.payload, client._sizes)
-        else:
-            changed = handler.decode(new.payload)
-    except UnreadablePayload:
-        return new
-    key = unique.make_key(new.payload, changed)
-    options = msgspec.structs.replace(new.options, unique_key=key)
-    return msgspec.structs.replace(new, options=options)
-
-
-def _renew_limit_keys(client: Client, job: object, new: NewJob, original: Original) -> NewJob:
-    """Return a job with the keys for its limits by key, after a middleware changed its name, its
-    payload or its tenant.
-
-    `job` is the argument of `enqueue`; None if the job was enqueued by name. If the handler cannot
-    read the new payload, such as an encrypted one, or is not registered here, the keys are those of
-    the original payload.
-    """
-    is_renamed = new.name != original.name
-    if is_renamed:
-        options = msgspec.structs.replace(new.options, limit_keys={}, cost=None)
-        new = msgspec.structs.replace(new, options=options)
-    if is_renamed or new.payload != original.payload:
-        renewed = _try_add_limit_keys(client, new)
-        if renewed is not None or is_renamed:
-            return renewed or new
-    if job is None:
-        restored = msgspec.structs.replace(new, payload=original.payload)
-        renewed = add_limit_keys(client, restored)
-        return msgspec.structs.replace(renewed, payload=new.payload)
-    declaration = require_declaration(job)
-    limits = JobLimits(declaration.name, declaration.policy.limits)
-    return msgspec.structs.replace(new, options=limits.apply(new.options, original.payload, job))
 
 
 def apply_fairness(client: Client, job: NewJob) -> NewJob:
@@ -1561,7 +1473,7 @@ def make_actions(client: Client, operator: Operator) -> Actions:
     async def send(jobs: Sequence[NewJob]) -> list[Enqueued]:
         for job in jobs:
             check_size(job.name, job.payload, client._sizes)
-        return await send_jobs(client, [add_limit_keys(client, job) for job in jobs])
+        return await send_jobs(client, [client.registry.add_limit_keys(job) for job in jobs])
 
     return Actions(client.backend, operator, send, client.clock)
 
@@ -1577,39 +1489,28 @@ async def add_members(
 
     `name` comes between the id of the flow and the numbers of the jobs; None: a new name.
     """
-    from nimburion.jobs.flows.enqueueing import MemberMaker
     from nimburion.jobs.flows.growing import list_grown_flows, plan_additions
 
-    parsed = client._parse_options({})
     planned = plan_additions(flow_id, group, name or client._ids.make(), jobs)
-    new = MemberMaker(client._make_job, parsed, client._sizes).make(planned)
-    flows, size = list_grown_flows(flow_id, group), client._sizes.batch
-    for start in range(0, len(new), size):
-        some = slice(start, start + size)
-        calls = [one.job for one in planned[some]]
-        await client._enqueue_together(calls, new[some], parsed, flows)
-    return [job.id for job in new]
+    return await enqueue_members(client, planned, list_grown_flows(flow_id, group))
 
 
-async def enqueue_children(
-    client: Client, flow_id: str, name: str, jobs: Sequence[JobReturning[Any]]
+async def enqueue_members(
+    client: Client,
+    planned: Sequence[PlannedJob],
+    flows: Sequence[NewFlow],
+    *,
+    keeps_conflicts: bool = False,
 ) -> list[str]:
-    """Store the child jobs of a durable run as the members of a flow, and return their ids.
+    """Store planned members with the flows that they belong to, in batches, and return their ids.
 
-    The call is safe to repeat. `JobConflict` is raised after it if some were stored before with
-    other arguments, which they keep.
+    `JobConflict` is raised if some were stored before with other arguments, which they keep. With
+    `keeps_conflicts`, the other batches are stored first.
     """
-    from nimburion.core.flows import NewFlow
     from nimburion.jobs.flows.enqueueing import MemberMaker
-    from nimburion.jobs.flows.plan import PlannedJob
 
-    parsed = client._parse_options({})
-    planned = [
-        PlannedJob(f"{flow_id}.{number}", str(number), cast("AnyJob", job), flow_id, None, (), {})
-        for number, job in enumerate(jobs)
-    ]
+    parsed, size = client._parse_options({}), client._sizes.batch
     new = MemberMaker(client._make_job, parsed, client._sizes).make(planned)
-    flows, size = [NewFlow(id=flow_id, name=name, members=len(new))], client._sizes.batch
     conflict: JobConflict | None = None
     for start in range(0, len(new), size):
         some = slice(start, start + size)
@@ -1617,6 +1518,8 @@ async def enqueue_children(
         try:
             await client._enqueue_together(calls, new[some], parsed, flows)
         except JobConflict as error:
+            if not keeps_conflicts:
+                raise
             conflict = error
     if conflict is not None:
         raise conflict

@@ -7,12 +7,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import msgspec
+
 from nimburion.core.errors import InvalidJob
 from nimburion.core.job import NewJob
 from nimburion.core.size_limits import SizeLimits, check_name
-from nimburion.jobs.declaration.codec import check_size
+from nimburion.jobs.declaration.codec import UnreadablePayload, check_size
+from nimburion.jobs.declaration.job import require_declaration
+from nimburion.jobs.declaration.limits import JobLimits
 from nimburion.jobs.declaration.middleware import Enqueueing, EnqueueMiddleware, compose
 from nimburion.jobs.declaration.options import check_headers, check_texts
+from nimburion.jobs.declaration.registry import Registry
 
 StoreJobs = Callable[[list[NewJob]], Awaitable[list[str]]]
 """Stores jobs in one step and returns their ids."""
@@ -24,11 +29,6 @@ class Original(NamedTuple):
     name: str
     payload: bytes
     tenant: str | None
-
-
-RenewKeys = Callable[[object, NewJob, Original], NewJob]
-"""Returns a job that a middleware has changed with its new limit keys and unique key. Its first
-argument is the argument of `enqueue`."""
 
 
 class EnqueuePipeline:
@@ -45,10 +45,10 @@ class EnqueuePipeline:
         store: StoreJobs,
         sizes: SizeLimits,
         expected: int,
-        renew_keys: RenewKeys,
+        registry: Registry,
     ) -> None:
         self._layers = layers
-        self._renew_keys = renew_keys
+        self._registry = registry
         self._store = store
         self._sizes = sizes
         self._missing = expected
@@ -84,7 +84,7 @@ class EnqueuePipeline:
         self._seen.add(id(original))
         job = _validate(enqueueing, self._sizes)
         if original != (job.name, job.payload, job.options.tenant):
-            job = self._renew_keys(enqueueing.job, job, original)
+            job = _renew_keys(self._registry, self._sizes, enqueueing.job, job, original)
         self._collected.append((job, future))
         self._count_down()
         return await future
@@ -130,3 +130,69 @@ def _validate(enqueueing: Enqueueing, sizes: SizeLimits) -> NewJob:
         after=enqueueing.after,
         options=enqueueing.options,
     )
+
+
+def _renew_keys(
+    registry: Registry, sizes: SizeLimits, job: object, new: NewJob, original: Original
+) -> NewJob:
+    """Return a job with the keys of its limits and with its declared unique key, after a middleware
+    changed its name, its payload or its tenant. `job` is as `_renew_limit_keys` takes it.
+    """
+    renewed = _renew_limit_keys(registry, job, new, original)
+    return renewed if job is None else _renew_unique_key(registry, sizes, job, renewed, original)
+
+
+def _renew_unique_key(
+    registry: Registry, sizes: SizeLimits, job: object, new: NewJob, original: Original
+) -> NewJob:
+    """Return a job whose declared unique key is made of its present payload.
+
+    A key that the call or a middleware has set stays. So does the key of the original payload, if
+    the present one cannot be read, or if the present name declares no key.
+    """
+    declaration = require_declaration(job)
+    unique = declaration.policy.unique
+    if unique is None or new.options.unique_key != unique.make_key(original.payload, job):
+        return new
+    handler = registry.get(new.name)
+    if handler is not None:
+        unique = handler.policy.unique
+    elif new.name != declaration.name:
+        return new
+    if unique is None:
+        return new
+    try:
+        if handler is None:
+            changed = declaration.codec.decode(new.payload, sizes)
+        else:
+            changed = handler.decode(new.payload)
+    except UnreadablePayload:
+        return new
+    key = unique.make_key(new.payload, changed)
+    options = msgspec.structs.replace(new.options, unique_key=key)
+    return msgspec.structs.replace(new, options=options)
+
+
+def _renew_limit_keys(registry: Registry, job: object, new: NewJob, original: Original) -> NewJob:
+    """Return a job with the keys for its limits by key, after a middleware changed its name, its
+    payload or its tenant.
+
+    `job` is the argument of `enqueue`; None if the job was enqueued by name. If the handler cannot
+    read the new payload, such as an encrypted one, or is not registered here, the keys are those of
+    the original payload.
+    """
+    is_renamed = new.name != original.name
+    if is_renamed:
+        options = msgspec.structs.replace(new.options, limit_keys={}, cost=None)
+        new = msgspec.structs.replace(new, options=options)
+    if is_renamed or new.payload != original.payload:
+        renewed = registry.try_add_limit_keys(new)
+        if renewed is not None or is_renamed:
+            return renewed or new
+    if job is None:
+        restored = msgspec.structs.replace(new, payload=original.payload)
+        renewed = registry.add_limit_keys(restored)
+        return msgspec.structs.replace(renewed, payload=new.payload)
+    declaration = require_declaration(job)
+    limits = JobLimits(declaration.name, declaration.policy.limits)
+    return msgspec.structs.replace(new, options=limits.apply(new.options, original.payload, job))

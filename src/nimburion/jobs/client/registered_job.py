@@ -12,7 +12,7 @@ await thumbnail.options(priority=7, after=30).enqueue("cat.png")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -34,6 +34,7 @@ from nimburion.jobs.declaration.options import check_option_names
 
 if TYPE_CHECKING:
     from nimburion.jobs.client.sync import SyncClient
+    from nimburion.jobs.declaration.batches import Batch
     from nimburion.jobs.declaration.job import JobId, JobReturning
     from nimburion.jobs.declaration.options import EnqueueOptions
     from nimburion.jobs.declaration.policy import PolicyOptions
@@ -208,10 +209,76 @@ class RegisterBatchDecorator:
         return self._decorator(function)
 
 
-def register_job(
-    function: Callable[..., Any] | None, decorator: RegisterDecorator, policy: Mapping[str, Any]
-) -> RegisteredJob[..., ..., Any, Any] | RegisterDecorator | RegisterBatchDecorator:
-    """Return what `job(function)` or `job(**policy)` of a processor returns."""
-    if function is not None:
-        return decorator(function)
-    return decorator if policy.get("batch") is None else RegisterBatchDecorator(decorator)
+class DeclaresJobs:
+    """Has the decorator `job`. A processor has it, and the jobs of a Flask application."""
+
+    def _find_processor(self) -> Enqueuer:
+        """Return the processor of the jobs when one is enqueued."""
+        raise NotImplementedError
+
+    def register(self, job: JobFunction[..., ..., Any, Any], /) -> None:
+        """Register a job."""
+        raise NotImplementedError
+
+    @overload
+    def job(
+        self, function: Callable[Concatenate[ContextT, P], Coroutine[Any, Any, T]], /
+    ) -> RegisteredJob[Concatenate[ContextT, P], P, Coroutine[Any, Any, T], T]: ...
+    @overload
+    def job(
+        self, function: Callable[Concatenate[ContextT, P], T], /
+    ) -> RegisteredJob[Concatenate[ContextT, P], P, T, T]: ...
+    @overload
+    def job(
+        self, function: Callable[P, Coroutine[Any, Any, T]], /
+    ) -> RegisteredJob[P, P, Coroutine[Any, Any, T], T]: ...
+    @overload
+    def job(self, function: Callable[P, T], /) -> RegisteredJob[P, P, T, T]: ...
+    @overload
+    def job(
+        self,
+        /,
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        **policy: Unpack[PolicyOptions],
+    ) -> RegisterDecorator: ...
+    @overload
+    def job(
+        self,
+        /,
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        batch: int | Batch,
+        **policy: Unpack[PolicyOptions],
+    ) -> RegisterBatchDecorator: ...
+    def job(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        **policy: Any,
+    ) -> Any:
+        """Make a job of a typed function and register it: `@job` and `register` in one step.
+
+        The options are those of `@job`. The function can then be enqueued without naming the
+        processor again.
+
+        ```python
+        @processor.job(queue="images")
+        async def thumbnail(path: str, width: int = 200) -> None: ...
+
+
+        await thumbnail.enqueue("cat.png", width=100)
+        ```
+
+        The errors are those of `@job` and of `register`.
+        """
+        options = cast("PolicyOptions", policy)
+        decorator = RegisterDecorator(self._find_processor, self.register, name, queue, options)
+        if function is not None:
+            return decorator(function)
+        return decorator if policy.get("batch") is None else RegisterBatchDecorator(decorator)

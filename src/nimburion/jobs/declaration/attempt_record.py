@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from random import Random
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from nimburion.core.errors import LeaseLost
 from nimburion.core.lease import Delivery
 from nimburion.core.result_errors import encode_result_error
 from nimburion.core.settlement import Failed, Progressed, Recorded, Retried, Spent
-from nimburion.core.size_limits import SizeLimits
 from nimburion.core.transactions import Transaction
 from nimburion.jobs.declaration.codec import UnstorableResult
 from nimburion.jobs.declaration.job_log import make_job_log
@@ -20,12 +18,10 @@ from nimburion.jobs.declaration.lifespan import NO_STATE
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from nimburion.core.job import JobRecord
-    from nimburion.core.runs import RunPage
     from nimburion.jobs.declaration.job import JobId, JobReturning
     from nimburion.jobs.declaration.options import EnqueueOptions
     from nimburion.jobs.durable.run import DurableRun
-    from nimburion.jobs.worker.attempt.threads import ThreadCall
+    from nimburion.jobs.durable.services import RunServices
 
 R = TypeVar("R")
 
@@ -85,41 +81,6 @@ RecordStep = Callable[[Recorded, StepAnswer], None]
 """Sends a step with the next exchange. It gets no answer if the session ends first: the attempt is
 interrupted then.
 """
-
-
-class EnqueueChildren(Protocol):
-    """Stores the child jobs of a durable run."""
-
-    async def __call__(
-        self, flow_id: str, name: str, jobs: Sequence[JobReturning[Any]], /
-    ) -> list[str]:
-        """Store jobs as the members of a flow of their own, and return their ids."""
-        ...
-
-
-class RunServices(NamedTuple):
-    """What all durable runs of one worker use of it."""
-
-    record: RecordStep
-    read_run: Callable[[str, str | None], Awaitable[RunPage]]
-    """Returns a page of the steps and the unread signals of a job. The second argument is the
-    `next` of the previous page.
-    """
-    start_call: Callable[..., ThreadCall]
-    """Calls a function in a thread of the worker."""
-    now: Callable[[], float]
-    """Returns the time of the backend's clock, as the worker knows it."""
-    sleep: Callable[[float], Awaitable[None]]
-    hold: float
-    """The longest sleep for which a run keeps its slot, in seconds."""
-    random: Random
-    sizes: SizeLimits
-    enqueue_children: EnqueueChildren
-    cancel_jobs: Callable[[Sequence[str]], Awaitable[None]]
-    read_records: Callable[[Sequence[str]], Awaitable[Mapping[str, JobRecord]]]
-    """Returns the records of those jobs that exist, by id, with their results."""
-    count_unfinished: Callable[[str], Awaitable[int]]
-    """Returns how many members of a flow have not ended; 0 if the flow is not kept."""
 
 
 class WorkerServices(NamedTuple):

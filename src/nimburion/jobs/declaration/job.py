@@ -51,7 +51,7 @@ from nimburion.jobs.declaration.codec import Codec, lower_first
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.limits import check_limits
 from nimburion.jobs.declaration.options import EnqueueOptions
-from nimburion.jobs.declaration.policy import POLICY_OPTIONS, Policy, PolicyOptions, read_policy
+from nimburion.jobs.declaration.policy import POLICY_OPTIONS, Policy, PolicyOptions, read_job_policy
 from nimburion.jobs.declaration.signature import (
     Signature,
     check_takes_context,
@@ -110,7 +110,7 @@ class Declaration:
         self.name: str = check_declared_name("the name of a job", name)
         self.queue: str = check_declared_name("queue", queue)
         self.options: PolicyOptions = options
-        self.policy: Policy = _parse_policy(name, options)
+        self.policy: Policy = read_job_policy(name, options)
         self._codec: Codec | None = None
 
     @property
@@ -702,13 +702,6 @@ def _find_mistake(
 def _read_fields(job: object, codec: Codec) -> dict[str, Any]:
     """Return the arguments of a job, without other attributes of the instance."""
     return {field: getattr(job, field) for field in codec.fields if hasattr(job, field)}
-
-
-def _parse_policy(name: str, options: PolicyOptions) -> Policy:
-    try:
-        return read_policy(options)
-    except DefinitionError as error:
-        raise DefinitionError(f"job {name!r}: {error}") from None
 
 
 def check_declared_name(what: str, value: object) -> str:

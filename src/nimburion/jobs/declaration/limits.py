@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from nimburion.core.errors import DefinitionError, InvalidJob
 from nimburion.core.job import JobOptions
 from nimburion.core.limits import LimitRule, closes_lane, get_limited_job, make_job_limit_name
 from nimburion.core.rate_limits import MAX_UNITS, RateLimit, parse_rate
-from nimburion.core.size_limits import MAX_TEXT
+from nimburion.core.size_limits import shorten_key
 
 Key = str | Callable[[Any], object]
 """The name of an argument, `"tenant"`, or a function of the job."""
@@ -21,7 +20,6 @@ Cost = int | str | Callable[[Any], int]
 """A number of units, the name of an argument, or a function of the job."""
 
 TENANT = "tenant"
-_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LIMIT_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,256}")
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -231,10 +229,10 @@ def _compute_key(
         return ""
     if isinstance(key, str):
         if key in members:
-            return _shorten(_read_text(members[key]))
+            return shorten_key(_read_text(members[key]))
         return options.tenant or "" if key == TENANT else ""
     try:
-        return _shorten(str(key(job)))
+        return shorten_key(str(key(job)))
     except Exception as error:
         raise InvalidJob(f"the key of a limit failed with {error!r}") from error
 
@@ -256,10 +254,3 @@ def _read_text(raw: msgspec.Raw) -> str:
     """Return a text as it is, and any other value as JSON."""
     value = msgspec.json.decode(raw)
     return value if isinstance(value, str) else bytes(raw).decode()
-
-
-def _shorten(key: str) -> str:
-    """Return a key that every backend can store: one that is too long becomes a SHA-256 sum."""
-    if len(key) > MAX_TEXT or _CONTROL_CHARACTER.search(key):
-        return "sha256:" + hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
-    return key

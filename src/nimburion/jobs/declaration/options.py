@@ -14,7 +14,7 @@ from nimburion.core.errors import InvalidJob
 from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
 from nimburion.core.size_limits import SizeLimits, check_name, check_text
 from nimburion.core.text.shortening import shorten
-from nimburion.core.timing.durations import DURATION_FORMS, Duration, read_seconds
+from nimburion.core.timing.durations import Duration, require_positive_seconds, require_seconds
 from nimburion.jobs.declaration.uniqueness import (
     KeyRule,
     Unique,
@@ -93,7 +93,6 @@ MAX_TAGS = 20
 """The most tags of a declaration, and of a call."""
 _UNIQUENESS = ("unique_for", "unique_while", "on_duplicate", "max_wait")
 """The fields of a record that follow the unique key."""
-_CENTURY_SECONDS = 100 * 365.25 * 86_400
 
 
 def read_job_id(job_id: object) -> str:
@@ -265,8 +264,12 @@ def _parse_job_options(
         ),
         unique_key=None if unique_key is None else check_text("unique_key", unique_key),
         max_retries=None if max_retries is None else _parse_count("max_retries", max_retries),
-        timeout=None if timeout is None else _parse_positive_seconds("timeout", timeout),
-        expires=None if expires is None else _parse_positive_seconds("expires", expires),
+        timeout=None
+        if timeout is None
+        else require_positive_seconds("timeout", timeout, InvalidJob),
+        expires=None
+        if expires is None
+        else require_positive_seconds("expires", expires, InvalidJob),
         tags=parse_tags(tags) if tags else (),
     )
 
@@ -303,26 +306,10 @@ def _parse_count(what: str, value: object) -> int:
     raise InvalidJob(f"{what} must be a whole number, 0 or more, not {value!r}")
 
 
-def _parse_seconds(what: str, value: object) -> float:
-    seconds = read_seconds(value)
-    if seconds is None:
-        raise InvalidJob(f"{what} must be {DURATION_FORMS}, not {value!r}")
-    if seconds > _CENTURY_SECONDS:
-        raise InvalidJob(f"{what} must be less than a century, not {seconds:g} seconds")
-    return seconds
-
-
 def _parse_delay(after: object) -> float:
-    seconds = _parse_seconds("after", after)
+    seconds = require_seconds("after", after, InvalidJob)
     if seconds < 0:
         raise InvalidJob(f"after must be 0 seconds or more, not {after!r}")
-    return seconds
-
-
-def _parse_positive_seconds(what: str, value: object) -> float:
-    seconds = _parse_seconds(what, value)
-    if seconds <= 0:
-        raise InvalidJob(f"{what} must be more than 0 seconds, not {value!r}")
     return seconds
 
 

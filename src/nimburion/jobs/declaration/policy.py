@@ -202,6 +202,14 @@ def read_policy(options: Mapping[str, Any]) -> Policy:
     return parse_policy(**options)
 
 
+def read_job_policy(name: str, options: PolicyOptions) -> Policy:
+    """Return the policy of a job. `DefinitionError` names the job too."""
+    try:
+        return read_policy(options)
+    except DefinitionError as error:
+        raise DefinitionError(f"job {name!r}: {error}") from None
+
+
 def _describe_unknown_option(options: Mapping[str, object]) -> str | None:
     from nimburion.jobs.declaration.options import EnqueueOptions
     from nimburion.jobs.declaration.unknown_options import describe_unknown_job_option

@@ -10,6 +10,7 @@ from typing import Any, Unpack, cast
 import msgspec
 
 from nimburion.core.errors import DefinitionError
+from nimburion.core.job import NewJob
 from nimburion.core.limits import LimitRule
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import SizeLimits
@@ -32,7 +33,7 @@ from nimburion.jobs.declaration.job import (
     get_constructor,
 )
 from nimburion.jobs.declaration.limits import JobLimits, describe_rule, describe_rules
-from nimburion.jobs.declaration.policy import Policy, PolicyOptions, read_policy
+from nimburion.jobs.declaration.policy import Policy, PolicyOptions, read_job_policy
 from nimburion.jobs.declaration.signature import (
     describe_place,
     is_async,
@@ -192,7 +193,7 @@ class Registry:
             Handler(
                 name=check_declared_name("the name of a job", name),
                 queue=check_declared_name("queue", queue),
-                policy=self._configure(name, _read_policy(name, policy)),
+                policy=self._configure(name, read_job_policy(name, policy)),
                 target=handler,
                 function=handler,
                 call=_make_raw_call(handler),
@@ -259,6 +260,29 @@ class Registry:
             *find_unknown_names(self._settings, self.names, limits),
             *find_misspelt_queues(self._settings, queues),
         ]
+
+    def add_limit_keys(self, job: NewJob) -> NewJob:
+        """Return a job with its keys for the limits by key that its name declares, if its handler
+        is registered here. `enqueue` does this itself.
+
+        A payload that the handler cannot read gets no keys: its job fails at once. Raises
+        `InvalidJob` if the function of a key or of a cost fails.
+        """
+        return self.try_add_limit_keys(job) or job
+
+    def try_add_limit_keys(self, job: NewJob) -> NewJob | None:
+        """Return a job as `add_limit_keys` does; None if the name has no limits or no handler here,
+        or the handler cannot read the payload."""
+        handler = self.get(job.name)
+        if handler is None or not handler.policy.limits:
+            return None
+        try:
+            arguments = handler.decode(job.payload)
+        except UnreadablePayload:
+            return None
+        limits = JobLimits(job.name, handler.policy.limits)
+        options = limits.apply(job.options, job.payload, arguments)
+        return msgspec.structs.replace(job, options=options)
 
     def _configure(self, name: str, policy: Policy) -> Policy:
         return configure_policy(name, policy.with_defaults(self._settings), self._settings)
@@ -334,13 +358,6 @@ def _make_rules(handler: Handler) -> dict[str, LimitRule]:
     """Return the limits of a handler by name, without those of queues."""
     policy = handler.policy
     return JobLimits(handler.name, policy.limits).make_rules(policy.concurrency, policy.rate)
-
-
-def _read_policy(name: str, options: PolicyOptions) -> Policy:
-    try:
-        return read_policy(options)
-    except DefinitionError as error:
-        raise DefinitionError(f"job {name!r}: {error}") from None
 
 
 def _make_raw_call(handler: RawHandler) -> Callable[[bytes, Context[Any]], Any]:

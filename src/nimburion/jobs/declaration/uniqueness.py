@@ -9,8 +9,6 @@ async def refresh(customer: int) -> None: ...
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from types import MappingProxyType
@@ -28,8 +26,8 @@ from nimburion.core.job import (
     State,
     sort_states,
 )
-from nimburion.core.size_limits import MAX_TEXT
-from nimburion.core.timing.durations import DURATION_FORMS, Duration, read_seconds
+from nimburion.core.size_limits import shorten_key
+from nimburion.core.timing.durations import Duration, require_positive_seconds
 
 ALL_FIELDS = "*"
 """Stands for all arguments of a job, in `Uniqueness.fields`."""
@@ -37,8 +35,6 @@ ALL_FIELDS = "*"
 UniqueWhile = Literal["waiting", "unfinished"] | Collection[State]
 """The states in which a job holds its unique key: `waiting` is pending, scheduled and retrying."""
 
-_CONTROL_CHARACTER = re.compile(r"[\x7f-\x9f]")
-_CENTURY_SECONDS = 100 * 365.25 * 86_400
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -182,11 +178,11 @@ class Uniqueness(msgspec.Struct, frozen=True):
         the key fails.
         """
         if self.key is not None:
-            return _shorten(_call_key(self.key, job))
+            return shorten_key(_call_key(self.key, job))
         members = _members.decode(payload)
         names = members if self.fields == (ALL_FIELDS,) else self.fields
         parts = [f"{name}={bytes(members[name]).decode()}" for name in names if name in members]
-        return _shorten(",".join(parts) or "no arguments")
+        return shorten_key(",".join(parts) or "no arguments")
 
 
 def _call_key(key: Callable[[Any], object], job: object) -> str:
@@ -197,13 +193,6 @@ def _call_key(key: Callable[[Any], object], job: object) -> str:
     if not text:
         raise InvalidJob("the function of the unique key returned an empty text")
     return text
-
-
-def _shorten(key: str) -> str:
-    """Return a key that every backend can store: one that is too long becomes a SHA-256 sum."""
-    if len(key) > MAX_TEXT or _CONTROL_CHARACTER.search(key):
-        return "sha256:" + hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
-    return key
 
 
 def parse_uniqueness(unique: Fields | Unique | None) -> Uniqueness | None:
@@ -251,7 +240,7 @@ def read_key_rule(unique: Unique, error: type[InvalidJob | DefinitionError]) -> 
     if not given:
         return None
     seconds = {
-        name: _read_positive_seconds(name, given[name], error)
+        name: require_positive_seconds(name, given[name], error)
         for name in ("for_", "debounce", "max_wait", "throttle")
         if name in given
     }
@@ -323,16 +312,3 @@ def _read_states(
             f"({', '.join(state.value for state in State)}), not {value!r}"
         )
     return sort_states(State(state) for state in value)
-
-
-def _read_positive_seconds(
-    what: str, value: object, error: type[InvalidJob | DefinitionError]
-) -> float:
-    seconds = read_seconds(value)
-    if seconds is None:
-        raise error(f"{what} must be {DURATION_FORMS}, not {value!r}")
-    if seconds > _CENTURY_SECONDS:
-        raise error(f"{what} must be less than a century, not {seconds:g} seconds")
-    if seconds <= 0:
-        raise error(f"{what} must be more than 0 seconds, not {value!r}")
-    return seconds

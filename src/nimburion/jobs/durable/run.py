@@ -20,7 +20,7 @@ from nimburion.core.errors import BackendUnavailable, InvalidStep, JobNotFound, 
 from nimburion.core.flows import WaitSource
 from nimburion.core.runs import CANCEL_SIGNAL, MAX_SOURCES, RecordedStep, StoredSignal
 from nimburion.core.settlement import Recorded
-from nimburion.jobs.declaration.attempt_record import AttemptRecord, RunServices, WorkerServices
+from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
 from nimburion.jobs.durable.journal import (
     OPERATIONS,
     AnyEntry,
@@ -34,6 +34,7 @@ from nimburion.jobs.durable.journal import (
 )
 
 if TYPE_CHECKING:
+    from nimburion.jobs.durable.services import RunServices
     from nimburion.jobs.durable.steps import StepCall
     from nimburion.jobs.worker.attempt.attempt import Attempt
 

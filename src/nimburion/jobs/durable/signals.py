@@ -7,7 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar, overload
 import msgspec
 
 from nimburion.core.errors import InvalidJob
-from nimburion.core.runs import MAX_SIGNAL_BYTES, MAX_SIGNAL_NAME
+from nimburion.core.runs import check_signal_name, check_signal_size
 from nimburion.jobs.declaration.codec import UnreadablePayload, lower_first
 from nimburion.jobs.declaration.custom_types import dec_hook, enc_hook
 from nimburion.jobs.declaration.fields import check_type
@@ -45,7 +45,7 @@ class Signal(Generic[T]):
     ```
 
     `DefinitionError` is raised for a type without a JSON form, and `InvalidJob` for a name that is
-    empty, has a slash or is longer than 200 characters.
+    empty, has a slash or a control character, or is longer than 200 characters.
     """
 
     __slots__ = ("_decoder", "name", "type")
@@ -55,11 +55,7 @@ class Signal(Generic[T]):
     @overload
     def __init__(self: Signal[Any], name: str, type: Any) -> None: ...  # noqa: ANN401
     def __init__(self, name: str, type: Any) -> None:  # noqa: A002 (a form of a type)
-        if not 1 <= len(name) <= MAX_SIGNAL_NAME or "/" in name:
-            raise InvalidJob(
-                f"the name of a signal is a text of 1 to {MAX_SIGNAL_NAME} characters without a "
-                f"slash, not {name!r}"
-            )
+        check_signal_name(name)
         check_type(f"signal {name!r}", type)
         self.name: str = name
         """The name, by which a run finds the signals that it waits for."""
@@ -74,11 +70,7 @@ class Signal(Generic[T]):
             self._decoder.decode(payload)
         except _ERRORS as error:
             raise InvalidJob(f"signal {self.name!r}: {lower_first(str(error))}") from error
-        if len(payload) > MAX_SIGNAL_BYTES:
-            raise InvalidJob(
-                f"signal {self.name!r}: its value is {len(payload)} bytes, over the limit of "
-                f"{MAX_SIGNAL_BYTES}; store it elsewhere and send its location"
-            )
+        check_signal_size(self.name, payload)
         return payload
 
     def decode(self, payload: bytes, /) -> T:

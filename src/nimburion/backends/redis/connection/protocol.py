@@ -47,8 +47,6 @@ class RedisProtocol(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self.lost: asyncio.Future[None] = self._loop.create_future()
         """Completes when the connection is lost."""
-        self.message_count: int = 0
-        """The number of replies and messages received so far."""
         self._transport.set_protocol(self)
 
     @property
@@ -109,7 +107,6 @@ class RedisProtocol(asyncio.Protocol):
         self._reader.feed(data)
         try:
             while (message := self._reader.gets()) is not False:
-                self.message_count += 1
                 self._on_message(message)
         except driver.RedisError as error:
             self._fail(error)

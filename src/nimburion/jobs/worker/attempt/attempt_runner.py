@@ -39,7 +39,6 @@ from nimburion.jobs.declaration.attempt_record import (
     EnqueueClient,
     RecordStep,
     ReportSink,
-    RunServices,
     WorkerServices,
 )
 from nimburion.jobs.declaration.codec import UnstorableResult
@@ -80,6 +79,7 @@ if TYPE_CHECKING:
     from nimburion.core.metrics.counters import LaneCounters
     from nimburion.jobs.durable.cleanup import UndoFailed
     from nimburion.jobs.durable.run import DurableRun
+    from nimburion.jobs.durable.services import RunServices
     from nimburion.jobs.worker.attempt.member_results import MemberResults, ReadRecords
 
 _log = logging.getLogger("nimburion.worker")

@@ -2,6 +2,23 @@
 
 from __future__ import annotations
 
+import signal
+
+
+def describe_exit(code: int | None) -> str:
+    """Return how a process with this exit code has ended, as the end of a sentence.
+
+    >>> describe_exit(1), describe_exit(-9)
+    ('ended with exit code 1', 'was killed by SIGKILL')
+    """
+    if code is None or code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"was killed by {name}"
+
 
 class ChildNotStarted(Exception):
     """A child process could not import the application. The text says why."""

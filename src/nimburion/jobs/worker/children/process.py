@@ -19,7 +19,7 @@ from nimburion.core.errors import BackendUnavailable
 from nimburion.core.frames import FrameProtocol, UnreadableFrame
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.jobs.worker.attempt.reporter import make_extra
-from nimburion.jobs.worker.children.errors import ChildDied, ChildNotStarted
+from nimburion.jobs.worker.children.errors import ChildDied, ChildNotStarted, describe_exit
 from nimburion.jobs.worker.children.guard import KILL
 from nimburion.jobs.worker.children.log_frames import log_record
 from nimburion.jobs.worker.children.memory import (
@@ -375,14 +375,7 @@ class Child:
 
     def describe_end(self) -> str:
         """Return how the process has ended, as the end of a sentence."""
-        code = self._read_exit_code()
-        if code is None or code >= 0:
-            return f"ended with exit code {code}"
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        return f"was killed by {name}"
+        return describe_exit(self._read_exit_code())
 
     def _read_exit_code(self) -> int | None:
         return None if self._process is None else self._process.get_returncode()
