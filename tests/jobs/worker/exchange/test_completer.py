@@ -391,6 +391,19 @@ async def test_a_result_that_does_not_get_through_alone_is_left_behind(
     assert "the result of job 1 is not stored" in caplog.text
 
 
+async def test_a_small_result_is_kept_whatever_fails() -> None:
+    """A server that answers heartbeats and no exchange: another size would not help."""
+    backend = SlowBackend(Ticking(), most=-1)
+    completer = on(backend, give_up_after=100.0)
+    backend.connectivity = completer._connectivity
+    completed = Completed(lease("1"), b"1" * 512)
+    completer.settle(completed)
+    with pytest.raises(SessionLost):
+        await completer.exchange(RESERVE_NOTHING)
+    assert len(backend.calls) > 5
+    assert {one for _, (one,) in backend.calls} == {completed}
+
+
 async def test_a_result_is_kept_when_only_larger_batches_failed() -> None:
     """Half of the time has passed before the first try with one settlement alone."""
     backend = SlowBackend(Ticking(), most=1_000)

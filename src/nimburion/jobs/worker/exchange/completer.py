@@ -72,8 +72,11 @@ _REDUCE_AFTER = 0.75
 """A fraction of the same time. After it, a single settlement is sent without its large parts even
 if it was not tried alone before: another failed try would cost the session.
 """
-_REDUCED_ERROR_CHARACTERS = 512
-"""The length to which the message of an error is cut."""
+_REDUCED_SIZE = 512
+"""The most bytes of a result, or characters of an error, that are sent whatever failed.
+
+If so little does not get through, its size is not the cause.
+"""
 _FINAL_ERRORS = (SessionLost, Unstorable, OutOfOrder, NotSupported)
 """Errors that a repetition of the exchange cannot change."""
 
@@ -411,18 +414,20 @@ def count_fitting(batch: Sequence[Settlement], most: int, max_bytes: int) -> int
 
 
 def _reduce(settlement: Settlement) -> Settlement:
-    """Return the same outcome without its large parts: no result, no traceback, a short message.
+    """Return the same outcome without its large parts, which are results and texts of errors.
 
     Used when the settlement did not get through alone: the outcome is worth more than these parts.
     """
+    if measure_size(settlement) <= _REDUCED_SIZE:
+        return settlement
     match settlement:
-        case Completed() if settlement.result and not decode_result_error(settlement.result):
-            reason = f"the connection is too slow for its {len(settlement.result)} bytes"
+        case Completed(_, bytes(result)) if not decode_result_error(result):
+            reason = f"the connection is too slow for its {len(result)} bytes"
             _log.warning("the result of job %s is not stored: %s", settlement.lease.job_id, reason)
             return replace(settlement, result=encode_result_error(reason))
-        case Retried() | Failed() if measure_size(settlement) > _REDUCED_ERROR_CHARACTERS:
+        case Retried() | Failed():
             error = settlement.error
-            short = replace(error, message=error.message[:_REDUCED_ERROR_CHARACTERS], traceback="")
+            short = replace(error, message=error.message[:_REDUCED_SIZE], traceback="")
             return replace(settlement, error=short)
         case _:
             return settlement
