@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from nimburion.core.metrics.counters import LaneCounters
 from nimburion.jobs.declaration.context import Context, get_record
-from nimburion.jobs.declaration.handler_hooks import (
-    HandlerCall,
-    HandlerHooks,
-    make_handler_call,
-    surround_call,
-)
+from nimburion.jobs.declaration.handler_hooks import HandlerHooks
 from nimburion.jobs.declaration.middleware import Middleware, compose
 from nimburion.jobs.declaration.registry import Handler, Registry
 from nimburion.jobs.worker.attempt.attempt import Attempt
 from nimburion.jobs.worker.attempt.batch_run import BatchHandler
 from nimburion.jobs.worker.attempt.forking import ForkGuard
+from nimburion.jobs.worker.attempt.handler_calls import (
+    HandlerCall,
+    make_handler_call,
+    surround_call,
+)
 from nimburion.jobs.worker.attempt.process_calls import NotRunInChild, ProcessCalls
 from nimburion.jobs.worker.attempt.threads import HandlerThreads
 
@@ -126,9 +126,9 @@ class HandlerChains:
         if handler.is_durable:
             return _make_durable_call(call)
         run = call if handler.is_async else self._make_thread_call(call)
-        return run if handler.policy.batch is None else self._make_batch_call(handler, run)
+        return run if handler.policy.batch is None else self._surround_call(handler, run)
 
-    def _make_batch_call(self, handler: Handler, run_alone: HandlerCoroutine) -> HandlerCoroutine:
+    def _surround_call(self, handler: Handler, run_alone: HandlerCoroutine) -> HandlerCoroutine:
         """Return a function that joins the call of a batch. A job without a batch runs alone."""
         surround = partial(surround_call, handler, self._hooks, self._guard)
         batch_handler = BatchHandler(handler, surround, self._threads)

@@ -24,10 +24,10 @@ from nimburion.jobs.client.client import Client
 from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
 from nimburion.jobs.declaration.codec import UnstorableResult
 from nimburion.jobs.declaration.context import CURRENT, Context
-from nimburion.jobs.declaration.handler_hooks import HandlerCall, make_handler_call
 from nimburion.jobs.declaration.registry import Handler
 from nimburion.jobs.processor import Processor, get_handler_hooks, get_lifespan
 from nimburion.jobs.worker.attempt.forking import ForkGuard
+from nimburion.jobs.worker.attempt.handler_calls import HandlerCall, make_handler_call
 from nimburion.jobs.worker.attempt.handler_stacks import (
     find_task_frames,
     find_thread_frames,
