@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import msgspec
 
 from nimburion.core.errors import LeaseLost, RemoteError
-from nimburion.core.job import AttemptError, ErrorKind, JobRecord, Reason
+from nimburion.core.job import AttemptError, ErrorKind, JobRecord
 from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease, Token
 from nimburion.core.result_errors import encode_result_error
 from nimburion.core.settlement import (
@@ -57,6 +57,7 @@ from nimburion.jobs.worker.attempt.handler_chains import (
     HandlerCoroutine,
 )
 from nimburion.jobs.worker.attempt.outcome import (
+    CANCELLED_ON_REQUEST,
     INTERRUPTED,
     NO_RESULT,
     AttemptFailed,
@@ -77,7 +78,6 @@ from nimburion.jobs.worker.attempt.threads import HandlerThreads
 
 if TYPE_CHECKING:
     from nimburion.core.metrics.counters import LaneCounters
-    from nimburion.jobs.durable.cleanup import UndoFailed
     from nimburion.jobs.durable.run import DurableRun
     from nimburion.jobs.durable.services import RunServices
     from nimburion.jobs.worker.attempt.member_results import MemberResults, ReadRecords
@@ -87,7 +87,6 @@ _log = logging.getLogger("nimburion.worker")
 KeepsArguments = tuple[bool, Mapping[str, bool]]
 """Whether completed jobs keep their arguments, and for which queues that is otherwise."""
 
-CANCELLED_ON_REQUEST = "cancelled on request"
 EXPIRED = "expired"
 """The reason of a job that did not start in time."""
 
@@ -151,9 +150,7 @@ class AttemptRunner:
         self._read_records = read_records
         self._member_results: MemberResults | None = None
 
-    async def perform(  # noqa: C901, PLR0911 - one call for each job
-        self, attempt: Attempt
-    ) -> Settlement | None:
+    async def perform(self, attempt: Attempt) -> Settlement | None:
         """Run the handler and return its settlement; None if the lease is lost."""
         delivery = attempt.delivery
         chain = self._chains.known.get(delivery.name) or self._chains.find(delivery.name)
@@ -198,53 +195,29 @@ class AttemptRunner:
             outcome: Outcome = self._make_success(attempt, context, handler, result)
         except BaseException as raised:  # noqa: BLE001 - each end of a handler is an outcome
             outcome = self._classify(attempt, context, handler, raised)
-        if attempt.run is not None:
-            return await self._end_run(attempt, attempt.run, outcome, handler)
-        settlement = self._make_settlement(attempt, outcome, handler)
-        if type(outcome) is not AttemptFailed:
-            reporter.end(attempt, settlement, None)
-            return settlement
-        reporter.end(attempt, settlement, outcome.error.type)
-        if isinstance(settlement, Retried | Failed):
+        if attempt.run is None:
+            settlement = self._make_settlement(attempt, outcome, handler)
+            error = outcome.error.type if type(outcome) is AttemptFailed else None
+        else:
+            settlement = await self._end_run(attempt, attempt.run, outcome, handler)
+            error = settlement.error.type if isinstance(settlement, Retried | Failed) else None
+        reporter.end(attempt, settlement, error)
+        if error is not None and isinstance(settlement, Retried | Failed):
             return await self._run_failure_hooks(attempt, settlement, handler)
         return settlement
 
     async def _end_run(
         self, attempt: Attempt, run: DurableRun, outcome: Outcome, handler: Handler
     ) -> Settlement | None:
-        """Return the settlement of a durable run, after what must be done at its end."""
-        from nimburion.jobs.durable.cleanup import UndoFailed, end_run
+        from nimburion.jobs.worker.attempt.run_end import end_run_attempt
 
         raised = attempt.raised
         settlement = self._make_settlement(attempt, outcome, handler)
-        if not run.is_loaded and attempt.interruption is Interruption.CANCEL:
-            settlement = self.settle_cancelled(attempt.delivery)
-        elif settlement is not None and run.is_loaded:
-            if isinstance(settlement, Retried | Failed):
-                run.forget_errors(raised)
-            try:
-                settlement = await end_run(run, settlement, raised)
-            except UndoFailed as failed:
-                settlement = self._settle_undo_failure(attempt, failed)
-        attempt.run = None
-        if attempt.lease_is_lost:
-            settlement = None
-        if not isinstance(settlement, Retried | Failed):
-            self.reporter.end(attempt, settlement)
-            return settlement
-        self.reporter.end(attempt, settlement, settlement.error.type)
-        return await self._run_failure_hooks(attempt, settlement, handler)
 
-    def _settle_undo_failure(self, attempt: Attempt, failed: UndoFailed) -> Failed:
-        cause = failed.__cause__ or failed
-        error = outcomes.describe_exception(
-            cause, attempt.delivery.attempt, "failure", self._sizes.error
-        )
-        message = f"undo {str(failed)!r}: {error.message}"
-        error = msgspec.structs.replace(self._add_place(attempt, error), message=message)
-        settlement = Failed(attempt.delivery.lease, Reason.UNDO_FAILED, error)
-        log_failure(attempt.delivery, settlement, cause)
-        return settlement
+        def describe(error: BaseException) -> AttemptError:
+            return self._add_place(attempt, self._describe_failure(attempt, error))
+
+        return await end_run_attempt(attempt, run, settlement, raised, describe)
 
     async def settle_after_error(
         self, attempt: Attempt, raised: BaseException
@@ -348,20 +321,10 @@ class AttemptRunner:
         settlement = decide_settlement(
             delivery, outcome, handler.policy, self._random, self._read_backend_time()
         )
-        if (
-            attempt.run is not None
-            and attempt.run.ends_as_cancelled
-            and isinstance(settlement, Failed)
-            and settlement.error.kind != "unreadable"
-        ):
-            _log.warning(
-                "job %s (%s) failed while it was cancelled, and ends as cancelled",
-                delivery.lease.job_id,
-                delivery.name,
-                exc_info=raised,
-                extra=make_extra(attempt.delivery),
-            )
-            return Cancelled(delivery.lease, CANCELLED_ON_REQUEST)
+        if attempt.run is not None:
+            from nimburion.jobs.worker.attempt.run_end import cancel_instead
+
+            settlement = cancel_instead(attempt, attempt.run, settlement, raised)
         if isinstance(settlement, Retried | Failed):
             log_failure(attempt.delivery, settlement, raised)
         return settlement
@@ -437,6 +400,11 @@ class AttemptRunner:
             started_at=attempt.started + self.reporter.backend_time_offset,
         )
 
+    def _describe_failure(self, attempt: Attempt, raised: BaseException) -> AttemptError:
+        return outcomes.describe_exception(
+            raised, attempt.delivery.attempt, "failure", self._sizes.error
+        )
+
     def _make_success(
         self, attempt: Attempt, context: Context, handler: Handler, result: object
     ) -> Succeeded:
@@ -462,9 +430,12 @@ class AttemptRunner:
             )
             attempt.interruption = Interruption.LOST
             return INTERRUPTED
-        ended = None if attempt.run is None else _read_ending(attempt, attempt.run, raised)
-        if ended is not None:
-            return ended
+        if attempt.run is not None:
+            from nimburion.jobs.worker.attempt.run_end import read_run_outcome
+
+            outcome = read_run_outcome(attempt, attempt.run, raised)
+            if outcome is not None:
+                return outcome
         if issubclass(kind, asyncio.CancelledError):
             return self._classify_cancellation(attempt, cast("asyncio.CancelledError", raised))
         if issubclass(kind, LeaseLost):
@@ -507,11 +478,7 @@ class AttemptRunner:
                 return INTERRUPTED
             case None:  # code inside the handler cancelled it: an ordinary failure
                 attempt.raised = raised
-                return AttemptFailed(
-                    outcomes.describe_exception(
-                        raised, attempt.delivery.attempt, "failure", self._sizes.error
-                    )
-                )
+                return AttemptFailed(self._describe_failure(attempt, raised))
 
     def _classify_lease_loss(self, attempt: Attempt, lost: LeaseLost) -> Outcome:
         """Return the outcome of a handler that raised LeaseLost.
@@ -524,10 +491,7 @@ class AttemptRunner:
             attempt.interruption = Interruption.LOST
             return INTERRUPTED
         attempt.raised = lost
-        error = outcomes.describe_exception(
-            lost, attempt.delivery.attempt, "failure", self._sizes.error
-        )
-        return AttemptFailed(error)
+        return AttemptFailed(self._describe_failure(attempt, lost))
 
     def _classify_exception(
         self, attempt: Attempt, handler: Handler, raised: BaseException
@@ -548,18 +512,6 @@ class AttemptRunner:
             if outcome is not None:
                 return outcome
         return outcomes.classify_exception(raised, number, handler.policy, self._sizes.error)
-
-
-def _read_ending(attempt: Attempt, run: DurableRun, raised: BaseException) -> Outcome | None:
-    """Return the outcome of a handler that its durable run has ended; None if it has not."""
-    from nimburion.jobs.durable.run import RunCancellation, RunSuspension
-
-    ending = run.ending
-    if ending is None or attempt.must_end or not issubclass(type(raised), asyncio.CancelledError):
-        return None
-    if isinstance(ending, RunSuspension):
-        return outcomes.RunSuspended(ending.sources, ending.delay)
-    return CancelRequested(CANCELLED_ON_REQUEST) if type(ending) is RunCancellation else INTERRUPTED
 
 
 def _is_interrupted(attempt: Attempt) -> bool:

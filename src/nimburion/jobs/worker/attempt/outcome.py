@@ -79,6 +79,8 @@ Outcome = (
 )
 
 NO_RESULT = Succeeded(None)
+CANCELLED_ON_REQUEST = "cancelled on request"
+"""The reason of a job that is cancelled because somebody requested it."""
 INTERRUPTED = Interrupted()
 
 
