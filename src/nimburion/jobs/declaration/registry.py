@@ -64,7 +64,6 @@ class Handler:
         "_result_limit",
         "call",
         "call_batch",
-        "context_type",
         "decode",
         "get_batch_argument",
         "is_async",
@@ -106,13 +105,8 @@ class Handler:
             )
         self.is_durable: bool = is_durable
         """Whether the handler takes a `DurableContext`."""
-        self.context_type: type[Context[Any]] = Context
-        """What the handler gets as its context."""
         if is_durable:
-            from nimburion.jobs.durable.context import DurableContext
-
             _check_durable(name, policy, function, is_async=self.is_async)
-            self.context_type = DurableContext
         self.call: Callable[[Any, Context[Any]], Any] = call
         """Calls the handler with the return value of `decode` and the context."""
         self.decode: Callable[[bytes], Any] = decode

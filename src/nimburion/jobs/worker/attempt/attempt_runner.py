@@ -160,7 +160,7 @@ class AttemptRunner:
             chain = self._chains.isolate(chain)
         if delivery.options.flow is not None:
             chain = self._prepare_member(attempt, chain)
-        handler, run, lanes, _ = chain
+        handler, run, lanes, context_type, _ = chain
         expires = delivery.options.expires or handler.policy.expires
         if expires is not None and self._is_expired(attempt, expires):
             return self._settle_expired(attempt, handler, lanes)
@@ -172,7 +172,7 @@ class AttemptRunner:
         timeout = delivery.options.timeout or handler.policy.timeout
         deadline = None if timeout is None else self._monotonic() + timeout
         attempt.handler = handler
-        attempt.context = context = handler.context_type(attempt, self._services, deadline)
+        attempt.context = context = context_type(attempt, self._services, deadline)
         CURRENT.set(context)
         reporter.begin(attempt, lanes.get(delivery.queue) or reporter.find_lane(lanes, delivery))
         try:

@@ -41,6 +41,8 @@ class HandlerChain(NamedTuple):
     """Runs the middleware, the hooks and the handler."""
     lanes: dict[str, LaneCounters]
     """The counters of these jobs, by queue."""
+    context_type: type[Context]
+    """What the handler gets as its context."""
     call: HandlerCoroutine
     """Runs the hooks and the handler."""
 
@@ -77,7 +79,8 @@ class HandlerChains:
             return None
         call = self._make_call(handler)
         run = self._add_middleware(call)
-        self.known[name] = chain = HandlerChain(handler, run, {}, call)
+        chain = HandlerChain(handler, run, {}, _choose_context_type(handler), call)
+        self.known[name] = chain
         return chain
 
     def fill_in_results(self, chain: HandlerChain, results: MemberResults) -> HandlerChain:
@@ -179,6 +182,14 @@ class HandlerChains:
             return await value if inspect.isawaitable(value) else value
 
         return call_in_thread
+
+
+def _choose_context_type(handler: Handler) -> type[Context]:
+    if not handler.is_durable:
+        return Context
+    from nimburion.jobs.durable.context import DurableContext
+
+    return DurableContext
 
 
 def _make_durable_call(call: HandlerCall) -> HandlerCoroutine:
