@@ -26,8 +26,8 @@ undo, or has started other jobs. To cancel such a run, the backend sends it the 
 CANCEL_SIGNAL = ""
 """The name of the signal that asks a run to end as cancelled. Its id is the same."""
 MAX_UNREAD_SIGNALS = 1_000
-"""The most unread signals of a job, without the one that asks it to end. The id of one that was
-taken is known until so many later signals were stored.
+"""The most unread signals of a job, without the one that asks it to end. The id of a signal that
+was taken is known until this number of later signals was stored.
 """
 MAX_SIGNALS = 500
 """The most signals of one call of `send_signals`."""
