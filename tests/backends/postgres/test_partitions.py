@@ -131,6 +131,23 @@ async def test_who_reads_history_keeps_a_day_until_the_next_time(
     assert old not in queries.list_days()
 
 
+async def test_after_a_lock_that_is_held_the_rest_is_left_to_the_next_time(
+    backend: PostgresBackend, queries: PartitionQueries, postgres_server: RunningPostgres
+) -> None:
+    """Each wait for such a lock delays who needs the table meanwhile."""
+    gone = queries.list_days()[3]
+    for table in ("finished_job", "result"):
+        queries.fetch(f"DROP TABLE nimburion.{table}_d{gone:%Y%m%d}")
+    with psycopg.connect(postgres_server.url) as reader:
+        reader.execute("SELECT count(*) FROM nimburion.finished_job").fetchall()
+        await asyncio.wait_for(backend.maintenance.prune(FOREVER, 100), DEADLINE)
+        assert gone not in queries.list_days("finished_job")
+        assert gone not in queries.list_days("result")
+        reader.rollback()
+    await backend.maintenance.prune(FOREVER, 100)
+    assert queries.list_days("finished_job")[-1] == queries.list_days("result")[-1] == gone
+
+
 async def test_rows_of_a_day_that_was_not_made_are_kept_and_forgotten_with_it(
     backend: PostgresBackend, queries: PartitionQueries
 ) -> None:

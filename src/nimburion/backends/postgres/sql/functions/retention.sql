@@ -320,8 +320,8 @@ $$;
 -- Inputs: none; the server's clock determines the day
 -- Result: the number of created and dropped partitions
 -- Locks: advisory lock 7042; if it is not free, nothing is done. To create a partition, the default partition, which is
---   normally empty. To drop one, the whole table in ACCESS EXCLUSIVE. It waits at most 200 ms for each lock; the next
---   call tries again.
+--   normally empty. To drop one, the whole table in ACCESS EXCLUSIVE. If it has waited for a lock for 200 ms, it leaves the
+--   rest to the next call: each wait delays who needs the table meanwhile.
 -- Atomic: each partition is created or dropped completely. It runs with the rights of the owner of the tables, so workers
 --   need no right to create tables.
 CREATE OR REPLACE FUNCTION {schema}.maintain_partitions_1() RETURNS int4
@@ -329,6 +329,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path TO pg_catalog, pg_temp
 SET lock_timeout TO '200ms' AS $$
 DECLARE
     changed int4 := 0;
+    created int4;
     ours regclass;
     day date;
     expired record;
@@ -339,7 +340,11 @@ BEGIN
     FOREACH ours IN ARRAY ARRAY[CAST('{schema}.finished_job' AS regclass), CAST('{schema}.result' AS regclass)] LOOP
         FOR ahead IN 0..3 LOOP
             day := CAST(clock_timestamp() AT TIME ZONE 'UTC' AS date) + ahead;
-            changed := changed + {schema}.create_partition_1(ours, day);
+            created := {schema}.create_partition_1(ours, day);
+            IF created IS NULL THEN
+                RETURN changed;
+            END IF;
+            changed := changed + created;
         END LOOP;
     END LOOP;
     FOR expired IN
@@ -354,7 +359,7 @@ BEGIN
             EXECUTE format('DROP TABLE %I.%I', expired.nspname, expired.relname);
             changed := changed + 1;
         EXCEPTION WHEN lock_not_available THEN
-            NULL;
+            EXIT;
         END;
     END LOOP;
     RETURN changed;
@@ -363,7 +368,7 @@ END $$;
 -- name: create_partition
 -- Create the partition of a day if it does not exist.
 -- Inputs: the partitioned table; the day
--- Result: 1: created; 0: it exists or could not be created
+-- Result: 1: created; 0: it exists, or the default partition has rows of the day; NULL: a lock was not free in time
 -- Locks: the default partition; it waits for the `lock_timeout` of the caller (200 ms)
 -- Atomic: the partition is created completely, then attached. If the default partition contains rows of that day already,
 --   they stay there and no partition is created.
@@ -391,8 +396,11 @@ BEGIN
     FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam
     WHERE i.indrelid = CAST(format('%I.%I', ours.nspname, part) AS regclass) AND a.amname = 'brin';
     RETURN 1;
-EXCEPTION WHEN lock_not_available OR check_violation OR duplicate_table THEN
-    RETURN 0;
+EXCEPTION
+    WHEN lock_not_available THEN
+        RETURN NULL;
+    WHEN check_violation OR duplicate_table THEN
+        RETURN 0;
 END $$;
 
 -- name: list_unmerged_statistics
