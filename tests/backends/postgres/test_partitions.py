@@ -98,6 +98,16 @@ async def test_a_day_that_is_missing_is_made_by_the_next_prune(
     assert gone in queries.list_days()
 
 
+async def test_a_day_that_is_forgotten_whole_is_not_made(
+    backend: PostgresBackend, queries: PartitionQueries
+) -> None:
+    first, *others = queries.list_days()
+    queries.fetch(f"DROP TABLE nimburion.finished_job_d{first:%Y%m%d}")
+    queries.fetch(f"UPDATE nimburion.horizon SET finished_at = {to_micros(others[0])}")
+    assert queries.fetch("SELECT nimburion.maintain_partitions_1()") == [(1,)], "of `result`"
+    assert queries.list_days() == queries.list_days("result") == others
+
+
 async def test_days_that_are_forgotten_whole_are_dropped(
     backend: PostgresBackend, queries: PartitionQueries
 ) -> None:

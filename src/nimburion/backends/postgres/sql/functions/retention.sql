@@ -316,7 +316,7 @@ LANGUAGE sql STABLE SET enable_seqscan TO off SET jit TO off AS $$
 $$;
 
 -- name: maintain_partitions
--- Create the partitions of today and the next three days, and drop those before the horizon.
+-- Create the partitions of today and the next three days, unless they are before the horizon, and drop those before it.
 -- Inputs: none; the server's clock determines the day
 -- Result: the number of created and dropped partitions
 -- Locks: advisory lock 7042; if it is not free, nothing is done. To create a partition, the default partition, which is
@@ -331,6 +331,7 @@ DECLARE
     changed int4 := 0;
     created int4;
     ours regclass;
+    horizon int8;
     day date;
     expired record;
 BEGIN
@@ -338,8 +339,11 @@ BEGIN
         RETURN 0;
     END IF;
     FOREACH ours IN ARRAY ARRAY[CAST('{schema}.finished_job' AS regclass), CAST('{schema}.result' AS regclass)] LOOP
+        horizon := (SELECT h.finished_at FROM {schema}.horizon h WHERE ours = CASE h.what
+            WHEN 'completed' THEN CAST('{schema}.finished_job' AS regclass) ELSE CAST('{schema}.result' AS regclass) END);
         FOR ahead IN 0..3 LOOP
             day := CAST(clock_timestamp() AT TIME ZONE 'UTC' AS date) + ahead;
+            CONTINUE WHEN extract(epoch FROM day + 1) * 1000000 < horizon;
             created := {schema}.create_partition_1(ours, day);
             IF created IS NULL THEN
                 RETURN changed;
