@@ -127,7 +127,7 @@ async def enqueue_plain(url: str, jobs: int, server: int | None) -> dict[str, fl
 async def _enqueue_plain(
     processor: Processor, function: JobFunction[..., ..., Any, None], jobs: int
 ) -> None:
-    """Enqueue so many jobs, in calls of `CALL`."""
+    """Enqueue this number of jobs, in calls of `CALL`."""
     for start in range(0, jobs, CALL):
         calls = range(start, min(jobs, start + CALL))
         await processor.enqueue_many(function.job(**PAYLOAD) for _ in calls)

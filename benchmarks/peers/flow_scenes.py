@@ -75,7 +75,7 @@ def spent_by(server: int) -> float:
 
 
 async def wait_for_notes(peer: Peer, many: int, workers: Workers) -> list[float]:
-    """Return what the last jobs noted, once so many flows have ended."""
+    """Return what the last jobs noted, once this number of flows have ended."""
     path = Path(peer.setting.notes)
     progress, seen = time.monotonic(), 0
     while len(noted := read(path)) < many:

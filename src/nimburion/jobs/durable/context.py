@@ -390,40 +390,6 @@ class DurableContext(Context[StateT_co], DurableOperations):
             make_step_options(key, max_retries, retry_backoff, timeout),
         )
 
-    @overload
-    def wait_any(self, *sources: SourceT, timeout: None = None) -> Coroutine[Any, Any, SourceT]: ...
-    @overload
-    def wait_any(
-        self, *sources: SourceT, timeout: Duration
-    ) -> Coroutine[Any, Any, SourceT | None]: ...
-    def wait_any(
-        self, *sources: SourceT, timeout: Duration | None = None
-    ) -> Coroutine[Any, Any, SourceT | None]:
-        """Return the first of several signals and child jobs that comes; None if `timeout` passes
-        first.
-
-        ```python
-        report = await ctx.start(make_report.job(7))
-        first = await ctx.wait_any(report, withdrawn, timeout="7d")
-        if first is report:
-            body = await report.result()
-        elif first is withdrawn:
-            reason = await ctx.wait_for(withdrawn)
-        ```
-
-        A child job has come when it has ended, also when it failed: `result` raises its error then.
-        The call takes nothing. So the next `wait_for` returns the signal at once, and what came
-        later stays for a later wait. A later attempt gets the same answer.
-
-        The key is `wait_any`. `InvalidStep` is raised if a source is neither a `Signal` nor what
-        `start` has returned.
-        """
-        key = self._get_key("wait_any")
-        seconds = None if timeout is None else read_delay("timeout", timeout)
-        place = find_call_site()
-        check_sources(self._run, sources, place)
-        return wait_for_first(self._run, key, sources, seconds, place)
-
     def enqueue(
         self, job: JobReturning[R], **options: Unpack[EnqueueOptions]
     ) -> Coroutine[Any, Any, JobId[R]]:
