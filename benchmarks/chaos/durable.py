@@ -261,7 +261,7 @@ def reconcile_runs(
         if end.state is not run.end and not is_lost:
             figures.ended_otherwise.append(run.id)
         entries = [decode_entry(step.body) for step in journals.get(run.id, ())]
-        undone = _check_steps(run, entries, ran[run.id], figures)
+        undone = _check_steps(run, entries, ran[run.id], log, figures)
         if not (undone or is_lost or run.end is State.COMPLETED):
             figures.not_called.append(f"{run.id} undo")
         if end.state is State.COMPLETED and end.value != _compute_result(run, entries, ends):
@@ -270,7 +270,11 @@ def reconcile_runs(
 
 
 def _check_steps(
-    run: PlannedRun, entries: Sequence[AnyEntry], ran: Sequence[StepRan], figures: DurableFigures
+    run: PlannedRun,
+    entries: Sequence[AnyEntry],
+    ran: Sequence[StepRan],
+    log: EventLog,
+    figures: DurableFigures,
 ) -> bool:
     """Compare the journal of one run with the calls of its steps. Return whether it is undone."""
     kept = [one for one in entries if not isinstance(one, RetryEntry | ForgottenEntry)]
@@ -286,7 +290,7 @@ def _check_steps(
     figures.calls_again += len(ran) - len(calls)
     figures.recorded += len(values) + len(undone)
     for step, several in calls.items():
-        if _is_called_again(several, values.get(step)):
+        if _is_called_again(several, values.get(step), log):
             figures.called_again.append(f"{run.id} {step}")
     for key, value in values.items():
         if value not in {call.value for call in calls[key]}:
@@ -304,15 +308,20 @@ def _is_undone(calls: Mapping[str, Sequence[StepRan]], undone: Sequence[str]) ->
     return called and {*due} <= {*undone} and in_order == [*undone]
 
 
-def _is_called_again(calls: Sequence[StepRan], value: str | None) -> bool:
+def _is_called_again(calls: Sequence[StepRan], value: str | None, log: EventLog) -> bool:
     """Tell whether a step was called twice in one execution, or after its value was recorded."""
     tokens = [call.token for call in calls]
     if len(set(tokens)) < len(tokens):
         return True
     if value is None:
         return False
-    recorded = parse_token(value.partition(" ")[0])[1].fence
-    return any(parse_token(token)[1].fence > recorded for token in tokens)
+    order = {call.value: (log.count_restarts(call.at), _get_fence(call)) for call in calls}
+    return value in order and any(place > order[value] for place in order.values())
+
+
+def _get_fence(call: StepRan) -> int:
+    """Return the fence of the lease under which a step was called."""
+    return parse_token(call.token)[1].fence
 
 
 def _read_values(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from msgspec import Raw
+from msgspec import Raw, structs
 
 from benchmarks.chaos.durable import (
     CHILDREN,
@@ -17,7 +17,7 @@ from benchmarks.chaos.durable import (
     make_runs,
     reconcile_runs,
 )
-from benchmarks.chaos.event_log import StepRan
+from benchmarks.chaos.event_log import Fault, StepRan
 from benchmarks.chaos.reconcile import End, EventLog
 from nimburion.core.job import Reason, State
 from nimburion.core.runs import RecordedStep
@@ -56,6 +56,7 @@ class Made:
             OutcomeEntry("child"),
             OutcomeEntry("part"),
         ]
+        self.faults: list[Fault] = []
         self.calls = [call(step, fence) for fence, step in enumerate(STEPS, 1)]
         children = [f"{RUN.id}.part.{number}" for number in range(CHILDREN)]
         self.ends = {
@@ -80,7 +81,8 @@ class Made:
             RecordedStep(number, encode_entry(entry), float(number))
             for number, entry in enumerate(self.entries, 1)
         ]
-        log = EventLog([(1, one) for one in self.calls])
+        lines: list[StepRan | Fault] = [*self.calls, *self.faults]
+        log = EventLog([(1, one) for one in lines])
         return reconcile_runs([self.run], log, self.ends, {RUN.id: steps})
 
 
@@ -96,6 +98,14 @@ def test_a_call_whose_worker_was_lost_is_no_violation() -> None:
     figures = made.reconcile()
     assert figures.violations == {}
     assert figures.calls_again == 1
+
+
+def test_a_call_under_a_lease_that_a_restart_of_the_server_forgot_is_no_violation() -> None:
+    made = Made()
+    forgotten = call("two", 5)  # the fences begin again behind what the server had synced
+    made.calls = [structs.replace(one, at=3.0) for one in made.calls] + [forgotten]
+    made.faults.append(Fault(at=2.0, kind="restart", until=2.5, processes=[], down=2.0))
+    assert made.reconcile().violations == {}
 
 
 def test_a_run_that_has_not_ended_is_stuck() -> None:
