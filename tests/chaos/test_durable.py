@@ -8,6 +8,8 @@ from msgspec import Raw, structs
 from benchmarks.chaos.durable import (
     CHILDREN,
     FIRST,
+    FIRST_OF_TWO,
+    RACER,
     SECOND,
     STEPS,
     DurableFigures,
@@ -55,18 +57,20 @@ class Made:
             *(SignalEntry(name, Raw(f'"{value}"'.encode())) for name, value in signals.items()),
             OutcomeEntry("child"),
             OutcomeEntry("part"),
+            OutcomeEntry(RACER),
+            SignalEntry(FIRST_OF_TWO, Raw(f'{{"job":"{RUN.id}.{RACER}.0"}}'.encode())),
         ]
         self.faults: list[Fault] = []
         self.calls = [call(step, fence) for fence, step in enumerate(STEPS, 1)]
         children = [f"{RUN.id}.part.{number}" for number in range(CHILDREN)]
         self.ends = {
             job: End(State.COMPLETED, token=f"token of {job}")
-            for job in [f"{RUN.id}.child.0", *children]
+            for job in [f"{RUN.id}.child.0", f"{RUN.id}.{RACER}.0", *children]
         }
         parts = [f"token of {job}" for job in children]
         order = [values["one"], values["two"], signals[FIRST.name], values["three"]]
         order += [f"token of {RUN.id}.child.0", values["four"], *parts, values["five"]]
-        order += [signals[SECOND.name], values["six"]]
+        order += ["child", f"token of {RUN.id}.{RACER}.0", signals[SECOND.name], values["six"]]
         self.ends[RUN.id] = End(State.COMPLETED, token="t", value=compute_digest(order))
 
     def end_undone(self, *undone: str) -> None:
@@ -178,3 +182,11 @@ def test_the_runs_follow_from_the_seed_and_end_in_each_way() -> None:
     runs = make_runs(50, 1)
     assert runs == make_runs(50, 1)
     assert {run.end for run in runs} == {State.COMPLETED, State.FAILED, State.CANCELLED}
+
+
+def test_a_result_that_names_another_source_as_the_first() -> None:
+    made = Made()
+    second = Raw(f'{{"signal":"{SECOND.name}"}}'.encode())
+    kept = [one for one in made.entries if one.key != FIRST_OF_TWO]
+    made.entries = [*kept, SignalEntry(FIRST_OF_TWO, second)]
+    assert made.reconcile().wrong == [RUN.id]
