@@ -20,7 +20,6 @@ from nimburion.core.errors import BackendUnavailable, InvalidStep, JobNotFound, 
 from nimburion.core.flows import WaitSource
 from nimburion.core.runs import CANCEL_SIGNAL, MAX_SOURCES, RecordedStep, StoredSignal
 from nimburion.core.settlement import Recorded
-from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
 from nimburion.jobs.durable.journal import (
     OPERATIONS,
     AnyEntry,
@@ -32,6 +31,7 @@ from nimburion.jobs.durable.journal import (
     encode_entry,
     get_kind,
 )
+from nimburion.jobs.handling.attempt_record import AttemptRecord, WorkerServices
 
 if TYPE_CHECKING:
     from nimburion.jobs.durable.services import RunServices

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from nimburion.jobs.declaration.json_values import check_json_value
+from nimburion.jobs.payloads.json_values import check_json_value
 
 _BASES: tuple[tuple[type, Callable[[Any], Any]], ...] = (
     (str, str.__str__),

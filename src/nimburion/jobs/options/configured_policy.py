@@ -10,10 +10,10 @@ from nimburion.core.errors import ConfigurationError, DefinitionError
 from nimburion.core.limits import LimitRule, make_queue_limit_name
 from nimburion.core.rate_limits import parse_rate
 from nimburion.core.settings import BatchSettings, JobSettings, KeyedLimitSettings, Settings
+from nimburion.core.size_limits import check_declared_name
 from nimburion.core.text.suggestions import describe_unknown, find_nearest
-from nimburion.jobs.declaration.job import check_declared_name
-from nimburion.jobs.declaration.limits import Limit, choose_limit_name
-from nimburion.jobs.declaration.policy import Policy
+from nimburion.jobs.options.limits import Limit, choose_limit_name
+from nimburion.jobs.options.policy import Policy
 
 _BURST_ALONE = "`burst` needs a `rate`, like `rate: 100/min`"
 

@@ -11,17 +11,17 @@ from nimburion.core.lease import Delivery
 from nimburion.core.result_errors import encode_result_error
 from nimburion.core.settlement import Failed, Progressed, Recorded, Retried, Spent
 from nimburion.core.transactions import Transaction
-from nimburion.jobs.declaration.codec import UnstorableResult
-from nimburion.jobs.declaration.job_log import make_job_log
-from nimburion.jobs.declaration.lifespan import NO_STATE
+from nimburion.jobs.handling.job_log import make_job_log
+from nimburion.jobs.handling.lifespan import NO_STATE
+from nimburion.jobs.payloads.codec import UnstorableResult
 
 if TYPE_CHECKING:
     from typing import Unpack
 
     from nimburion.jobs.declaration.job import JobId, JobReturning
-    from nimburion.jobs.declaration.options import EnqueueOptions
     from nimburion.jobs.durable.run import DurableRun
     from nimburion.jobs.durable.services import RunServices
+    from nimburion.jobs.options.enqueue_options import EnqueueOptions
 
 R = TypeVar("R")
 
