@@ -80,6 +80,7 @@ from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.handling.context import CURRENT, inherit_options
 from nimburion.jobs.handling.loop_calls import find_running_loop
 from nimburion.jobs.handling.middleware import Enqueueing, EnqueueMiddleware
+from nimburion.jobs.options.configured_policy import QueueFairness
 from nimburion.jobs.options.enqueue_options import (
     NOTHING_PARSED,
     EnqueueManyOptions,
@@ -91,7 +92,6 @@ from nimburion.jobs.options.enqueue_options import (
     read_job_id,
     read_job_ids,
 )
-from nimburion.jobs.options.fairness import QueueFairness
 from nimburion.jobs.options.limits import JobLimits
 from nimburion.jobs.options.policy import Priority
 from nimburion.jobs.payloads.codec import check_size, encode_object

@@ -13,12 +13,11 @@ from nimburion.core.errors import DefinitionError
 from nimburion.core.job import NewJob
 from nimburion.core.limits import LimitRule
 from nimburion.core.settings import Settings
-from nimburion.core.size_limits import SizeLimits
+from nimburion.core.size_limits import SizeLimits, check_declared_name
 from nimburion.jobs.declaration.job import (
     Declaration,
     Job,
     JobFunction,
-    check_declared_name,
     find_declaration,
     get_constructor,
 )

@@ -14,8 +14,12 @@ from nimburion.core.settlement import Progressed, Spent
 from nimburion.core.size_limits import check_text
 from nimburion.core.text.shortening import MAX_MESSAGE_BYTES, clean_text
 from nimburion.core.timing.durations import Duration
-from nimburion.jobs.handling.attempt_record import AttemptRecord, WorkerServices
-from nimburion.jobs.handling.job_log import JobLog, make_job_log
+from nimburion.jobs.handling.attempt_record import (
+    AttemptRecord,
+    JobLog,
+    WorkerServices,
+    make_job_log,
+)
 from nimburion.jobs.handling.lifespan import NO_STATE
 from nimburion.jobs.handling.loop_calls import find_running_loop
 from nimburion.jobs.handling.transaction import HandlerTransaction
