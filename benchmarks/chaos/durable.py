@@ -31,7 +31,6 @@ from nimburion.core.errors import PermanentError
 from nimburion.core.job import Reason, State
 from nimburion.core.runs import RecordedStep
 from nimburion.jobs import Context, Processor
-from nimburion.jobs.declaration.context import get_record
 from nimburion.jobs.durable import DurableContext, Signal
 from nimburion.jobs.durable.journal import (
     AnyEntry,
@@ -44,6 +43,7 @@ from nimburion.jobs.durable.journal import (
     decode_entry,
     get_kind,
 )
+from nimburion.jobs.handling.context import get_record
 
 NAME = "durable"
 """The name of the durable jobs."""

@@ -22,17 +22,17 @@ from nimburion.core.flows import SourceKind, WaitSource
 from nimburion.core.job import JobRecord, State
 from nimburion.core.result_errors import decode_result_error
 from nimburion.core.size_limits import NAME_PATTERN, SizeLimits
-from nimburion.jobs.declaration.codec import ResultCodec
 from nimburion.jobs.declaration.job import AnyJob, JobFunction, require_declaration
 from nimburion.jobs.declaration.signature import read_return_type
 from nimburion.jobs.durable.journal import ChildrenEntry, OutcomeEntry, StoredEntry
 from nimburion.jobs.durable.run import DurableRun, Wait
 from nimburion.jobs.durable.steps import NO_OPTIONS, StepCall, make_error, run_step
 from nimburion.jobs.durable.stored_errors import encode_error
+from nimburion.jobs.payloads.codec import ResultCodec
 
 if TYPE_CHECKING:
     from nimburion.jobs.declaration.job import JobId, JobReturning
-    from nimburion.jobs.declaration.options import EnqueueOptions
+    from nimburion.jobs.options.enqueue_options import EnqueueOptions
 
 R = TypeVar("R")
 T = TypeVar("T")

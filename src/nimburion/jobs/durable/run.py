@@ -21,7 +21,6 @@ from nimburion.core.events import ArgumentsDiffer
 from nimburion.core.flows import WaitSource
 from nimburion.core.runs import CANCEL_SIGNAL, MAX_SOURCES, RecordedStep, StoredSignal
 from nimburion.core.settlement import Recorded
-from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
 from nimburion.jobs.durable.journal import (
     OPERATIONS,
     AnyEntry,
@@ -33,6 +32,7 @@ from nimburion.jobs.durable.journal import (
     encode_entry,
     get_kind,
 )
+from nimburion.jobs.handling.attempt_record import AttemptRecord, WorkerServices
 
 if TYPE_CHECKING:
     from nimburion.jobs.durable.services import RunServices

@@ -14,8 +14,8 @@ from nimburion.core.job import JobRecord
 from nimburion.core.runs import RunPage
 from nimburion.core.size_limits import SizeLimits
 from nimburion.jobs.client.client import enqueue_members, read_records
-from nimburion.jobs.declaration.attempt_record import RecordStep
 from nimburion.jobs.flows.plan import PlannedJob
+from nimburion.jobs.handling.attempt_record import RecordStep
 
 if TYPE_CHECKING:
     from nimburion.jobs.client.client import Client

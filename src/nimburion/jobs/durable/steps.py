@@ -25,15 +25,6 @@ from nimburion.core.errors import (
 from nimburion.core.settlement import Recorded
 from nimburion.core.timing.durations import Duration
 from nimburion.core.transactions import Transaction
-from nimburion.jobs.declaration.backoff import (
-    Backoff,
-    BackoffFunction,
-    Delays,
-    compute_delay,
-    parse_delays,
-    parse_seconds,
-)
-from nimburion.jobs.declaration.codec import UnreadablePayload
 from nimburion.jobs.durable.handler import get_policy
 from nimburion.jobs.durable.journal import (
     RetryEntry,
@@ -52,6 +43,15 @@ from nimburion.jobs.durable.values import (
     encode_value,
     read_step_function,
 )
+from nimburion.jobs.options.backoff import (
+    Backoff,
+    BackoffFunction,
+    Delays,
+    compute_delay,
+    parse_delays,
+    parse_seconds,
+)
+from nimburion.jobs.payloads.codec import UnreadablePayload
 
 if TYPE_CHECKING:
     from nimburion.jobs.worker.attempt.attempt import Attempt
