@@ -43,7 +43,7 @@ least one of them.
 """
 
 
-class RecordedStep(msgspec.Struct, frozen=True):
+class RecordedStep(msgspec.Struct, frozen=True, gc=False):
     """A step of a durable run. A run has at most one with each number."""
 
     number: int

@@ -44,15 +44,16 @@ class RunTables:
     def record(self, recorded: Recorded, now: int) -> bool:
         """Store a step, unless the run has one with this number. Return whether it was stored."""
         job_id = recorded.lease.job_id
-        if recorded.number in self.steps.get(job_id, ()):
+        steps = self.steps[job_id]
+        if recorded.number in steps:
             return False
         if recorded.forgets:
-            self.steps.pop(job_id, None)
-        step = RecordedStep(recorded.number, recorded.body, now / MICRO)
-        self.steps[job_id][recorded.number] = step
-        for entry in self.signals.get(job_id, {}).values():
-            if entry.signal.number == recorded.takes:
-                entry.is_unread = False
+            steps.clear()
+        steps[recorded.number] = RecordedStep(recorded.number, recorded.body, now / MICRO)
+        if recorded.takes is not None:
+            for entry in self.signals.get(job_id, {}).values():
+                if entry.signal.number == recorded.takes:
+                    entry.is_unread = False
         return True
 
     def add_signal(self, signal: NewSignal, state: State | None, now: int) -> SignalOutcome:

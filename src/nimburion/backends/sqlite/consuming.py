@@ -67,7 +67,7 @@ from nimburion.core.limits import get_limited_job
 from nimburion.core.maintenance import Promoted, Rescued
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.session import ConcurrencyLimit, HeartbeatReply, Session, Vitals, WorkerCommand
-from nimburion.core.settlement import Settled, Settlement
+from nimburion.core.settlement import Recorded, Settled, Settlement
 from nimburion.core.timing.clock import MICRO
 
 _RESULT_CODES = {Settled.DONE: "d", Settled.ALREADY: "a", Settled.STALE: "s"}
@@ -360,7 +360,9 @@ def run_exchange(
         else []
     )
     left_changes = db.has_flows and not continue_flows(db)
-    promoted, next_due = promote_due(db, head, settled=bool(settlements))
+    # A step that is stored changes no due time.
+    settled = any(type(settlement) is not Recorded for settlement in settlements)
+    promoted, next_due = promote_due(db, head, settled=settled)
     rules = begin_admission(db) if head.has_keys else {}
     limits_before = read_lane_limits(db) if limits else limits
     unpaused = find_unpaused_lanes(db, request, _decode_names(head.paused))

@@ -12,13 +12,20 @@ import logging
 import sys
 from contextlib import suppress
 from functools import partial
+from types import CodeType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from nimburion.core.errors import BackendUnavailable, InvalidStep, JobNotFound, LeaseLost, NotOpen
 from nimburion.core.flows import WaitSource
-from nimburion.core.runs import CANCEL_SIGNAL, MAX_SOURCES, RecordedStep, StoredSignal
+from nimburion.core.runs import (
+    CANCEL_SIGNAL,
+    CLEANUP_STEP,
+    MAX_SOURCES,
+    RecordedStep,
+    StoredSignal,
+)
 from nimburion.core.settlement import Recorded
 from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
 from nimburion.jobs.durable.journal import (
@@ -129,41 +136,39 @@ class CaughtError(NamedTuple):
     """What stores it."""
 
 
-class SentEntry:
+class SentEntry(StoredEntry, eq=False, kw_only=True):
     """An entry on its way to the backend, and its answer."""
 
-    __slots__ = ("_error", "_future", "_run", "stored")
-
-    def __init__(self, run: DurableRun, stored: StoredEntry) -> None:
-        self._run = run
-        self._error: Exception | None = None
-        self._future: asyncio.Future[None] | None = None
-        """What waits for the answer; None if nothing does."""
-        self.stored: StoredEntry = stored
+    run: DurableRun | None
+    """The run that waits for the answer; None if it is here."""
+    error: Exception | None = None
+    """Why it is not stored."""
+    future: asyncio.Future[None] | None = None
+    """What waits for the answer; None if nothing does."""
 
     def note_stored(self, at: float, /) -> None:
         """Note when the entry was stored."""
-        self.stored.at = at
-        if self._future is not None and not self._future.done():
-            self._future.set_result(None)
+        self.at, self.run = at, None
+        if self.future is not None and not self.future.done():
+            self.future.set_result(None)
 
     def note_failure(self, error: Exception, /) -> None:
         """Note why the entry is not stored. If another worker has the job, end the attempt."""
-        self._error = error
-        if isinstance(error, LeaseLost):
-            self._run.lose_lease()
-        if self._future is not None and not self._future.done():
-            self._future.set_exception(error)
+        self.error, run, self.run = error, self.run, None
+        if isinstance(error, LeaseLost) and run is not None:
+            run.lose_lease()
+        if self.future is not None and not self.future.done():
+            self.future.set_exception(error)
 
     def wait(self) -> asyncio.Future[None] | None:
         """Return what is done when the answer comes; None if the entry is stored."""
-        if self._error is not None:
-            raise self._error
-        if self.stored.at is not None:
+        if self.error is not None:
+            raise self.error
+        if self.at is not None:
             return None
-        if self._future is None:
-            self._future = asyncio.get_running_loop().create_future()
-        return self._future
+        if self.future is None:
+            self.future = asyncio.Future()
+        return self.future
 
 
 class DurableRun:
@@ -171,7 +176,7 @@ class DurableRun:
 
     size: int = 0
     """The size of the steps since the run began anew, in bytes."""
-    _unstored: int = 0
+    unstored: int = 0
     """How many operations wait until their entry is stored."""
     _is_stopping: bool = False
     """Whether the handler is cancelled as soon as no thread runs a step: its worker stops."""
@@ -207,7 +212,7 @@ class DurableRun:
         self.signals: list[StoredSignal] = []
         """The unread signals that no operation has taken."""
         self._is_closed = False
-        self._keys: dict[tuple[str, str], str] = {}
+        self._keys: dict[tuple[str, str], CallSite] = {}
         """Where each key of this execution was used first, by kind of operation and key."""
         self._active = 0
         """How many operations work."""
@@ -253,7 +258,8 @@ class DurableRun:
         `BackendUnavailable` is raised if the backend does not answer, and `UnreadablePayload` if a
         newer version of nimburion wrote the steps.
         """
-        self._main = asyncio.current_task()
+        self._loop = asyncio.get_running_loop()
+        self._main = asyncio.current_task(self._loop)
         steps: list[RecordedStep] = []
         if self.record.delivery.lease.token.fence > 1:
             steps = await self._read()
@@ -320,12 +326,13 @@ class DurableRun:
 
     # Operations
 
-    def begin(self, kind: str, key: str, place: str) -> None:
+    def begin(self, kind: str, key: str, place: CallSite) -> None:
         """Note that the handler does an operation at a place of its code. `InvalidStep` is raised
         if it has used the key for another of this kind.
         """
-        self._check_open()
-        task = asyncio.current_task()
+        if self._is_closed or self.is_cleaning:
+            self._check_open()
+        task = asyncio.current_task(self._loop)
         if task is not self._main and task is not None:
             self._branches.add(task)
         check_key(key)
@@ -384,7 +391,7 @@ class DurableRun:
         if self._main is None or self._is_closed or not self._is_stopping:
             return
         attempt = cast("Attempt", self.record)
-        if attempt.lease_is_lost or not (attempt.in_thread or self._unstored):
+        if attempt.lease_is_lost or not (attempt.in_thread or self.unstored):
             self._is_stopping = False
             self._cancels += 1
             self._main.cancel()
@@ -452,7 +459,7 @@ class DurableRun:
         """Note that an operation has ended its work."""
         self._active -= 1
         if self._is_stopping:
-            asyncio.get_running_loop().call_soon(self._stop_for_worker)
+            self._loop.call_soon(self._stop_for_worker)
         if self._waits or self._next_ending is not None:
             self._plan_check()
 
@@ -465,7 +472,8 @@ class DurableRun:
 
         What is sent later is not stored without it.
         """
-        self._check_open()
+        if self._is_closed or self.is_cleaning:
+            self._check_open()
         if self._raised:
             self._send_caught()
         return self._send(entry, takes=takes, forgets=forgets)
@@ -489,15 +497,14 @@ class DurableRun:
         self, entry: AnyEntry, *, takes: int | None = None, forgets: bool = False
     ) -> SentEntry:
         body = encode_entry(entry)
-        if type(entry) in OPERATIONS:
+        size = self.size + len(body)
+        if size > MAX_BYTES and type(entry) in OPERATIONS:
             self.check_size(len(body))
-        recorded = Recorded(
-            self.record.delivery.lease, self.take_number(entry), body, takes, forgets
-        )
-        self.size += len(body)
-        stored = self.journal.add(entry, None)
-        stored.is_passed = True
-        sent = SentEntry(self, stored)
+        number = self.take_number(entry)
+        self.size = size
+        sent = SentEntry(entry, is_passed=True, run=self)
+        self.journal.add(sent)
+        recorded = Recorded(self.record.delivery.lease, number, body, takes, forgets)
         self.services.record(recorded, sent)
         return sent
 
@@ -511,8 +518,11 @@ class DurableRun:
         """Return the number of the step that stores an entry. `InvalidStep` is raised if the run
         has too many.
         """
-        number = self.journal.take_number(entry)
-        count = number - self.journal.restart_number
+        if type(entry) is CleanupEntry:
+            return CLEANUP_STEP
+        journal = self.journal
+        journal.last_number = number = journal.last_number + 1
+        count = number - journal.restart_number
         if count > MAX_STEPS and type(entry) in OPERATIONS:
             raise InvalidStep(
                 f"the run has {MAX_STEPS} steps, which is the limit; begin anew with "
@@ -526,7 +536,7 @@ class DurableRun:
                 self.record.delivery.name,
                 count,
             )
-        self.has_recorded = self.has_recorded or number > 0
+        self.has_recorded = True
         return number
 
     def check_size(self, size: int) -> None:
@@ -548,8 +558,8 @@ class DurableRun:
 
     def note_end(self, sent: SentEntry) -> StoredEntry:
         """Note that an operation has ended whose entry is stored. Returns the entry."""
-        self.time = sent.stored.at or self.time
-        return sent.stored
+        self.time = sent.at or self.time
+        return sent
 
     async def await_stored(self, sent: SentEntry) -> None:
         """Return when an entry is stored."""
@@ -557,11 +567,11 @@ class DurableRun:
         if future is None:
             return
         self.begin_work()
-        self._unstored += 1
+        self.unstored += 1
         try:
             await future
         finally:
-            self._unstored -= 1
+            self.unstored -= 1
             self.end_work()
 
     def require_cleanup(self) -> None:
@@ -741,14 +751,36 @@ def check_key(key: object) -> None:
     """Raise `InvalidStep` if this is no key."""
     if not (isinstance(key, str) and 1 <= len(key) <= MAX_KEY):
         raise InvalidStep(f"a key is a text of 1 to {MAX_KEY} characters, not {key!r}")
+    if key.isascii():
+        return
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise InvalidStep(f"a key is a text with a UTF-8 form, not {key!r}") from None
 
 
-def find_call_site() -> str:
-    """Return file and line of the handler, or of what it calls, that does an operation."""
-    frame = sys._getframe(1)  # noqa: SLF001
+class CallSite(Struct, frozen=True, eq=False):
+    """The place of an operation in the code of a handler, or of what it calls.
+
+    As text, it is file and line. They are read from the code when a message needs them.
+    """
+
+    code: CodeType
+    instruction: int
+
+    def __str__(self) -> str:
+        lines = (
+            line for start, end, line in self.code.co_lines() if start <= self.instruction < end
+        )
+        return f"{self.code.co_filename}:{next(lines, None) or self.code.co_firstlineno}"
+
+
+def find_call_site() -> CallSite:
+    """Return the place of the handler, or of what it calls, that does an operation."""
+    frame = sys._getframe(2)  # noqa: SLF001
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_OWN_FILES):
         frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return CallSite(frame.f_code, frame.f_lasti)
 
 
 def _list_causes(raised: BaseException | None, own: set[int]) -> list[BaseException]:

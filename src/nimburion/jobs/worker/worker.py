@@ -285,8 +285,10 @@ class Worker:
 
     def record(self, recorded: Recorded, answer: StepAnswer) -> None:
         """Send a step of a durable run with the next exchange. See `Completer.record`."""
-        self.session.completer.record(recorded, answer)
-        self.fetcher.wake()
+        completer = self.session.completer
+        if not completer.is_awaited:  # else the reserve loop has a reason for an exchange
+            self.fetcher.wake()
+        completer.record(recorded, answer)
 
     # The loop
 

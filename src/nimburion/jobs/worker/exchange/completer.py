@@ -140,7 +140,10 @@ class Completer:
         unless the session ends first.
         """
         self._awaited[id(recorded)] = answer
-        self.settle(recorded)
+        self.pending.append(recorded)  # as `settle` does, without its calls
+        self._unsettled += len(recorded.body)
+        if self._unsettled > self._max_unsettled:
+            self.is_full = True
 
     @property
     def is_awaited(self) -> bool:
