@@ -50,7 +50,7 @@ RUN_MUTANTS = (
         "runs: a repeated step resets the failures",
         MEMORY_FILES,
         "if self.$state.$tables.record($report, self.$now) and $report.number != CLEANUP_STEP:",
-        "self.$state.$tables.record($report, self.$now)\n            if $report.number != 0:",
+        "self.$state.$tables.record($report, self.$now)\n        if $report.number != 0:",
         (f"{MEMORY}test_a_repeated_step_resets_nothing",),
     ),
     Mutant(

@@ -404,15 +404,11 @@ class AtomicStep:
         lease = entry.leased
         if lease is None or lease.session is not session or lease.token != settlement.lease.token:
             return decide_unmatched(settlement.lease.token, entry.last_settled_token)
-        if type(settlement) is Recorded:
-            if (
-                self.state.run_tables.record(settlement, self.now)
-                and settlement.number != CLEANUP_STEP
-            ):
-                entry.failures = entry.lost = 0
-            return Settled.DONE
         blocked = False
-        if type(settlement) not in _WITHOUT_DELAY:
+        if type(settlement) is not Completed:
+            if isinstance(settlement, Recorded):
+                self.record_step(entry, settlement)
+                return Settled.DONE
             if isinstance(settlement, Progressed | Spent):
                 self.note_report(entry, settlement)
                 return Settled.DONE
@@ -428,6 +424,11 @@ class AtomicStep:
         )
         self.apply_effect(entry, effect)
         return Settled.DONE
+
+    def record_step(self, entry: JobEntry, step: Recorded) -> None:
+        """Store a step of a durable run."""
+        if self.state.run_tables.record(step, self.now) and step.number != CLEANUP_STEP:
+            entry.failures = entry.lost = 0
 
     def note_report(self, entry: JobEntry, report: Progressed | Spent) -> None:
         """Store what an attempt that continues reports."""
