@@ -14,7 +14,7 @@ RUN_MUTANTS = (
     Mutant(
         "runs: a repeated number replaces the step",
         MEMORY_FILES,
-        "if $recorded.number in self.$steps.get($job_id, ()):",
+        "if $recorded.number in $steps:",
         "if False:",
         (f"{MEMORY}test_a_number_is_stored_once",),
     ),
