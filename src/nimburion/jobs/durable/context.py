@@ -478,7 +478,8 @@ async def call_durably(call: Callable[[Any], Any], context: DurableContext[Any])
         from nimburion.jobs.worker.attempt.outcome import HandlerNotCalled
 
         raise HandlerNotCalled(f"its steps could not be read: {error}") from None
-    context.payload = run.journal.payload or context.payload
+    if run.journal.restart_number:
+        context.payload = run.journal.payload or context.payload
     try:
         result: object = await call(context)
         if run.ending is not None:

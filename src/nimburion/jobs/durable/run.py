@@ -2,7 +2,7 @@
 
 A handler is called again from its beginning in each attempt. An operation that an earlier attempt
 completed returns what the journal has of it. When all branches of the handler wait, the run is
-suspended: the task of the handler is cancelled, and `ending` says that this is no failure.
+suspended: `asyncio.CancelledError` ends the handler, and `ending` says that this is no failure.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nimburion.core.runs import (
     RecordedStep,
     StoredSignal,
 )
-from nimburion.core.settlement import Recorded
+from nimburion.core.settlement import Recorded, Suspended
 from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
 from nimburion.jobs.durable.journal import (
     OPERATIONS,
@@ -95,7 +95,7 @@ class RunCleanup(NamedTuple):
 
 
 Ending = RunSuspension | RunCancellation | RunRestart | RunCleanup
-"""Why the run has cancelled the task of its handler."""
+"""Why the run has ended the call of its handler."""
 
 
 class Wait:
@@ -117,7 +117,7 @@ class Wait:
         self.delay: float | None = delay
         self.is_sleep: bool = is_sleep
         """Whether nothing but the time ends it, so that the run may keep its slot meanwhile."""
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[None] = asyncio.Future()
 
     def compute_remaining(self, now: float) -> float | None:
         """Return the seconds until its time has come; None: it waits for no time."""
@@ -178,6 +178,29 @@ class DurableRun:
     """The size of the steps since the run began anew, in bytes."""
     unstored: int = 0
     """How many operations wait until their entry is stored."""
+    is_loaded: bool = False
+    ending: Ending | None = None
+    """Why the handler does not continue."""
+    has_recorded: bool = False
+    """Whether this attempt has stored a step, so that its failure is the first."""
+    is_cleaning: bool = False
+    """Whether the handler has ended, and its work is undone."""
+    is_cancelling: bool = False
+    """Whether the run was asked to end as cancelled."""
+    sent_cleanup: SentEntry | None = None
+    """What says that the end of the run needs a worker, until that is awaited."""
+    _next_ending: Ending | None = None
+    """Why the handler will not continue as soon as no operation works."""
+    _is_closed: bool = False
+    _active: int = 0
+    """How many operations work."""
+    _main: asyncio.Task[Any] | None = None
+    """The task of the handler."""
+    _cancels: int = 0
+    """How often the run has cancelled it."""
+    _check: asyncio.Handle | None = None
+    _grace: asyncio.Handle | None = None
+    _timer: asyncio.Task[None] | None = None
     _is_stopping: bool = False
     """Whether the handler is cancelled as soon as no thread runs a step: its worker stops."""
 
@@ -188,46 +211,23 @@ class DurableRun:
         self.services: RunServices = worker.runs
         self.worker: WorkerServices = worker
         self.journal: Journal = Journal()
-        self.is_loaded: bool = False
-        self.ending: Ending | None = None
-        """Why the task of the handler was cancelled."""
-        self._next_ending: Ending | None = None
-        """Why it will be cancelled as soon as no operation works."""
-        self.has_recorded: bool = False
-        """Whether this attempt has stored a step, so that its failure is the first."""
         self.time: float = record.delivery.created_at
         """When the latest operation ended that this execution came to."""
-        self.is_cleaning: bool = False
-        """Whether the handler has ended, and its work is undone."""
-        self.is_cancelling: bool = False
-        """Whether the run was asked to end as cancelled."""
         self.called: list[str] = []
         """The keys of the steps whose functions this execution has called, once for each call."""
         self.differing: list[str] = []
         """The keys of the operations that were stored with other arguments."""
         self.undos: list[StepCall] = []
         """What `ctx.undo` has registered."""
-        self.sent_cleanup: SentEntry | None = None
-        """What says that the end of the run needs a worker, until that is awaited."""
         self.signals: list[StoredSignal] = []
         """The unread signals that no operation has taken."""
-        self._is_closed = False
         self._keys: dict[tuple[str, str], CallSite] = {}
         """Where each key of this execution was used first, by kind of operation and key."""
-        self._active = 0
-        """How many operations work."""
         self._waits: set[Wait] = set()
         self._stopped: list[asyncio.Future[None]] = []
         """What branches await that are stopped."""
         self._branches: set[asyncio.Task[Any]] = set()
         """The tasks, other than that of the handler, that did operations."""
-        self._main: asyncio.Task[Any] | None = None
-        """The task of the handler."""
-        self._cancels = 0
-        """How often the run has cancelled it."""
-        self._check: asyncio.Handle | None = None
-        self._grace: asyncio.Handle | None = None
-        self._timer: asyncio.Task[None] | None = None
         self._raised: dict[tuple[str, str], CaughtError] = {}
         """The errors of operations that are not stored, by kind and key of their entry."""
         self._replayed: dict[int, tuple[Exception, AnyEntry]] = {}
@@ -260,15 +260,14 @@ class DurableRun:
         """
         self._loop = asyncio.get_running_loop()
         self._main = asyncio.current_task(self._loop)
-        steps: list[RecordedStep] = []
         if self.record.delivery.lease.token.fence > 1:
             steps = await self._read()
-        self.journal = Journal(steps)
-        self.size = sum(len(step.body) for step in steps)
-        if self.journal.is_undone:
-            await self.begin_anew(self.journal.payload)
+            self.journal = Journal(steps)
+            self.size = sum([len(step.body) for step in steps])
+            if self.journal.is_undone:
+                await self.begin_anew(self.journal.payload)
         self.is_loaded = True
-        if not self.journal.needs_cleanup:
+        if self._find_ending() is not None and not self.journal.needs_cleanup:
             self._end_soon_if_asked()
 
     def _end_soon_if_asked(self) -> None:
@@ -466,23 +465,29 @@ class DurableRun:
     # Steps
 
     def send(
-        self, entry: AnyEntry, *, takes: int | None = None, forgets: bool = False
+        self,
+        entry: AnyEntry,
+        *,
+        takes: int | None = None,
+        forgets: bool = False,
+        is_awaited: bool = False,
     ) -> SentEntry:
         """Store an entry with the next exchange, after the errors that the handler has caught.
 
-        What is sent later is not stored without it.
+        What is sent later is not stored without it. `is_awaited`: whether the caller then awaits
+        that it is stored.
         """
         if self._is_closed or self.is_cleaning:
             self._check_open()
         if self._raised:
             self._send_caught()
-        return self._send(entry, takes=takes, forgets=forgets)
+        return self._send(entry, takes=takes, forgets=forgets, is_awaited=is_awaited)
 
     def _send_caught(self) -> SentEntry | None:
         """Store the errors that the handler has caught. Returns None if there are none."""
         sent = None
         for caught in list(self._raised.values()):
-            sent = self._send(caught.entry)
+            sent = self._send(caught.entry, is_awaited=True)
             self._replayed[id(caught.error)] = caught.error, caught.entry
         self._raised.clear()
         return sent
@@ -494,7 +499,12 @@ class DurableRun:
             await self.await_stored(sent)
 
     def _send(
-        self, entry: AnyEntry, *, takes: int | None = None, forgets: bool = False
+        self,
+        entry: AnyEntry,
+        *,
+        takes: int | None = None,
+        forgets: bool = False,
+        is_awaited: bool = False,
     ) -> SentEntry:
         body = encode_entry(entry)
         size = self.size + len(body)
@@ -505,7 +515,7 @@ class DurableRun:
         sent = SentEntry(entry, is_passed=True, run=self)
         self.journal.add(sent)
         recorded = Recorded(self.record.delivery.lease, number, body, takes, forgets)
-        self.services.record(recorded, sent)
+        self.services.record(recorded, sent, is_awaited=is_awaited)
         return sent
 
     def lose_lease(self) -> None:
@@ -552,7 +562,7 @@ class DurableRun:
         self, entry: AnyEntry, *, takes: int | None = None, forgets: bool = False
     ) -> StoredEntry:
         """Store an entry, and return when it is stored."""
-        sent = self.send(entry, takes=takes, forgets=forgets)
+        sent = self.send(entry, takes=takes, forgets=forgets, is_awaited=True)
         await self.await_stored(sent)
         return self.note_end(sent)
 
@@ -577,7 +587,7 @@ class DurableRun:
     def require_cleanup(self) -> None:
         """Store that the end of the run needs a worker, unless that is stored."""
         if not self.journal.needs_cleanup:
-            self.sent_cleanup = self.send(CleanupEntry())
+            self.sent_cleanup = self.send(CleanupEntry(), is_awaited=True)
 
     async def await_cleanup(self) -> None:
         """Return when it is stored that the end of the run needs a worker, if it does.
@@ -634,13 +644,31 @@ class DurableRun:
         cancelled.
         """
         self._waits.add(wait)
-        self._plan_check()
         try:
+            if self._is_alone(wait) and asyncio.current_task(self._loop) is self._main:
+                await asyncio.sleep(0)  # tasks that the handler has created may become branches
+                if self._is_alone(wait):
+                    self.ending = self._decide_wait()
+                    if self.ending is not None:
+                        raise asyncio.CancelledError
+            else:
+                self._plan_check()
             await wait.future
         finally:
             self._waits.discard(wait)
             if self._waits or self._next_ending is not None:
                 self._plan_check()
+
+    def _is_alone(self, wait: Wait) -> bool:
+        """Return whether the handler has no branches, and nothing else happens than this wait. It
+        is suspended at once then, without a task that is cancelled.
+        """
+        return (
+            len(self._waits) == 1
+            and wait in self._waits
+            and not (self._active or self._branches or self._is_closed)
+            and self.ending is self._next_ending is None
+        )
 
     def _stop_check(self) -> None:
         if self._check is not None:
@@ -665,33 +693,60 @@ class DurableRun:
         elif self._next_ending is not None and not self.is_cleaning:
             self._end(self._next_ending)
         elif self._waits:
-            self._suspend()
+            suspension = self._decide_wait()
+            if suspension is not None:
+                self._end(suspension)
 
     def has_branches(self) -> bool:
         """Return whether a task other than that of the handler may do operations."""
-        self._branches = {task for task in self._branches if not task.done()}
+        if self._branches:
+            self._branches = {task for task in self._branches if not task.done()}
         return bool(self._branches)
 
-    def _suspend(self) -> None:
-        """Suspend the run, or keep its slot until the end of a short sleep."""
+    def _decide_wait(self) -> RunSuspension | None:
+        """Return what the run waits for without a worker. None: it keeps its slot until the end of
+        a short sleep, or an error is raised where it waits.
+        """
         try:
             self._send_caught()
         except InvalidStep as error:  # too many steps
             self._fail_waits(error)
-            return
+            return None
         now = self.services.now()
-        sources = tuple(dict.fromkeys(one for wait in self._waits for one in wait.sources))
-        remaining = {
-            wait: left for wait in self._waits if (left := wait.compute_remaining(now)) is not None
-        }
-        first = min(remaining, key=remaining.__getitem__, default=None)
-        if first is not None and first.is_sleep and remaining[first] <= self.services.hold:
-            self._hold(first, remaining[first])
-        elif len(sources) > MAX_SOURCES:
+        sources: dict[WaitSource, None] = {}
+        first: Wait | None = None
+        left: float | None = None
+        for wait in self._waits:
+            sources.update(dict.fromkeys(wait.sources))
+            remaining = wait.compute_remaining(now)
+            if remaining is not None and (left is None or remaining < left):
+                first, left = wait, remaining
+        if first is not None and left is not None and first.is_sleep and left <= self.services.hold:
+            self._hold(first, left)
+            return None
+        if len(sources) > MAX_SOURCES:
             text = f"a run waits for at most {MAX_SOURCES} signals and child jobs at a time"
             self._fail_waits(InvalidStep(f"{text}; use `ctx.run_all`"))
-        else:
-            self._end(RunSuspension(sources, None if first is None else remaining[first]))
+            return None
+        return RunSuspension(tuple(sources), left)
+
+    def settle_suspension(self, raised: BaseException) -> Suspended | None:
+        """Return the settlement of an attempt that ends because the run waits, and for no other
+        reason. None: `read_run_outcome` decides.
+        """
+        ending, record = self.ending, self.record
+        if (
+            type(ending) is not RunSuspension
+            or type(raised) is not asyncio.CancelledError
+            or record.must_end
+            or record.completed
+            or self.journal.ending is not None
+            or record.task is None
+            or record.task.cancelling()
+        ):
+            return None
+        record.run = None  # it needs no cleanup, and refers to the attempt
+        return Suspended(record.delivery.lease, ending.sources, ending.delay)
 
     def _fail_waits(self, error: InvalidStep) -> None:
         """Raise an error where the handler waits."""
@@ -722,13 +777,14 @@ class DurableRun:
             self._grace.cancel()
         if self._timer is not None:
             self._timer.cancel()
-        for future in [wait.future for wait in self._waits] + self._stopped:
-            future.cancel()
-        self._waits.clear()
-        self._stopped.clear()
-        for task in self._branches:
-            task.cancel()
-        self._branches.clear()
+        if self._waits or self._stopped or self._branches:
+            for future in [wait.future for wait in self._waits] + self._stopped:
+                future.cancel()
+            self._waits.clear()
+            self._stopped.clear()
+            for task in self._branches:
+                task.cancel()
+            self._branches.clear()
         self._main = self.sent_cleanup = None  # both refer to the run
 
     def begin_cleanup(self) -> None:

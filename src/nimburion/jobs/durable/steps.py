@@ -135,7 +135,7 @@ async def run_step(run: DurableRun, call: StepCall) -> Any:  # noqa: ANN401 (the
                 else:
                     value = await _call(run, call, function)
                 encoded, value = encode_value(call.key, function, value)
-                sent = run.send(StepEntry(call.key, encoded, None, digest))
+                sent = run.send(StepEntry(call.key, encoded, None, digest), is_awaited=True)
             except Exception as error:
                 retry = await _record_failure(run, call, error, failures + 1)
                 if retry is None:

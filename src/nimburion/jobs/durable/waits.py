@@ -37,11 +37,13 @@ async def sleep(run: DurableRun, key: str, seconds: float, place: CallSite) -> N
     stored = run.journal.find_passed(TimerEntry, key)
     sent = None
     if stored is None:
-        await run.require_may_begin()
-        stored = sent = run.send(TimerEntry(key, seconds))
+        if not run.may_begin:
+            await run.require_may_begin()
+        stored = sent = run.send(TimerEntry(key, seconds), is_awaited=seconds == 0)
     delay = cast("TimerEntry", stored.entry).delay
     if delay > 0 and not run.is_over(stored, delay):
-        await run.require_may_begin()
+        if not run.may_begin:
+            await run.require_may_begin()
         await run.wait(Wait((), stored, delay, is_sleep=True))
     if sent is not None:
         await run.await_stored(sent)
@@ -65,8 +67,9 @@ async def wait_for_signal(
     if unread is not None and unread.at <= _find_end(timer):
         run.signals.remove(unread)
         entry = SignalEntry(key, Raw(unread.payload), at=unread.at)
-        sent = run.send(entry, takes=unread.number)
-        if run.has_branches():
+        is_awaited = run.has_branches()
+        sent = run.send(entry, takes=unread.number, is_awaited=is_awaited)
+        if is_awaited:
             await run.await_stored(sent)
         # Without branches, another attempt takes the same signal here, so nothing is awaited.
         run.note_passed(sent, unread.at)

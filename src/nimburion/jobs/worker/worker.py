@@ -283,12 +283,17 @@ class Worker:
         else:
             self._loop.call_soon_threadsafe(self._note_report, report)
 
-    def record(self, recorded: Recorded, answer: StepAnswer) -> None:
+    def record(self, recorded: Recorded, answer: StepAnswer, /, *, is_awaited: bool) -> None:
         """Send a step of a durable run with the next exchange. See `Completer.record`."""
         completer = self.session.completer
-        if not completer.is_awaited:  # else the reserve loop has a reason for an exchange
-            self.fetcher.wake()
         completer.record(recorded, answer)
+        if completer.is_awaited:
+            return  # the reserve loop has a reason for an exchange
+        if is_awaited:
+            completer.is_awaited = True
+            self.fetcher.wake()
+        elif len(completer.pending) == 1:
+            self.fetcher.note_result()
 
     # The loop
 
