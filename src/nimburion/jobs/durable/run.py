@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 from msgspec import Raw, Struct
 
 from nimburion.core.errors import BackendUnavailable, InvalidStep, JobNotFound, LeaseLost, NotOpen
+from nimburion.core.events import ArgumentsDiffer
 from nimburion.core.flows import WaitSource
 from nimburion.core.runs import (
     CANCEL_SIGNAL,
@@ -27,7 +28,6 @@ from nimburion.core.runs import (
     StoredSignal,
 )
 from nimburion.core.settlement import Recorded, Suspended
-from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
 from nimburion.jobs.durable.journal import (
     OPERATIONS,
     AnyEntry,
@@ -39,6 +39,7 @@ from nimburion.jobs.durable.journal import (
     encode_entry,
     get_kind,
 )
+from nimburion.jobs.handling.attempt_record import AttemptRecord, WorkerServices
 
 if TYPE_CHECKING:
     from nimburion.jobs.durable.services import RunServices
@@ -610,6 +611,20 @@ class DurableRun:
             self.time = max(self.time, end)
         if self.is_cancelling or self.journal.ending is not None:
             self._end_soon_if_asked()
+
+    def note_difference(self, what: str, key: str, place: CallSite) -> None:
+        """Note that an operation has other arguments than those that are stored; report it."""
+        self.differing.append(key)
+        _log.warning(
+            "job %s: the arguments of the %s %r at %s differ from those of an earlier attempt; the "
+            "stored ones are used. The code between two steps must give the same values each time",
+            self.job_id,
+            what,
+            key,
+            place,
+        )
+        name = self.record.delivery.name
+        self.services.emit(ArgumentsDiffer(self.job_id, name, key, str(place)))
 
     # Errors
 
