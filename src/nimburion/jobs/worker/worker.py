@@ -286,11 +286,11 @@ class Worker:
     def record(self, recorded: Recorded, answer: StepAnswer, /, *, is_awaited: bool) -> None:
         """Send a step of a durable run with the next exchange. See `Completer.record`."""
         completer = self.session.completer
-        completer.record(recorded, answer)
-        if completer.is_awaited:
+        was_awaited = completer.is_awaited
+        completer.record(recorded, answer, is_awaited=is_awaited)
+        if was_awaited:
             return  # the reserve loop has a reason for an exchange
         if is_awaited:
-            completer.is_awaited = True
             self.fetcher.wake()
         elif len(completer.pending) == 1:
             self.fetcher.note_result()

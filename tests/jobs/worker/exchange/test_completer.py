@@ -487,7 +487,9 @@ async def test_a_step_is_awaited_until_its_exchange_is_answered() -> None:
     backend = FakeBackend(BackendUnavailable("gone"), None)
     completer = make_completer(backend)
     answer = Answer()
-    completer.record(Recorded(lease("a"), 1, b"{}"), answer)
+    completer.record(Recorded(lease("z"), 1, b"{}"), Answer(), is_awaited=False)
+    assert not completer.is_awaited
+    completer.record(Recorded(lease("a"), 1, b"{}"), answer, is_awaited=True)
     assert completer.is_awaited
     assert not answer.given
     await completer.exchange(RESERVE_NOTHING)
@@ -505,7 +507,7 @@ async def test_a_step_of_a_lost_lease_and_one_that_cannot_be_stored() -> None:
     completer = make_completer(backend)
     answers = {name: Answer() for name in ("stale", "bad", "good")}
     for name, answer in answers.items():
-        completer.record(Recorded(lease(name), 1, b"{}"), answer)
+        completer.record(Recorded(lease(name), 1, b"{}"), answer, is_awaited=True)
     await completer.exchange(RESERVE_NOTHING)
     found = {name: [type(one) for one in answer.given] for name, answer in answers.items()}
     assert found == {"stale": [LeaseLost], "bad": [Unstorable], "good": [float]}

@@ -137,10 +137,11 @@ class Completer:
         if type(settlement) is not Completed or settlement.result is not None:
             self._count(self._unsettled + measure_size(settlement))
 
-    def record(self, recorded: Recorded, answer: StepAnswer) -> None:
+    def record(self, recorded: Recorded, answer: StepAnswer, *, is_awaited: bool) -> None:
         """Send a step of a durable run with the next exchange. `answer` gets what the backend says,
-        unless the session ends first.
+        unless the session ends first. `is_awaited`: whether a handler waits for it.
         """
+        self.is_awaited = self.is_awaited or is_awaited
         self._awaited[id(recorded)] = answer
         self.pending.append(recorded)  # as `settle` does, without its calls
         self._unsettled += len(recorded.body)
