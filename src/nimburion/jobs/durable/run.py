@@ -42,6 +42,7 @@ from nimburion.jobs.durable.journal import (
 from nimburion.jobs.handling.attempt_record import AttemptRecord, WorkerServices
 
 if TYPE_CHECKING:
+    from nimburion.core.runs import RunPage
     from nimburion.jobs.durable.services import RunServices
     from nimburion.jobs.durable.steps import StepCall
     from nimburion.jobs.worker.attempt.attempt import Attempt
@@ -262,7 +263,10 @@ class DurableRun:
         self._loop = asyncio.get_running_loop()
         self._main = asyncio.current_task(self._loop)
         if self.record.delivery.lease.token.fence > 1:
-            steps = await self._read()
+            page = cast("RunPage | None", self.record.delivery.run)
+            steps = await self._read() if page is None else page.steps
+            if page is not None and page.signals:
+                self._note_signals(page.signals)
             self.journal = Journal(steps)
             self.size = sum([len(step.body) for step in steps])
             if self.journal.is_undone:
@@ -295,7 +299,7 @@ class DurableRun:
 
     async def _read(self) -> list[RecordedStep]:
         steps: list[RecordedStep] = []
-        self.signals = []
+        signals: list[StoredSignal] = []
         after: str | None = None
         while True:
             try:
@@ -303,15 +307,18 @@ class DurableRun:
             except JobNotFound:
                 raise BackendUnavailable(f"job {self.job_id} is not kept any more") from None
             steps += page.steps
-            self.signals += page.signals
+            signals += page.signals
             after = page.next
             if after is None:
                 break
-        unread = [signal for signal in self.signals if signal.name != CANCEL_SIGNAL]
-        if len(unread) < len(self.signals):
-            self.is_cancelling = self.record.cancel_requested = True
-        self.signals = unread
+        self._note_signals(signals)
         return steps
+
+    def _note_signals(self, signals: list[StoredSignal]) -> None:
+        """Keep the unread signals. One of them may ask the run to end."""
+        self.signals = [signal for signal in signals if signal.name != CANCEL_SIGNAL]
+        if len(self.signals) < len(signals):
+            self.is_cancelling = self.record.cancel_requested = True
 
     async def begin_anew(self, payload: bytes | None) -> None:
         """Forget all steps. The arguments of the next execution are `payload`; None: those of the
