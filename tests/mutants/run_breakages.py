@@ -184,7 +184,7 @@ RUN_MUTANTS = (
     Mutant(
         "runs: a branch continues before its signal is taken",
         "jobs/durable/waits.py",
-        "if $run.has_branches():\n            await $run.await_stored($sent)",
+        "if $is_awaited:\n            await $run.await_stored($sent)",
         "if False:\n            await $run.await_stored($sent)",
         ("tests/jobs/durable/test_worker.py::test_a_branch_takes_its_signal_before_it_continues",),
     ),

@@ -371,7 +371,7 @@ def run_exchange(
     )
     left_changes = db.has_flows and not continue_flows(db)
     # A step that is stored changes no due time.
-    settled = any(type(settlement) is not Recorded for settlement in settlements)
+    settled = bool(settlements) and set(map(type, settlements)) != {Recorded}
     promoted, next_due = promote_due(db, head, settled=settled)
     rules = begin_admission(db) if head.has_keys else {}
     limits_before = read_lane_limits(db) if limits else limits

@@ -487,10 +487,11 @@ async def test_a_step_is_awaited_until_its_exchange_is_answered() -> None:
     backend = FakeBackend(BackendUnavailable("gone"), None)
     completer = make_completer(backend)
     answer = Answer()
-    completer.record(Recorded(lease("z"), 1, b"{}"), Answer(), is_awaited=False)
-    assert not completer.is_awaited
-    completer.record(Recorded(lease("a"), 1, b"{}"), answer, is_awaited=True)
-    assert completer.is_awaited
+    is_awaited = []
+    for name, each, awaits in (("z", Answer(), False), ("a", answer, True)):
+        completer.record(Recorded(lease(name), 1, b"{}"), each, is_awaited=awaits)
+        is_awaited.append(completer.is_awaited)
+    assert is_awaited == [False, True]
     assert not answer.given
     await completer.exchange(RESERVE_NOTHING)
     assert answer.given == [0.0]  # the time of the reply
