@@ -156,14 +156,7 @@ def _replay(run: DurableRun, call: StepCall, stored: StoredEntry, digest: str) -
     """Return the value of the journal, or raise its error."""
     entry = cast("StepEntry", stored.entry)
     if entry.arguments and digest and entry.arguments != digest:
-        run.differing.append(call.key)
-        _log.warning(
-            "job %s: the arguments of step %r at %s differ from those with which it ran; its "
-            "stored value is used. The code between two steps must give the same values each time",
-            run.job_id,
-            call.key,
-            call.place,
-        )
+        run.note_difference("step", call.key, call.place)
     run.note_passed(stored)
     run.journal.find_passed(RetryEntry, call.key)
     if entry.error is None:
