@@ -204,67 +204,72 @@ END $$;
 CREATE OR REPLACE FUNCTION {schema}.count_changes_1(p_now int8, p_changes {schema}.flow_change[]) RETURNS {schema}.flow_change[]
 LANGUAGE plpgsql AS $$
 DECLARE
-    sums record;
-    before {schema}.flow;
-    counted {schema}.flow;
-    had_ended bool;
-    has_ended bool;
-    had_failed bool;
-    has_failed bool;
-    member_flow int8;
-    has_failures bool;
-    change text;
+    counts record;  -- how many members of each flow ended, as arrays; fewer after a replay
+    failing int8[];  -- the flows with members that did not complete
     changes {schema}.flow_change[] := '{}';
 BEGIN
-    FOR sums IN
-        SELECT c.flow AS number, sum(c.step) AS ended, sum(c.step) FILTER (WHERE c.outcome = 'completed') AS completed,
-            sum(c.step) FILTER (WHERE c.outcome = 'failed') AS failed,
-            sum(c.step) FILTER (WHERE c.outcome IN ('cancelled', 'late')) AS cancelled, bool_or(c.outcome = 'late') AS is_late
+    SELECT array_agg(c.flow) AS flows, array_agg(c.ended) AS ended, array_agg(c.completed) AS completed, array_agg(c.failed) AS failed,
+        array_agg(c.cancelled) AS cancelled, array_agg(c.is_late) AS late, array_agg(c.flow) FILTER (WHERE c.failed + c.cancelled > 0) AS failing
+    INTO counts
+    FROM (
+        SELECT u.flow, sum(u.step) AS ended, coalesce(sum(u.step) FILTER (WHERE u.outcome = 'completed'), 0) AS completed,
+            coalesce(sum(u.step) FILTER (WHERE u.outcome = 'failed'), 0) AS failed,
+            coalesce(sum(u.step) FILTER (WHERE u.outcome IN ('cancelled', 'late')), 0) AS cancelled,
+            coalesce(bool_or(u.outcome = 'late'), false) AS is_late
         FROM (
             SELECT u.flow, u.outcome, CASE u.change WHEN 'reopened' THEN -1 ELSE 1 END AS step
             FROM unnest(p_changes) u WHERE u.flow > 0
-        ) c GROUP BY c.flow ORDER BY c.flow DESC
-    LOOP
-        member_flow := sums.number;
-        has_failures := coalesce(sums.failed, 0) + coalesce(sums.cancelled, 0) > 0;
-        LOOP
-            SELECT f.* INTO before FROM {schema}.flow f WHERE f.number = sums.number;
-            EXIT WHEN NOT FOUND;
-            UPDATE {schema}.flow f SET unfinished = f.unfinished - sums.ended,
-                completed = f.completed + coalesce(sums.completed, 0), failed = f.failed + coalesce(sums.failed, 0),
-                cancelled = f.cancelled + coalesce(sums.cancelled, 0) + CASE WHEN sums.is_late THEN f.max_failed ELSE 0 END,
-                added = f.added + CASE WHEN sums.is_late THEN f.max_failed ELSE 0 END,
-                finished_at = CASE WHEN f.unfinished - sums.ended = 0 THEN p_now END
-            WHERE f.number = sums.number RETURNING f.* INTO counted;
-            had_ended := before.unfinished = 0;
-            has_ended := counted.unfinished = 0;
-            had_failed := before.failed + before.cancelled > before.max_failed;
-            has_failed := counted.failed + counted.cancelled > counted.max_failed;
-            change := CASE
-                WHEN has_ended AND (NOT had_ended OR has_failed <> had_failed)
-                    THEN CASE WHEN has_failed THEN 'failed' ELSE 'succeeded' END
-                WHEN has_ended THEN NULL
-                WHEN has_failed AND NOT had_failed THEN 'failing'
-                WHEN NOT has_failed AND (had_ended OR had_failed) THEN 'reopened' END;
-            IF change IS NOT NULL THEN
-                changes := changes || CAST(ROW(NULL, NULL, coalesce(counted.root, counted.number), 'flow', counted.id, change, NULL)
-                    AS {schema}.flow_change);
-            END IF;
-            SELECT counted.parent AS number, CAST(has_ended::int4 - had_ended::int4 AS int8) AS ended,
-                CAST((has_ended AND NOT has_failed)::int4 - (had_ended AND NOT had_failed)::int4 AS int8) AS completed,
-                CAST((has_failed AND counted.failed > 0)::int4 - (had_failed AND before.failed > 0)::int4 AS int8) AS failed,
-                CAST((has_failed AND counted.failed = 0)::int4 - (had_failed AND before.failed = 0)::int4 AS int8) AS cancelled,
-                false AS is_late
-            INTO sums;
-            EXIT WHEN sums.number IS NULL OR sums.ended = 0 AND sums.completed = 0 AND sums.failed = 0 AND sums.cancelled = 0;
-        END LOOP;
-        IF has_failures THEN  -- each failure of a member cancels those that have not started, also after a replay
-            SELECT changes || array_agg(CAST(ROW(NULL, NULL, r.number, 'flow', r.id, 'failing', NULL) AS {schema}.flow_change))
-            INTO changes FROM {schema}.flow f JOIN {schema}.flow r ON r.number = coalesce(f.root, f.number)
-            WHERE f.number = member_flow AND r.fail_fast AND r.failed + r.cancelled > r.max_failed AND r.unfinished > 0
-                AND NOT EXISTS (SELECT FROM unnest(changes) c WHERE c.source = r.id AND c.source_kind = 'flow');
-        END IF;
+        ) u GROUP BY u.flow
+    ) c;
+    failing := counts.failing;
+    WHILE counts.flows IS NOT NULL LOOP  -- then the flows of which these are members
+        WITH counted AS (
+            UPDATE {schema}.flow f SET unfinished = f.unfinished - c.ended, completed = f.completed + c.completed,
+                failed = f.failed + c.failed, cancelled = f.cancelled + c.cancelled + CASE WHEN c.is_late THEN f.max_failed ELSE 0 END,
+                added = f.added + CASE WHEN c.is_late THEN f.max_failed ELSE 0 END,
+                finished_at = CASE WHEN f.unfinished - c.ended = 0 THEN p_now END
+            FROM unnest(counts.flows, counts.ended, counts.completed, counts.failed, counts.cancelled, counts.late)
+                AS c (flow, ended, completed, failed, cancelled, is_late)
+            WHERE f.number = c.flow
+            RETURNING f.number, f.id, f.root, f.parent, f.unfinished = 0 AS has_ended, f.unfinished + c.ended = 0 AS had_ended,
+                f.failed + f.cancelled > f.max_failed AS has_failed,
+                f.failed + f.cancelled - c.failed - c.cancelled - CASE WHEN c.is_late THEN f.max_failed ELSE 0 END > f.max_failed AS had_failed,
+                f.failed > 0 AS is_failed, f.failed - c.failed > 0 AS was_failed
+        ), noted AS (
+            SELECT array_agg(CAST(ROW(NULL, NULL, coalesce(c.root, c.number), 'flow', c.id, c.change, NULL) AS {schema}.flow_change)
+                ORDER BY c.number DESC) AS changes
+            FROM (
+                SELECT c.*, CASE
+                    WHEN c.has_ended AND (NOT c.had_ended OR c.has_failed <> c.had_failed)
+                        THEN CASE WHEN c.has_failed THEN 'failed' ELSE 'succeeded' END
+                    WHEN c.has_ended THEN NULL
+                    WHEN c.has_failed AND NOT c.had_failed THEN 'failing'
+                    WHEN NOT c.has_failed AND (c.had_ended OR c.had_failed) THEN 'reopened' END AS change
+                FROM counted c
+            ) c WHERE c.change IS NOT NULL
+        ), steps AS (
+            SELECT c.parent AS flow, c.has_ended::int4 - c.had_ended::int4 AS ended,
+                (c.has_ended AND NOT c.has_failed)::int4 - (c.had_ended AND NOT c.had_failed)::int4 AS completed,
+                (c.has_failed AND c.is_failed)::int4 - (c.had_failed AND c.was_failed)::int4 AS failed,
+                (c.has_failed AND NOT c.is_failed)::int4 - (c.had_failed AND NOT c.was_failed)::int4 AS cancelled
+            FROM counted c WHERE c.parent IS NOT NULL
+        ), parents AS (
+            SELECT array_agg(s.flow) AS flows, array_agg(s.ended) AS ended, array_agg(s.completed) AS completed,
+                array_agg(s.failed) AS failed, array_agg(s.cancelled) AS cancelled, array_agg(false) AS late
+            FROM (
+                SELECT s.flow, sum(s.ended) AS ended, sum(s.completed) AS completed, sum(s.failed) AS failed, sum(s.cancelled) AS cancelled
+                FROM steps s WHERE (s.ended, s.completed, s.failed, s.cancelled) <> (0, 0, 0, 0) GROUP BY s.flow
+            ) s
+        )
+        SELECT n.changes, p.flows, p.ended, p.completed, p.failed, p.cancelled, p.late INTO counts FROM noted n, parents p;
+        changes := changes || counts.changes;
     END LOOP;
+    IF failing IS NOT NULL THEN  -- each failure of a member cancels those that have not started, also after a replay
+        SELECT changes || array_agg(DISTINCT CAST(ROW(NULL, NULL, r.number, 'flow', r.id, 'failing', NULL) AS {schema}.flow_change))
+        INTO changes FROM {schema}.flow f JOIN {schema}.flow r ON r.number = coalesce(f.root, f.number)
+        WHERE f.number = ANY (failing) AND r.fail_fast AND r.failed + r.cancelled > r.max_failed AND r.unfinished > 0
+            AND NOT EXISTS (SELECT FROM unnest(changes) c WHERE c.source = r.id AND c.source_kind = 'flow');
+    END IF;
     RETURN changes;
 END $$;
 
@@ -366,13 +371,17 @@ CREATE OR REPLACE FUNCTION {schema}.lock_waiters_1(
 ) LANGUAGE plpgsql AS $$
 DECLARE
     found {schema}.condition[];
+    found_changes text[];  -- of their sources
     locked int8[];
+    is_any_blocked bool;
 BEGIN
     roots := p_roots;
     blocked := '{}';
-    SELECT coalesce(array_agg(CAST(ROW(c.*) AS {schema}.condition) ORDER BY c.waiter, c.source_kind, c.source), '{}') INTO found
+    SELECT coalesce(array_agg(CAST(ROW(c.waiter, c.is_impossible, c.source_kind, c.source, c.needs) AS {schema}.condition)
+            ORDER BY c.waiter, c.source_kind, c.source), '{}'),
+        array_agg(c.change ORDER BY c.waiter, c.source_kind, c.source) INTO found, found_changes
     FROM (
-        SELECT c.* FROM unnest(p_level) l CROSS JOIN LATERAL (
+        SELECT c.*, l.change FROM unnest(p_level) l CROSS JOIN LATERAL (
             SELECT c.* FROM {schema}.condition c
             WHERE c.source_kind = l.source_kind AND c.source = l.source AND c.is_impossible = (l.change = 'reopened')
                 AND NOT (l.change = 'failing' AND c.needs IN ('finished', 'any'))
@@ -381,6 +390,7 @@ BEGIN
     ) c;
     is_cut := cardinality(found) > p_limit;
     found := found[1:p_limit];
+    found_changes := found_changes[1:p_limit];
     number := cardinality(found);
     IF number > 0 THEN
         SELECT roots || coalesce(array_agg(r.number), '{}') INTO roots FROM (
@@ -403,18 +413,22 @@ BEGIN
     SELECT coalesce(array_agg(v.condition ORDER BY v.place) FILTER (WHERE v.verdict = 'met'), '{}'),
         coalesce(array_agg(v.condition ORDER BY v.place) FILTER (WHERE v.verdict = 'impossible'), '{}'),
         coalesce(array_agg(v.condition ORDER BY v.place) FILTER (WHERE v.verdict = 'open'), '{}'),
-        coalesce(array_agg(DISTINCT v.change) FILTER (WHERE v.verdict = 'blocked'), '{}')
-    INTO met, impossible, open, blocked
+        bool_or(v.verdict = 'blocked')
+    INTO met, impossible, open, is_any_blocked
     FROM (
         SELECT CAST(ROW(c.waiter, c.is_impossible, c.source_kind, c.source, c.needs) AS {schema}.condition) AS condition, c.place,
-            CAST(ROW(l.*) AS {schema}.flow_change) AS change,
-            CASE WHEN c.waiter <> ALL (locked) THEN 'blocked' WHEN l.change = 'reopened' THEN 'open'
-                WHEN c.needs IN ('finished', 'any') OR c.needs <> '' AND (l.change = 'succeeded') = (c.needs = 'success')
-                    OR c.needs = '' AND l.change = 'succeeded' THEN 'met'
+            CASE WHEN c.waiter NOT IN (SELECT unnest(locked)) THEN 'blocked' WHEN c.change = 'reopened' THEN 'open'
+                WHEN c.needs IN ('finished', 'any') OR c.needs <> '' AND (c.change = 'succeeded') = (c.needs = 'success')
+                    OR c.needs = '' AND c.change = 'succeeded' THEN 'met'
                 ELSE 'impossible' END AS verdict
-        FROM unnest(found) WITH ORDINALITY AS c (waiter, is_impossible, source_kind, source, needs, place)
-        JOIN unnest(p_level) l ON l.source_kind = c.source_kind AND l.source = c.source
+        FROM unnest(found, found_changes) WITH ORDINALITY AS c (waiter, is_impossible, source_kind, source, needs, change, place)
     ) v;
+    IF is_any_blocked THEN
+        blocked := ARRAY(
+            SELECT DISTINCT CAST(ROW(l.*) AS {schema}.flow_change) FROM unnest(found) c
+            JOIN unnest(p_level) l ON l.source_kind = c.source_kind AND l.source = c.source WHERE c.waiter NOT IN (SELECT unnest(locked))
+        );
+    END IF;
 END $$;
 
 -- name: lock_members
