@@ -719,7 +719,8 @@ END $$;
 --   flows         [id, name, parent or null, members, max_failed, fail_fast, whether it is open] of each flow; groups come after their
 --     flow
 --   grown         [id, whether it is closed] of each stored flow that gets members
---   members       for each job null or [flow, whether it counts the job]
+--   members       [flow, whether it counts the job] of the jobs, without duplicates
+--   places        for each job the index of its member from 1; 0: it is in no flow
 --   conditions    [index of the job from 1, kind of the source, source, needs] of each condition
 --   sources       [kind, source] of each source that is no job of this call
 --   Then whether what follows from the state of these sources is applied now: not in a caller's transaction
@@ -742,27 +743,33 @@ DECLARE
     now int8 := {schema}.get_write_time_1(p_now);
     lane_ids int4[] := {schema}.get_or_create_lanes_1(p_queues, p_names, p_ranks);
     new_flows bytea[];
-    flows int8[];
+    named int8[];  -- the flows of members, as in `job`
+    ended int8[];
+    waiting int8[];
+    flows int8[];  -- of each job
     waits bool[];
     is_grown bool := json_array_length(p_graph -> 'grown') > 0;
 BEGIN
     BEGIN
         SELECT s.other, s.added INTO other, new_flows FROM {schema}.store_flows_1(now, p_graph -> 'flows') s;
-        flows := ARRAY(
+        named := ARRAY(
             SELECT CASE m.member ->> 1 WHEN 'true' THEN f.number ELSE -f.number END
             FROM json_array_elements(p_graph -> 'members') WITH ORDINALITY AS m (member, place)
             LEFT JOIN {schema}.flow f ON f.id = decode(m.member ->> 0, 'hex') ORDER BY m.place
         );
-        waits := ARRAY(
-            SELECT CASE WHEN r.finished_at IS NULL OR r.id = ANY (new_flows) THEN c.place IS NOT NULL END
-            FROM unnest(flows) WITH ORDINALITY AS n (flow, place)
-            LEFT JOIN (
-                SELECT DISTINCT CAST(c ->> 0 AS int8) AS place FROM json_array_elements(p_graph -> 'conditions') c
-            ) c ON c.place = n.place
-            LEFT JOIN {schema}.flow f ON f.number = abs(n.flow)
-            LEFT JOIN {schema}.flow r ON r.number = coalesce(f.root, f.number)
-            ORDER BY n.place
+        ended := ARRAY(
+            SELECT f.number FROM {schema}.flow f JOIN {schema}.flow r ON r.number = coalesce(f.root, f.number)
+            WHERE f.number IN (SELECT abs(n) FROM unnest(named) n) AND r.finished_at IS NOT NULL
+                AND (r.id = ANY (new_flows)) IS NOT TRUE
         );
+        waiting := ARRAY(SELECT DISTINCT CAST(c ->> 0 AS int8) FROM json_array_elements(p_graph -> 'conditions') c);
+        SELECT coalesce(array_agg(m.flow ORDER BY m.place), '{}'), coalesce(array_agg(
+            CASE WHEN m.flow IS NULL OR abs(m.flow) <> ALL (ended) THEN m.place IN (SELECT unnest(waiting)) END ORDER BY m.place), '{}')
+        INTO flows, waits
+        FROM (
+            SELECT named[CAST(p.member AS int4)] AS flow, p.place
+            FROM json_array_elements_text(p_graph -> 'places') WITH ORDINALITY AS p (member, place)
+        ) m;
         unknown := {schema}.list_unknown_1(p_graph, waits);
         IF other IS NOT NULL OR unknown IS NOT NULL THEN
             RAISE EXCEPTION 'the graph is refused' USING ERRCODE = 'NB002';
@@ -787,9 +794,12 @@ BEGIN
     IF new_flows IS NOT NULL AND codes ~ 'e' THEN
         PERFORM {schema}.count_stored_members_1(p_ids, codes, flows, new_flows, p_since);
     END IF;
-    PERFORM {schema}.store_conditions_1(p_ids, codes, p_graph, new_flows);
-    IF EXISTS (SELECT FROM {schema}.flow f WHERE f.fail_fast AND f.number = ANY (flows)) OR EXISTS (
-        SELECT FROM {schema}.flow f JOIN {schema}.flow r ON r.number = f.root WHERE r.fail_fast AND f.number = ANY (flows))
+    IF waiting <> '{}' THEN
+        PERFORM {schema}.store_conditions_1(p_ids, codes, p_graph, new_flows);
+    END IF;
+    IF EXISTS (
+        SELECT FROM {schema}.flow f JOIN {schema}.flow r ON r.number = coalesce(f.root, f.number)
+        WHERE f.number = ANY (named) AND r.fail_fast)
     THEN
         PERFORM {schema}.store_fail_fast_1(p_ids, codes, flows, new_flows);
     END IF;
@@ -1030,21 +1040,24 @@ CREATE OR REPLACE FUNCTION {schema}.enqueue_members_1(
     p_ats int8[], p_afters int8[], p_keys text[], p_since int8, p_flows int8[], p_waits bool[]
 ) RETURNS bool
 LANGUAGE plpgsql AS $$
+DECLARE
+    any_waits bool := true = ANY (p_waits);
+    sorted_ids bytea[];
 BEGIN
     IF p_keys IS NOT NULL OR array_position(p_waits, NULL) IS NOT NULL OR EXISTS (SELECT FROM unnest(p_ats) a WHERE a < p_now) THEN
         RETURN false;
     END IF;
-    WITH given AS MATERIALIZED (
+    WITH given AS (
         SELECT g.*, p_lane_ids[g.lane] AS lane_id
-        FROM unnest(p_lanes, p_ids, p_digests, p_options, p_payloads, p_ats, p_afters, p_flows, p_waits) WITH ORDINALITY
-            AS g (lane, id, digest, options, payload, at, after, flow, waits, place)
+        FROM unnest(p_lanes, p_ids, p_digests, p_options, p_payloads, p_ats, p_afters, p_flows) WITH ORDINALITY
+            AS g (lane, id, digest, options, payload, at, after, flow, place)
     ), inserted AS (
         INSERT INTO {schema}.job (due, created_at, lane, id, digest, flow, options, payload)
         SELECT coalesce(g.at, p_now + coalesce(g.after, 0)), p_now, g.lane_id, g.id, g.digest, g.flow, g.options, g.payload
         FROM given g ORDER BY g.place
         RETURNING seq, due, lane, id, flow
     ), stored AS MATERIALIZED (
-        SELECT i.*, g.waits FROM inserted i JOIN given g ON g.id = i.id
+        SELECT i.*, any_waits AND i.id IN (SELECT g.id FROM unnest(p_ids, p_waits) AS g (id, waits) WHERE g.waits) AS waits FROM inserted i
     ), suspended AS (
         INSERT INTO {schema}.dependent (seq, flow, root, lane, id)
         SELECT s.seq, s.flow, coalesce(f.root, f.number), s.lane, s.id
@@ -1055,7 +1068,13 @@ BEGIN
     )
     INSERT INTO {schema}.ready (due, seq, lane, attempt_status)
     SELECT s.due, s.seq, s.lane, 0 FROM stored s WHERE s.due <= p_now AND NOT s.waits;
-    IF EXISTS (SELECT FROM {schema}.finished_job d WHERE d.id = ANY (p_ids) AND d.finished_at >= p_since) THEN
+    -- The ids of a flow begin with its id, so few others are between them.
+    SELECT array_agg(i ORDER BY i) INTO sorted_ids FROM unnest(p_ids) i;
+    IF EXISTS (
+            SELECT FROM {schema}.finished_job d
+            WHERE d.id BETWEEN sorted_ids[1] AND sorted_ids[cardinality(sorted_ids)] AND d.finished_at >= p_since
+        ) AND EXISTS (SELECT FROM {schema}.finished_job d WHERE d.id = ANY (p_ids) AND d.finished_at >= p_since)
+    THEN
         RAISE unique_violation;
     END IF;
     RETURN true;
