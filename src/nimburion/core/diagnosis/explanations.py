@@ -132,7 +132,8 @@ def _explain_finished(facts: Facts) -> Iterable[Cause]:
     if job.state is not State.FAILED:
         reason = f", reason: {job.reason}" if job.reason else ""
         if job.reason in {DEPENDENCY, NOT_NEEDED} and facts.unmet:
-            reason += f": {', '.join(describe_source(one, facts.now) for one in facts.unmet[:_MAX_NAMED])}"
+            named = facts.unmet[:_MAX_NAMED]
+            reason += f": {', '.join(describe_source(one, facts.now) for one in named)}"
         yield Cause(CauseKind.FINISHED, f"It is {job.state.value}{reason}.")
         return
     error = f": {job.error.type}" if job.error else ""
