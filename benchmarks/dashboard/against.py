@@ -96,10 +96,12 @@ def serve(checkout: Path, filled: Path) -> Iterator[Server]:
         process.kill()
 
 
-def measure(sides: dict[str, Server], rounds: int) -> dict[str, dict[str, list[Load]]]:
+def measure(
+    sides: dict[str, Server], rounds: int, only: list[str]
+) -> dict[str, dict[str, list[Load]]]:
     """Load each page that both sides have, in turn; rounds are at least a second apart."""
     ours, theirs = sides.values()
-    pages = [page for page in ours.paths if page in theirs.paths]
+    pages = [page for page in only or ours.paths if page in ours.paths and page in theirs.paths]
     taken: dict[str, dict[str, list[Load]]] = {page: {side: [] for side in sides} for page in pages}
     connections = {
         side: http.client.HTTPConnection(urlsplit(server.address).netloc, timeout=60.0)
@@ -143,11 +145,15 @@ def main() -> int:
     parser.add_argument("ours", type=Path, help="a backend that this checkout filled")
     parser.add_argument("theirs", type=Path, help="one that the other filled")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--page", action="append", default=[], help="default: all")
     options = parser.parse_args()
     with ExitStack() as servers:
         ours = servers.enter_context(serve(ROOT, options.ours))
         theirs = servers.enter_context(serve(options.other, options.theirs))
-        print(show(measure({"ours": ours, "theirs": theirs}, options.rounds)), flush=True)
+        print(
+            show(measure({"ours": ours, "theirs": theirs}, options.rounds, options.page)),
+            flush=True,
+        )
     return 0
 
 

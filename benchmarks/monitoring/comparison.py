@@ -142,11 +142,12 @@ class EventCounts:
     """How many events of each series each instance has logged until a time."""
 
     def __init__(self, instances: Mapping[str, Path], scheduling: str) -> None:
-        self.lines: list[Line] = []
+        self.lines: list[tuple[str, Line]] = []
+        """Each line, and the instance that wrote it."""
         self._times: dict[tuple[str, str, Labels], list[float]] = {}
         for instance, path in instances.items():
             for line in read_log(path):
-                self.lines.append(line)
+                self.lines.append((instance, line))
                 # The handler logs the enqueue of its tick, which another process may have made.
                 is_tick = (line.what, line.name) == ("enqueued", SCHEDULE)
                 self._add(scheduling if is_tick else instance, line)
@@ -249,7 +250,7 @@ class Comparison:
     def compare_scrapes(self) -> None:
         """Compare each count that was scraped, also under load."""
         counts, now = self._read_counts(), time.time()
-        self.jobs = sum(one.count for one in counts.lines if one.what == "enqueued")
+        self.jobs = sum(one.count for _, one in counts.lines if one.what == "enqueued")
         for _, instance, samples in self._prometheus.query("up[1h]", now):
             answers = [value for _, value in samples]
             self._check("scrapes that answered", instance, {NO_LABELS: answers}, {NO_LABELS: 1.0})
@@ -266,7 +267,7 @@ class Comparison:
         """Compare the statistics in the backend, after all processes have ended."""
         counts = self._read_counts()
         expected = Counter[Labels]()
-        for line in counts.lines:
+        for _, line in counts.lines:
             if line.what != "released":
                 expected[_label(queue=line.queue, name=line.name, what=line.what)] += line.count
         found = Counter[Labels]()
@@ -365,15 +366,18 @@ class Expectations:
     def _list_run_times(self) -> dict[Labels, tuple[float, float]]:
         """Return between which bounds the 95th percentile of the run times lies, by name."""
         runs: dict[str, list[float]] = {}
-        for line in self._counts.lines:
-            if line.what in _ENDS and line.at > self.at - self._window - LAG:
+        series = f"nimburion_jobs_duration_seconds_count[{self._window:g}s]"
+        begins = {
+            (instance, dict(labels)["name"]): samples[0][0]
+            for labels, instance, samples in self._prometheus.query(series, self.at)
+        }
+        for instance, line in self._counts.lines:
+            begin = begins.get((instance, line.name), math.inf)
+            if line.what in _ENDS and begin < line.at <= self.at:
                 runs.setdefault(line.name, []).append(line.seconds)
         bounds = (0.0, *RUN_BOUNDS)
-        counted = self._increase("jobs_duration_seconds_count", ("name",))
         found = {}
         for name, seconds in runs.items():
-            if not counted.get(_label(name=name)):
-                continue
             seconds.sort()
             least = seconds[max(0, int(0.95 * len(seconds)) - 2)]
             greatest = seconds[-1]

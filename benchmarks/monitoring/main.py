@@ -42,6 +42,8 @@ LOAD = 45.0
 PHASE = 75
 """Seconds. Five and ten minutes are whole numbers of phases, so that all windows begin in a rest.
 """
+EARLY = 6.0
+"""Seconds before the end of a rest, so that a scrape of the same rest begins the next window."""
 STEP = 3.0
 """Seconds between two helpings of load."""
 SCRAPE = 5
@@ -191,7 +193,7 @@ async def run_phases(load: Load, processor: Processor, comparison: Comparison, p
         await processor.schedules.pause(SCHEDULE)
         await load.leave_waiting(ends + 1.0)
         await asyncio.sleep(max(0.0, ends - time.time()))
-        await asyncio.to_thread(comparison.compare_rest, ends, load.fleet)
+        await asyncio.to_thread(comparison.compare_rest, ends - EARLY, load.fleet)
         print(comparison.describe(), file=sys.stderr, flush=True)
 
 
