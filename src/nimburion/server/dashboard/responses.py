@@ -220,9 +220,7 @@ class PageVisit:
 @lru_cache(maxsize=64)
 def _list_actions(rights: frozenset[str]) -> dict[str, DashboardAction]:
     """Return the actions that a caller with these rights may perform, by their names."""
-    return {
-        name: action for name, action in _ACTIONS.items() if action.operation.right in rights
-    }
+    return {name: action for name, action in _ACTIONS.items() if action.operation.right in rights}
 
 
 async def perform_action(
