@@ -22,7 +22,7 @@ from nimburion.core.metrics.statistics import RUN_BOUNDS, Statistics
 FILES = Path(nimburion.telemetry.__file__).parent / "files"
 LAG = 5.0
 """Seconds between a line of the log and its count, at most: an outcome counts when it is stored."""
-LATE = 12.0
+LATE = 22.0
 """Seconds by which an age may differ: Prometheus has it from its last scrape."""
 KEYED = "export:customer"
 
@@ -360,7 +360,7 @@ class Expectations:
         return {
             queue: sizes.get(queue, 0) / (rate - come.get(queue, 0.0))
             for queue, rate in done.items()
-            if rate > come.get(queue, 0.0)
+            if rate - come.get(queue, 0.0) > 0.02 * rate
         }
 
     def _list_run_times(self) -> dict[Labels, tuple[float, float]]:

@@ -1,7 +1,7 @@
 """`python -m benchmarks monitoring [--phases 8] [--save]`: a live Prometheus beside a log.
 
 Two workers and a program that only enqueues use all features on SQLite, and Prometheus scrapes
-each. A phase is 45 seconds of load and 30 of rest. At the end of each rest, every expression of the
+each. A phase is 20 seconds of load and 55 of rest. At the end of each rest, every expression of the
 Grafana dashboard and of the alert rules is evaluated, and compared with what the log says. So is
 each scraped count, also under load. After the end, the statistics in the backend are compared.
 
@@ -38,15 +38,16 @@ from nimburion import Flow, Processor, config
 from nimburion.errors import ScheduleNotFound
 
 FILES = Path(nimburion.telemetry.__file__).parent / "files"
-LOAD = 45.0
+LOAD = 20.0
 PHASE = 75
 """Seconds. Five and ten minutes are whole numbers of phases, so that all windows begin in a rest.
 """
-EARLY = 6.0
+EARLY = 11.0
 """Seconds before the end of a rest, so that a scrape of the same rest begins the next window."""
 STEP = 3.0
 """Seconds between two helpings of load."""
-SCRAPE = 5
+SCRAPE = 10
+"""Seconds, which are long enough for a page on a busy host."""
 WORKERS = ("a", "b")
 PRODUCER = "producer"
 CUSTOMER = "megacorp"
@@ -186,7 +187,7 @@ async def run_phases(load: Load, processor: Processor, comparison: Comparison, p
         load_ends = ends - PHASE + LOAD
         await processor.schedules.resume(SCHEDULE)
         await load.operate()
-        while time.time() < load_ends - 12.0:
+        while time.time() < load_ends:
             next_helping = asyncio.create_task(asyncio.sleep(STEP))
             await load.add_helping()
             await next_helping
