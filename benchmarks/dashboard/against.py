@@ -42,12 +42,13 @@ async def main():
         paths = {{page.name: [find_path(page, filled.filled)] for page in pages}}
         reads = getattr(services.backend, "reads", services.backend)
         for state in {STATES}:
-            found = await reads.list_jobs(JobFilter(states=frozenset({{State(state)}})), limit=1)
-            for one in found.jobs:
+            found = await reads.list_jobs(JobFilter(states=frozenset({{State(state)}})), limit=2)
+            if len(found.jobs) == 2:  # two jobs, so that no page finds what another one has read
+                one, other = found.jobs
                 parts = [page for page in PAGES if page.name in ("job", "job_contents")]
                 paths[f"job, {{state}}"] = [f"/jobs/{{one.id}}"]
                 paths[f"job, {{state}}, and its data"] = [
-                    page.path.format(id=one.id) for page in parts
+                    page.path.format(id=other.id) for page in parts
                 ]
         known = {{"address": address, "paths": paths, "pid": os.getpid()}}
         print(json.dumps(known), flush=True)
