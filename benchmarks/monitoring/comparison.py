@@ -29,6 +29,8 @@ KEYED = "export:customer"
 Labels = tuple[tuple[str, str], ...]
 NO_LABELS: Labels = ()
 Samples = list[tuple[float, float]]
+Series = tuple[Labels, str, Samples]
+"""The labels, the instance and the samples."""
 Expected = Mapping[Labels, float | tuple[float, float]]
 """A value, or the least and the greatest that is right."""
 
@@ -60,7 +62,7 @@ class Prometheus:
     def __init__(self, port: int) -> None:
         self._url = f"http://127.0.0.1:{port}/api/v1/query?"
 
-    def query(self, expression: str, at: float) -> list[tuple[Labels, str, Samples]]:
+    def query(self, expression: str, at: float) -> list[Series]:
         """Return the labels, the instance and the samples of each series."""
         url = self._url + urlencode({"query": expression, "time": f"{at:.3f}"})
         with urllib.request.urlopen(url, timeout=30) as answer:
@@ -395,8 +397,6 @@ class Expectations:
         unserved = {queue: float(waiting[queue][0]) for queue in ("nowhere", "mail")}
         completed = sum(self._rate("jobs_processed_total", (), outcome="completed").values())
         dead = sum(self._increase("jobs_failed_total", (), 3_600).values())
-        anything = (0.0, 1e18)
-        workers = {NO_LABELS: anything}
         waits = self._rate("jobs_wait_seconds_count", ("queue",))
         return {
             "Backend 0": {NO_LABELS: 1.0},
@@ -425,10 +425,10 @@ class Expectations:
             "Limits by key: jobs that wait for their key 0": {_label(name=KEYED): 2.0},
             "Limits by key: the fullest key 0": {_label(name=KEYED): 3.0},
             "Busy slots 0": {NO_LABELS: 2.0},
-            "Busy slots 1": workers,
+            "Busy slots 1": {NO_LABELS: 20.0},
             "Event loop lag 0": {NO_LABELS: (0.0, 5.0)},
             "Lease margin 0": {NO_LABELS: (7.5, 30.0)},
-            "Memory 0": workers,
+            "Memory 0": {NO_LABELS: (2e7, 5e8)},
             "Rescued jobs and stale outcomes 0": {},
             "Rescued jobs and stale outcomes 1": {},
             "Schedules: lateness of the last tick 0": {_label(schedule=SCHEDULE): (0.0, 5.0)},

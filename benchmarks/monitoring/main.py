@@ -5,7 +5,8 @@ each. A phase is 20 seconds of load and 55 of rest. At the end of each rest, eve
 Grafana dashboard and of the alert rules is evaluated, and compared with what the log says. So is
 each scraped count, also under load. After the end, the statistics in the backend are compared.
 
-It needs `prometheus` on PATH, a Debian package.
+Ages, times, memory, loop lag and lease margin are compared with bounds, all else exactly. It needs
+`prometheus` on PATH, a Debian package.
 """
 
 from __future__ import annotations
