@@ -228,8 +228,9 @@ class Fetcher:
         Returns False if the worker is closing and nothing is left to send: the reserve loop ends.
         """
         while (reason := self.find_reason()) is None:
-            self._start_flush_timer()
             self._woken.clear()
+            if self._flush_timer is None and self._completer.pending:
+                self.note_result()
             await self._woken.wait()
         return reason is not ExchangeReason.CLOSING or self._completer.has_pending
 
@@ -245,8 +246,10 @@ class Fetcher:
             return  # most results: a larger flush costs less per job
         if self.find_reason() is not None:
             self._woken.set()
-        else:
-            self._start_flush_timer()
+        elif self._flush_timer is None and self._completer.pending:
+            delay = max(_FLUSH_DELAY, _FLUSH_DELAY_FACTOR * self._completer.last_seconds)
+            delay = min(delay, _MAX_FLUSH_DELAY)
+            self._flush_timer = self._loop.call_later(delay, self._on_flush_due)
 
     def wake(self) -> None:
         """Let the reserve loop check for a reason again."""
@@ -280,12 +283,6 @@ class Fetcher:
         self.may_have_work = True
         if self._batches is not None:  # the last request of the former session has no reply
             self._batches.end_request()
-
-    def _start_flush_timer(self) -> None:
-        if self._flush_timer is None and self._completer.pending:
-            delay = max(_FLUSH_DELAY, _FLUSH_DELAY_FACTOR * self._completer.last_seconds)
-            delay = min(delay, _MAX_FLUSH_DELAY)
-            self._flush_timer = self._loop.call_later(delay, self._on_flush_due)
 
     def _on_flush_due(self) -> None:
         self.flush_due = True
