@@ -255,7 +255,7 @@ async def test_a_flush_is_due_soon_after_a_result_began_to_wait() -> None:
     assert state.reason is ExchangeReason.FLUSH_DUE
 
 
-@pytest.mark.parametrize(("seconds", "delay"), [(0.001, 0.02), (0.02, 0.06), (9.0, 0.2)])
+@pytest.mark.parametrize(("seconds", "delay"), [(0.001, 0.02), (0.02, 0.06), (9.0, 0.5)])
 async def test_results_wait_longer_while_the_backend_is_busy(seconds: float, delay: float) -> None:
     state = State()
     state.completer.last_seconds = seconds

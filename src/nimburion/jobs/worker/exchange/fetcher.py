@@ -31,7 +31,7 @@ _FLUSH_DELAY_FACTOR = 3.0
 """The delay in multiples of the time that the last exchange took. A busy backend then gets fewer
 and larger exchanges: each worker of a large fleet has few results in 20 ms.
 """
-_MAX_FLUSH_DELAY = 0.200
+_MAX_FLUSH_DELAY = 0.500
 """The longest time in seconds that a settlement is delayed to form a larger flush."""
 
 _RESERVED_PREFETCH_DIVISOR = 8
