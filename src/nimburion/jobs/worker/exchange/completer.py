@@ -119,6 +119,8 @@ class Completer:
         self.pending: list[Settlement] = []
         self.in_flight: bool = False
         """Whether an exchange was sent and is not answered yet."""
+        self.last_seconds: float = 0.0
+        """How long the backend took for the last exchange that did not wait for a job."""
         self._unanswered: tuple[list[Settlement], ReserveRequest] | None = None
         """The content of a cancelled exchange, or None.
 
@@ -274,6 +276,8 @@ class Completer:
                 if not self._size.is_whole:
                     self._size.note_answer(seconds)
                 waited = part_request.long_poll > 0
+                if not waited:
+                    self.last_seconds = seconds
                 self._connectivity.note_answer("exchange", None if waited else seconds)
                 self._connectivity.calls.exchange_jobs.observe((len(reply.deliveries),))
                 self._number += 1
