@@ -46,7 +46,7 @@ from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
 from nimburion.jobs import Limit, Processor, job
 from nimburion.jobs.client.client import prepare_job
-from nimburion.jobs.declaration.limits import JobLimits, split_limits
+from nimburion.jobs.options.limits import JobLimits, split_limits
 from tests.servers.binaries import valkey_binary
 from tests.servers.postgres_programs import postgres_binary
 

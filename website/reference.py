@@ -53,8 +53,8 @@ ROOT, ERRORS = "nimburion", "nimburion.errors"
 ALSO_SHOWN = MappingProxyType(
     {
         ROOT: (
-            "nimburion.jobs.declaration.options:EnqueueOptions",
-            "nimburion.jobs.declaration.policy:PolicyOptions",
+            "nimburion.jobs.options.enqueue_options:EnqueueOptions",
+            "nimburion.jobs.options.policy:PolicyOptions",
             "nimburion.scheduler.declarations:ScheduleOptions",
             "nimburion.jobs.client.registered_job:RegisteredJob",
             "nimburion.jobs.processor:SyncProcessor",

@@ -36,7 +36,7 @@ from nimburion.core.errors import PermanentError, SessionLost
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.settlement import Settlement
 from nimburion.jobs import Context, Processor
-from nimburion.jobs.declaration.context import get_record
+from nimburion.jobs.handling.context import get_record
 
 SHARES = {"brief": 895, "threaded": 50, "lengthy": 30, "flaky": 18, "broken": 2, "unwanted": 5}
 """How many of 1,000 jobs have each name."""

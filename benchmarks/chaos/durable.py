@@ -1,8 +1,8 @@
 """The durable runs of a chaos run, and what must be true of them after it.
 
-A run has ten operations: steps, two sleeps, two signals, children and undos. Each call of a step
-is logged, and returns a text that no other call returns. So the journal of the backend says which
-call was recorded, and the log says which calls there were.
+A run has steps, two sleeps, two signals, children, undos, and a wait for the first of a signal and
+a child. Each call of a step is logged, and returns a text that no other call returns. So the
+journal of the backend says which call was recorded, and the log says which calls there were.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from nimburion.core.errors import PermanentError
 from nimburion.core.job import Reason, State
 from nimburion.core.runs import RecordedStep
 from nimburion.jobs import Context, Processor
-from nimburion.jobs.declaration.context import get_record
 from nimburion.jobs.durable import DurableContext, Signal
 from nimburion.jobs.durable.journal import (
     AnyEntry,
@@ -44,6 +43,7 @@ from nimburion.jobs.durable.journal import (
     decode_entry,
     get_kind,
 )
+from nimburion.jobs.handling.context import get_record
 
 NAME = "durable"
 """The name of the durable jobs."""
@@ -53,6 +53,10 @@ STEPS = ("one", "two", "three", "four", "five", "six")
 UNDONE = ("one", "four")
 """The steps that are undone if the run does not complete."""
 CHILDREN = 3
+RACER = "racer"
+"""The key of the child that is started, and waited for together with the second signal."""
+FIRST_OF_TWO = "first of two"
+"""The key of that wait."""
 STEP = 0.25
 """How long a step takes, in seconds."""
 SLEEP = 1.2
@@ -68,7 +72,7 @@ class PlannedRun(NamedTuple):
     @property
     def jobs(self) -> int:
         """How many jobs it makes, itself included."""
-        return 1 if self.end is State.CANCELLED else 2 + CHILDREN
+        return 1 if self.end is State.CANCELLED else 3 + CHILDREN
 
 
 def make_runs(count: int, seed: int) -> list[PlannedRun]:
@@ -115,7 +119,11 @@ class DurableHandlers:
                 values.append(await steps.do(ctx, "four"))
                 values += await ctx.run_all(part.job() for _ in range(CHILDREN))
                 values.append(await steps.do(ctx, "five"))
+                racer = await ctx.options(key=RACER).start(part.job())
                 await ctx.sleep("second", SLEEP)
+                came = await ctx.options(key=FIRST_OF_TWO).wait_any(racer, SECOND)
+                values.append("signal" if came is SECOND else "child")
+                values.append(await racer.result())
                 values.append(await ctx.wait_for(SECOND))
                 values.append(await steps.do(ctx, "six"))
                 if end == State.FAILED:
@@ -261,7 +269,7 @@ def reconcile_runs(
         if end.state is not run.end and not is_lost:
             figures.ended_otherwise.append(run.id)
         entries = [decode_entry(step.body) for step in journals.get(run.id, ())]
-        undone = _check_steps(run, entries, ran[run.id], figures)
+        undone = _check_steps(run, entries, ran[run.id], log, figures)
         if not (undone or is_lost or run.end is State.COMPLETED):
             figures.not_called.append(f"{run.id} undo")
         if end.state is State.COMPLETED and end.value != _compute_result(run, entries, ends):
@@ -270,7 +278,11 @@ def reconcile_runs(
 
 
 def _check_steps(
-    run: PlannedRun, entries: Sequence[AnyEntry], ran: Sequence[StepRan], figures: DurableFigures
+    run: PlannedRun,
+    entries: Sequence[AnyEntry],
+    ran: Sequence[StepRan],
+    log: EventLog,
+    figures: DurableFigures,
 ) -> bool:
     """Compare the journal of one run with the calls of its steps. Return whether it is undone."""
     kept = [one for one in entries if not isinstance(one, RetryEntry | ForgottenEntry)]
@@ -286,7 +298,7 @@ def _check_steps(
     figures.calls_again += len(ran) - len(calls)
     figures.recorded += len(values) + len(undone)
     for step, several in calls.items():
-        if _is_called_again(several, values.get(step)):
+        if _is_called_again(several, values.get(step), log):
             figures.called_again.append(f"{run.id} {step}")
     for key, value in values.items():
         if value not in {call.value for call in calls[key]}:
@@ -304,22 +316,27 @@ def _is_undone(calls: Mapping[str, Sequence[StepRan]], undone: Sequence[str]) ->
     return called and {*due} <= {*undone} and in_order == [*undone]
 
 
-def _is_called_again(calls: Sequence[StepRan], value: str | None) -> bool:
+def _is_called_again(calls: Sequence[StepRan], value: str | None, log: EventLog) -> bool:
     """Tell whether a step was called twice in one execution, or after its value was recorded."""
     tokens = [call.token for call in calls]
     if len(set(tokens)) < len(tokens):
         return True
     if value is None:
         return False
-    recorded = parse_token(value.partition(" ")[0])[1].fence
-    return any(parse_token(token)[1].fence > recorded for token in tokens)
+    order = {call.value: (log.count_restarts(call.at), _get_fence(call)) for call in calls}
+    return value in order and any(place > order[value] for place in order.values())
+
+
+def _get_fence(call: StepRan) -> int:
+    """Return the fence of the lease under which a step was called."""
+    return parse_token(call.token)[1].fence
 
 
 def _read_values(
     entries: Sequence[AnyEntry], kind: type[StepEntry | SignalEntry]
 ) -> dict[str, str]:
     """Return the values of entries of a kind, by key."""
-    found = (one for one in entries if isinstance(one, kind))
+    found = (one for one in entries if isinstance(one, kind) and one.key != FIRST_OF_TWO)
     return {one.key: msgspec.json.decode(one.value, type=str) for one in found}
 
 
@@ -336,16 +353,33 @@ def _compute_result(
         for number in range(CHILDREN)
         if (end := ends.get(f"{run.id}.part.{number}")) and end.token
     ]
-    child = ends.get(f"{run.id}.child.0")
-    if child is None or child.token is None or len(children) < CHILDREN:
+    tokens = [
+        end.token
+        for name in ("child", RACER)
+        if (end := ends.get(f"{run.id}.{name}.0")) and end.token
+    ]
+    if len(tokens) < 2 or len(children) < CHILDREN:
         return None
     if not {*STEPS} <= steps.keys() or not {FIRST.name, SECOND.name} <= signals.keys():
         return None
-    if {*outcomes} != {"child", "part"} or signals != expect_signals(run):
+    first = _read_first(run, entries)
+    if {*outcomes} != {"child", "part", RACER} or signals != expect_signals(run) or first is None:
         return None
-    values = [steps["one"], steps["two"], signals[FIRST.name], steps["three"], child.token]
-    values += [steps["four"], *children, steps["five"], signals[SECOND.name], steps["six"]]
+    values = [steps["one"], steps["two"], signals[FIRST.name], steps["three"], tokens[0]]
+    values += [steps["four"], *children, steps["five"], first, tokens[1]]
+    values += [signals[SECOND.name], steps["six"]]
     return compute_digest(values)
+
+
+def _read_first(run: PlannedRun, entries: Sequence[AnyEntry]) -> str | None:
+    """Return which source the journal says came first; None: it does not say, or names another."""
+    names = {f'{{"job":"{run.id}.{RACER}.0"}}': "child", f'{{"signal":"{SECOND.name}"}}': "signal"}
+    kept = [
+        bytes(one.value).decode()
+        for one in entries
+        if isinstance(one, SignalEntry) and one.key == FIRST_OF_TWO
+    ]
+    return names.get(kept[0]) if len(kept) == 1 else None
 
 
 def expect_signals(run: PlannedRun) -> dict[str, str]:

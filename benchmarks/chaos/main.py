@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from pathlib import Path
 
 from benchmarks.chaos.fault_plan import Size
 from benchmarks.chaos.report import LIMITS, describe_violations, keep, make_heading, show
@@ -102,6 +103,8 @@ def main(arguments: list[str]) -> int:
     options = parse_arguments(arguments)
     size = make_size(options)
     broken = False
+    if options.folder is not None:
+        Path(options.folder).mkdir(parents=True, exist_ok=True)
     for name in options.targets or TARGETS:
         for seed in range(options.seed, options.seed + options.runs):
             heading = make_heading()

@@ -136,9 +136,15 @@ class EventLog:
             elif isinstance(event, Settled):
                 self._add_results(event)
         self.faults.sort(key=lambda fault: fault.at)
-        downs = [fault.down for fault in self.faults if fault.down is not None]
+        self._downs = [fault.down for fault in self.faults if fault.down is not None]
         for deliveries in self.by_job.values():
-            deliveries.sort(key=lambda one: (bisect_left(downs, one.at), one.fence, one.at))
+            deliveries.sort(key=lambda one: (self.count_restarts(one.at), one.fence, one.at))
+
+    def count_restarts(self, at: float) -> int:
+        """Return how often the server had stopped by then. A restart may forget leases, so fences
+        are in order only between two of them.
+        """
+        return bisect_left(self._downs, at)
 
     def _add(self, pid: int, event: Line) -> None:
         match event:

@@ -15,9 +15,9 @@ What an application uses at run time is in `nimburion` itself.
 
 from nimburion.jobs.client.registered_job import RegisteredJob
 from nimburion.jobs.declaration.job import JobCall
-from nimburion.jobs.declaration.middleware import Enqueueing, Next
-from nimburion.jobs.declaration.options import EnqueueOptions
-from nimburion.jobs.declaration.policy import PolicyOptions
+from nimburion.jobs.handling.middleware import Enqueueing, Next
+from nimburion.jobs.options.enqueue_options import EnqueueOptions
+from nimburion.jobs.options.policy import PolicyOptions
 from nimburion.scheduler.declarations import ScheduleOptions
 
 __all__ = [

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from msgspec import Raw
+from msgspec import Raw, structs
 
 from benchmarks.chaos.durable import (
     CHILDREN,
     FIRST,
+    FIRST_OF_TWO,
+    RACER,
     SECOND,
     STEPS,
     DurableFigures,
@@ -17,7 +19,7 @@ from benchmarks.chaos.durable import (
     make_runs,
     reconcile_runs,
 )
-from benchmarks.chaos.event_log import StepRan
+from benchmarks.chaos.event_log import Fault, StepRan
 from benchmarks.chaos.reconcile import End, EventLog
 from nimburion.core.job import Reason, State
 from nimburion.core.runs import RecordedStep
@@ -55,17 +57,20 @@ class Made:
             *(SignalEntry(name, Raw(f'"{value}"'.encode())) for name, value in signals.items()),
             OutcomeEntry("child"),
             OutcomeEntry("part"),
+            OutcomeEntry(RACER),
+            SignalEntry(FIRST_OF_TWO, Raw(f'{{"job":"{RUN.id}.{RACER}.0"}}'.encode())),
         ]
+        self.faults: list[Fault] = []
         self.calls = [call(step, fence) for fence, step in enumerate(STEPS, 1)]
         children = [f"{RUN.id}.part.{number}" for number in range(CHILDREN)]
         self.ends = {
             job: End(State.COMPLETED, token=f"token of {job}")
-            for job in [f"{RUN.id}.child.0", *children]
+            for job in [f"{RUN.id}.child.0", f"{RUN.id}.{RACER}.0", *children]
         }
         parts = [f"token of {job}" for job in children]
         order = [values["one"], values["two"], signals[FIRST.name], values["three"]]
         order += [f"token of {RUN.id}.child.0", values["four"], *parts, values["five"]]
-        order += [signals[SECOND.name], values["six"]]
+        order += ["child", f"token of {RUN.id}.{RACER}.0", signals[SECOND.name], values["six"]]
         self.ends[RUN.id] = End(State.COMPLETED, token="t", value=compute_digest(order))
 
     def end_undone(self, *undone: str) -> None:
@@ -80,7 +85,8 @@ class Made:
             RecordedStep(number, encode_entry(entry), float(number))
             for number, entry in enumerate(self.entries, 1)
         ]
-        log = EventLog([(1, one) for one in self.calls])
+        lines: list[StepRan | Fault] = [*self.calls, *self.faults]
+        log = EventLog([(1, one) for one in lines])
         return reconcile_runs([self.run], log, self.ends, {RUN.id: steps})
 
 
@@ -96,6 +102,14 @@ def test_a_call_whose_worker_was_lost_is_no_violation() -> None:
     figures = made.reconcile()
     assert figures.violations == {}
     assert figures.calls_again == 1
+
+
+def test_a_call_under_a_lease_that_a_restart_of_the_server_forgot_is_no_violation() -> None:
+    made = Made()
+    forgotten = call("two", 5)  # the fences begin again behind what the server had synced
+    made.calls = [structs.replace(one, at=3.0) for one in made.calls] + [forgotten]
+    made.faults.append(Fault(at=2.0, kind="restart", until=2.5, processes=[], down=2.0))
+    assert made.reconcile().violations == {}
 
 
 def test_a_run_that_has_not_ended_is_stuck() -> None:
@@ -168,3 +182,11 @@ def test_the_runs_follow_from_the_seed_and_end_in_each_way() -> None:
     runs = make_runs(50, 1)
     assert runs == make_runs(50, 1)
     assert {run.end for run in runs} == {State.COMPLETED, State.FAILED, State.CANCELLED}
+
+
+def test_a_result_that_names_another_source_as_the_first() -> None:
+    made = Made()
+    second = Raw(f'{{"signal":"{SECOND.name}"}}'.encode())
+    kept = [one for one in made.entries if one.key != FIRST_OF_TWO]
+    made.entries = [*kept, SignalEntry(FIRST_OF_TWO, second)]
+    assert made.reconcile().wrong == [RUN.id]

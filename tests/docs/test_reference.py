@@ -15,8 +15,8 @@ from nimburion.core import errors as core_errors
 from nimburion.core import events
 from nimburion.core.job import Reason, State
 from nimburion.jobs.client.status import Status
-from nimburion.jobs.declaration.options import EnqueueOptions
-from nimburion.jobs.declaration.policy import POLICY_OPTIONS
+from nimburion.jobs.options.enqueue_options import EnqueueOptions
+from nimburion.jobs.options.policy import POLICY_OPTIONS
 from nimburion.jobs.worker.health import Condition
 from tests.house.tree import ROOT
 

@@ -44,6 +44,11 @@ PLANTED = {
         "import nimburion.backends.memory",
         "No backend knows another",
     ),
+    "from options to declarations": (
+        "jobs/options/planted.py",
+        "import nimburion.jobs.declaration",
+        "Declarations know what handlers receive",
+    ),
     "a library in core": ("core/planted.py", "import click", "core imports the standard library"),
 }
 

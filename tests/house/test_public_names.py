@@ -13,8 +13,8 @@ import pytest
 import nimburion
 from nimburion import errors
 from nimburion.core import errors as core_errors
-from nimburion.jobs.declaration.options import EnqueueOptions
-from nimburion.jobs.declaration.policy import POLICY_OPTIONS
+from nimburion.jobs.options.enqueue_options import EnqueueOptions
+from nimburion.jobs.options.policy import POLICY_OPTIONS
 from website.names import Row, list_groups, list_rows
 
 MORE_PRECISE = {"EnqueueBlocked", "NotDeadLetter", "PastTime"}

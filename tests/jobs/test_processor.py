@@ -12,7 +12,7 @@ from nimburion.core.errors import ConfigurationError, DefinitionError, InvalidJo
 from nimburion.core.settings import Config, QueueSettings, Settings
 from nimburion.core.size_limits import SizeLimits
 from nimburion.jobs import Processor, job
-from nimburion.jobs.declaration.middleware import Enqueueing, Next
+from nimburion.jobs.handling.middleware import Enqueueing, Next
 from nimburion.jobs.outbox.outbox import Outbox
 from nimburion.testing import FakeClock
 

@@ -12,7 +12,7 @@ from nimburion.core.errors import RateLimitExceeded
 from nimburion.core.events import AttemptEnded
 from nimburion.core.job import State
 from nimburion.jobs import Limit, Processor
-from nimburion.jobs.declaration.context import Context
+from nimburion.jobs.handling.context import Context
 from nimburion.testing.clock import FakeClock
 from tests.waiting import wait_until
 

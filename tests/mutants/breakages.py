@@ -216,7 +216,7 @@ MUTANTS = (
         "jobs/*.py",
         "(1.0 + $JITTER * $random.$random())",
         "(1.0 - $JITTER * $random.$random())",
-        ("tests/jobs/declaration/test_policy.py::test_jitter_only_adds_and_at_most_a_fifth",),
+        ("tests/jobs/options/test_policy.py::test_jitter_only_adds_and_at_most_a_fifth",),
     ),
     # Limits
     Mutant(

@@ -103,7 +103,7 @@ FAIRNESS_MUTANTS = (
     ),
     Mutant(
         "fairness: the setting of a queue is ignored",
-        "jobs/declaration/*.py",
+        "jobs/options/*.py",
         "$fair = self.$settings.get($job.queue, self.$default)",
         "$fair = self.$default",
         (f"{FAIRNESS}test_the_setting_of_the_queue_decides_and_then_that_of_the_processor",),

@@ -29,7 +29,7 @@ from nimburion.core.schedules import (
 from nimburion.core.session import Session
 from nimburion.core.settings import SchedulerSettings, TaskSettings
 from nimburion.jobs import Limit, Processor, job
-from nimburion.jobs.declaration.middleware import Enqueueing
+from nimburion.jobs.handling.middleware import Enqueueing
 from nimburion.scheduler import Scheduler, schedules
 from nimburion.scheduler.declarations import ScheduleOptions
 from nimburion.testing.contract.harness import HandDrivenWorker

@@ -13,7 +13,7 @@ import pytest
 from nimburion.core.errors import BackendUnavailable
 from nimburion.core.job import NewJob, State
 from nimburion.core.service import Periodic
-from nimburion.jobs.declaration.context import Context
+from nimburion.jobs.handling.context import Context
 from tests.simulation.ledger import Ledger
 from tests.simulation.loop import PROCESS, SimulatedLoop, elapse, run
 from tests.simulation.world import SWEEP, TTL, LocalClock, Worker, World, within

@@ -37,7 +37,7 @@ from nimburion.core.settlement import Completed, Settled
 from nimburion.core.size_limits import SizeLimits
 from nimburion.core.timing.clock import Clock
 from nimburion.jobs import Limit, Processor, Unique
-from nimburion.jobs.declaration.context import Context
+from nimburion.jobs.handling.context import Context
 from nimburion.jobs.worker.session.heartbeat import Heartbeat
 from nimburion.testing.contract.harness import list_uses, make_limits
 from tests.model.machine import check_waits

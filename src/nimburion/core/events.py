@@ -57,6 +57,19 @@ class StaleSettlement(Event, frozen=True):
     job_id: str
 
 
+class ArgumentsDiffer(Event, frozen=True):
+    """A durable run came to a step or to child jobs with other arguments than those with which an
+    earlier attempt stored them. What is stored is used.
+    """
+
+    job_id: str
+    name: str
+    key: str
+    """The key of the operation."""
+    place: str
+    """The file and the line of the call."""
+
+
 class JobsRescued(Event, frozen=True):
     """Jobs of a dead worker were rescued."""
 

@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 
 import msgspec
 
-from nimburion.core.errors import InvalidJob
+from nimburion.core.errors import DefinitionError, InvalidJob
 from nimburion.core.text.shortening import shorten
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
@@ -54,6 +54,14 @@ def check_name(what: str, value: object) -> str:
     shown = repr(value)
     shown = shorten(shown, 80)
     raise InvalidJob(f"{what} must be 1-128 characters of A-Z a-z 0-9 _ . : -, not {shown}")
+
+
+def check_declared_name(what: str, value: object) -> str:
+    """Check a declared name as `check_name` does, but raise `DefinitionError`."""
+    try:
+        return check_name(what, value)
+    except InvalidJob as error:
+        raise DefinitionError(str(error)) from None
 
 
 def check_text(what: str, value: object) -> str:

@@ -31,8 +31,8 @@ from nimburion.core.errors import DefinitionError, NotOpen
 from nimburion.core.settings import Config
 from nimburion.integrations import explain_missing
 from nimburion.jobs.client.registered_job import DeclaresJobs
-from nimburion.jobs.declaration.context import CURRENT, Context, RequestContext
 from nimburion.jobs.declaration.job import Job, JobFunction
+from nimburion.jobs.handling.context import CURRENT, Context, RequestContext
 from nimburion.jobs.processor import Processor
 
 try:

@@ -20,7 +20,7 @@ from contextlib import (
 from typing import Any
 
 from nimburion.core.errors import NotOpen
-from nimburion.jobs.declaration.context import CURRENT, RequestContext
+from nimburion.jobs.handling.context import CURRENT, RequestContext
 from nimburion.jobs.processor import Processor
 
 __all__ = ["STATE_KEY", "Lifespan", "RequestContextMiddleware", "find_processor", "lifespan"]

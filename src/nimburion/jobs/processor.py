@@ -49,28 +49,28 @@ from nimburion.core.timing.clock import Clock, SystemClock
 from nimburion.jobs.client.client import Client, read_records, send_jobs, share_outage_log
 from nimburion.jobs.client.registered_job import DeclaresJobs
 from nimburion.jobs.client.sync import SyncClient
-from nimburion.jobs.declaration.codec import lower_first
-from nimburion.jobs.declaration.context import Context
-from nimburion.jobs.declaration.failure_hooks import (
-    FailureHook,
-    FailureHooks,
-    check_failure_hook,
-)
-from nimburion.jobs.declaration.handler_hooks import (
+from nimburion.jobs.declaration.job import Job, JobFunction
+from nimburion.jobs.declaration.registry import RawHandler
+from nimburion.jobs.handling.context import Context
+from nimburion.jobs.handling.handler_hooks import (
     AsyncHandlerHook,
     HandlerHook,
     HandlerHooks,
 )
-from nimburion.jobs.declaration.job import Job, JobFunction
-from nimburion.jobs.declaration.lifespan import (
+from nimburion.jobs.handling.lifespan import (
     Lifespan,
     LifespanFunction,
     make_lifespan,
 )
-from nimburion.jobs.declaration.loop_calls import find_running_loop, run_on_loop
-from nimburion.jobs.declaration.middleware import Middleware
-from nimburion.jobs.declaration.policy import PolicyOptions
-from nimburion.jobs.declaration.registry import RawHandler
+from nimburion.jobs.handling.loop_calls import find_running_loop, run_on_loop
+from nimburion.jobs.handling.middleware import Middleware
+from nimburion.jobs.options.failure_hooks import (
+    FailureHook,
+    FailureHooks,
+    check_failure_hook,
+)
+from nimburion.jobs.options.policy import PolicyOptions
+from nimburion.jobs.payloads.codec import lower_first
 from nimburion.jobs.worker.children.import_path import check_import_path, find_import_path
 from nimburion.jobs.worker.health import STOPPED, Health
 from nimburion.jobs.worker.stop_conditions import (
@@ -81,7 +81,7 @@ from nimburion.jobs.worker.stop_conditions import (
 
 if TYPE_CHECKING:
     from nimburion.core.session import Vitals
-    from nimburion.jobs.declaration.attempt_record import RecordStep, ReportSink
+    from nimburion.jobs.handling.attempt_record import RecordStep, ReportSink
     from nimburion.jobs.outbox.outbox import Outbox
     from nimburion.jobs.outbox.relay import OutboxRelay
     from nimburion.jobs.worker.attempt.attempt_runner import AttemptRunner
@@ -948,7 +948,7 @@ def _merge_settings(settings: Settings, single: SettingsOptions) -> Settings:
 
 
 def _describe_unknown_setting(single: Mapping[str, object], known: Collection[str]) -> str | None:
-    from nimburion.jobs.declaration.unknown_options import describe_unknown_setting
+    from nimburion.jobs.options.unknown_options import describe_unknown_setting
 
     return describe_unknown_setting(single, known, RENAMED_SETTINGS)
 

@@ -18,9 +18,9 @@ from nimburion.core.text.suggestions import describe_unknown
 from nimburion.core.timing.durations import DURATION_FORMS, Duration, read_seconds
 from nimburion.core.timing.timezones import find_zone
 from nimburion.jobs.client.client import Client, prepare_job
-from nimburion.jobs.declaration.codec import check_size
 from nimburion.jobs.declaration.job import AnyJob, Job, JobFunction, find_declaration
-from nimburion.jobs.declaration.uniqueness import Unique
+from nimburion.jobs.options.uniqueness import Unique
+from nimburion.jobs.payloads.codec import check_size
 from nimburion.scheduler.spec import LONGEST_NAME, Misfire, ScheduleSpec
 from nimburion.scheduler.triggers import When, parse_trigger, to_epoch
 

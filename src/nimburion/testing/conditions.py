@@ -158,8 +158,8 @@ def _encode(name: str, field: str, value: object, kind: object) -> tuple[object,
     A value in the form of the payload is accepted too, such as the text of a UUID, and so is an
     object that only compares, such as `mock.ANY`.
     """
-    from nimburion.jobs.declaration.codec import Codec, UnreadablePayload
-    from nimburion.jobs.declaration.fields import JobField
+    from nimburion.jobs.payloads.codec import Codec, UnreadablePayload
+    from nimburion.jobs.payloads.fields import JobField
 
     codec = Codec(name, [JobField(field, kind)])
     try:
@@ -188,7 +188,7 @@ def _convert(
             msgspec.to_builtins(value)
         except TypeError:  # it only compares, such as `mock.ANY`
             return ()
-        from nimburion.jobs.declaration.codec import lower_first
+        from nimburion.jobs.payloads.codec import lower_first
 
         what = "the record" if struct is JobRecord else "the options"
         text = lower_first(str(error).partition(" - at ")[0])

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from nimburion.core.job import JobOptions
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.settlement import Progressed, Spent
-from nimburion.jobs.declaration.lifespan import NO_STATE
+from nimburion.jobs.handling.lifespan import NO_STATE
 
 if TYPE_CHECKING:
     from nimburion.jobs.client.client import Client
-    from nimburion.jobs.declaration.context import Context
+    from nimburion.jobs.handling.context import Context
 
 
 def make_context(
@@ -47,8 +47,8 @@ def make_context(
     there; otherwise it raises `NotOpen`, as `ctx.transaction` always does. `state` is `ctx.state`,
     in place of what a lifespan yields.
     """
-    from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
-    from nimburion.jobs.declaration.context import Context
+    from nimburion.jobs.handling.attempt_record import AttemptRecord, WorkerServices
+    from nimburion.jobs.handling.context import Context
 
     def report(report: Progressed | Spent) -> None:
         if isinstance(report, Progressed):

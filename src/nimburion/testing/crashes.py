@@ -34,10 +34,10 @@ from nimburion.testing.clock import FakeClock
 if TYPE_CHECKING:
     from nimburion.core.runs import RecordedStep
     from nimburion.core.settlement import Settlement
-    from nimburion.jobs.declaration.context import Context
-    from nimburion.jobs.declaration.middleware import Next
     from nimburion.jobs.durable.run import DurableRun
     from nimburion.jobs.durable.signals import Signal
+    from nimburion.jobs.handling.context import Context
+    from nimburion.jobs.handling.middleware import Next
     from nimburion.jobs.processor import Processor
 
 _JOB_ID = "crash-everywhere"

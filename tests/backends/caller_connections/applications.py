@@ -10,7 +10,7 @@ from typing import Any, Protocol, Unpack
 
 from nimburion.jobs import Processor
 from nimburion.jobs.declaration.job import AnyJob
-from nimburion.jobs.declaration.options import EnqueueOptions
+from nimburion.jobs.options.enqueue_options import EnqueueOptions
 
 INSERT = "INSERT INTO account (owner) VALUES ('Ada')"
 

@@ -17,7 +17,7 @@ from sqlalchemy.ext import asyncio as alchemy_asyncio
 
 from nimburion.jobs import Processor
 from nimburion.jobs.declaration.job import AnyJob
-from nimburion.jobs.declaration.options import EnqueueOptions
+from nimburion.jobs.options.enqueue_options import EnqueueOptions
 from tests.backends.caller_connections.applications import (
     INSERT,
     AsyncApplication,

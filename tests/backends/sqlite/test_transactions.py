@@ -35,7 +35,7 @@ from nimburion.core.session import Session
 from nimburion.core.settlement import Settlement
 from nimburion.core.transactions import CallerConnection
 from nimburion.jobs import Context, Processor
-from nimburion.jobs.declaration.attempt_record import RETURNED_TOO_LATE
+from nimburion.jobs.handling.attempt_record import RETURNED_TOO_LATE
 from nimburion.testing.clock import FakeClock
 from tests.waiting import wait_until, wait_until_finished
 

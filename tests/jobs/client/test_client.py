@@ -36,7 +36,7 @@ from nimburion.core.size_limits import SizeLimits
 from nimburion.jobs import Context, Job, Priority, Processor, Unique, job
 from nimburion.jobs.client.client import Client
 from nimburion.jobs.client.registered_job import RegisteredJob
-from nimburion.jobs.declaration.middleware import Enqueueing, Next
+from nimburion.jobs.handling.middleware import Enqueueing, Next
 from nimburion.testing import FakeClock
 from tests.overridden import OverridableBackend
 from tests.waiting import wait_until

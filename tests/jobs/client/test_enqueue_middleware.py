@@ -12,7 +12,7 @@ import pytest
 from nimburion import Context, Limit, Processor, Unique, job
 from nimburion.core.errors import InvalidJob
 from nimburion.core.job import JobRecord
-from nimburion.jobs.declaration.middleware import Enqueueing, Next
+from nimburion.jobs.handling.middleware import Enqueueing, Next
 
 
 @job(unique="number", limits=[Limit(1, key="tenant")])

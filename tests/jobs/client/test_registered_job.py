@@ -15,7 +15,7 @@ from nimburion.core.errors import DefinitionError, DuplicateJob, InvalidJob, Use
 from nimburion.core.job import State
 from nimburion.core.maintenance import Cancellation
 from nimburion.jobs import Context, Job, Processor, Unique, job
-from nimburion.jobs.declaration.middleware import Enqueueing, Next
+from nimburion.jobs.handling.middleware import Enqueueing, Next
 from nimburion.testing import FakeClock
 
 

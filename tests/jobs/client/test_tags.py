@@ -13,7 +13,7 @@ from nimburion.core.errors import DefinitionError, InvalidJob
 from nimburion.core.job import NO_JOB_OPTIONS
 from nimburion.core.queries import JobFilter
 from nimburion.jobs import Context, Job, Processor, job
-from nimburion.jobs.declaration.options import MAX_TAGS
+from nimburion.jobs.options.enqueue_options import MAX_TAGS
 from nimburion.scheduler import Scheduler
 from nimburion.testing import FakeClock
 

@@ -21,7 +21,7 @@ from nimburion.core.errors import (
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, WHOLE_PAYLOAD, JobFilter, Page
 from nimburion.jobs import Processor, job
 from nimburion.jobs.client import client
-from nimburion.jobs.declaration.middleware import Enqueueing, Next
+from nimburion.jobs.handling.middleware import Enqueueing, Next
 from nimburion.testing import FakeClock
 from tests.overridden import OverridableBackend
 from tests.waiting import wait_until

@@ -15,11 +15,11 @@ from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.limits import LimitRule
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import SizeLimits
-from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
-from nimburion.jobs.declaration.codec import UnreadablePayload, UnstorableResult
-from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.job import Job, job, require_declaration
 from nimburion.jobs.declaration.registry import Handler, Registry
+from nimburion.jobs.handling.attempt_record import AttemptRecord, WorkerServices
+from nimburion.jobs.handling.context import Context
+from nimburion.jobs.payloads.codec import UnreadablePayload, UnstorableResult
 from nimburion.jobs.processor import Processor
 
 if TYPE_CHECKING:

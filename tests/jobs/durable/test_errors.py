@@ -8,7 +8,7 @@ import pytest
 
 from nimburion import DurableContext, PermanentError
 from nimburion.core.job import Reason
-from nimburion.jobs.declaration.codec import UnreadablePayload
+from nimburion.jobs.payloads.codec import UnreadablePayload
 from tests.jobs.durable.runs import finish, make_processor
 
 

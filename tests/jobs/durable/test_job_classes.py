@@ -9,7 +9,7 @@ import pytest
 
 from nimburion import Context, DurableContext, Job, Processor, Signal, State
 from nimburion.errors import DefinitionError
-from nimburion.jobs.declaration.batches import BatchContext
+from nimburion.jobs.handling.batch_context import BatchContext
 from nimburion.testing import crash_everywhere, make_context
 from tests.jobs.durable.runs import finish, make_processor
 

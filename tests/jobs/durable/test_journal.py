@@ -6,7 +6,6 @@ import pytest
 from msgspec import Raw
 
 from nimburion.core.runs import CLEANUP_STEP, RecordedStep
-from nimburion.jobs.declaration.codec import UnreadablePayload
 from nimburion.jobs.durable.journal import (
     AnyEntry,
     CleanupEntry,
@@ -18,6 +17,7 @@ from nimburion.jobs.durable.journal import (
     decode_entry,
     encode_entry,
 )
+from nimburion.jobs.payloads.codec import UnreadablePayload
 
 
 def make_journal(*entries: AnyEntry) -> Journal:

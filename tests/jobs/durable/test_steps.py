@@ -7,11 +7,13 @@ import logging
 import threading
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nimburion import Cancel, DurableContext, PermanentError, Retry, Signal, State
+from nimburion.core.events import ArgumentsDiffer, Event
 from nimburion.core.job import Reason
 from nimburion.errors import InvalidStep, NimburionError, StepFailed
 from tests.jobs.durable.runs import finish, make_processor
@@ -507,7 +509,7 @@ async def test_a_step_has_a_timeout() -> None:
         assert status.error.message == "step 'charge' did not end within 0.01 s"
 
 
-async def test_other_arguments_than_the_stored_ones_are_logged(
+async def test_other_arguments_than_the_stored_ones_are_logged_and_an_event(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     processor = make_processor()
@@ -522,10 +524,17 @@ async def test_other_arguments_than_the_stored_ones_are_logged(
         await ctx.sleep("pause", 10)
         return charged
 
+    events: list[Event] = []
+    processor.events.subscribe(events.append, kinds=(ArgumentsDiffer,))
     async with processor:
+        job_id = await run.enqueue()
         with caplog.at_level(logging.WARNING):
-            assert (await finish(processor, await run.enqueue())).result == 1
-        assert "the arguments of step 'charge' at" in caplog.text
+            assert (await finish(processor, job_id)).result == 1
+        assert "the arguments of the step 'charge' at" in caplog.text
+    [event] = events
+    assert isinstance(event, ArgumentsDiffer)
+    assert (event.job_id, event.name, event.key) == (job_id, "run", "charge")
+    assert Path(__file__).name in event.place
 
 
 async def test_a_new_step_resets_the_failures_of_the_job() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from nimburion import DurableContext, Processor, Signal, State
 from nimburion.errors import InvalidJob, InvalidStep, JobNotFound, TooManySignals
-from nimburion.jobs.declaration.codec import UnreadablePayload
+from nimburion.jobs.payloads.codec import UnreadablePayload
 from nimburion.testing import FakeClock
 from tests.jobs.durable.runs import finish, make_processor
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from nimburion import Context, Job, Processor, Unique, job
 from nimburion.backends.memory import MemoryBackend
-from nimburion.jobs.declaration.limits import Limit
+from nimburion.jobs.options.limits import Limit
 from nimburion.testing import FakeClock
 
 

@@ -22,7 +22,7 @@ from nimburion.core.flows import FlowState, NewFlow, On, ResultRef, SourceKind
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.maintenance import Retention
 from nimburion.core.size_limits import SizeLimits
-from nimburion.jobs.declaration.middleware import Enqueueing
+from nimburion.jobs.handling.middleware import Enqueueing
 from nimburion.testing import FakeClock
 from tests.jobs.flows.flow_jobs import (
     Measure,

@@ -14,7 +14,7 @@ from nimburion.core.job import JobRecord, Reason
 from nimburion.core.maintenance import Retention
 from nimburion.core.queries import JobFilter, Page
 from nimburion.core.size_limits import SizeLimits
-from nimburion.jobs.declaration.middleware import Enqueueing
+from nimburion.jobs.handling.middleware import Enqueueing
 from nimburion.testing import FakeClock
 from tests.jobs.flows.flow_jobs import (
     add_up,

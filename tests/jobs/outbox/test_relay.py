@@ -36,7 +36,7 @@ from nimburion.core.job import Enqueued, NewJob, State
 from nimburion.core.queries import JobFilter
 from nimburion.jobs import Processor, Unique, job
 from nimburion.jobs.client.client import send_jobs
-from nimburion.jobs.declaration.middleware import Enqueueing, Next
+from nimburion.jobs.handling.middleware import Enqueueing, Next
 from nimburion.jobs.outbox.outbox import Outbox, get_rows
 from nimburion.jobs.outbox.relay import OutboxRelay, SendJobs
 from nimburion.testing import FakeClock, assert_enqueued, assert_not_enqueued

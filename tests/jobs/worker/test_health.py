@@ -19,7 +19,7 @@ from nimburion.core.records import RecordKind, RecordPage
 from nimburion.core.session import HeartbeatReply, Session, SessionInfo, Vitals
 from nimburion.core.settlement import Settlement
 from nimburion.jobs import Processor, job
-from nimburion.jobs.declaration.context import Context
+from nimburion.jobs.handling.context import Context
 from nimburion.jobs.worker.health import STOPPED, Health
 from nimburion.scheduler import Scheduler
 from nimburion.testing import FakeClock

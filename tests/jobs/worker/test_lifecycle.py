@@ -31,7 +31,7 @@ from nimburion.core.session import Session
 from nimburion.core.settlement import Settlement
 from nimburion.core.timing.clock import SystemClock
 from nimburion.jobs import Processor, job
-from nimburion.jobs.declaration.context import Context
+from nimburion.jobs.handling.context import Context
 from tests.overridden import OverridableBackend
 from tests.waiting import wait_until, wait_until_finished
 

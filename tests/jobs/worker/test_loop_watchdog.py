@@ -16,7 +16,7 @@ from nimburion.core.job import State
 from nimburion.core.settings import QueueSettings
 from nimburion.core.settlement import Settlement
 from nimburion.jobs import Processor
-from nimburion.jobs.declaration.context import Context
+from nimburion.jobs.handling.context import Context
 from tests.overridden import OverridableBackend
 
 DEADLINE = 20.0

@@ -16,7 +16,7 @@ from nimburion.core.errors import Cancel, PermanentError, Retry, Snooze
 from nimburion.core.job import JobRecord, State
 from nimburion.core.timing.clock import SystemClock
 from nimburion.jobs import Processor, job
-from nimburion.jobs.declaration.context import Context
+from nimburion.jobs.handling.context import Context
 from tests.waiting import read_busy_time, wait_until, wait_until_finished
 
 DEADLINE = 10.0

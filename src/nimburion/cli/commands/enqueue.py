@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from nimburion.jobs import Processor
     from nimburion.jobs.client.client import Client, EnqueueResult
     from nimburion.jobs.declaration.job import AnyJob
-    from nimburion.jobs.declaration.options import EnqueueOptions
+    from nimburion.jobs.options.enqueue_options import EnqueueOptions
 
 
 @click.command()
@@ -151,7 +151,7 @@ def enqueue(
         "tags": tags or None,
         "id": job_id,
     }
-    from nimburion.jobs.declaration.uniqueness import fold_unique
+    from nimburion.jobs.options.uniqueness import fold_unique
 
     given |= key_options
     options = cast(
@@ -211,7 +211,7 @@ def decode_arguments(processor: Processor, name: str, payload: bytes) -> bytes |
     Raises `BadInput` for an unknown name, and for arguments that do not fit the handler's types.
     """
     from nimburion.core.text.suggestions import describe_unknown
-    from nimburion.jobs.declaration.codec import UnreadablePayload
+    from nimburion.jobs.payloads.codec import UnreadablePayload
 
     handler = processor.registry.get(name)
     if handler is None:

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
     from nimburion.core.job import AttemptError, NewJob
-    from nimburion.jobs.declaration.context import Context
-    from nimburion.jobs.declaration.middleware import Next
+    from nimburion.jobs.handling.context import Context
+    from nimburion.jobs.handling.middleware import Next
 
 _log = logging.getLogger("nimburion.jobs")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from django.utils.decorators import sync_and_async_middleware
 
-from nimburion.jobs.declaration.context import CURRENT, RequestContext
+from nimburion.jobs.handling.context import CURRENT, RequestContext
 
 if TYPE_CHECKING:
     from django.http import HttpRequest, HttpResponseBase

@@ -37,10 +37,10 @@ from nimburion.integrations.django import get_processor
 from nimburion.integrations.django.django_processor import DjangoProcessor
 from nimburion.jobs.client.client import Client
 from nimburion.jobs.client.collector import JobCollector
-from nimburion.jobs.declaration.context import Context
-from nimburion.jobs.declaration.options import EnqueueOptions, read_job_id
-from nimburion.jobs.declaration.policy import PolicyOptions, Priority, read_policy
-from nimburion.jobs.declaration.uniqueness import Unique
+from nimburion.jobs.handling.context import Context
+from nimburion.jobs.options.enqueue_options import EnqueueOptions, read_job_id
+from nimburion.jobs.options.policy import PolicyOptions, Priority, read_policy
+from nimburion.jobs.options.uniqueness import Unique
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -75,14 +75,13 @@ from nimburion.jobs.client.client_statistics import ClientStatistics
 from nimburion.jobs.client.lazy_jobs import LazyJobs
 from nimburion.jobs.client.pipeline import EnqueuePipeline
 from nimburion.jobs.client.status import Status, make_status
-from nimburion.jobs.declaration.codec import check_size, encode_object
-from nimburion.jobs.declaration.context import CURRENT, inherit_options
-from nimburion.jobs.declaration.fairness import QueueFairness
 from nimburion.jobs.declaration.job import AnyJob, JobId, JobReturning, require_declaration
-from nimburion.jobs.declaration.limits import JobLimits
-from nimburion.jobs.declaration.loop_calls import find_running_loop
-from nimburion.jobs.declaration.middleware import Enqueueing, EnqueueMiddleware
-from nimburion.jobs.declaration.options import (
+from nimburion.jobs.declaration.registry import Registry
+from nimburion.jobs.handling.context import CURRENT, inherit_options
+from nimburion.jobs.handling.loop_calls import find_running_loop
+from nimburion.jobs.handling.middleware import Enqueueing, EnqueueMiddleware
+from nimburion.jobs.options.configured_policy import QueueFairness
+from nimburion.jobs.options.enqueue_options import (
     NOTHING_PARSED,
     EnqueueManyOptions,
     EnqueueOptions,
@@ -93,8 +92,9 @@ from nimburion.jobs.declaration.options import (
     read_job_id,
     read_job_ids,
 )
-from nimburion.jobs.declaration.policy import Priority
-from nimburion.jobs.declaration.registry import Registry
+from nimburion.jobs.options.limits import JobLimits
+from nimburion.jobs.options.policy import Priority
+from nimburion.jobs.payloads.codec import check_size, encode_object
 
 if TYPE_CHECKING:
     from nimburion.actions import Actions, Operator
@@ -376,7 +376,7 @@ class Client:
         """Wrap every enqueue in `async def middleware(enqueueing, call_next) -> id`.
 
         The first middleware you add is the outermost. It receives an `Enqueueing`, described in
-        `nimburion.jobs.declaration.middleware`. `DefinitionError` is raised when `middleware` is
+        `nimburion.jobs.handling.middleware`. `DefinitionError` is raised when `middleware` is
         not callable.
         """
         if not callable(middleware):

@@ -8,7 +8,7 @@ from nimburion.core.errors import NotSupported
 from nimburion.core.flows import NewFlow
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.jobs.client.client import Client
-from nimburion.jobs.declaration.options import NOTHING_PARSED, ParsedOptions
+from nimburion.jobs.options.enqueue_options import NOTHING_PARSED, ParsedOptions
 
 
 class JobCollector(Client):

@@ -12,12 +12,12 @@ import msgspec
 from nimburion.core.errors import InvalidJob
 from nimburion.core.job import NewJob
 from nimburion.core.size_limits import SizeLimits, check_name
-from nimburion.jobs.declaration.codec import UnreadablePayload, check_size
 from nimburion.jobs.declaration.job import require_declaration
-from nimburion.jobs.declaration.limits import JobLimits
-from nimburion.jobs.declaration.middleware import Enqueueing, EnqueueMiddleware, compose
-from nimburion.jobs.declaration.options import check_headers, check_texts
 from nimburion.jobs.declaration.registry import Registry
+from nimburion.jobs.handling.middleware import Enqueueing, EnqueueMiddleware, compose
+from nimburion.jobs.options.enqueue_options import check_headers, check_texts
+from nimburion.jobs.options.limits import JobLimits
+from nimburion.jobs.payloads.codec import UnreadablePayload, check_size
 
 StoreJobs = Callable[[list[NewJob]], Awaitable[list[str]]]
 """Stores jobs in one step and returns their ids."""

@@ -27,17 +27,16 @@ from typing import (
 )
 
 from nimburion.core.errors import UseAwait
-from nimburion.jobs.declaration.batches import BatchContext
-from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.job import JobFunction
-from nimburion.jobs.declaration.options import check_option_names
+from nimburion.jobs.handling.batch_context import BatchContext
+from nimburion.jobs.handling.context import Context
+from nimburion.jobs.options.enqueue_options import check_option_names
 
 if TYPE_CHECKING:
     from nimburion.jobs.client.sync import SyncClient
-    from nimburion.jobs.declaration.batches import Batch
     from nimburion.jobs.declaration.job import JobId, JobReturning
-    from nimburion.jobs.declaration.options import EnqueueOptions
-    from nimburion.jobs.declaration.policy import PolicyOptions
+    from nimburion.jobs.options.enqueue_options import EnqueueOptions
+    from nimburion.jobs.options.policy import Batch, PolicyOptions
 
 CallP = ParamSpec("CallP")
 P = ParamSpec("P")

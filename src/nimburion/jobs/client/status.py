@@ -10,7 +10,7 @@ import msgspec
 
 from nimburion.core.job import AttemptError, JobRecord, Progress, State
 from nimburion.core.result_errors import decode_result_error
-from nimburion.jobs.declaration.custom_types import enc_hook
+from nimburion.jobs.payloads.json_values import enc_hook
 
 _EARLIEST = datetime(1, 1, 1, tzinfo=UTC)
 _LATEST = datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)

@@ -34,7 +34,7 @@ from nimburion.core.errors import BackendUnavailable, NotOpen
 from nimburion.core.timing.durations import to_seconds
 from nimburion.jobs.client.batching import CALL_STARTED, choose_limit
 from nimburion.jobs.client.client import Client
-from nimburion.jobs.declaration.loop_calls import (
+from nimburion.jobs.handling.loop_calls import (
     ThreadBoundConnection,
     find_running_loop,
     run_on_loop,
@@ -58,8 +58,8 @@ if TYPE_CHECKING:
         SyncWorkers,
     )
     from nimburion.jobs.declaration.job import AnyJob, JobId, JobReturning
-    from nimburion.jobs.declaration.options import EnqueueManyOptions, EnqueueOptions
     from nimburion.jobs.durable.signals import Signal
+    from nimburion.jobs.options.enqueue_options import EnqueueManyOptions, EnqueueOptions
     from nimburion.scheduler.sync_schedules import SyncSchedules
 
 P = ParamSpec("P")

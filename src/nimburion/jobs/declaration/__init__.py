@@ -1,2 +1,1 @@
-"""Job declarations: classes and functions, typed fields, payloads, policies and the handler
-context."""
+"""Declarations of jobs: classes and functions, their signatures, and the handlers of a process."""

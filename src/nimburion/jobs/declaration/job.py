@@ -43,15 +43,9 @@ from uuid import UUID
 import msgspec
 
 from nimburion.core.errors import DefinitionError, InvalidJob
-from nimburion.core.size_limits import SizeLimits, check_name
+from nimburion.core.size_limits import SizeLimits, check_declared_name
 from nimburion.core.text.shortening import shorten
 from nimburion.core.text.suggestions import describe_unknown, find_nearest
-from nimburion.jobs.declaration.batches import Batch, BatchContext
-from nimburion.jobs.declaration.codec import Codec, lower_first
-from nimburion.jobs.declaration.context import Context
-from nimburion.jobs.declaration.limits import check_limits
-from nimburion.jobs.declaration.options import EnqueueOptions
-from nimburion.jobs.declaration.policy import POLICY_OPTIONS, Policy, PolicyOptions, read_job_policy
 from nimburion.jobs.declaration.signature import (
     Signature,
     check_takes_context,
@@ -59,6 +53,18 @@ from nimburion.jobs.declaration.signature import (
     read_class_fields,
     read_signature,
 )
+from nimburion.jobs.handling.batch_context import BatchContext
+from nimburion.jobs.handling.context import Context
+from nimburion.jobs.options.enqueue_options import EnqueueOptions
+from nimburion.jobs.options.limits import check_limits
+from nimburion.jobs.options.policy import (
+    POLICY_OPTIONS,
+    Batch,
+    Policy,
+    PolicyOptions,
+    read_job_policy,
+)
+from nimburion.jobs.payloads.codec import Codec, lower_first
 
 CallP = ParamSpec("CallP")
 P = ParamSpec("P")
@@ -425,7 +431,7 @@ class JobFunction(Generic[CallP, P, R, T]):
         unknown = next((name for name in given if name not in known), None)
         if unknown is None:
             return text
-        from nimburion.jobs.declaration.unknown_options import find_call_option
+        from nimburion.jobs.options.unknown_options import find_call_option
 
         option = find_call_option(unknown, EnqueueOptions.__annotations__)
         if option is not None:
@@ -702,14 +708,6 @@ def _find_mistake(
 def _read_fields(job: object, codec: Codec) -> dict[str, Any]:
     """Return the arguments of a job, without other attributes of the instance."""
     return {field: getattr(job, field) for field in codec.fields if hasattr(job, field)}
-
-
-def check_declared_name(what: str, value: object) -> str:
-    """Check a declared name as `check_name` does, but raise `DefinitionError`."""
-    try:
-        return check_name(what, value)
-    except InvalidJob as error:
-        raise DefinitionError(str(error)) from None
 
 
 def _describe(value: object) -> str:

@@ -13,27 +13,14 @@ from nimburion.core.errors import DefinitionError
 from nimburion.core.job import NewJob
 from nimburion.core.limits import LimitRule
 from nimburion.core.settings import Settings
-from nimburion.core.size_limits import SizeLimits
-from nimburion.jobs.declaration.batches import BatchContext, read_outcomes
-from nimburion.jobs.declaration.codec import ResultCodec, UnreadablePayload
-from nimburion.jobs.declaration.configured_policy import (
-    configure_policy,
-    find_misspelt_queues,
-    find_unknown_names,
-    make_queue_limits,
-)
-from nimburion.jobs.declaration.context import Context
-from nimburion.jobs.declaration.fields import check_type
+from nimburion.core.size_limits import SizeLimits, check_declared_name
 from nimburion.jobs.declaration.job import (
     Declaration,
     Job,
     JobFunction,
-    check_declared_name,
     find_declaration,
     get_constructor,
 )
-from nimburion.jobs.declaration.limits import JobLimits, describe_rule, describe_rules
-from nimburion.jobs.declaration.policy import Policy, PolicyOptions, read_job_policy
 from nimburion.jobs.declaration.signature import (
     describe_place,
     is_async,
@@ -41,6 +28,18 @@ from nimburion.jobs.declaration.signature import (
     read_return_type,
     takes_durable_context,
 )
+from nimburion.jobs.handling.batch_context import BatchContext, read_outcomes
+from nimburion.jobs.handling.context import Context
+from nimburion.jobs.options.configured_policy import (
+    configure_policy,
+    find_misspelt_queues,
+    find_unknown_names,
+    make_queue_limits,
+)
+from nimburion.jobs.options.limits import JobLimits, describe_rule, describe_rules
+from nimburion.jobs.options.policy import Policy, PolicyOptions, read_job_policy
+from nimburion.jobs.payloads.codec import ResultCodec, UnreadablePayload
+from nimburion.jobs.payloads.fields import check_type
 
 NO_DURABLE_FUNCTION = (
     "DurableContext is the context of a function or a Job class; write `@processor.job` and "

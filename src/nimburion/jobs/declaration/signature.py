@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from msgspec import NODEFAULT
 
 from nimburion.core.errors import DefinitionError
-from nimburion.jobs.declaration.batches import BatchContext
-from nimburion.jobs.declaration.context import Context
-from nimburion.jobs.declaration.fields import JobField
+from nimburion.jobs.handling.batch_context import BatchContext
+from nimburion.jobs.handling.context import Context
+from nimburion.jobs.payloads.fields import JobField
 
 _CONTEXTS = ("Context", "BatchContext", "DurableContext")
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
@@ -23,22 +22,20 @@ from nimburion.core.flows import SourceKind, WaitSource
 from nimburion.core.job import JobRecord, State
 from nimburion.core.result_errors import decode_result_error
 from nimburion.core.size_limits import NAME_PATTERN, SizeLimits
-from nimburion.jobs.declaration.codec import ResultCodec
 from nimburion.jobs.declaration.job import AnyJob, JobFunction, require_declaration
 from nimburion.jobs.declaration.signature import read_return_type
 from nimburion.jobs.durable.journal import ChildrenEntry, OutcomeEntry, StoredEntry
 from nimburion.jobs.durable.run import DurableRun, Wait
 from nimburion.jobs.durable.steps import NO_OPTIONS, StepCall, make_error, run_step
 from nimburion.jobs.durable.stored_errors import encode_error
+from nimburion.jobs.payloads.codec import ResultCodec
 
 if TYPE_CHECKING:
     from nimburion.jobs.declaration.job import JobId, JobReturning
-    from nimburion.jobs.declaration.options import EnqueueOptions
+    from nimburion.jobs.options.enqueue_options import EnqueueOptions
 
 R = TypeVar("R")
 T = TypeVar("T")
-
-_log = logging.getLogger("nimburion.worker")
 
 MAX_CHILDREN = 10_000
 """The most child jobs of one call."""
@@ -93,7 +90,7 @@ async def start_children(
     if stored is not None:
         entry = cast("ChildrenEntry", stored.entry)
         if entry.arguments != digest:
-            _warn_about_arguments(run, key, place)
+            run.note_difference("child jobs", key, place)
         if entry.count != len(jobs):
             raise InvalidStep(
                 f"{place}: {len(jobs)} child jobs have the key {key!r}, and an earlier attempt "
@@ -117,7 +114,7 @@ async def start_children(
         try:
             await run.services.enqueue_children(flow_id, key, jobs)
         except JobConflict:  # an earlier attempt stored them, and did not come further
-            _warn_about_arguments(run, key, place)
+            run.note_difference("child jobs", key, place)
         except BackendUnavailable as error:  # some may be stored; a repeat stores the others
             await run.stop_without_answer(f"its child jobs could not be stored: {error}")
         names = dict.fromkeys(require_declaration(job).name for job in jobs)
@@ -355,14 +352,3 @@ def _compute_digest(jobs: Sequence[AnyJob], sizes: SizeLimits) -> str:
         declaration = require_declaration(job)
         digest.update(declaration.name.encode() + b"\0" + declaration.encode(job, sizes) + b"\0")
     return digest.hexdigest()
-
-
-def _warn_about_arguments(run: DurableRun, key: str, place: str) -> None:
-    run.differing.append(key)
-    _log.warning(
-        "job %s: the arguments of the child jobs %r at %s differ from those with which an earlier "
-        "attempt started them. The code between two steps must give the same values each time",
-        run.job_id,
-        key,
-        place,
-    )

@@ -18,9 +18,6 @@ from typing import (
 
 from nimburion.core.errors import BackendUnavailable, InvalidStep
 from nimburion.core.timing.durations import Duration
-from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
-from nimburion.jobs.declaration.backoff import Backoff, Delays
-from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.job import AnyJob, JobReturning, require_declaration
 from nimburion.jobs.durable.children import (
     ChildJob,
@@ -55,6 +52,9 @@ from nimburion.jobs.durable.waits import (
     wait_for_first,
     wait_for_signal,
 )
+from nimburion.jobs.handling.attempt_record import AttemptRecord, WorkerServices
+from nimburion.jobs.handling.context import Context
+from nimburion.jobs.options.backoff import Backoff, Delays
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeVar as TypeVarWithDefault
 
     from nimburion.jobs.declaration.job import JobId
-    from nimburion.jobs.declaration.options import EnqueueOptions
+    from nimburion.jobs.options.enqueue_options import EnqueueOptions
 
     StateT_co = TypeVarWithDefault("StateT_co", covariant=True, default=object)
 else:  # Python 3.11 has no defaults of type variables

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from nimburion.core.errors import InvalidStep
 from nimburion.core.size_limits import SizeLimits
-from nimburion.jobs.declaration.attempt_record import AttemptRecord
 from nimburion.jobs.declaration.job import Job, JobFunction, require_declaration
-from nimburion.jobs.declaration.policy import Policy
+from nimburion.jobs.handling.attempt_record import AttemptRecord
+from nimburion.jobs.options.policy import Policy
 
 if TYPE_CHECKING:
     from nimburion.jobs.declaration.registry import Handler

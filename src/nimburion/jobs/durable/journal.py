@@ -14,7 +14,7 @@ from msgspec import Raw
 
 from nimburion.core.job import AttemptError
 from nimburion.core.runs import CLEANUP_STEP, RecordedStep
-from nimburion.jobs.declaration.codec import UnreadablePayload
+from nimburion.jobs.payloads.codec import UnreadablePayload
 
 NULL = Raw(b"null")
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 from msgspec import Raw
 
 from nimburion.core.errors import BackendUnavailable, InvalidStep, JobNotFound, LeaseLost, NotOpen
+from nimburion.core.events import ArgumentsDiffer
 from nimburion.core.flows import WaitSource
 from nimburion.core.runs import CANCEL_SIGNAL, MAX_SOURCES, RecordedStep, StoredSignal
 from nimburion.core.settlement import Recorded
-from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
 from nimburion.jobs.durable.journal import (
     OPERATIONS,
     AnyEntry,
@@ -32,6 +32,7 @@ from nimburion.jobs.durable.journal import (
     encode_entry,
     get_kind,
 )
+from nimburion.jobs.handling.attempt_record import AttemptRecord, WorkerServices
 
 if TYPE_CHECKING:
     from nimburion.jobs.durable.services import RunServices
@@ -590,6 +591,20 @@ class DurableRun:
             self.time = max(self.time, end)
         if self.is_cancelling or self.journal.ending is not None:
             self._end_soon_if_asked()
+
+    def note_difference(self, what: str, key: str, place: str) -> None:
+        """Note that an operation has other arguments than those that are stored; report it."""
+        self.differing.append(key)
+        _log.warning(
+            "job %s: the arguments of the %s %r at %s differ from those of an earlier attempt; the "
+            "stored ones are used. The code between two steps must give the same values each time",
+            self.job_id,
+            what,
+            key,
+            place,
+        )
+        name = self.record.delivery.name
+        self.services.emit(ArgumentsDiffer(self.job_id, name, key, place))
 
     # Errors
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from nimburion.core.bulk_operations import BulkAction
 from nimburion.core.errors import FlowNotFound
+from nimburion.core.events import Event
 from nimburion.core.flows import NewFlow
 from nimburion.core.job import JobRecord
 from nimburion.core.runs import RunPage
 from nimburion.core.size_limits import SizeLimits
 from nimburion.jobs.client.client import enqueue_members, read_records
-from nimburion.jobs.declaration.attempt_record import RecordStep
 from nimburion.jobs.flows.plan import PlannedJob
+from nimburion.jobs.handling.attempt_record import RecordStep
 
 if TYPE_CHECKING:
     from nimburion.jobs.client.client import Client
@@ -51,6 +52,10 @@ class RunServices:
     def now(self) -> float:
         """Return the time of the backend's clock, as the worker knows it."""
         return self._clock.monotonic() + self._reporter.backend_time_offset
+
+    def emit(self, event: Event) -> None:
+        """Tell the subscribers of the processor what happened."""
+        self._client.events.emit(event)
 
     async def sleep(self, seconds: float) -> None:
         """Wait, on the clock of the worker."""

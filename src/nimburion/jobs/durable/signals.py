@@ -8,9 +8,9 @@ import msgspec
 
 from nimburion.core.errors import InvalidJob
 from nimburion.core.runs import check_signal_name, check_signal_size
-from nimburion.jobs.declaration.codec import UnreadablePayload, lower_first
-from nimburion.jobs.declaration.custom_types import dec_hook, enc_hook
-from nimburion.jobs.declaration.fields import check_type
+from nimburion.jobs.payloads.codec import UnreadablePayload, lower_first
+from nimburion.jobs.payloads.fields import check_type
+from nimburion.jobs.payloads.json_values import dec_hook, enc_hook
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)

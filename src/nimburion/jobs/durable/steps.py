@@ -25,15 +25,6 @@ from nimburion.core.errors import (
 from nimburion.core.settlement import Recorded
 from nimburion.core.timing.durations import Duration
 from nimburion.core.transactions import Transaction
-from nimburion.jobs.declaration.backoff import (
-    Backoff,
-    BackoffFunction,
-    Delays,
-    compute_delay,
-    parse_delays,
-    parse_seconds,
-)
-from nimburion.jobs.declaration.codec import UnreadablePayload
 from nimburion.jobs.durable.handler import get_policy
 from nimburion.jobs.durable.journal import (
     RetryEntry,
@@ -52,6 +43,15 @@ from nimburion.jobs.durable.values import (
     encode_value,
     read_step_function,
 )
+from nimburion.jobs.options.backoff import (
+    Backoff,
+    BackoffFunction,
+    Delays,
+    compute_delay,
+    parse_delays,
+    parse_seconds,
+)
+from nimburion.jobs.payloads.codec import UnreadablePayload
 
 if TYPE_CHECKING:
     from nimburion.jobs.worker.attempt.attempt import Attempt
@@ -156,14 +156,7 @@ def _replay(run: DurableRun, call: StepCall, stored: StoredEntry, digest: str) -
     """Return the value of the journal, or raise its error."""
     entry = cast("StepEntry", stored.entry)
     if entry.arguments and digest and entry.arguments != digest:
-        run.differing.append(call.key)
-        _log.warning(
-            "job %s: the arguments of step %r at %s differ from those with which it ran; its "
-            "stored value is used. The code between two steps must give the same values each time",
-            run.job_id,
-            call.key,
-            call.place,
-        )
+        run.note_difference("step", call.key, call.place)
     run.note_passed(stored)
     run.journal.find_passed(RetryEntry, call.key)
     if entry.error is None:

@@ -26,7 +26,6 @@ from nimburion.core.runs import (
     read_time_source,
     split_signal_source,
 )
-from nimburion.jobs.declaration.codec import UnreadablePayload
 from nimburion.jobs.durable.journal import (
     NULL,
     AnyEntry,
@@ -45,6 +44,7 @@ from nimburion.jobs.durable.journal import (
     UndoEntry,
     decode_entry,
 )
+from nimburion.jobs.payloads.codec import UnreadablePayload
 
 MAX_STEPS_READ = 1_000
 """The most steps that `read_run_timeline` reads by default."""

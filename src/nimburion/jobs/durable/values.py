@@ -10,11 +10,10 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from nimburion.core.errors import DefinitionError, InvalidStep
-from nimburion.jobs.declaration.codec import UnreadablePayload, lower_first
-from nimburion.jobs.declaration.custom_types import dec_hook, enc_hook
-from nimburion.jobs.declaration.fields import check_type
-from nimburion.jobs.declaration.json_values import check_json_value
 from nimburion.jobs.declaration.signature import is_async, read_return_type
+from nimburion.jobs.payloads.codec import UnreadablePayload, lower_first
+from nimburion.jobs.payloads.fields import check_type
+from nimburion.jobs.payloads.json_values import check_json_value, dec_hook, enc_hook
 
 MAX_VALUE_BYTES = 256 * 1024
 """The maximum size of the value of a step, as JSON."""

@@ -14,11 +14,11 @@ from nimburion.core.flows import NewFlow, SourceKind
 from nimburion.core.job import NewJob
 from nimburion.core.size_limits import SizeLimits
 from nimburion.core.text.shortening import shorten
-from nimburion.jobs.declaration.codec import Codec
 from nimburion.jobs.declaration.job import AnyJob, Declaration, require_declaration
-from nimburion.jobs.declaration.options import ParsedOptions
 from nimburion.jobs.flows.flow import Flow
 from nimburion.jobs.flows.plan import FlowPlan, PlannedJob
+from nimburion.jobs.options.enqueue_options import ParsedOptions
+from nimburion.jobs.payloads.codec import Codec
 
 
 class MakeJob(Protocol):

@@ -23,8 +23,8 @@ from nimburion.core.flows import ENDS, MAX_CONDITIONS, On
 from nimburion.core.size_limits import check_name
 from nimburion.core.text.shortening import shorten
 from nimburion.jobs.declaration.job import AnyJob, Declaration, JobReturning, require_declaration
-from nimburion.jobs.declaration.uniqueness import ALL_FIELDS
 from nimburion.jobs.flows.placeholder import MemberResult
+from nimburion.jobs.options.uniqueness import ALL_FIELDS
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)

@@ -11,11 +11,11 @@ from nimburion.core.errors import InvalidJob, NotOpen, NotSupported
 from nimburion.core.flows import Growth, NewFlow
 from nimburion.core.ids import compute_digest
 from nimburion.core.size_limits import NAME_PATTERN, check_name, check_text
-from nimburion.jobs.declaration.attempt_record import AttemptRecord
 from nimburion.jobs.declaration.job import AnyJob, JobId, JobReturning, require_declaration
-from nimburion.jobs.declaration.loop_calls import find_running_loop
 from nimburion.jobs.flows.flow import find_results, list_jobs
 from nimburion.jobs.flows.plan import PlannedJob
+from nimburion.jobs.handling.attempt_record import AttemptRecord
+from nimburion.jobs.handling.loop_calls import find_running_loop
 
 if TYPE_CHECKING:
     from nimburion.jobs.client.client import Client

@@ -29,9 +29,9 @@ from nimburion.core.settlement import (
     Spent,
 )
 from nimburion.core.timing.clock import Clock
-from nimburion.jobs.declaration.attempt_record import StepAnswer
-from nimburion.jobs.declaration.lifespan import Lifespan
 from nimburion.jobs.declaration.registry import Registry
+from nimburion.jobs.handling.attempt_record import StepAnswer
+from nimburion.jobs.handling.lifespan import Lifespan
 from nimburion.jobs.worker.attempt.attempt import Attempt, Interruption
 from nimburion.jobs.worker.attempt.attempt_runner import (
     MakeAttemptRunner,

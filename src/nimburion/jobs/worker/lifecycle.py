@@ -17,8 +17,8 @@ from nimburion.core.service import Service, wait_for_first
 from nimburion.core.session import Vitals
 from nimburion.core.settings import Settings
 from nimburion.core.version import __version__
-from nimburion.jobs.declaration.attempt_record import HOLD
-from nimburion.jobs.declaration.lifespan import Lifespan
+from nimburion.jobs.handling.attempt_record import HOLD
+from nimburion.jobs.handling.lifespan import Lifespan
 from nimburion.jobs.worker.attempt.attempt_runner import MakeAttemptRunner
 from nimburion.jobs.worker.attempt.forking import ForkGuard
 from nimburion.jobs.worker.attempt.threads import HandlerThreads

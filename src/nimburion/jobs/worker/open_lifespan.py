@@ -7,7 +7,7 @@ import logging
 
 from nimburion.core.errors import LifespanError
 from nimburion.core.service import wait_for_first
-from nimburion.jobs.declaration.lifespan import NO_STATE, Lifespan
+from nimburion.jobs.handling.lifespan import NO_STATE, Lifespan
 
 _log = logging.getLogger("nimburion.worker")
 

@@ -31,8 +31,8 @@ from nimburion.core.session import HeartbeatReply, WorkerCommand
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Progressed, Recorded, Spent
 from nimburion.core.timing.clock import Clock
-from nimburion.jobs.declaration.attempt_record import StepAnswer
 from nimburion.jobs.declaration.registry import Registry
+from nimburion.jobs.handling.attempt_record import StepAnswer
 from nimburion.jobs.worker.attempt.attempt import Attempt, Interruption
 from nimburion.jobs.worker.attempt.attempt_runner import AttemptRunner
 from nimburion.jobs.worker.attempt.handler_stacks import read_stack

@@ -11,7 +11,7 @@ from nimburion.actions.dead_letters import PurgeReport, ReplayReport
 from nimburion.core.diagnosis.failure_groups import FailureGroups
 from nimburion.core.job import FAILED_ONLY, Reason
 from nimburion.core.queries import JobFilter
-from nimburion.jobs.declaration.codec import UnreadablePayload, check_size
+from nimburion.jobs.payloads.codec import UnreadablePayload, check_size
 from nimburion.server.api.body_rules import select_jobs
 from nimburion.server.api.jobs import (
     JobPage,

@@ -28,8 +28,8 @@ from nimburion.core.queries import JobFilter, Page, Pause
 from nimburion.core.result_errors import decode_result_error
 from nimburion.core.stacks import HandlerStack
 from nimburion.jobs.client.client import enqueue_raw_or_get
-from nimburion.jobs.declaration.options import EnqueueOptions
-from nimburion.jobs.declaration.uniqueness import fold_unique
+from nimburion.jobs.options.enqueue_options import EnqueueOptions
+from nimburion.jobs.options.uniqueness import fold_unique
 from nimburion.server.api.body_rules import exclude, need, require_one, select_jobs
 from nimburion.server.api.names import (
     END,

@@ -14,7 +14,7 @@ from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import Cancel, DefinitionError, PermanentError, Retry, Snooze
 from nimburion.core.job import State
 from nimburion.jobs import Batch, Context, Job, Processor, job
-from nimburion.jobs.declaration.batches import BatchContext
+from nimburion.jobs.handling.batch_context import BatchContext
 from nimburion.testing import FakeClock
 from tests.waiting import wait_until, wait_until_finished
 

@@ -21,8 +21,8 @@ from nimburion.backends.memory import MemoryBackend
 from nimburion.core.job import JobRecord, State
 from nimburion.core.settings import SettingsOptions
 from nimburion.jobs import Context, Processor
-from nimburion.jobs.declaration.context import get_record
-from nimburion.jobs.declaration.policy import PolicyOptions
+from nimburion.jobs.handling.context import get_record
+from nimburion.jobs.options.policy import PolicyOptions
 from nimburion.jobs.worker.attempt import unresponsive_handlers
 from nimburion.jobs.worker.attempt.attempt import Attempt
 from tests.waiting import DEADLINE, wait_until, wait_until_finished

@@ -12,7 +12,7 @@ from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import Cancel
 from nimburion.core.job import JobRecord, State
 from nimburion.jobs import Processor
-from nimburion.jobs.declaration.context import Context
+from nimburion.jobs.handling.context import Context
 from tests.waiting import wait_until_finished
 
 

@@ -16,7 +16,7 @@ from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.job import State
 from nimburion.core.settlement import Settlement
 from nimburion.jobs import Processor
-from nimburion.jobs.declaration.context import Context
+from nimburion.jobs.handling.context import Context
 from nimburion.testing import FakeClock
 from tests.overridden import OverridableBackend
 from tests.waiting import wait_until

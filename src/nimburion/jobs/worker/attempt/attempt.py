@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from nimburion.core.metrics.counters import LaneCounters
-from nimburion.jobs.declaration.attempt_record import AttemptRecord
-from nimburion.jobs.declaration.context import Context
+from nimburion.jobs.handling.attempt_record import AttemptRecord
+from nimburion.jobs.handling.context import Context
 from nimburion.jobs.worker.attempt.threads import ThreadCall
 
 if TYPE_CHECKING:

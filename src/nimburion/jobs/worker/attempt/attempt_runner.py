@@ -34,19 +34,19 @@ from nimburion.core.settlement import (
 from nimburion.core.size_limits import SizeLimits
 from nimburion.core.timing.clock import Clock
 from nimburion.core.transactions import Transaction
-from nimburion.jobs.declaration.attempt_record import (
+from nimburion.jobs.declaration.registry import Handler, Registry
+from nimburion.jobs.handling.attempt_record import (
     AttemptRecord,
     EnqueueClient,
     RecordStep,
     ReportSink,
     WorkerServices,
 )
-from nimburion.jobs.declaration.codec import UnstorableResult
-from nimburion.jobs.declaration.context import CURRENT, Context
-from nimburion.jobs.declaration.failure_hooks import FailureHooks
-from nimburion.jobs.declaration.handler_hooks import HandlerHooks
-from nimburion.jobs.declaration.middleware import Middleware
-from nimburion.jobs.declaration.registry import Handler, Registry
+from nimburion.jobs.handling.context import CURRENT, Context
+from nimburion.jobs.handling.handler_hooks import HandlerHooks
+from nimburion.jobs.handling.middleware import Middleware
+from nimburion.jobs.options.failure_hooks import FailureHooks
+from nimburion.jobs.payloads.codec import UnstorableResult
 from nimburion.jobs.worker.attempt import outcome as outcomes
 from nimburion.jobs.worker.attempt.attempt import Attempt, AttemptTimeout, Interruption
 from nimburion.jobs.worker.attempt.failure_hook_runner import FailureHookRunner

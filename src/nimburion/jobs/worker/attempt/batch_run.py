@@ -11,9 +11,9 @@ import contextvars
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from nimburion.jobs.declaration.batches import BatchContext, read_outcomes, spread_error
-from nimburion.jobs.declaration.context import CURRENT, Context, get_record
 from nimburion.jobs.declaration.registry import Handler
+from nimburion.jobs.handling.batch_context import BatchContext, read_outcomes, spread_error
+from nimburion.jobs.handling.context import CURRENT, Context, get_record
 from nimburion.jobs.worker.attempt.attempt import Attempt
 from nimburion.jobs.worker.attempt.threads import HandlerThreads, ThreadCall
 

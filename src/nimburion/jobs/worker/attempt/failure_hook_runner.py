@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nimburion.core.job import AttemptError
-from nimburion.jobs.declaration.context import CURRENT, Context
-from nimburion.jobs.declaration.failure_hooks import FailureHook
+from nimburion.jobs.handling.context import CURRENT, Context
+from nimburion.jobs.options.failure_hooks import FailureHook
 from nimburion.jobs.worker.attempt.forking import ForkGuard
 from nimburion.jobs.worker.attempt.reporter import log_safely
 from nimburion.jobs.worker.attempt.threads import HandlerThreads

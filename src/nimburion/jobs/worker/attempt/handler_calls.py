@@ -12,9 +12,9 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from functools import partial
 from typing import Any
 
-from nimburion.jobs.declaration.context import Context
-from nimburion.jobs.declaration.handler_hooks import HandlerHooks
 from nimburion.jobs.declaration.registry import Handler
+from nimburion.jobs.handling.context import Context
+from nimburion.jobs.handling.handler_hooks import HandlerHooks
 from nimburion.jobs.worker.attempt.forking import ForkGuard
 
 HandlerCall = Callable[[Context[Any]], Any]

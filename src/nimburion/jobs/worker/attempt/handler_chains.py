@@ -10,10 +10,10 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from nimburion.core.metrics.counters import LaneCounters
-from nimburion.jobs.declaration.context import Context, get_record
-from nimburion.jobs.declaration.handler_hooks import HandlerHooks
-from nimburion.jobs.declaration.middleware import Middleware, compose
 from nimburion.jobs.declaration.registry import Handler, Registry
+from nimburion.jobs.handling.context import Context, get_record
+from nimburion.jobs.handling.handler_hooks import HandlerHooks
+from nimburion.jobs.handling.middleware import Middleware, compose
 from nimburion.jobs.worker.attempt.attempt import Attempt
 from nimburion.jobs.worker.attempt.batch_run import BatchHandler
 from nimburion.jobs.worker.attempt.forking import ForkGuard

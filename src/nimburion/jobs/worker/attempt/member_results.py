@@ -10,9 +10,9 @@ from nimburion.core.errors import BackendUnavailable
 from nimburion.core.flows import ResultRef
 from nimburion.core.job import JobRecord, State
 from nimburion.core.result_errors import decode_result_error
-from nimburion.jobs.declaration.codec import UnreadablePayload
-from nimburion.jobs.declaration.context import Context, get_record
 from nimburion.jobs.declaration.registry import Handler
+from nimburion.jobs.handling.context import Context, get_record
+from nimburion.jobs.payloads.codec import UnreadablePayload
 from nimburion.jobs.worker.attempt.outcome import HandlerNotCalled
 
 ReadRecords = Callable[[Sequence[str]], Awaitable[Mapping[str, JobRecord]]]

@@ -20,10 +20,10 @@ from nimburion.core.job import AttemptError, ErrorKind
 from nimburion.core.text.fingerprints import compute_fingerprint
 from nimburion.core.text.shortening import MAX_MESSAGE_BYTES, clean_text
 from nimburion.core.timing.durations import to_seconds
-from nimburion.jobs.declaration.codec import UnreadablePayload
+from nimburion.jobs.payloads.codec import UnreadablePayload
 
 if TYPE_CHECKING:
-    from nimburion.jobs.declaration.policy import Policy
+    from nimburion.jobs.options.policy import Policy
 
 
 class Succeeded(NamedTuple):

@@ -10,9 +10,9 @@ import msgspec
 from nimburion.core.errors import Cancel, RateLimitExceeded, RemoteError, Snooze
 from nimburion.core.lease import Delivery, Lease
 from nimburion.core.settlement import Progressed, Spent
-from nimburion.jobs.declaration.attempt_record import ReportSink
-from nimburion.jobs.declaration.context import Context
-from nimburion.jobs.declaration.policy import Policy
+from nimburion.jobs.handling.attempt_record import ReportSink
+from nimburion.jobs.handling.context import Context
+from nimburion.jobs.options.policy import Policy
 from nimburion.jobs.worker.attempt.outcome import HandlerNotCalled, describe_child_death
 from nimburion.jobs.worker.children.errors import ChildDied, ChildNotStarted
 from nimburion.jobs.worker.children.messages import (

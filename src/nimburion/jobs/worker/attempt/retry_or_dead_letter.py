@@ -1,7 +1,7 @@
 """Decides what follows an attempt: maps its outcome to a settlement. Pure functions.
 
 A failed attempt is retried, or the job becomes a dead letter. Only this module decides which.
-`jobs/declaration/backoff.py` computes the delay until the next attempt.
+`jobs/options/backoff.py` computes the delay until the next attempt.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from nimburion.core.settlement import (
     Settlement,
     Suspended,
 )
-from nimburion.jobs.declaration.backoff import compute_delay
-from nimburion.jobs.declaration.policy import Policy
+from nimburion.jobs.options.backoff import compute_delay
+from nimburion.jobs.options.policy import Policy
 from nimburion.jobs.worker.attempt.outcome import (
     AttemptFailed,
     CancelRequested,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nimburion.core.text.shortening import shorten
-from nimburion.jobs.declaration.context import get_current_context
+from nimburion.jobs.handling.context import get_current_context
 from nimburion.jobs.worker.children.line_budget import LINES_PER_SECOND, LineBudget
 from nimburion.jobs.worker.children.messages import Logged, ToParent
 from nimburion.telemetry.logs import AttemptFilter, format_exception

@@ -21,10 +21,10 @@ from nimburion.core.events import Events
 from nimburion.core.result_errors import encode_result_error
 from nimburion.core.settlement import Progressed, Spent
 from nimburion.jobs.client.client import Client
-from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
-from nimburion.jobs.declaration.codec import UnstorableResult
-from nimburion.jobs.declaration.context import CURRENT, Context
 from nimburion.jobs.declaration.registry import Handler
+from nimburion.jobs.handling.attempt_record import AttemptRecord, WorkerServices
+from nimburion.jobs.handling.context import CURRENT, Context
+from nimburion.jobs.payloads.codec import UnstorableResult
 from nimburion.jobs.processor import Processor, get_handler_hooks, get_lifespan
 from nimburion.jobs.worker.attempt.forking import ForkGuard
 from nimburion.jobs.worker.attempt.handler_calls import HandlerCall, make_handler_call

@@ -52,7 +52,7 @@ from nimburion.core.size_limits import SizeLimits
 from nimburion.core.text.shortening import clean_text
 from nimburion.core.timing.clock import Clock
 from nimburion.core.timing.pauses import iterate_pauses
-from nimburion.jobs.declaration.attempt_record import StepAnswer
+from nimburion.jobs.handling.attempt_record import StepAnswer
 from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.exchange.exchange_size import MAX_SETTLEMENTS, ExchangeSize
 

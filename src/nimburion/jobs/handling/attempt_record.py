@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from nimburion.core.errors import LeaseLost
@@ -11,17 +12,18 @@ from nimburion.core.lease import Delivery
 from nimburion.core.result_errors import encode_result_error
 from nimburion.core.settlement import Failed, Progressed, Recorded, Retried, Spent
 from nimburion.core.transactions import Transaction
-from nimburion.jobs.declaration.codec import UnstorableResult
-from nimburion.jobs.declaration.job_log import make_job_log
-from nimburion.jobs.declaration.lifespan import NO_STATE
+from nimburion.jobs.handling.lifespan import NO_STATE
+from nimburion.jobs.payloads.codec import UnstorableResult
 
 if TYPE_CHECKING:
     from typing import Unpack
 
     from nimburion.jobs.declaration.job import JobId, JobReturning
-    from nimburion.jobs.declaration.options import EnqueueOptions
     from nimburion.jobs.durable.run import DurableRun
     from nimburion.jobs.durable.services import RunServices
+    from nimburion.jobs.options.enqueue_options import EnqueueOptions
+
+_log = logging.getLogger("nimburion.job")
 
 R = TypeVar("R")
 
@@ -178,3 +180,27 @@ class AttemptRecord:
             log = make_job_log(self.delivery)
             log.warning("the result of job %s is not stored: %s", self.delivery.lease.job_id, error)
             return encode_result_error(str(error))
+
+
+class JobLog(logging.LoggerAdapter[logging.Logger]):
+    """Adds the fields of the job to each log record, next to the `extra` of the call."""
+
+    def process(
+        self, msg: object, kwargs: MutableMapping[str, Any]
+    ) -> tuple[object, MutableMapping[str, Any]]:
+        """Merge both sets of fields; a field of the call takes precedence."""
+        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
+        return msg, kwargs
+
+
+def make_job_log(delivery: Delivery) -> JobLog:
+    """Return the logger of a delivered job."""
+    fields = {
+        "job_id": delivery.lease.job_id,
+        "job_name": delivery.name,
+        "queue": delivery.queue,
+        "attempt": delivery.attempt,
+        "correlation_id": delivery.options.correlation_id,
+        "tenant": delivery.options.tenant,
+    }
+    return JobLog(_log, fields)

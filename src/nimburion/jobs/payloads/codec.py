@@ -18,9 +18,14 @@ import msgspec
 
 from nimburion.core.errors import InvalidJob, NimburionError
 from nimburion.core.size_limits import SizeLimits
-from nimburion.jobs.declaration.custom_types import dec_hook, enc_hook
-from nimburion.jobs.declaration.fields import JobField, inspect_fields, make_struct
-from nimburion.jobs.declaration.json_values import NotJson, check_json_value, nests_deeper_than
+from nimburion.jobs.payloads.fields import JobField, inspect_fields, make_struct
+from nimburion.jobs.payloads.json_values import (
+    NotJson,
+    check_json_value,
+    dec_hook,
+    enc_hook,
+    nests_deeper_than,
+)
 
 _NATIVE_TYPES = (bytes, bytearray, memoryview, datetime, date, time, timedelta, UUID, Decimal)
 _CONVERSION_ERRORS = (ValueError, TypeError, RecursionError, OverflowError, NotImplementedError)

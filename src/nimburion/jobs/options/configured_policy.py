@@ -1,4 +1,5 @@
-"""What the settings say of jobs and limits: `overrides`, `keyed_limits` and `queue_limits`."""
+"""What the settings say of jobs, limits and queues: `overrides`, `keyed_limits`, `queue_limits`
+and `fairness`."""
 
 from __future__ import annotations
 
@@ -7,13 +8,14 @@ from collections.abc import Collection, Iterable
 import msgspec
 
 from nimburion.core.errors import ConfigurationError, DefinitionError
+from nimburion.core.job import NewJob
 from nimburion.core.limits import LimitRule, make_queue_limit_name
 from nimburion.core.rate_limits import parse_rate
 from nimburion.core.settings import BatchSettings, JobSettings, KeyedLimitSettings, Settings
+from nimburion.core.size_limits import check_declared_name
 from nimburion.core.text.suggestions import describe_unknown, find_nearest
-from nimburion.jobs.declaration.job import check_declared_name
-from nimburion.jobs.declaration.limits import Limit, choose_limit_name
-from nimburion.jobs.declaration.policy import Policy
+from nimburion.jobs.options.limits import Limit, choose_limit_name
+from nimburion.jobs.options.policy import Policy
 
 _BURST_ALONE = "`burst` needs a `rate`, like `rate: 100/min`"
 
@@ -125,3 +127,27 @@ def find_unknown_names(
         for limit in settings.keyed_limits
     ]
     return [message for message in found if message is not None]
+
+
+class QueueFairness:
+    """The setting `fairness` of each queue. It is applied when a job is enqueued."""
+
+    __slots__ = ("_by_queue", "_default", "has_exceptions")
+
+    def __init__(self, settings: Settings) -> None:
+        self._default = settings.fairness == "tenants"
+        self._by_queue = {
+            queue.name: queue.fairness == "tenants"
+            for queue in settings.queues
+            if queue.fairness != "auto"
+        }
+        self.has_exceptions: bool = not (self._default and all(self._by_queue.values()))
+        """Whether `apply` may change something."""
+
+    def apply(self, job: NewJob) -> NewJob:
+        """Return a job as the setting of its queue wants it."""
+        options = job.options
+        fair = self._by_queue.get(job.queue, self._default)
+        if options.tenant is None or options.fair == fair:
+            return job
+        return msgspec.structs.replace(job, options=msgspec.structs.replace(options, fair=fair))

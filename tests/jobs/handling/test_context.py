@@ -13,9 +13,9 @@ from nimburion.core.job import JobOptions
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.settlement import Progressed, Spent
 from nimburion.jobs import Context, Processor, job
-from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
-from nimburion.jobs.declaration.context import get_record
-from nimburion.jobs.declaration.middleware import Middleware, Next, compose
+from nimburion.jobs.handling.attempt_record import AttemptRecord, WorkerServices
+from nimburion.jobs.handling.context import get_record
+from nimburion.jobs.handling.middleware import Middleware, Next, compose
 from nimburion.testing import make_context
 
 LEASE = Lease("j1", Token(7, bytes(16)))

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import NODEFAULT, inspect
 
 from nimburion.core.errors import DefinitionError
-from nimburion.jobs.declaration.custom_types import is_custom_type
+from nimburion.jobs.payloads.json_values import is_custom_type
 
 _CHECKED_TYPES = (inspect.IntType, inspect.FloatType, inspect.AnyType, inspect.DateTimeType)
 _NESTING_TYPES = (

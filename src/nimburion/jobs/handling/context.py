@@ -14,11 +14,15 @@ from nimburion.core.settlement import Progressed, Spent
 from nimburion.core.size_limits import check_text
 from nimburion.core.text.shortening import MAX_MESSAGE_BYTES, clean_text
 from nimburion.core.timing.durations import Duration
-from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
-from nimburion.jobs.declaration.job_log import JobLog, make_job_log
-from nimburion.jobs.declaration.lifespan import NO_STATE
-from nimburion.jobs.declaration.loop_calls import find_running_loop
-from nimburion.jobs.declaration.transaction import HandlerTransaction
+from nimburion.jobs.handling.attempt_record import (
+    AttemptRecord,
+    JobLog,
+    WorkerServices,
+    make_job_log,
+)
+from nimburion.jobs.handling.lifespan import NO_STATE
+from nimburion.jobs.handling.loop_calls import find_running_loop
+from nimburion.jobs.handling.transaction import HandlerTransaction
 
 if TYPE_CHECKING:
     from typing import NoReturn, Unpack
@@ -26,8 +30,8 @@ if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
     from nimburion.jobs.declaration.job import JobId, JobReturning
-    from nimburion.jobs.declaration.options import EnqueueOptions
     from nimburion.jobs.flows.growing import MemberFlow
+    from nimburion.jobs.options.enqueue_options import EnqueueOptions
 
     StateT_co = TypeVar("StateT_co", covariant=True, default=object)
     R = TypeVar("R")

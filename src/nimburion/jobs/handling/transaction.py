@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from nimburion.core.errors import DefinitionError, LeaseLost, NotOpen, UseAwait
 from nimburion.core.settlement import Completed
 from nimburion.core.transactions import Transaction, TransactionSettlement
-from nimburion.jobs.declaration.loop_calls import ThreadBoundConnection, run_on_loop
+from nimburion.jobs.handling.loop_calls import ThreadBoundConnection, run_on_loop
 
 if TYPE_CHECKING:
-    from nimburion.jobs.declaration.attempt_record import AttemptRecord
+    from nimburion.jobs.handling.attempt_record import AttemptRecord
 
 T = TypeVar("T")
 

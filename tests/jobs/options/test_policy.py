@@ -16,16 +16,16 @@ from nimburion.core.rate_limits import parse_rate
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import SizeLimits
 from nimburion.jobs import Backoff, Batch, ChildProcess, Limit, Unique
-from nimburion.jobs.declaration.backoff import compute_delay, exponential, listed
-from nimburion.jobs.declaration.options import EnqueueOptions, parse_options
-from nimburion.jobs.declaration.policy import (
+from nimburion.jobs.options.backoff import compute_delay, exponential, listed
+from nimburion.jobs.options.enqueue_options import EnqueueOptions, parse_options
+from nimburion.jobs.options.policy import (
     POLICY_OPTIONS,
     Policy,
     PolicyOptions,
     parse_policy,
     read_policy,
 )
-from nimburion.jobs.declaration.unknown_options import ADVICE_FOR_CALLS, ADVICE_FOR_JOBS
+from nimburion.jobs.options.unknown_options import ADVICE_FOR_CALLS, ADVICE_FOR_JOBS
 
 
 class NoJitter(Random):

@@ -22,13 +22,13 @@ import msgspec
 
 from nimburion.core.errors import InvalidJob
 from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
-from nimburion.jobs.declaration.context import Context
-from nimburion.jobs.declaration.options import ParsedOptions, read_job_id, set_options
+from nimburion.jobs.handling.context import Context
+from nimburion.jobs.options.enqueue_options import ParsedOptions, read_job_id, set_options
 
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from nimburion.jobs.declaration.options import EnqueueOptions
+    from nimburion.jobs.options.enqueue_options import EnqueueOptions
 
 Subject = TypeVar("Subject")
 

@@ -15,7 +15,7 @@ from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
 from nimburion.core.size_limits import SizeLimits, check_name, check_text
 from nimburion.core.text.shortening import shorten
 from nimburion.core.timing.durations import Duration, require_positive_seconds, require_seconds
-from nimburion.jobs.declaration.uniqueness import (
+from nimburion.jobs.options.uniqueness import (
     KeyRule,
     Unique,
     Uniqueness,
@@ -225,8 +225,8 @@ def apply_key_rule(rule: KeyRule, parsed: ParsedOptions, key: str) -> tuple[JobO
 
 
 def _describe_unknown_option(options: Mapping[str, object]) -> str | None:
-    from nimburion.jobs.declaration.policy import POLICY_OPTIONS
-    from nimburion.jobs.declaration.unknown_options import describe_unknown_call_option
+    from nimburion.jobs.options.policy import POLICY_OPTIONS
+    from nimburion.jobs.options.unknown_options import describe_unknown_call_option
 
     return describe_unknown_call_option(options, EnqueueManyOptions.__annotations__, POLICY_OPTIONS)
 

@@ -1,17 +1,27 @@
-"""Types of arguments and results that msgspec does not know: pydantic models and paths.
+"""The JSON form of values, where msgspec alone has none or takes too much.
 
-Pydantic models are recognised by duck typing, so that pydantic is never imported.
+Pydantic models and paths have one. NaN, naive datetimes and huge integers pass the type check and
+have none. Pydantic models are recognised by duck typing, so that pydantic is never imported.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterable
+from datetime import datetime
+from itertools import accumulate
 from pathlib import PurePath
 from typing import Any
 
 import msgspec
 
-from nimburion.jobs.declaration.json_values import check_json_value
+LOWEST, HIGHEST = -(2**63), 2**64 - 1
+"""The range of integers that every JSON reader with 64-bit integers can hold."""
+
+_STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 _BASES: tuple[tuple[type, Callable[[Any], Any]], ...] = (
     (str, str.__str__),
@@ -21,6 +31,53 @@ _BASES: tuple[tuple[type, Callable[[Any], Any]], ...] = (
     (dict, dict),
 )
 _MODEL_ATTRIBUTES = ("model_dump", "model_validate_json", "__pydantic_serializer__")
+
+
+class NotJson(ValueError):
+    """A value without a JSON form; `path` leads to it from the outermost value."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.path: list[object] = []
+
+
+def check_json_value(value: object) -> None:
+    """Raise `NotJson` for a naive datetime, NaN, an infinity or an integer over 64 bits.
+
+    The check descends into dicts, lists, tuples and sets.
+    """
+    kind = type(value)
+    if kind is str or kind is bool or value is None:
+        return
+    if kind is dict:
+        _check_members(value.items())  # type: ignore[attr-defined]
+    elif kind is int:
+        if not LOWEST <= value <= HIGHEST:  # type: ignore[operator]
+            raise NotJson("a whole number must fit in 64 bits")
+    elif kind is float:
+        if not math.isfinite(value):  # type: ignore[arg-type]
+            raise NotJson(f"a number must be finite, not {value}")
+    elif kind is list or kind is tuple or kind is set or kind is frozenset:
+        _check_members(enumerate(value))  # type: ignore[arg-type]
+    elif isinstance(value, float):  # a subclass
+        check_json_value(float(value))
+    elif isinstance(value, datetime) and value.utcoffset() is None:
+        raise NotJson(
+            "a datetime must have a time zone: "
+            "datetime(…, tzinfo=timezone.utc), datetime.now(timezone.utc), or .astimezone()"
+        )
+
+
+def nests_deeper_than(limit: int, payload: bytes) -> bool:
+    """Return whether JSON nests deeper than `limit`, without parsing it.
+
+    The answer is never False for JSON that does. For malformed text it may be either.
+    """
+    if payload.count(b"{") + payload.count(b"[") <= limit:
+        return False
+    brackets = _STRINGS.sub(b"", payload).translate(None, _NOT_BRACKETS)
+    return max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > limit
 
 
 def is_pydantic_model(kind: object) -> bool:
@@ -68,6 +125,15 @@ def dec_hook(kind: Any, value: Any) -> Any:  # noqa: ANN401 (msgspec's hook)
         return kind.model_validate_json(msgspec.json.encode(value))
     except ValueError as error:
         raise ValueError(_describe_first_error(error)) from error
+
+
+def _check_members(members: object) -> None:
+    for key, member in members:  # type: ignore[attr-defined]
+        try:
+            check_json_value(member)
+        except NotJson as odd:
+            odd.path.insert(0, key)
+            raise
 
 
 def _describe_first_error(error: ValueError) -> str:

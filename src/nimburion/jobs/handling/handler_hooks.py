@@ -29,7 +29,7 @@ from contextlib import (
 from typing import Any
 
 from nimburion.core.errors import DefinitionError
-from nimburion.jobs.declaration.context import Context
+from nimburion.jobs.handling.context import Context
 
 HandlerHook = Callable[[Context[Any]], Iterator[None]]
 """A hook around `def` handlers: a generator function with one `yield`."""

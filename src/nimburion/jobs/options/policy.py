@@ -16,7 +16,7 @@ from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settings import Settings
 from nimburion.core.text.sizes import read_byte_count
 from nimburion.core.timing.durations import Duration
-from nimburion.jobs.declaration.backoff import (
+from nimburion.jobs.options.backoff import (
     Backoff,
     BackoffFunction,
     Delays,
@@ -25,10 +25,9 @@ from nimburion.jobs.declaration.backoff import (
     parse_delays,
     parse_seconds,
 )
-from nimburion.jobs.declaration.batches import Batch
-from nimburion.jobs.declaration.failure_hooks import FailureHook, check_failure_hook
-from nimburion.jobs.declaration.limits import Limit, make_limit_rule, split_limits
-from nimburion.jobs.declaration.uniqueness import Fields, Unique, Uniqueness, parse_uniqueness
+from nimburion.jobs.options.failure_hooks import FailureHook, check_failure_hook
+from nimburion.jobs.options.limits import Limit, make_limit_rule, split_limits
+from nimburion.jobs.options.uniqueness import Fields, Unique, Uniqueness, parse_uniqueness
 
 _log = logging.getLogger("nimburion.jobs")
 _T = TypeVar("_T")
@@ -59,6 +58,20 @@ class ChildProcess:
 
     memory: int | str | None = None
     retry_over_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """How many jobs one call of a batch handler takes: the option `batch`.
+
+    Args:
+        size: the most jobs of one call.
+        wait: the call starts this long after its first job if it is not full before, in seconds or
+            as a timedelta. 0: it takes the jobs that are due.
+    """
+
+    size: int
+    wait: Duration = 0.0
 
 
 class Priority(enum.IntEnum):
@@ -211,8 +224,8 @@ def read_job_policy(name: str, options: PolicyOptions) -> Policy:
 
 
 def _describe_unknown_option(options: Mapping[str, object]) -> str | None:
-    from nimburion.jobs.declaration.options import EnqueueOptions
-    from nimburion.jobs.declaration.unknown_options import describe_unknown_job_option
+    from nimburion.jobs.options.enqueue_options import EnqueueOptions
+    from nimburion.jobs.options.unknown_options import describe_unknown_job_option
 
     known = {*POLICY_OPTIONS, "name", "queue"}
     return describe_unknown_job_option(options, known, EnqueueOptions.__annotations__)
@@ -283,7 +296,7 @@ def _parse_batch(batch: Batch, execution: Execution | ChildProcess) -> int:
 
 
 def _parse_tags(tags: object) -> tuple[str, ...]:
-    from nimburion.jobs.declaration.options import parse_tags
+    from nimburion.jobs.options.enqueue_options import parse_tags
 
     try:
         return parse_tags(tags)

@@ -13,11 +13,9 @@ await index.enqueue(Document(...))
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic
 
-from nimburion.core.timing.durations import Duration
-from nimburion.jobs.declaration.context import Context
+from nimburion.jobs.handling.context import Context
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -27,20 +25,6 @@ else:  # Python 3.11 has no defaults of type variables
     from typing import TypeVar
 
     StateT_co = TypeVar("StateT_co", covariant=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """How many jobs one call of a batch handler takes: the option `batch`.
-
-    Args:
-        size: the most jobs of one call.
-        wait: the call starts this long after its first job if it is not full before, in seconds or
-            as a timedelta. 0: it takes the jobs that are due.
-    """
-
-    size: int
-    wait: Duration = 0.0
 
 
 class BatchContext(Generic[StateT_co]):

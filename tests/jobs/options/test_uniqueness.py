@@ -15,9 +15,9 @@ from nimburion.core.job import UNFINISHED, JobOptions, OnDuplicate, State, sort_
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import MAX_TEXT
 from nimburion.jobs import Job, Limit, Processor, Unique, job
-from nimburion.jobs.declaration.limits import JobLimits
 from nimburion.jobs.declaration.registry import Registry
-from nimburion.jobs.declaration.uniqueness import parse_uniqueness
+from nimburion.jobs.options.limits import JobLimits
+from nimburion.jobs.options.uniqueness import parse_uniqueness
 from nimburion.testing import FakeClock
 
 WAITING_STATES = (State.PENDING, State.SCHEDULED, State.RETRYING)

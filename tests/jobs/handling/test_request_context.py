@@ -8,7 +8,7 @@ import pytest
 
 from nimburion import Processor, get_current_context, job
 from nimburion.core.errors import InvalidJob
-from nimburion.jobs.declaration.context import CURRENT, RequestContext
+from nimburion.jobs.handling.context import CURRENT, RequestContext
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 

@@ -18,8 +18,8 @@ from nimburion.core.job import AttemptError
 from nimburion.core.settlement import Failed, Retried, Settlement
 
 if TYPE_CHECKING:
-    from nimburion.jobs.declaration.context import Context
-    from nimburion.jobs.declaration.policy import Policy
+    from nimburion.jobs.handling.context import Context
+    from nimburion.jobs.options.policy import Policy
 
 FailureHook = Callable[["Context[Any]", AttemptError], object]
 """A function, `def` or `async def`, that is called with the context and the error of an attempt."""

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from nimburion.core.errors import DefinitionError, InvalidJob
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import SizeLimits
-from nimburion.jobs.declaration.codec import Codec, UnreadablePayload
-from nimburion.jobs.declaration.fields import JobField
 from nimburion.jobs.declaration.job import Job
-from nimburion.jobs.declaration.json_values import nests_deeper_than
 from nimburion.jobs.declaration.registry import Registry
+from nimburion.jobs.payloads.codec import Codec, UnreadablePayload
+from nimburion.jobs.payloads.fields import JobField
+from nimburion.jobs.payloads.json_values import nests_deeper_than
 
 LIMITS = SizeLimits()
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)

@@ -1,0 +1,1 @@
+"""What a handler receives: its context, its transaction, and what runs around it."""

@@ -1,0 +1,1 @@
+"""The options of jobs and of enqueue calls: policies, limits, unique keys, backoffs."""
