@@ -20,7 +20,7 @@ from nimburion.core.errors import (
 )
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, WHOLE_PAYLOAD, JobFilter, Page
 from nimburion.jobs import Processor, job
-from nimburion.jobs.client import client
+from nimburion.jobs.client import status_reader
 from nimburion.jobs.handling.middleware import Enqueueing, Next
 from nimburion.testing import FakeClock
 from tests.overridden import OverridableBackend
@@ -33,7 +33,7 @@ SQLITE = "sqlite:///{}/jobs.db"
 def slow_backend_may_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give each query a minute, so that a short timeout of `wait` does not end it on a busy
     machine."""
-    monkeypatch.setattr(client, "_MIN_QUERY_TIMEOUT", 60.0)
+    monkeypatch.setattr(status_reader, "_MIN_QUERY_TIMEOUT", 60.0)
 
 
 @job

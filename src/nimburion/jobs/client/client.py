@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import sys
 from collections.abc import (
-    AsyncIterator,
     Awaitable,
     Callable,
     Container,
@@ -15,7 +13,6 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from random import Random
 from types import TracebackType
@@ -37,44 +34,35 @@ import msgspec
 
 from nimburion.core.backend import Backend, Transactional
 from nimburion.core.errors import (
-    BackendUnavailable,
     DefinitionError,
     InvalidJob,
     JobConflict,
-    JobNotCompleted,
     JobNotFound,
     NotOpen,
     NotSupported,
-    ResultNotKept,
     TooManySignals,
-    WaitTimeout,
 )
 from nimburion.core.events import Events, JobEnqueued
 from nimburion.core.ids import Entropy, JobIds
-from nimburion.core.job import Enqueued, JobRecord, NewJob, State, require_stored
+from nimburion.core.job import Enqueued, JobRecord, NewJob, require_stored
 from nimburion.core.maintenance import Cancellation
 from nimburion.core.outage_log import OutageLog
-from nimburion.core.queries import JobFilter, Page
-from nimburion.core.result_errors import decode_result_error
 from nimburion.core.service import Service
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import check_name
 from nimburion.core.text.shortening import shorten
 from nimburion.core.timing.clock import Clock, SystemClock
 from nimburion.core.timing.durations import Duration, to_seconds
-from nimburion.core.timing.pauses import iterate_pauses
 from nimburion.core.transactions import CallerConnection, Transaction
 from nimburion.jobs.client.batching import (
-    CALL_STARTED,
     EnqueueBatcher,
     EnqueueState,
     RunOnLoop,
-    choose_limit,
 )
 from nimburion.jobs.client.client_statistics import ClientStatistics
 from nimburion.jobs.client.lazy_jobs import LazyJobs
 from nimburion.jobs.client.pipeline import EnqueuePipeline
-from nimburion.jobs.client.status import Status, make_status
+from nimburion.jobs.client.status import Status
 from nimburion.jobs.declaration.job import AnyJob, JobId, JobReturning, require_declaration
 from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.handling.context import CURRENT, inherit_options
@@ -106,28 +94,20 @@ if TYPE_CHECKING:
     from nimburion.actions.tenants import TenantActions
     from nimburion.actions.workers import WorkerActions
     from nimburion.core.flows import NewFlow
-    from nimburion.core.queries import QueueInfo
+    from nimburion.jobs.client.status import Status
+    from nimburion.jobs.client.status_reader import StatusReader
     from nimburion.jobs.durable.signals import Signal
     from nimburion.jobs.flows.flow import Flow
     from nimburion.jobs.flows.growing import Flows
     from nimburion.jobs.flows.plan import PlannedJob
-    from nimburion.jobs.outbox.database import OutboxDatabase
-    from nimburion.jobs.outbox.outbox import Outbox, WaitingJob
+    from nimburion.jobs.outbox.outbox import Outbox
     from nimburion.scheduler.schedules import Schedules
     from nimburion.telemetry.registry import MetricsRegistry
 
 __all__ = ["Client", "Priority"]
 
 R = TypeVar("R")
-
-_FIRST_POLL_PAUSE = 0.01
-"""Seconds between the first two queries of `wait`."""
-_MAX_POLL_PAUSE = 1.0
-"""The longest time in seconds between two queries of `wait`."""
-_MAX_READ = 1_000
-"""The most jobs that one query of the backend reads by id."""
-_MIN_QUERY_TIMEOUT = 0.25
-"""Seconds that the backend has to answer, even when the timeout is almost over."""
+T = TypeVar("T")
 
 
 class EnqueueResult(NamedTuple, Generic[R]):
@@ -144,14 +124,6 @@ class EnqueueResult(NamedTuple, Generic[R]):
     def created(self) -> bool:
         """Whether the call stored this job."""
         return self.outcome == "created"
-
-
-class _FoundJobs(NamedTuple):
-    """What one query of `wait` has found."""
-
-    records: dict[str, JobRecord]
-    in_outbox: frozenset[str]
-    """The ids of jobs without a record that wait in the outbox."""
 
 
 class Client:
@@ -696,12 +668,10 @@ class Client:
         The same is true of `queue_size` and `pending_count`.
         """
         checked_id = read_job_id(job_id)
-        async with self._limit_reading():
-            records = await self._find_stored_or_waiting([checked_id])
-        if checked_id not in records:
+        status = (await self._make_reader().get_statuses([checked_id]))[checked_id]
+        if status is None:
             raise JobNotFound(checked_id)
-        record = records[checked_id]
-        return make_status(record, self._find_result_decoder(record.name))
+        return status
 
     async def get_statuses(self, job_ids: Iterable[str | UUID]) -> dict[str, Status | None]:
         """Return the states of several jobs: by id, in the order of `job_ids`.
@@ -713,15 +683,7 @@ class Client:
         statuses = await processor.get_statuses([first, second])
         ```
         """
-        ids = read_job_ids(job_ids)
-        async with self._limit_reading():
-            records = await self._find_stored_or_waiting(ids)
-        return {
-            job_id: make_status(found, self._find_result_decoder(found.name))
-            if (found := records.get(job_id))
-            else None
-            for job_id in ids
-        }
+        return await self._make_reader().get_statuses(read_job_ids(job_ids))
 
     @overload
     async def wait(
@@ -820,38 +782,10 @@ class Client:
         """
         ids = read_job_ids(job_ids)
         seconds = None if timeout is None else to_seconds(timeout)
-        deadline = None if seconds is None else _get_call_start(self.clock) + seconds
-        pauses = iterate_pauses(_FIRST_POLL_PAUSE, _MAX_POLL_PAUSE, factor=1.5)
-        outcomes: dict[str, object] = {}
-        waiting = list(dict.fromkeys(ids))
-        outbox = None
-        if self.outbox is not None:
-            from nimburion.jobs.outbox.outbox import get_rows  # loaded already: there is an outbox
-
-            outbox = get_rows(self.outbox).open_database()
-        try:
-            while waiting:
-                try:
-                    found = await self._find_before(
-                        deadline, waiting, seconds, None if missing_ok else outbox
-                    )
-                except WaitTimeout as late:
-                    new: dict[str, object] = dict.fromkeys(waiting, late)
-                else:
-                    new = self._read_outcomes(waiting, found, missing_ok=missing_ok)
-                    if deadline is not None and self.clock.monotonic() >= deadline:
-                        new = _make_wait_timeouts(waiting, found, seconds) | new
-                if not return_exceptions:
-                    _raise_first(new.values())
-                outcomes |= new
-                waiting = [job_id for job_id in waiting if job_id not in new]
-                if waiting:
-                    left = math.inf if deadline is None else deadline - self.clock.monotonic()
-                    await self.clock.sleep(min(next(pauses), left))
-        finally:
-            if outbox is not None:
-                await outbox.close()
-        return [outcomes[job_id] for job_id in ids]
+        reader = self._make_reader()
+        return await reader.wait_all(
+            ids, seconds, return_exceptions=return_exceptions, missing_ok=missing_ok
+        )
 
     async def cancel(self, job_id: str | UUID) -> Cancellation:
         """Cancel a job and return what happened to it.
@@ -863,15 +797,7 @@ class Client:
 
         `JobNotFound` is raised for an unknown id. A job that waits in the outbox is relayed first.
         """
-        self._check_open()
-        job_id = read_job_id(job_id)
-        try:
-            return await self.backend.producing.cancel(job_id)
-        except JobNotFound:
-            if self.outbox is None:
-                raise
-        await self._send_waiting(job_id)
-        return await self.backend.producing.cancel(job_id)
+        return await self._change_job(job_id, self.backend.producing.cancel)
 
     async def signal(
         self,
@@ -924,15 +850,7 @@ class Client:
 
         `JobNotFound` is raised for an unknown id. A job that waits in the outbox is relayed first.
         """
-        self._check_open()
-        job_id = read_job_id(job_id)
-        try:
-            return await self._make_due(job_id)
-        except JobNotFound:
-            if self.outbox is None:
-                raise
-        await self._send_waiting(job_id)
-        return await self._make_due(job_id)
+        return await self._change_job(job_id, self._make_due)
 
     async def _make_due(self, job_id: str) -> bool:
         """Make a stored job due now; return whether it waited for a later time."""
@@ -945,12 +863,12 @@ class Client:
 
     async def queue_size(self, queue: str | None = None) -> int:
         """Return the number of jobs that are due and not processing, in one queue or in all."""
-        infos = await self._list_queues()
+        infos = await self._make_reader().list_queues()
         return sum(info.size for info in infos if queue in (None, info.name))
 
     async def pending_count(self) -> int:
         """Return the number of jobs that wait: pending, retrying and scheduled."""
-        return sum(info.size + info.scheduled for info in await self._list_queues())
+        return sum(info.size + info.scheduled for info in await self._make_reader().list_queues())
 
     # Internals
 
@@ -963,155 +881,42 @@ class Client:
                 "it on this loop after the other loop has ended"
             )
 
-    @asynccontextmanager
-    async def _limit_reading(self) -> AsyncIterator[None]:
-        """Raise `BackendUnavailable` if the block does not end in the time that an enqueue has.
+    def _make_reader(self) -> StatusReader:
+        from nimburion.jobs.client.status_reader import StatusReader  # many processes only enqueue
 
-        The time includes the wait for a connection that other calls use. A backend in this process
-        has no limit, because counting millions of jobs in a file takes long.
-        """
-        seconds = self.settings.enqueue_timeout
-        is_remote = self.backend.capabilities.out_of_process
-        time = asyncio.timeout(choose_limit(seconds) if is_remote else None)
+        return StatusReader(
+            self.backend,
+            self.outbox,
+            self.registry,
+            self.clock,
+            timeout=self.settings.enqueue_timeout,
+            check_open=self._check_open,
+        )
+
+    async def _change_job(self, job_id: str | UUID, change: Callable[[str], Awaitable[T]]) -> T:
+        """Apply `change` to a job, which is relayed first if it waits in the outbox."""
+        self._check_open()
+        job_id = read_job_id(job_id)
         try:
-            async with time:
-                yield
-        except TimeoutError as error:
-            if not time.expired():
+            return await change(job_id)
+        except JobNotFound:
+            if self.outbox is None:
                 raise
-            raise BackendUnavailable(
-                f"{self.backend.describe()}: no answer within {seconds:g} s", outcome="not applied"
-            ) from error
+        await self._send_waiting(self.outbox, job_id)
+        return await change(job_id)
 
-    async def _list_queues(self) -> list[QueueInfo]:
-        self._check_open()
-        async with self._limit_reading():
-            return await self.backend.reads.list_queues(budget=None)
-
-    async def _find_records(
-        self, job_ids: Sequence[str], *, payloads: bool = False
-    ) -> dict[str, JobRecord]:
-        """Return the records of those jobs that exist, by id."""
-        self._check_open()
-        reads = self.backend.reads
-        if len(job_ids) == 1:
-            with suppress(JobNotFound):
-                return {job_ids[0]: await reads.get_job(job_ids[0])}
-            return {}
-        found: dict[str, JobRecord] = {}
-        for start in range(0, len(job_ids), _MAX_READ):
-            some = tuple(job_ids[start : start + _MAX_READ])
-            page: Page | None = None
-            while page is None or page.next is not None:
-                page = await reads.list_jobs(
-                    JobFilter(ids=some),
-                    limit=len(some),
-                    after=None if page is None else page.next,
-                    payloads=payloads,
-                )
-                found |= {record.id: record for record in page.jobs}
-        return found
-
-    async def _find_stored_or_waiting(self, job_ids: Sequence[str]) -> dict[str, JobRecord]:
-        """Return the records of those jobs that the backend or the outbox has, by id."""
-        records = await self._find_records(job_ids, payloads=True)
-        missing = [job_id for job_id in job_ids if job_id not in records]
-        if self.outbox is None or not missing:
-            return records
-        waiting = await self._read_outbox(self.outbox, missing)
-        now = self.clock.now()
-        found = {job_id: job.make_record(now) for job_id, job in waiting.items()}
-        records |= {job_id: record for job_id, record in found.items() if record is not None}
-        others = [job_id for job_id in missing if job_id not in waiting]
-        if others:  # they may have been relayed since the first query
-            records |= await self._find_records(others, payloads=True)
-        return records
-
-    async def _read_outbox(self, outbox: Outbox, job_ids: Sequence[str]) -> dict[str, WaitingJob]:
-        """Return those of these jobs that wait in the outbox, by id."""
-        from nimburion.jobs.outbox.outbox import get_rows  # loaded already: there is an outbox
-
-        rows = get_rows(outbox)
-        async with rows.open_database() as database:
-            return await rows.find_waiting(database, job_ids)
-
-    async def _send_waiting(self, job_id: str) -> None:
+    async def _send_waiting(self, outbox: Outbox, job_id: str) -> None:
         """Store a job of the outbox in the backend. Its relay finds it there, and deletes the row.
 
         So no relay can store the job after an action of an operator has decided about it.
         """
-        assert self.outbox is not None, "the caller has checked it"
-        waiting = await self._read_outbox(self.outbox, [job_id])
+        from nimburion.jobs.outbox.outbox import get_rows  # loaded already: there is an outbox
+
+        rows = get_rows(outbox)
+        async with rows.open_database() as database:
+            waiting = await rows.find_waiting(database, [job_id])
         if waiting:
             await send_jobs(self, [msgspec.json.decode(waiting[job_id].job, type=NewJob)])
-
-    async def _find_before(
-        self,
-        deadline: float | None,
-        job_ids: Sequence[str],
-        seconds: float | None,
-        outbox: OutboxDatabase | None,
-    ) -> _FoundJobs:
-        """Return what the backend and the outbox know about these jobs.
-
-        `WaitTimeout` is raised when one of them does not answer before `deadline`.
-        """
-        if deadline is None:
-            return await self._find_jobs(job_ids, outbox)
-        time = asyncio.timeout(max(_MIN_QUERY_TIMEOUT, deadline - self.clock.monotonic()))
-        try:
-            async with time:
-                return await self._find_jobs(job_ids, outbox)
-        except TimeoutError as error:
-            if not time.expired():
-                raise
-            or_outbox = "" if outbox is None else " or the database of the outbox"
-            raise WaitTimeout(
-                f"job {job_ids[0]}: {self.backend.describe()}{or_outbox} did not answer within the "
-                f"{seconds:g} s of waiting"
-            ) from error
-
-    async def _find_jobs(self, job_ids: Sequence[str], outbox: OutboxDatabase | None) -> _FoundJobs:
-        """Return the records of those jobs that exist, and which others wait in the outbox."""
-        records = await self._find_records(job_ids)
-        missing = [job_id for job_id in job_ids if job_id not in records]
-        if self.outbox is None or outbox is None or not missing:
-            return _FoundJobs(records, frozenset())
-        from nimburion.jobs.outbox.outbox import get_rows
-
-        in_outbox = frozenset(await get_rows(self.outbox).find_waiting(outbox, missing))
-        others = [job_id for job_id in missing if job_id not in in_outbox]
-        if others:  # they may have been relayed since the first query
-            records |= await self._find_records(others)
-        return _FoundJobs(records, in_outbox)
-
-    def _read_outcomes(
-        self, job_ids: Iterable[str], found: _FoundJobs, *, missing_ok: bool
-    ) -> dict[str, object]:
-        """Return the result of each job that has ended, or the error that `wait` raises for it."""
-        outcomes: dict[str, object] = {}
-        for job_id in job_ids:
-            record = found.records.get(job_id)
-            if record is not None and record.state.finished:
-                outcomes[job_id] = self._read_outcome(record)
-            elif record is None and not missing_ok and job_id not in found.in_outbox:
-                outcomes[job_id] = JobNotFound(job_id)
-        return outcomes
-
-    def _read_outcome(self, record: JobRecord) -> object:
-        """Return the result of a job that has ended, or the error that `wait` raises for it."""
-        if record.state is not State.COMPLETED:
-            return JobNotCompleted(record.id, record.state, _describe_end(record))
-        reason = decode_result_error(record.result)
-        if reason is not None:
-            return ResultNotKept(record.id, reason)
-        if record.result is None:
-            return None
-        return self._find_result_decoder(record.name)(record.result)
-
-    def _find_result_decoder(self, name: str) -> Callable[[bytes], Any]:
-        handler = self.registry.get(name)
-        return msgspec.json.decode if handler is None else handler.decode_result
 
     def _require_batcher(self) -> EnqueueBatcher:
         """Return the batcher of this event loop; `NotOpen` if the client is not open on it."""
@@ -1444,8 +1249,7 @@ async def read_records(client: Client, job_ids: Sequence[str]) -> dict[str, JobR
     """Return the records of those jobs that exist, by id, with their results and without their
     payloads. Raises `BackendUnavailable` if the backend does not answer in time.
     """
-    async with client._limit_reading():
-        return await client._find_records(job_ids)
+    return await client._make_reader().read_records(job_ids)
 
 
 def share_outage_log(client: Client, service: Service) -> None:
@@ -1604,12 +1408,6 @@ def _check_members(jobs: Sequence[NewJob], passed_on: Sequence[NewJob]) -> None:
             )
 
 
-def _get_call_start(clock: Clock) -> float:
-    """Return the monotonic time at which the current call started."""
-    started = CALL_STARTED.get()
-    return clock.monotonic() if started is None else started
-
-
 def _split_pair(entry: object) -> tuple[Any, EnqueueOptions]:
     """Return a job of `enqueue_many` and its own options."""
     if not isinstance(entry, tuple):
@@ -1623,38 +1421,3 @@ def _split_pair(entry: object) -> tuple[Any, EnqueueOptions]:
     if own.get("connection") is not None:
         raise InvalidJob("all jobs of a call are stored in one transaction: pass `connection` once")
     return job, own
-
-
-def _raise_first(outcomes: Iterable[object]) -> None:
-    """Raise the first error among the outcomes of jobs."""
-    for outcome in outcomes:
-        if isinstance(outcome, Exception):
-            raise outcome
-
-
-def _make_wait_timeouts(
-    job_ids: Iterable[str], found: _FoundJobs, seconds: float | None
-) -> dict[str, object]:
-    """Return the error of each job for the case that it does not end in time."""
-    errors: dict[str, object] = {}
-    for job_id in job_ids:
-        record = found.records.get(job_id)
-        if record is not None:
-            state, advice = (
-                f"is {record.state}",
-                f"; `nimburion why {job_id}` says what it waits for",
-            )
-        elif job_id in found.in_outbox:
-            state, advice = "is in the outbox, not relayed yet,", ""
-        else:
-            state, advice = "does not exist", ""
-        errors[job_id] = WaitTimeout(f"job {job_id} {state} after {seconds:g} s of waiting{advice}")
-    return errors
-
-
-def _describe_end(record: JobRecord) -> str | None:
-    """Return the reason why a job ended, with its last error if it failed with one."""
-    error = record.error
-    if record.state is not State.FAILED or error is None:
-        return record.reason
-    return f"{record.reason}: {error.type}: {error.message}"
