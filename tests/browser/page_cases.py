@@ -127,6 +127,7 @@ async def test_keys_open_each_page_and_the_help(subject: Subject, page: Page) ->
     for section in SECTIONS:
         await page.keyboard.press(section.key)
         await expect(page.locator("nav [aria-current=page]")).to_have_text(section.label)
+        await page.wait_for_load_state()  # its script listens to keys
     await page.keyboard.press("?")
     await expect(page.locator("#help")).to_be_visible()
     await page.keyboard.press("Escape")
