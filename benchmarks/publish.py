@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.conditions import ROOT, load_newest
-from benchmarks.cost import BACKENDS
+from benchmarks.cost import BACKENDS, summarize
 from benchmarks.fleet import FleetSize
 from benchmarks.fleet import compare as compare_with_one
 from benchmarks.flow_peers import FIGURES as FLOW_FIGURES
@@ -76,6 +76,44 @@ def make_costs(link: Link) -> str:
     ]
     head = ["", *(BACKENDS[name] for name in costs)]
     return f"{make_table(head, rows)}\n{describe(path, found, link)}\n"
+
+
+def make_against(link: Link) -> str:
+    """The CPU time of a job beside an older commit, with and without kept arguments."""
+    path, found = load_newest("against")
+    forgetting_path, forgetting = load_newest("against-forget")
+    runs = [(BACKENDS[name], pairs) for name, pairs in found["costs"].items()]
+    runs += [
+        (f"{BACKENDS[name]}, arguments not kept", pairs)
+        for name, pairs in forgetting["costs"].items()
+    ]
+    rows = []
+    for title, pairs in runs:
+        row = [title]
+        for name in (
+            "drain_cpu",
+            "bare_tasks",
+            "drain_server_cpu",
+            "enqueue_one_cpu",
+            "enqueue_one_server_cpu",
+            "wal",
+        ):
+            ours, theirs = (
+                statistics.median(summarize(pairs[side], name)) for side in ("this", "other")
+            )
+            row.append(f"{ours / theirs:.2f}" if theirs else "")
+        rows.append(row)
+    head = [
+        "",
+        "run, worker",
+        "in bare tasks",
+        "run, server",
+        "single enqueue, caller",
+        "single enqueue, server",
+        "bytes of WAL",
+    ]
+    sources = [describe(path, found, link), describe(forgetting_path, forgetting, link)]
+    return "\n".join([make_table(head, rows), *sources]) + "\n"
 
 
 def make_peers(link: Link) -> str:
@@ -239,6 +277,7 @@ def make_flow_peers(link: Link) -> str:
 BLOCKS: dict[str, Callable[[Link], str]] = {
     "rates": make_rates,
     "costs": make_costs,
+    "against": make_against,
     "peers": make_peers,
     "slower": make_slower,
     "limits": make_limits,
