@@ -875,7 +875,7 @@ def a_scheduler() -> Scheduler:
             {"name": "a" * 101},
             "must be 1-100 characters of A-Z a-z 0-9 _ . : -, not 101 characters",
         ),
-        ({"jitter": -1}, "jitter must be a number of seconds, a timedelta"),
+        ({"jitter": -1}, "jitter must be 0 seconds or more, not -1"),
         ({"start": datetime(2026, 1, 1)}, "start must be a datetime with a time zone"),  # noqa: DTZ001
         ({"priority": 11}, "priority must be from 0 to 9"),
         ({"queue": "a b"}, "queue must be"),
