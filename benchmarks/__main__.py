@@ -5,11 +5,13 @@ python -m benchmarks peers [BACKEND ...] [--save]         beside other job syste
 python -m benchmarks cost [--against CHECKOUT] [--save]   the CPU time of a job
 python -m benchmarks fleet [--workers N ...] [--save]     exchanges for one job, by idle workers
 python -m benchmarks fleet-drain [--jobs N] [--save]      the server's cost of a job, by workers
+python -m benchmarks fleet-pickup [--save]                how soon a fleet starts a job
 python -m benchmarks idle-peers [--save]                  one job for idle workers, beside others
 python -m benchmarks sqlite|redis|postgres [TABLE ...]    one backend at length, beside others
 python -m benchmarks flows [SCENE ...] [--save]           members of flows beside plain jobs
 python -m benchmarks flow-peers [SCENE ...] [--save]      flows and steps beside other systems
 python -m benchmarks readings|schedules|scrape [--save]   what operators read, the scheduler
+python -m benchmarks monitoring [--phases N] [--save]     a live Prometheus beside a log
 python -m benchmarks publish                              saved figures into README and docs
 """
 
@@ -24,12 +26,14 @@ COMMANDS = {
     "cost": ("benchmarks.cost", "main"),
     "fleet": ("benchmarks.fleet", "main"),
     "fleet-drain": ("benchmarks.fleet_drain", "main"),
+    "fleet-pickup": ("benchmarks.fleet_pickup", "main"),
     "idle-peers": ("benchmarks.idle_peers", "main"),
     "flows": ("benchmarks.flows", "main"),
     "flow-peers": ("benchmarks.flow_peers", "main"),
     "readings": ("benchmarks.readings.main", "main"),
     "schedules": ("benchmarks.operating", "main_schedules"),
     "scrape": ("benchmarks.operating", "main_scrape"),
+    "monitoring": ("benchmarks.monitoring.main", "main"),
     "publish": ("benchmarks.publish", "main"),
 }
 """The module and the function of each command; none is imported before it is asked for."""

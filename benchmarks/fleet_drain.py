@@ -3,8 +3,10 @@
     python -m benchmarks fleet-drain [--backend NAME ...] [--jobs N] [--save]
 
 The workers run in four processes, each with its own session and connections; on SQLite, each has a
-process of its own. All jobs wait in a paused queue. When all workers wait for jobs, the queue is
-resumed.
+process of its own. Each runs some jobs first: PostgreSQL plans the functions of a new connection in
+its first exchanges, which costs more than these. Then all jobs wait in a paused queue, and the
+queue is resumed. The workers say when they have run them: to count them costs the server as much as
+to run them.
 
 - `server µs`: the CPU time of the server's processes for a job. SQLite has no server: there it is
   that of the workers.
@@ -39,6 +41,9 @@ PROCESSES = 4
 QUEUE, PAYLOAD = "default", b"x" * 250
 _BATCH = 1_000
 _LOOK_AGAIN = 0.1
+_WARM_UP_ROUNDS = 8
+"""Each has a few jobs for each worker."""
+_WARM_UP_JOBS = 10
 
 
 class Counter:
@@ -63,7 +68,9 @@ class Counter:
 
 
 async def run_workers(url: str, count: int) -> None:
-    """Run some workers until the standard input ends. Print their counts of jobs, the CPU time."""
+    """Run some workers until the standard input ends. For each line of it, print their counts of
+    jobs, of exchanges and the CPU time since the line before.
+    """
     processors = [Processor(url) for _ in range(count)]
     counters = [Counter(processor) for processor in processors]
     calls = Calls()
@@ -74,14 +81,14 @@ async def run_workers(url: str, count: int) -> None:
         await asyncio.sleep(_LOOK_AGAIN)
     print("ready", flush=True)
     began = time.process_time()
-    await asyncio.to_thread(sys.stdin.read)
-    found = {
-        "jobs": [counter.jobs for counter in counters],
-        "cpu": (time.process_time() - began) * 1e3,
-        "exchanges": calls.counts["exchange"] - calls.counts["poll"],
-        "without jobs": calls.counts["without jobs"],
-    }
-    print(json.dumps(found), flush=True)
+    while await asyncio.to_thread(sys.stdin.readline):
+        found = {
+            "jobs": [counter.jobs for counter in counters],
+            "cpu": (time.process_time() - began) * 1e3,
+            "exchanges": calls.counts["exchange"] - calls.counts["poll"],
+            "without jobs": calls.counts["without jobs"],
+        }
+        print(json.dumps(found), flush=True)
     await asyncio.gather(*(processor.close() for processor in processors))
 
 
@@ -109,38 +116,93 @@ def start_workers(url: str, workers: int, most: int) -> Iterator[list[subprocess
             process.communicate()
 
 
+class Fleet:
+    """The worker processes, and a client."""
+
+    def __init__(self, client: Processor, processes: list[subprocess.Popen[str]]) -> None:
+        self._client = client
+        self._processes = processes
+
+    async def enqueue(self, name: str, jobs: int) -> None:
+        """Enqueue jobs."""
+        for first in range(0, jobs, _BATCH):
+            await asyncio.gather(
+                *(
+                    self._client.enqueue_raw(name, PAYLOAD, queue=QUEUE)
+                    for _ in range(min(_BATCH, jobs - first))
+                )
+            )
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return what each process has counted."""
+        found = []
+        for process in self._processes:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+            found.append(json.loads(process.stdout.readline()))
+        return found
+
+    def count_jobs(self) -> int:
+        """Return how many jobs have run."""
+        return sum(sum(one["jobs"]) for one in self.read())
+
+    async def wait_until_run(self, jobs: int) -> None:
+        """Wait until so many jobs have run, and all results are stored."""
+        while self.count_jobs() < jobs:
+            await asyncio.sleep(_LOOK_AGAIN)
+        reads = self._client.backend.reads
+        while (await reads.count_jobs(budget=None))[State.COMPLETED] < jobs:
+            await asyncio.sleep(_LOOK_AGAIN)
+
+    async def warm_up(self, workers: int) -> int:
+        """Let each worker run some jobs. Return how many jobs have run."""
+        done = 0
+        for _ in range(_WARM_UP_ROUNDS):
+            done += workers * _WARM_UP_JOBS
+            await self.enqueue("nothing", workers * _WARM_UP_JOBS)
+            await self.wait_until_run(done)
+        return done
+
+
 async def drain(
     url: str, server: int | None, workers: int, jobs: int, name: str
 ) -> dict[str, float]:
     """Enqueue the jobs, and let a fleet run them."""
+    most = workers if server is None else PROCESSES
     async with Processor(url) as client:
         Counter(client)
-        await client.queues.pause(QUEUE)
-        for first in range(0, jobs, _BATCH):
-            await asyncio.gather(
-                *(
-                    client.enqueue_raw(name, PAYLOAD, queue=QUEUE)
-                    for _ in range(min(_BATCH, jobs - first))
-                )
-            )
-        with start_workers(url, workers, workers if server is None else PROCESSES) as started:
+        with start_workers(url, workers, most) as started:
+            fleet = Fleet(client, started)
+            warm = await fleet.warm_up(workers)
+            await client.queues.pause(QUEUE)
+            await fleet.enqueue(name, jobs)
+            before = fleet.read()
             cpu, began = ServerCpu(server), time.monotonic()
             await client.queues.resume(QUEUE)
-            while (await client.backend.reads.count_jobs(budget=None))[State.COMPLETED] < jobs:
-                await asyncio.sleep(_LOOK_AGAIN)
+            await fleet.wait_until_run(warm + jobs)
             seconds, server_ms = time.monotonic() - began, cpu.take()
-            ended = [process.communicate("")[0].splitlines()[-1] for process in started]
-    found = [json.loads(line) for line in ended]
+            after = fleet.read()
     if server is None:
-        server_ms = sum(one["cpu"] for one in found)
-    counts = [count for one in found for count in one["jobs"]]
+        server_ms = sum_change(before, after, "cpu")
+    counts = [
+        now - then
+        for one, last in zip(after, before, strict=True)
+        for now, then in zip(one["jobs"], last["jobs"], strict=True)
+    ]
     return {
         "server µs": server_ms * 1e3 / jobs,
         "jobs/s": jobs / seconds,
-        "exchanges": sum(one["exchanges"] for one in found),
-        "without jobs": sum(one["without jobs"] for one in found),
+        "exchanges": sum_change(before, after, "exchanges"),
+        "without jobs": sum_change(before, after, "without jobs"),
         "cv": statistics.pstdev(counts) / statistics.mean(counts),
     }
+
+
+def sum_change(before: list[dict[str, Any]], after: list[dict[str, Any]], name: str) -> float:
+    """Return by how much a figure of all processes has grown."""
+    return float(sum(one[name] for one in after) - sum(one[name] for one in before))
 
 
 def main(arguments: list[str]) -> int:

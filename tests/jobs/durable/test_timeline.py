@@ -10,7 +10,7 @@ from msgspec import Raw
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import JobNotFound
 from nimburion.core.exchange import RESERVE_NOTHING, Lane, Reply, ReserveRequest
-from nimburion.core.flows import SourceKind, WaitSource
+from nimburion.core.flows import NewFlow, SourceKind, WaitSource
 from nimburion.core.job import AttemptError, NewJob
 from nimburion.core.lease import Delivery
 from nimburion.core.runs import CANCEL_SIGNAL, NewSignal, make_signal_source
@@ -177,6 +177,16 @@ async def test_child_jobs(run: StoredRun) -> None:
     assert await run.list_rows() == [("children", "parts", "started")]
     await run.suspend(WaitSource(SourceKind.SIGNAL, "order/x"))
     assert ("children", "parts", "started") in await run.list_rows()
+
+
+async def test_child_jobs_among_many_sources_wait(run: StoredRun) -> None:
+    keys = ["a", "b", "c", "d"]
+    for key in keys:
+        await run.store(journal.ChildrenEntry(key, f"order.{key}", (key,), 1))
+    flows = [NewFlow(id=f"order.{key}", name=key, members=1) for key in keys]
+    await run.backend.producing.enqueue([], flows)
+    await run.suspend(*(WaitSource(SourceKind.FLOW, f"order.{key}") for key in keys))
+    assert await run.list_rows() == [("children", key, "waiting") for key in keys]
 
 
 async def test_the_results_of_child_jobs(run: StoredRun) -> None:

@@ -215,13 +215,33 @@ async def test_with_many_prefetched_jobs_a_batch_fills() -> None:
     assert state.reason is ExchangeReason.FLUSH_FULL
 
 
-async def test_with_capacity_for_a_batch_results_are_sent_at_once() -> None:
+@pytest.mark.parametrize("jobs_wait", [False, True])
+async def test_with_capacity_for_a_batch_results_are_sent_at_once_where_more_jobs_wait(
+    jobs_wait: bool,
+) -> None:
+    """Else they wait for those of the prefetched jobs: many workers that share the end of a backlog
+    would make an exchange for a few results each.
+    """
     state = State()
     state.prefetch_many_jobs()
     state.settle()
     for _ in range(FULL_FLUSH):
         state.slots.prefetched.pop()
+    state.fetcher.lanes_not_empty = jobs_wait
+    assert state.reason is (ExchangeReason.RESULTS_WAIT if jobs_wait else None)
+    state.slots.prefetched.clear()
     assert state.reason is ExchangeReason.RESULTS_WAIT
+
+
+async def test_results_that_a_reply_with_jobs_holds_back_are_flushed_soon() -> None:
+    """No end of another job is needed for it."""
+    state = State()
+    state.settle()
+    state.fetcher.note_result()
+    state.prefetch_many_jobs()
+    async with asyncio.timeout(10):
+        await state.fetcher.wait_for_reason()
+    assert state.reason is ExchangeReason.FLUSH_DUE
 
 
 async def test_a_flush_is_due_soon_after_a_result_began_to_wait() -> None:
@@ -233,6 +253,17 @@ async def test_a_flush_is_due_soon_after_a_result_began_to_wait() -> None:
     async with asyncio.timeout(10):
         await state.fetcher.wait_for_reason()
     assert state.reason is ExchangeReason.FLUSH_DUE
+
+
+@pytest.mark.parametrize(("seconds", "delay"), [(0.001, 0.02), (0.02, 0.06), (9.0, 0.5)])
+async def test_results_wait_longer_while_the_backend_is_busy(seconds: float, delay: float) -> None:
+    state = State()
+    state.completer.last_seconds = seconds
+    state.prefetch_many_jobs()
+    state.settle()
+    with patch.object(asyncio.get_running_loop(), "call_later") as call_later:
+        state.fetcher.note_result()
+    assert call_later.call_args.args[0] == pytest.approx(delay)
 
 
 async def test_too_many_bytes_of_results_are_sent_at_once() -> None:

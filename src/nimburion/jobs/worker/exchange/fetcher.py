@@ -25,7 +25,13 @@ from nimburion.jobs.worker.exchange.wakeups import (
     compute_poll_interval,
 )
 
-_MAX_FLUSH_DELAY = 0.020
+_FLUSH_DELAY = 0.020
+"""Seconds that a settlement is delayed to form a larger flush, if exchanges are quick."""
+_FLUSH_DELAY_FACTOR = 3.0
+"""The delay in multiples of the time that the last exchange took. A busy backend then gets fewer
+and larger exchanges: each worker of a large fleet has few results in 20 ms.
+"""
+_MAX_FLUSH_DELAY = 0.500
 """The longest time in seconds that a settlement is delayed to form a larger flush."""
 
 _RESERVED_PREFETCH_DIVISOR = 8
@@ -151,18 +157,19 @@ class Fetcher:
         """Return the reason to exchange now, or None. The first state that holds decides.
 
         "Plenty held" means: the prefetched jobs leave no room for as many more as a full flush of
-        results makes. Batches are those of batch handlers.
+        results makes; or jobs are prefetched, and the backend is not known to hold more. Batches
+        are those of batch handlers.
 
         | state of the worker | answer |
         |---|---|
         | closing, or cancelled and no job runs | CLOSING: send pending settlements, then end |
         | the session has ended | SESSION_OVER: detect it, and open a new session |
         | too many bytes of results wait | RESULTS_FULL: no job starts before they are sent |
-        | plenty held, a result waits for 20 ms | FLUSH_DUE: do not delay a result any longer |
+        | plenty held, a result has waited | FLUSH_DUE: do not delay a result any longer |
         | plenty held, a handler waits for a step | FLUSH_DUE: let it continue |
         | plenty held, a full flush waits | FLUSH_FULL: send the results and fetch as many jobs |
         | plenty held, less than that waits | None: a larger flush costs less per job |
-        | results or progress wait | RESULTS_WAIT: a delay would gain nothing |
+        | results or progress wait | RESULTS_WAIT: fetch as many jobs, or a delay gains nothing |
         | all slots are taken, a job is due | JOB_DUE: promote it for another worker |
         | all slots are taken, a batch has room | BATCH_HAS_ROOM: its jobs need no slot |
         | all slots are taken, or it drains | None: nothing to send, no room for jobs |
@@ -181,8 +188,10 @@ class Fetcher:
             return ExchangeReason.RESULTS_FULL
         prefetch = slots.prefetch.size
         flush_size = min(MAX_SETTLEMENTS, prefetch - prefetch // _RESERVED_PREFETCH_DIVISOR)
-        self._refill_level, self._flush_size = prefetch - flush_size, flush_size
-        if len(slots.prefetched) > prefetch - flush_size:
+        more_wait = self.lanes_not_empty or self.may_have_work
+        self._refill_level = prefetch - flush_size if more_wait else 0
+        self._flush_size = flush_size
+        if len(slots.prefetched) > self._refill_level:
             return self._find_flush_reason(flush_size)
         if completer.has_pending:
             return ExchangeReason.RESULTS_WAIT
@@ -220,11 +229,13 @@ class Fetcher:
         """
         while (reason := self.find_reason()) is None:
             self._woken.clear()
+            if self._flush_timer is None and self._completer.pending:
+                self.note_result()
             await self._woken.wait()
         return reason is not ExchangeReason.CLOSING or self._completer.has_pending
 
     def note_result(self) -> None:
-        """Note the end of an attempt: wake the reserve loop, or start the flush timer (20 ms)."""
+        """Note the end of an attempt: wake the reserve loop, or start the flush timer."""
         if (
             self._flush_timer is not None
             and not self.flush_due
@@ -236,7 +247,9 @@ class Fetcher:
         if self.find_reason() is not None:
             self._woken.set()
         elif self._flush_timer is None and self._completer.pending:
-            self._flush_timer = self._loop.call_later(_MAX_FLUSH_DELAY, self._on_flush_due)
+            delay = max(_FLUSH_DELAY, _FLUSH_DELAY_FACTOR * self._completer.last_seconds)
+            delay = min(delay, _MAX_FLUSH_DELAY)
+            self._flush_timer = self._loop.call_later(delay, self._on_flush_due)
 
     def wake(self) -> None:
         """Let the reserve loop check for a reason again."""

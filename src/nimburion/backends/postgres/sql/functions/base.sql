@@ -24,6 +24,8 @@
 --         Taken by: MIGRATION_LOCK (schema.py)
 --   7048  TEXT is the name of `forget_tenants_1`. One transaction at a time reads all tenants to remove unused rows.
 --         Taken by: forget_tenants, prune_tenant_lanes
+--   7049  TEXT is the name of `exchange_1` and a number from 0 to 3. Four transactions at a time lease many jobs.
+--         Taken by: wait_for_others
 -- The text of each lock but the first names the schema, so backends in other schemas take other locks. The id of a
 -- session is random.
 

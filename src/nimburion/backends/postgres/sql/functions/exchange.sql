@@ -190,6 +190,9 @@ BEGIN
         FROM {schema}.read_lane_limits_1(now, p_queues[1], p_names[1]) l;
     END IF;
     IF most > 0 AND first_dues <> '{}' THEN
+        IF most > 64 THEN
+            PERFORM {schema}.wait_for_others_1(session.number);
+        END IF;
         checks_sizes := {schema}.may_exceed_1(most, p_max_bytes);
         IF lane_index IS NOT NULL AND NOT checks_sizes THEN  -- one lane has jobs: no merge
             RETURN QUERY SELECT * FROM {schema}.lease_jobs_1(
@@ -267,6 +270,17 @@ BEGIN
     END IF;
     LOCK TABLE {schema}.limit_rule, {schema}.paused_queue IN ROW SHARE MODE;
     RETURN CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS int8);
+END $$;
+
+-- name: wait_for_others
+-- Wait until at most three other exchanges lease many jobs. Each exchange reads past all rows that others have locked: that of many
+-- workers at once costs more than what they lease.
+-- Inputs: the number of the session
+-- Locks: advisory lock 7049. Its owner waits for no other lock.
+CREATE OR REPLACE FUNCTION {schema}.wait_for_others_1(p_session int4) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('{schema}.exchange_1 ' || p_session % 4, 7049));
 END $$;
 
 -- name: find_exchange
@@ -506,8 +520,8 @@ END $$;
 --   main_lanes                    for a late lane the number of its main lane, else its own number
 --   request_indexes               the index of the requested lane that it belongs to
 --   ranks, levels                 its rank; the level of its queue (NULL: no levels are given)
---   low_water_marks               the due time from which to read it. Marks are ignored for late lanes, and if the clock was
---                                 set back.
+--   low_water_marks               the due time from which to read it: that of its first job, so that deleted rows are read once.
+--                                 Marks are ignored for late lanes, and if the clock was set back.
 --   queues, names                 its queue and name
 --   head_dues                     the due time of its first job; NULL: it is empty
 -- One short statement costs less than several (decision 0004).
@@ -521,7 +535,7 @@ BEGIN
         RETURN;
     END IF;
     SELECT array_agg(lane.id), array_agg(lane.main_lane), array_agg(lane.place), array_agg(lane.rank), array_agg(lane.level),
-        array_agg(lane.low_water_mark), array_agg(lane.queue), array_agg(lane.name), array_agg(lane.due)
+        array_agg(coalesce(lane.due, lane.low_water_mark)), array_agg(lane.queue), array_agg(lane.name), array_agg(lane.due)
     INTO ids, main_lanes, request_indexes, ranks, levels, low_water_marks, queues, names, head_dues
     FROM (
         SELECT known.*, (

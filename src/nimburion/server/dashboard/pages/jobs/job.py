@@ -189,9 +189,11 @@ async def _read_attempt(
 
     age = _ENDED_AGE if job.state.finished else SIDE_AGE
     stored, stack = await readings.read(f"attempt {job.id} {job.state} {job.attempt}", read, age)
-    found, rights = make_run_timeline(facts, stored), request.caller.rights
-    is_run = bool(found.steps or found.entries)
-    run = make_job_run(found, with_values="payloads" in rights) if is_run else None
+    rights, run = request.caller.rights, None
+    if stored.steps or job.state is State.SUSPENDED:  # others did nothing in steps
+        found = make_run_timeline(facts, stored)
+        if found.steps or found.entries:
+            run = make_job_run(found, with_values="payloads" in rights)
     return run, stack if "stacks" in rights else None
 
 
