@@ -10,7 +10,6 @@ from nimburion.backends.memory.consuming import MemoryConsuming
 from nimburion.backends.memory.maintenance import MemoryMaintaining
 from nimburion.backends.memory.producing import MemoryProducing
 from nimburion.backends.memory.reads import MemoryInspecting
-from nimburion.backends.memory.schedules import MemoryScheduling
 from nimburion.core.timing.clock import Clock
 
 
@@ -20,7 +19,6 @@ class OverridableBackend(
     MemoryConsuming,
     MemoryMaintaining,
     MemoryInspecting,
-    MemoryScheduling,
 ):
     """A memory backend that has the operations of all its protocols itself.
 
@@ -30,7 +28,7 @@ class OverridableBackend(
     def __init__(self, *, clock: Clock | None = None) -> None:
         MemoryBackend.__init__(self, clock=clock)
         MemoryConsuming.__init__(self, self._data)
-        self.producing = self.consuming = self.maintenance = self.reads = self.schedules = self
+        self.producing = self.consuming = self.maintenance = self.reads = self
 
 
 class BackendWrapper:
@@ -52,14 +50,10 @@ class BackendWrapper:
     def reads(self) -> Self:
         return self
 
-    @property
-    def schedules(self) -> Self:
-        return self
-
 
 def get_operation(backend: Any, name: str) -> Callable[..., Any]:
     """Return an operation of a backend, of whichever protocol it is, or of its lifecycle."""
-    protocols = ("producing", "consuming", "maintenance", "reads", "schedules")
+    protocols = ("producing", "consuming", "maintenance", "reads")
     owners = [backend, *(getattr(backend, protocol) for protocol in protocols)]
     owner = next(owner for owner in owners if hasattr(owner, name))
     return getattr(owner, name)  # type: ignore[no-any-return]

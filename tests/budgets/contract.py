@@ -3,7 +3,7 @@
 Usage: python -m tests.budgets.contract
 
 Prints the operations of each protocol of `core/backend.py`, and their number. Every public method
-and property counts, those of optional capabilities and of the lifecycle too. The five properties of
+and property counts, those of optional capabilities and of the lifecycle too. The four properties of
 `Backend` that hold its protocols are no operations.
 """
 

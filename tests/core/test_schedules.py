@@ -28,7 +28,7 @@ async def get_only(harness: Harness) -> ScheduleRecord:
 
 async def fire(harness: Harness, expected: float | None, tick: float, job_id: str) -> None:
     """Decide a tick of the nightly schedule."""
-    await harness.backend.schedules.fire("nightly", expected, tick, harness.job(job_id), "allow")
+    await harness.backend.producing.fire("nightly", expected, tick, harness.job(job_id), "allow")
 
 
 async def test_a_schedule_is_kept_as_it_is(harness: Harness) -> None:

@@ -642,7 +642,7 @@ class Twins(RuleBasedStateMachine):
 
         async def decide(backend: Backend) -> Answer:
             last = {s.name: s.last_tick for s in await list_schedules(backend)}.get(name)
-            return await backend.schedules.fire(name, 59.0 if behind else last, tick, job, overlap)
+            return await backend.producing.fire(name, 59.0 if behind else last, tick, job, overlap)
 
         self._agree(decide)
         self._touch([job.id])

@@ -132,14 +132,14 @@ async def test_a_scheduler_far_behind_reads_which_ticks_were_fired(
     await behind.fire_due()
     place.at(4.5)
     backend = behind.processor.backend
-    real, ticks_tried = backend.schedules.fire, list[float]()
+    real, ticks_tried = backend.producing.fire, list[float]()
 
     async def fire(name: str, expected: float | None, tick: float, *more: object) -> Fired:
         await first.fire_due()
         ticks_tried.append(tick)
         return await real(name, expected, tick, *more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(backend.schedules, "fire", fire)
+    monkeypatch.setattr(backend.producing, "fire", fire)
     assert await behind.fire_due() == 0
     assert len(ticks_tried) == 2
     place.at(5)
@@ -154,16 +154,16 @@ async def test_a_fire_whose_answer_was_lost_is_repeated(
     await scheduler.fire_due()
     place.at(60)
     backend = scheduler.processor.backend
-    real = backend.schedules.fire
+    real = backend.producing.fire
 
     async def applied_and_lost(*arguments: object) -> Fired:
         await real(*arguments)  # type: ignore[arg-type]
         raise BackendUnavailable("cut")
 
-    monkeypatch.setattr(backend.schedules, "fire", applied_and_lost)
+    monkeypatch.setattr(backend.producing, "fire", applied_and_lost)
     with pytest.raises(BackendUnavailable):
         await scheduler.fire_due()
-    monkeypatch.setattr(backend.schedules, "fire", real)
+    monkeypatch.setattr(backend.producing, "fire", real)
     assert await scheduler.fire_due() == 0
     place.at(120)
     assert await scheduler.fire_due() == 1
@@ -875,7 +875,7 @@ def a_scheduler() -> Scheduler:
             {"name": "a" * 101},
             "must be 1-100 characters of A-Z a-z 0-9 _ . : -, not 101 characters",
         ),
-        ({"jitter": -1}, "jitter must be a number of seconds, a timedelta"),
+        ({"jitter": -1}, "jitter must be 0 seconds or more, not -1"),
         ({"start": datetime(2026, 1, 1)}, "start must be a datetime with a time zone"),  # noqa: DTZ001
         ({"priority": 11}, "priority must be from 0 to 9"),
         ({"queue": "a b"}, "queue must be"),

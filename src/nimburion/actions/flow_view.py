@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import msgspec
 
-from nimburion.actions.flows import FlowTree
 from nimburion.core.flows import FlowInfo, FlowState
 
 
@@ -38,22 +37,4 @@ class FlowView(msgspec.Struct, frozen=True, kw_only=True):
 
 def make_view(flow: FlowInfo) -> FlowView:
     """Return a flow with its groups as it is shown."""
-    groups = flow.groups if isinstance(flow, FlowTree) else ()
-    return FlowView(
-        id=flow.id,
-        name=flow.name,
-        state=flow.state,
-        parent=flow.parent,
-        members=flow.members,
-        unfinished=flow.unfinished,
-        completed=flow.completed,
-        failed=flow.failed,
-        cancelled=flow.cancelled,
-        max_failed=flow.max_failed,
-        fail_fast=flow.fail_fast,
-        added=flow.added,
-        is_open=flow.is_open,
-        created_at=flow.created_at,
-        finished_at=flow.finished_at,
-        groups=[make_view(group) for group in groups],
-    )
+    return msgspec.convert(flow, FlowView, from_attributes=True)

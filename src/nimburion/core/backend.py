@@ -1,14 +1,13 @@
-"""The contract of a backend: `Backend`, its five protocols, and what some backends have more.
+"""The contract of a backend: `Backend`, its four protocols, and what some backends have more.
 
-A `Backend` opens, closes, checks and migrates itself (`Lifecycle`). One object for each of five
+A `Backend` opens, closes, checks and migrates itself (`Lifecycle`). One object for each of four
 protocols has the other operations:
 
-- `backend.producing` (`Producing`): enqueue and cancel jobs.
+- `backend.producing` (`Producing`): enqueue and cancel jobs, fire the ticks of schedules.
 - `backend.consuming` (`Consuming`): open a session, reserve and settle jobs, rescue the jobs of
   dead workers.
 - `backend.maintenance` (`Maintaining`): change jobs, pause and prune; store records.
 - `backend.reads` (`Inspecting`): read jobs, counts, queues, sessions and records.
-- `backend.schedules` (`Scheduling`): fire the ticks of schedules.
 
 The capabilities say whether `producing` is also `BlockingProducing` and `Transactional`, and
 whether `consuming` is also `LongPolling` and `SharedListening`.
@@ -214,6 +213,22 @@ class Producing(Protocol):
         it was taken and `MAX_UNREAD_SIGNALS` later signals of the job were stored. A job that is
         suspended and waits for a signal of this name is resumed in the same step. If the job does
         not wait, its next `Suspended` finds the signal.
+        """
+        ...
+
+    async def fire(
+        self, name: str, expected_last: float | None, tick: float, job: NewJob, overlap: Overlap
+    ) -> Fired:
+        """Decide one tick of a schedule, in one atomic step.
+
+        The schedule is a record of the kind `schedule`, whose body is what `encode_schedule` makes.
+        The call moves the last tick from `expected_last` to `tick` by compare-and-swap, and
+        enqueues `job`. `overlap` applies when the previous job of the schedule is not finished:
+
+        - `allow`: enqueue the job as well.
+        - `skip`: do not enqueue it.
+        - `queue_one`: do not enqueue it if the previous job has not started.
+        - `cancel_previous`: cancel the previous job, as `cancel` does, and enqueue the job.
         """
         ...
 
@@ -761,26 +776,6 @@ class Inspecting(Protocol):
         ...
 
 
-class Scheduling(Protocol):
-    """The operation of the scheduler. Its schedules are records of the kind `schedule`."""
-
-    async def fire(
-        self, name: str, expected_last: float | None, tick: float, job: NewJob, overlap: Overlap
-    ) -> Fired:
-        """Decide one tick of a schedule, in one atomic step.
-
-        The body of its record is what `encode_schedule` makes. The call moves the last tick from
-        `expected_last` to `tick` by compare-and-swap, and enqueues `job`. `overlap` applies when
-        the previous job of the schedule is not finished:
-
-        - `allow`: enqueue the job as well.
-        - `skip`: do not enqueue it.
-        - `queue_one`: do not enqueue it if the previous job has not started.
-        - `cancel_previous`: cancel the previous job, as `cancel` does, and enqueue the job.
-        """
-        ...
-
-
 class Lifecycle(Protocol):
     """Operations that open, check, migrate and close a backend."""
 
@@ -888,11 +883,6 @@ class Backend(Lifecycle, Protocol):
     @property
     def reads(self) -> Inspecting:
         """The read operations."""
-        ...
-
-    @property
-    def schedules(self) -> Scheduling:
-        """The storage operations of the scheduler."""
         ...
 
 

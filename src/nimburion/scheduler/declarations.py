@@ -15,7 +15,7 @@ from nimburion.core.schedules import Overlap
 from nimburion.core.settings import TaskSettings
 from nimburion.core.size_limits import NAME_PATTERN, check_name
 from nimburion.core.text.suggestions import describe_unknown
-from nimburion.core.timing.durations import DURATION_FORMS, Duration, read_seconds
+from nimburion.core.timing.durations import Duration, require_seconds
 from nimburion.core.timing.timezones import find_zone
 from nimburion.jobs.client.client import Client, prepare_job
 from nimburion.jobs.declaration.job import AnyJob, Job, JobFunction, find_declaration
@@ -145,12 +145,12 @@ def make_spec(
         trigger=trigger.text,
         timezone=zone,
         job=job.name if job else "",
-        jitter=_parse_seconds("jitter", jitter),
+        jitter=require_seconds("jitter", jitter, DefinitionError),
         start=begin,
         end=None if end is None else to_epoch("end", end),
         misfire=_parse_choice("misfire", misfire, get_args(Misfire)),
-        grace=_parse_seconds("misfire_grace", misfire_grace),
-        window=_parse_seconds("catch_up_window", catch_up_window),
+        grace=require_seconds("misfire_grace", misfire_grace, DefinitionError),
+        window=require_seconds("catch_up_window", catch_up_window, DefinitionError),
         overlap=_parse_choice("overlap", overlap, get_args(Overlap)),
         enabled=bool(enabled),
     )
@@ -212,13 +212,6 @@ def _find_job(template: object) -> Any:  # noqa: ANN401 (prepare says what is no
 
 def _find_name(template: object) -> str:
     return str(getattr(template, "__name__", ""))
-
-
-def _parse_seconds(what: str, value: object) -> float:
-    seconds = read_seconds(value)
-    if seconds is not None and seconds >= 0:
-        return seconds
-    raise DefinitionError(f"{what} must be {DURATION_FORMS}, 0 or more, not {value!r}")
 
 
 def _parse_choice(what: str, value: Any, allowed: tuple[str, ...]) -> Any:  # noqa: ANN401 (of a Literal)

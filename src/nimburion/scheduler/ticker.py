@@ -69,7 +69,7 @@ class Ticker:
         answers: list[tuple[NewJob, Fired]] = []
 
         async def fire(new: NewJob) -> str:
-            fired = await self._processor.backend.schedules.fire(
+            fired = await self._processor.backend.producing.fire(
                 entry.name, entry.last_tick, float(tick), new, entry.spec.overlap
             )
             answers.append((new, fired))

@@ -331,7 +331,7 @@ class _LosableBackend:
         """Is set when no handler of the lost worker runs any more."""
         self.crash: str = ""
         """The call at which the worker was lost."""
-        for part in ("producing", "consuming", "maintenance", "reads", "schedules"):
+        for part in ("producing", "consuming", "maintenance", "reads"):
             setattr(self, part, _Part(getattr(backend, part), self))
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401

@@ -100,7 +100,7 @@ async def test_a_tick_locks_the_unique_key_of_its_job_before_flows(
     await transaction.start()
     await rival.execute("SELECT FROM nimburion.flow FOR UPDATE")
     firing = asyncio.create_task(
-        harness.backend.schedules.fire("nightly", None, 100.0, job, "allow")
+        harness.backend.producing.fire("nightly", None, 100.0, job, "allow")
     )
     await wait_until(lambda: is_blocked_by(rival), "the tick waits for the flow")
     await rival.execute("SET LOCAL lock_timeout TO '100ms'")

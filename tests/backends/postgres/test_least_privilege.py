@@ -102,7 +102,7 @@ async def test_it_keeps_statistics_and_audit_records(backend: Backend) -> None:
 async def test_it_keeps_schedules(backend: Backend) -> None:
     harness = Harness(FakeClock(), [backend])
     await put_schedule(backend, ScheduleRecord(name="nightly", spec=b"{}"))
-    fired = await backend.schedules.fire("nightly", None, 1000.0, harness.job("tick"), "allow")
+    fired = await backend.producing.fire("nightly", None, 1000.0, harness.job("tick"), "allow")
     assert fired.outcome == "fired"
     assert await pause_schedule(backend, "nightly", paused=True)
     assert [one.paused for one in await list_schedules(backend)] == [True]

@@ -314,7 +314,7 @@ async def check_schedules(environment: Environment) -> None:
     rules: tuple[Overlap, ...] = ("allow", "skip", "queue_one", "cancel_previous")
     for tick, rule in enumerate(rules):
         job = environment.harness.job(f"tick-{tick}", name="tick", queue="tick")
-        assert (await backend.schedules.fire("hourly", last, float(tick), job, rule)).outcome in {
+        assert (await backend.producing.fire("hourly", last, float(tick), job, rule)).outcome in {
             "fired",
             "skipped",
         }

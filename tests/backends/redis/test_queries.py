@@ -443,7 +443,7 @@ async def test_nothing_is_left_of_what_was_forgotten(
     large = harness.job(payload=b"x" * 10_000, options=JobOptions(unique_key="k", unique_for=5.0))
     await harness.put(large)
     await put_schedule(backend, ScheduleRecord(name="nightly", spec=b"{}"))
-    await backend.schedules.fire(
+    await backend.producing.fire(
         "nightly", None, 60.0, harness.job(options=JobOptions(unique_key="l")), "allow"
     )
     worker = await harness.worker()

@@ -8,6 +8,7 @@ from nimburion import Context, Flow, Processor, State
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import FlowNotFound, InvalidJob, JobConflict, NotSupported
 from nimburion.core.flows import FlowState
+from nimburion.core.size_limits import SizeLimits
 from nimburion.testing import FakeClock
 from tests.jobs.flows.flow_jobs import count_rows, fetch, make_processor, note
 
@@ -182,3 +183,18 @@ async def test_only_a_member_adds_members() -> None:
             ),
         ]
         assert await processor.wait("i.add_blocking") == "i"
+
+
+async def test_a_batch_that_is_refused_does_not_keep_others_away() -> None:
+    """Whether a job is added does not depend on the batches before its own."""
+    async with make_processor(sizes=SizeLimits(batch=2)) as processor:
+        flow = Flow("import")
+        flow.add(fetch.job("f.csv"))
+        await processor.enqueue_flow(flow, id="i")
+        jobs = [count_rows.job("f", number) for number in range(5)]
+        await processor.flows.add("i", jobs[:2], name="late")
+        changed = [count_rows.job("g", 0), *jobs[1:]]
+        for _ in range(2):
+            with pytest.raises(JobConflict, match=r"i\.late\.0"):
+                await processor.flows.add("i", changed, name="late")
+            assert [f"i.late.{n}" for n in range(5)] == (await list_members(processor))[1:]

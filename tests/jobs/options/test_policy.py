@@ -134,11 +134,11 @@ def test_a_backoff_function_that_fails_is_logged_and_replaced(
         ({"expires": 0}, "expires must be more than 0"),
         ({"retry_on": (OSError, "x")}, "retry_on must hold exception classes"),
         ({"retry_backoff": True}, "retry_backoff=True: leave it out; the delay doubles"),
-        ({"retry_backoff": -1.0}, "retry_backoff must be a number of seconds"),
+        ({"retry_backoff": -1.0}, "retry_backoff must be 0 seconds or more, not -1.0"),
         ({"retry_backoff": []}, "list at least one delay"),
         ({"retry_backoff": float("nan")}, "retry_backoff"),
         ({"retry_backoff": Backoff(max_delay=0)}, "max_delay of Backoff must be more than 0"),
-        ({"retry_backoff": Backoff(retry_for=-1)}, "retry_for of Backoff must be a number"),
+        ({"retry_backoff": Backoff(retry_for=-1)}, "retry_for of Backoff must be more than 0"),
         ({"concurrency": Limit(2)}, "write `limits=[Limit(2)]`"),
         (
             {"concurrency": Limit(rate="100/min", burst=10, cost="rows")},

@@ -19,7 +19,7 @@ async def fire(api: Api, name: str, ticks: list[int]) -> None:
     last = None
     for tick in ticks:
         job = NewJob(make_job_id(name, tick), "send", "mail", b"{}")
-        await api.processor.backend.schedules.fire(name, last, tick, job, "allow")
+        await api.processor.backend.producing.fire(name, last, tick, job, "allow")
         last = tick
 
 

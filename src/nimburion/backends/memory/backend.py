@@ -9,7 +9,6 @@ from nimburion.backends.memory.data import MemoryData, SharedState
 from nimburion.backends.memory.maintenance import MemoryMaintaining
 from nimburion.backends.memory.producing import MemoryProducing
 from nimburion.backends.memory.reads import MemoryInspecting
-from nimburion.backends.memory.schedules import MemoryScheduling
 from nimburion.backends.memory.transitions import AtomicStep
 from nimburion.backends.server.errors import make_no_roles_error
 from nimburion.core.backend import Capabilities, Lifecycle
@@ -48,7 +47,6 @@ class MemoryBackend(Lifecycle):
         self.consuming: MemoryConsuming = MemoryConsuming(self._data)
         self.maintenance: MemoryMaintaining = MemoryMaintaining(self._data)
         self.reads: MemoryInspecting = MemoryInspecting(self._data)
-        self.schedules: MemoryScheduling = MemoryScheduling(self._data)
 
     @classmethod
     def from_url(cls, url: str, **options: object) -> MemoryBackend:

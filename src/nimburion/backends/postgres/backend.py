@@ -12,7 +12,6 @@ from nimburion.backends.postgres.database import PostgresDatabase
 from nimburion.backends.postgres.maintenance import PostgresMaintaining
 from nimburion.backends.postgres.producing import PostgresProducing
 from nimburion.backends.postgres.reads import PostgresInspecting
-from nimburion.backends.postgres.schedules import PostgresScheduling
 from nimburion.backends.postgres.url import PostgresSettings, parse_url
 from nimburion.core.backend import Capabilities, Lifecycle
 from nimburion.core.diagnosis.checks import CheckResult, make_failed_check
@@ -76,7 +75,6 @@ class PostgresBackend(Lifecycle):
         self.consuming: PostgresConsuming = PostgresConsuming(database)
         self.maintenance: PostgresMaintaining = PostgresMaintaining(database)
         self.reads: PostgresInspecting = PostgresInspecting(database)
-        self.schedules: PostgresScheduling = PostgresScheduling(database)
 
     @classmethod
     def from_url(cls, url: str, **options: object) -> PostgresBackend:

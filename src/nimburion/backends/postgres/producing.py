@@ -8,17 +8,18 @@ from nimburion.backends.postgres import enqueue as enqueueing
 from nimburion.backends.postgres import runs
 from nimburion.backends.postgres import transactions as caller_transactions
 from nimburion.backends.postgres.database import JOBS_PER_SECOND, PostgresDatabase, make_call
-from nimburion.backends.postgres.encoding import NeedsGeneralPath
+from nimburion.backends.postgres.encoding import NeedsGeneralPath, encode_lookup_text
 from nimburion.backends.postgres.errors import UNIQUE_VIOLATION, get_error_code, is_blocked_enqueue
 from nimburion.backends.postgres.flows import check_graph_stored, encode_graph
 from nimburion.backends.postgres.schema import NOTIFICATION_LOCK
-from nimburion.backends.server.encoding import encode_id_or_empty
+from nimburion.backends.server.encoding import decode_id, encode_id_or_empty
 from nimburion.core.backend import Producing, Transactional
 from nimburion.core.errors import BackendUnavailable, EnqueueBlocked, JobNotFound, Unstorable
 from nimburion.core.flows import NewFlow
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.maintenance import Cancellation
 from nimburion.core.runs import NewSignal, SignalOutcome
+from nimburion.core.schedules import Fired, Overlap, encode_tick
 from nimburion.core.timing.clock import to_micros
 from nimburion.core.transactions import (
     MAX_ENQUEUE_COUNTS,
@@ -214,3 +215,22 @@ class PostgresProducing(Producing, Transactional):
         if answer == "missing":
             raise JobNotFound(job_id)
         return Cancellation(answer)
+
+    async def fire(
+        self, name: str, expected_last: float | None, tick: float, job: NewJob, overlap: Overlap
+    ) -> Fired:
+        arguments = enqueueing.encode_arguments([job])
+        places = ", ".join(f"${n}" for n in range(1, 6 + len(arguments)))
+        (row,) = await self._database.fetch(
+            f"SELECT * FROM {{schema}}.fire_schedule_1({places})",  # noqa: S608
+            self._database.now(),
+            encode_lookup_text(name),
+            None if expected_last is None else encode_tick(expected_last),
+            encode_tick(tick),
+            overlap,
+            *arguments,
+        )
+        outcome, job_id, cancel_notified = row
+        queue = [] if job_id is None else [job.queue]
+        self._database.notify([*queue, *(cancel_notified or ())])
+        return Fired(outcome, None if job_id is None else decode_id(job_id))

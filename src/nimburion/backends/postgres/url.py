@@ -22,8 +22,8 @@ from nimburion.backends.server.url import (
     parse_integer,
     parse_options,
     parse_port,
-    parse_seconds,
     parse_text,
+    parse_timeout,
     report_invalid_url,
     shorten,
     split_scheme,
@@ -67,7 +67,7 @@ def _parse_connections(text: str) -> int:
 _OPTIONS: OptionTable = MappingProxyType(
     {
         "schema": _parse_schema,
-        "timeout": parse_seconds,
+        "timeout": parse_timeout,
         "connections": _parse_connections,
         "pooler": make_choice(*get_args(Pooler)),
     }
@@ -85,7 +85,7 @@ _LIBPQ_OPTIONS: OptionTable = MappingProxyType(
         **dict.fromkeys(("host", "user", "password", "dbname", "application_name"), parse_text),
         "port": _parse_ports,
         "target_session_attrs": make_choice(*get_args(SessionTarget)),
-        "connect_timeout": parse_seconds,
+        "connect_timeout": parse_timeout,
         **_TLS_OPTIONS,
     }
 )

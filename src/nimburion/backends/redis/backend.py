@@ -11,7 +11,6 @@ from nimburion.backends.redis.consuming import RedisConsuming
 from nimburion.backends.redis.maintenance import RedisMaintaining
 from nimburion.backends.redis.producing import RedisProducing
 from nimburion.backends.redis.reads import RedisInspecting
-from nimburion.backends.redis.schedules import RedisScheduling
 from nimburion.backends.redis.server import RedisServer
 from nimburion.backends.redis.url import RedisSettings, parse_url
 from nimburion.backends.server.errors import make_no_roles_error
@@ -76,7 +75,6 @@ class RedisBackend(Lifecycle):
         self.consuming: RedisConsuming = RedisConsuming(server)
         self.maintenance: RedisMaintaining = RedisMaintaining(server)
         self.reads: RedisInspecting = RedisInspecting(server)
-        self.schedules: RedisScheduling = RedisScheduling(server)
 
     @classmethod
     def from_url(cls, url: str, **options: object) -> RedisBackend:

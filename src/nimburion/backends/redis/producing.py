@@ -6,16 +6,19 @@ from collections.abc import Collection, Sequence
 
 from nimburion.backends.redis import enqueue as enqueueing
 from nimburion.backends.redis import runs
+from nimburion.backends.redis.encoding import encode_lookup_text
+from nimburion.backends.redis.enqueue import encode_batch
 from nimburion.backends.redis.flows import NamedSources
 from nimburion.backends.redis.record_format import UNKNOWN_LANE
 from nimburion.backends.redis.server import RedisServer
-from nimburion.backends.server.encoding import encode_id_or_empty
+from nimburion.backends.server.encoding import decode_id, encode_id_or_empty
 from nimburion.core.backend import Producing
 from nimburion.core.errors import BackendUnavailable, JobNotFound
 from nimburion.core.flows import NewFlow
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.maintenance import Cancellation
 from nimburion.core.runs import MAX_SIGNALS, NewSignal, SignalOutcome
+from nimburion.core.schedules import Fired, Overlap, encode_tick
 
 
 class RedisProducing(Producing):
@@ -123,3 +126,21 @@ class RedisProducing(Producing):
             reply = await self._server.run_script("send_signals", *batch)
             outcomes += runs.decode_outcomes(reply)
         return outcomes
+
+    async def fire(
+        self, name: str, expected_last: float | None, tick: float, job: NewJob, overlap: Overlap
+    ) -> Fired:
+        batch = encode_batch([job])
+        arguments = [
+            encode_lookup_text(name),
+            b"" if expected_last is None else encode_tick(expected_last).encode(),
+            encode_tick(tick).encode(),
+            overlap.encode(),
+            batch.positions,
+            *batch.lanes,
+            *batch.bodies,
+            *batch.large_payloads,
+        ]
+        connections = self._server.get_connections()
+        outcome, job_id = await self._server.run_enqueue_script(connections, "fire", arguments)
+        return Fired(outcome.decode(), decode_id(job_id) if job_id else None)

@@ -22,8 +22,8 @@ from nimburion.backends.server.url import (
     parse_flag,
     parse_integer,
     parse_options,
-    parse_seconds,
     parse_text,
+    parse_timeout,
     report_invalid_url,
     shorten,
     split_scheme,
@@ -60,7 +60,7 @@ _OPTIONS: OptionTable = MappingProxyType(
         "namespace": _parse_namespace,
         "require_durable": parse_flag,
         "durable_enqueue": parse_flag,
-        "timeout": parse_seconds,
+        "timeout": parse_timeout,
     }
 )
 _TLS_OPTIONS: OptionTable = MappingProxyType(

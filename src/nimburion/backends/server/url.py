@@ -199,7 +199,7 @@ def parse_flag(text: str) -> bool:
     return text.lower() == "true"
 
 
-def parse_seconds(text: str) -> float:
+def parse_timeout(text: str) -> float:
     """Return a timeout in seconds: above 0 and at most one hour."""
     try:
         seconds = float(text)

@@ -17,7 +17,6 @@ from nimburion.backends.sqlite.file import SQLiteFile
 from nimburion.backends.sqlite.maintenance import SQLiteMaintaining
 from nimburion.backends.sqlite.producing import SQLiteProducing
 from nimburion.backends.sqlite.reads import SQLiteInspecting
-from nimburion.backends.sqlite.schedules import SQLiteScheduling
 from nimburion.core.backend import Capabilities, Lifecycle
 from nimburion.core.diagnosis.checks import CheckResult
 from nimburion.core.ids import Entropy
@@ -79,7 +78,6 @@ class SQLiteBackend(Lifecycle):
         self.consuming: SQLiteConsuming = SQLiteConsuming(file)
         self.maintenance: SQLiteMaintaining = SQLiteMaintaining(file)
         self.reads: SQLiteInspecting = SQLiteInspecting(file)
-        self.schedules: SQLiteScheduling = SQLiteScheduling(file)
         self._integrity: IntegrityChecks | None = None
 
     @classmethod

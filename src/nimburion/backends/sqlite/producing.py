@@ -43,6 +43,7 @@ from nimburion.backends.sqlite.flows import (
     suspend_new_jobs,
 )
 from nimburion.backends.sqlite.limits import pass_turns
+from nimburion.backends.sqlite.records import get_record, put_record
 from nimburion.backends.sqlite.settle import cancel_waiting
 from nimburion.backends.sqlite.transactions import make_transaction
 from nimburion.backends.sqlite.unique_keys import find_key_holder, take_key
@@ -53,8 +54,9 @@ from nimburion.core.errors import JobNotFound
 from nimburion.core.exchange import Lane
 from nimburion.core.flows import NewFlow
 from nimburion.core.ids import compute_digest
-from nimburion.core.job import NO_JOB_OPTIONS, REPEAT_WINDOW, Enqueued, NewJob
+from nimburion.core.job import FINISHED, NO_JOB_OPTIONS, REPEAT_WINDOW, Enqueued, NewJob, State
 from nimburion.core.maintenance import Cancellation
+from nimburion.core.schedules import Fired, Overlap, check_tick, end_tick
 from nimburion.core.timing.clock import MICRO, to_micros
 from nimburion.core.transactions import (
     MAX_ENQUEUE_COUNTS,
@@ -142,6 +144,37 @@ class SQLiteProducing(Producing, BlockingProducing, Transactional):
     def transaction(self, connection: CallerConnection | None) -> Transaction:
         # Without a caller's connection, the transaction provides a `sqlite3.Connection`.
         return make_transaction(self._file.get_caller_transactions(), connection, self._file.clock)
+
+    async def fire(
+        self, name: str, expected_last: float | None, tick: float, job: NewJob, overlap: Overlap
+    ) -> Fired:
+
+        def fire(db: Database) -> Fired:
+            schedule = check_tick(get_record(db, "schedule", name), expected_last)
+            if isinstance(schedule, Fired):
+                return schedule
+            result: Enqueued | None = None
+            if schedule.last_job is None or allows_next_job(db, schedule.last_job, overlap):
+                (result,) = enqueue_jobs(db, [job])
+            record, fired = end_tick(schedule, tick, result)
+            put_record(db, record)
+            return fired
+
+        return await self._file.write(fire)
+
+
+def allows_next_job(db: Database, last_job: str, overlap: Overlap) -> bool:
+    """Return whether the overlap policy allows a new job while the previous job may be unfinished.
+
+    `cancel_previous` cancels the previous job.
+    """
+    row = db.fetch_one("get_job_state", last_job, db.now)
+    if row is None or overlap == "allow" or State(row[0]) in FINISHED:
+        return True
+    if overlap == "cancel_previous":
+        cancel(db, last_job)
+        return True
+    return overlap == "queue_one" and row[0] not in {State.PENDING, State.SCHEDULED}
 
 
 def enqueue_jobs(db: Database, jobs: Sequence[NewJob]) -> list[Enqueued]:

@@ -66,21 +66,28 @@ def read_seconds(value: object) -> float | None:
 
 def require_seconds(what: str, value: object, error: type[Exception]) -> float:
     """Return the seconds of a value that may be no duration. Raises `error`, which names the option
-    `what`, unless it is a duration of at most a century.
+    `what`, unless it is a duration from 0 seconds to a century.
     """
+    seconds = _require_duration(what, value, error)
+    if seconds < 0:
+        raise error(f"{what} must be 0 seconds or more, not {value!r}")
+    return seconds
+
+
+def require_positive_seconds(what: str, value: object, error: type[Exception]) -> float:
+    """Return the seconds as `require_seconds` does. Raises `error` also for 0."""
+    seconds = _require_duration(what, value, error)
+    if seconds <= 0:
+        raise error(f"{what} must be more than 0 seconds, not {value!r}")
+    return seconds
+
+
+def _require_duration(what: str, value: object, error: type[Exception]) -> float:
     seconds = read_seconds(value)
     if seconds is None:
         raise error(f"{what} must be {DURATION_FORMS}, not {value!r}")
     if seconds > _CENTURY_SECONDS:
         raise error(f"{what} must be less than a century, not {seconds:g} seconds")
-    return seconds
-
-
-def require_positive_seconds(what: str, value: object, error: type[Exception]) -> float:
-    """Return the seconds as `require_seconds` does. Raises `error` also for 0 and less."""
-    seconds = require_seconds(what, value, error)
-    if seconds <= 0:
-        raise error(f"{what} must be more than 0 seconds, not {value!r}")
     return seconds
 
 

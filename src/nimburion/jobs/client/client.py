@@ -1303,13 +1303,11 @@ async def enqueue_members(
     client: Client,
     planned: Sequence[PlannedJob],
     flows: Sequence[NewFlow],
-    *,
-    keeps_conflicts: bool = False,
 ) -> list[str]:
     """Store planned members with the flows that they belong to, in batches, and return their ids.
 
-    `JobConflict` is raised if some were stored before with other arguments, which they keep. With
-    `keeps_conflicts`, the other batches are stored first.
+    `JobConflict` is raised after all batches if some members were stored before with other
+    arguments, which they keep.
     """
     from nimburion.jobs.flows.enqueueing import MemberMaker
 
@@ -1322,9 +1320,7 @@ async def enqueue_members(
         try:
             await client._enqueue_together(calls, new[some], parsed, flows)
         except JobConflict as error:
-            if not keeps_conflicts:
-                raise
-            conflict = error
+            conflict = conflict or error
     if conflict is not None:
         raise conflict
     return [job.id for job in new]

@@ -82,7 +82,7 @@ class RunServices:
             for number, job in enumerate(jobs)
         ]
         flow = NewFlow(id=flow_id, name=name, members=len(planned))
-        return await enqueue_members(self._client, planned, [flow], keeps_conflicts=True)
+        return await enqueue_members(self._client, planned, [flow])
 
     async def cancel_jobs(self, job_ids: Sequence[str]) -> None:
         """Cancel jobs, or ask the workers that run them to end them."""

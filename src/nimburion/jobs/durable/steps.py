@@ -23,7 +23,7 @@ from nimburion.core.errors import (
     StepFailed,
 )
 from nimburion.core.settlement import Recorded
-from nimburion.core.timing.durations import Duration
+from nimburion.core.timing.durations import Duration, require_seconds
 from nimburion.core.transactions import Transaction
 from nimburion.jobs.durable.handler import get_policy
 from nimburion.jobs.durable.journal import (
@@ -49,7 +49,6 @@ from nimburion.jobs.options.backoff import (
     Delays,
     compute_delay,
     parse_delays,
-    parse_seconds,
 )
 from nimburion.jobs.payloads.codec import UnreadablePayload
 
@@ -93,8 +92,8 @@ def make_step_options(
             None if backoff.delays is None else parse_delays(backoff.delays),
             None
             if backoff.max_delay is None
-            else parse_seconds("the max_delay of Backoff", backoff.max_delay),
-            None if timeout is None else parse_seconds("timeout", timeout),
+            else require_seconds("the max_delay of Backoff", backoff.max_delay, DefinitionError),
+            None if timeout is None else require_seconds("timeout", timeout, DefinitionError),
         )
     except DefinitionError as error:
         raise InvalidStep(str(error)) from None

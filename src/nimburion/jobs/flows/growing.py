@@ -53,7 +53,9 @@ class Flows(FlowActions):
         - `FlowNotFound`: the flow is unknown. Nothing was stored.
         - `InvalidJob`: the flow has ended, or an argument is not valid. Of the flow that ended
           between two batches, the earlier batches were stored; otherwise nothing was.
-        - `JobConflict`, `DuplicateJob` and `BackendUnavailable`: see `enqueue_flow`.
+        - `JobConflict`: another job has one of the ids, such as a job of an earlier call with other
+          arguments. Nothing of its batch was stored; the other batches were.
+        - `DuplicateJob` and `BackendUnavailable`: see `enqueue_flow`.
         """
         flow = check_name("flow id", str(flow_id))
         if name is not None and "." in check_name("the name of an addition", name):

@@ -12,7 +12,7 @@ import msgspec
 
 from nimburion.core.errors import DefinitionError
 from nimburion.core.settings import Settings
-from nimburion.core.timing.durations import DURATION_FORMS, Duration, read_seconds
+from nimburion.core.timing.durations import Duration, require_seconds
 
 _log = logging.getLogger("nimburion.jobs")
 
@@ -114,7 +114,7 @@ def exponential(base: Duration) -> BackoffFunction:
     >>> [exponential(1.5)(failures) for failures in (1, 2, 3)]
     [1.5, 3.0, 6.0]
     """
-    return _Exponential(parse_seconds("retry_backoff", base))
+    return _Exponential(require_seconds("retry_backoff", base, DefinitionError))
 
 
 def listed(*seconds: Duration) -> BackoffFunction:
@@ -125,7 +125,9 @@ def listed(*seconds: Duration) -> BackoffFunction:
     """
     if not seconds:
         raise DefinitionError("retry_backoff: list at least one delay")
-    return _Listed(tuple(parse_seconds("retry_backoff", delay) for delay in seconds))
+    return _Listed(
+        tuple(require_seconds("retry_backoff", delay, DefinitionError) for delay in seconds)
+    )
 
 
 def is_listed(backoff: BackoffFunction | None) -> bool:
@@ -153,11 +155,3 @@ def parse_delays(value: Delays) -> BackoffFunction:
         "retry_backoff must be seconds, a list of seconds, a function of the number of the "
         f"failure or a Backoff, not {value!r}"
     )
-
-
-def parse_seconds(what: str, value: object) -> float:
-    """Return the seconds of an option; `DefinitionError` names it if the value is no duration."""
-    seconds = read_seconds(value)
-    if seconds is not None and seconds >= 0:
-        return seconds
-    raise DefinitionError(f"{what} must be {DURATION_FORMS}, not {value!r}")

@@ -134,7 +134,7 @@ def parse_options(
         queue=None if queue is None else check_name("queue", queue),
         priority=None if priority is None else _parse_priority(priority),
         at=None if at is None else _parse_time(at),
-        after=0.0 if after is None else _parse_delay(after),
+        after=0.0 if after is None else require_seconds("after", after, InvalidJob),
         options=_parse_job_options(sizes, **options) if options else NO_JOB_OPTIONS,
         connection=connection,
         key_rule=rule,
@@ -304,13 +304,6 @@ def _parse_count(what: str, value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return int(value)
     raise InvalidJob(f"{what} must be a whole number, 0 or more, not {value!r}")
-
-
-def _parse_delay(after: object) -> float:
-    seconds = require_seconds("after", after, InvalidJob)
-    if seconds < 0:
-        raise InvalidJob(f"after must be 0 seconds or more, not {after!r}")
-    return seconds
 
 
 def parse_tags(tags: object) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from nimburion.core.errors import DefinitionError, InvalidJob
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settings import Settings
 from nimburion.core.text.sizes import read_byte_count
-from nimburion.core.timing.durations import Duration
+from nimburion.core.timing.durations import Duration, require_positive_seconds, require_seconds
 from nimburion.jobs.options.backoff import (
     Backoff,
     BackoffFunction,
@@ -23,7 +23,6 @@ from nimburion.jobs.options.backoff import (
     exponential,
     is_listed,
     parse_delays,
-    parse_seconds,
 )
 from nimburion.jobs.options.failure_hooks import FailureHook, check_failure_hook
 from nimburion.jobs.options.limits import Limit, make_limit_rule, split_limits
@@ -283,7 +282,9 @@ def parse_policy(
         memory_limit=_parse_memory(child),
         retry_over_memory_limit=bool(child.retry_over_memory),
         batch=None if calls is None else _parse_batch(calls, execution),
-        batch_wait=0.0 if calls is None else parse_seconds("the wait of Batch", calls.wait),
+        batch_wait=0.0
+        if calls is None
+        else require_seconds("the wait of Batch", calls.wait, DefinitionError),
     )
 
 
@@ -366,12 +367,7 @@ def _parse_exceptions(
 
 
 def _parse_optional_seconds(what: str, value: object) -> float | None:
-    if value is None:
-        return None
-    seconds = parse_seconds(what, value)
-    if seconds == 0.0:
-        raise DefinitionError(f"{what} must be more than 0 seconds")
-    return seconds
+    return None if value is None else require_positive_seconds(what, value, DefinitionError)
 
 
 def _parse_int(what: str, value: object, low: int, high: int | None = None) -> int:

@@ -86,7 +86,7 @@ class BulkOperationView(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     action: BulkAction
     state: BulkState
-    filter: JobFilter
+    which: JobFilter = msgspec.field(name="filter")
     rate: float | None
     limit: int | None
     by: str
@@ -186,23 +186,7 @@ async def cancel_operation(request: ApiRequest[NoQuery, NoBody]) -> BulkOperatio
 
 def make_view(operation: BulkOperation) -> BulkOperationView:
     """Return an operation as the API shows it."""
-    return BulkOperationView(
-        id=operation.id,
-        action=operation.action,
-        state=operation.state,
-        filter=operation.which,
-        rate=operation.rate,
-        limit=operation.limit,
-        by=operation.by,
-        origin=operation.origin,
-        started_at=operation.started_at,
-        ended_at=operation.ended_at,
-        done=operation.done,
-        skipped=operation.skipped,
-        failed=operation.failed,
-        error=operation.error,
-        due=operation.due,
-    )
+    return msgspec.convert(operation, BulkOperationView, from_attributes=True)
 
 
 OPERATIONS: tuple[AnyOperation, ...] = (

@@ -7,26 +7,16 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from nimburion.core.fairness import MAX_WEIGHT, MIN_WEIGHT, compute_shares
+from nimburion.core.fairness import MAX_WEIGHT, MIN_WEIGHT, TenantUse, compute_shares
 from nimburion.server.api.names import PageSize, Text
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
 
 
-class TenantSummary(msgspec.Struct, frozen=True, kw_only=True):
+class TenantSummary(TenantUse, frozen=True, kw_only=True):
     """A tenant with waiting or running jobs in a queue, at one job priority."""
 
-    tenant: str
-    queue: str
-    priority: int
-    weight: float
     share: float
     """Its part of the weights of all tenants listed for this queue and priority, from 0 to 1."""
-    waiting: int
-    """Its jobs that are due and wait for its turn, at most 10,000."""
-    running: int
-    ahead: float
-    """Its virtual time beyond that of the latest turn, in seconds. The tenant with the lowest is
-    next."""
 
 
 class TenantList(msgspec.Struct, frozen=True):

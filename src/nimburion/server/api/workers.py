@@ -6,35 +6,14 @@ import msgspec
 
 from nimburion.actions.workers import Command, send_command
 from nimburion.core.diagnosis.unserved import is_live
-from nimburion.core.session import SessionInfo, Vitals, WorkerCommand
+from nimburion.core.session import SessionInfo
 from nimburion.server.api.names import PageQuery, ReasonText
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
 
 
-class WorkerSummary(msgspec.Struct, frozen=True, kw_only=True):
+class WorkerSummary(SessionInfo, frozen=True, kw_only=True):
     """A worker, as its session in the backend describes it."""
 
-    id: str
-    """The id of the session."""
-    host: str
-    pid: int
-    owner: str
-    """The name of the application."""
-    queues: tuple[str, ...]
-    names: tuple[str, ...]
-    """The names of the jobs that the worker can run."""
-    opened_at: float
-    """Epoch seconds."""
-    expires_in: float
-    """Seconds until the session may be rescued; negative when it has expired."""
-    left: bool
-    """The worker has ended, and some of its jobs still run."""
-    running: int
-    """The number of jobs that the worker holds."""
-    vitals: Vitals | None
-    """What the worker reported with its latest heartbeat; None before the first."""
-    command: WorkerCommand | None
-    """The latest command that was sent to the worker."""
     live: bool
     """Whether the worker takes jobs, as far as the backend knows."""
 

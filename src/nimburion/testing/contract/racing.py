@@ -364,7 +364,7 @@ class Racing:
         await put_schedule(fleet.backend, ScheduleRecord(name="nightly", spec=b"{}"))
 
         async def run(n: int) -> str:
-            fired = await self._handle(fleet, n).schedules.fire(
+            fired = await self._handle(fleet, n).producing.fire(
                 "nightly", None, 100.0, fleet.job(f"{n}"), "allow"
             )
             return fired.outcome

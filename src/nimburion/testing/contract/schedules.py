@@ -56,7 +56,7 @@ async def fire(
     harness: Harness, expected: float | None, tick: float, job_id: str, overlap: Overlap = "allow"
 ) -> Fired:
     """Decide a tick of the nightly schedule."""
-    return await harness.backend.schedules.fire(
+    return await harness.backend.producing.fire(
         "nightly", expected, tick, harness.job(job_id), overlap
     )
 
@@ -180,7 +180,7 @@ class Fire:
         await put_schedule(harness.backend, NIGHTLY)
         after = 60.0 if previous == "scheduled" else 0.0
         first = harness.job("previous", after=after)
-        await harness.backend.schedules.fire("nightly", None, 100.0, first, "allow")
+        await harness.backend.producing.fire("nightly", None, 100.0, first, "allow")
         await move_previous(harness, previous)
         expected = OVERLAPS[overlap, PREVIOUS[previous]]
         fired = await fire(harness, 100.0, 200.0, "next", overlap)
@@ -209,7 +209,7 @@ class Fire:
         await harness.put(harness.job("holder", options=options))
         await put_schedule(harness.backend, NIGHTLY)
         job = harness.job("one", options=options)
-        assert await harness.backend.schedules.fire("nightly", None, 100.0, job, "allow") == Fired(
+        assert await harness.backend.producing.fire("nightly", None, 100.0, job, "allow") == Fired(
             "skipped"
         )
         schedule = await the_schedule(harness)
@@ -233,10 +233,10 @@ class Fire:
         self, harness: Harness
     ) -> None:
         await put_schedule(harness.backend, NIGHTLY)
-        await harness.backend.schedules.fire("nightly", None, 60.0, harness.job("first"), "skip")
-        await harness.backend.schedules.fire("nightly", 60.0, 120.0, harness.job("second"), "skip")
+        await harness.backend.producing.fire("nightly", None, 60.0, harness.job("first"), "skip")
+        await harness.backend.producing.fire("nightly", 60.0, 120.0, harness.job("second"), "skip")
         await harness.backend.producing.cancel("first")
-        fired = await harness.backend.schedules.fire(
+        fired = await harness.backend.producing.fire(
             "nightly", 120.0, 180.0, harness.job("third"), "skip"
         )
         assert fired == Fired("fired", "third")
@@ -248,14 +248,14 @@ class Fire:
         await harness.put(harness.job("holder", options=JobOptions(unique_key="k")))
         lenient = JobOptions(unique_key="k", on_duplicate="existing")
         job = harness.job("a", options=lenient)
-        fired = await harness.backend.schedules.fire("nightly", None, 60.0, job, "allow")
+        fired = await harness.backend.producing.fire("nightly", None, 60.0, job, "allow")
         assert fired == Fired("fired", "holder")
         assert (await the_schedule(harness)).last_job == "holder"
 
     async def test_a_tick_whose_id_has_another_body_passes(self, harness: Harness) -> None:
         await put_schedule(harness.backend, NIGHTLY)
         await harness.put(harness.job("a", payload=b"[]"))
-        fired = await harness.backend.schedules.fire(
+        fired = await harness.backend.producing.fire(
             "nightly", None, 60.0, harness.job("a"), "allow"
         )
         assert fired == Fired("skipped")
@@ -264,7 +264,7 @@ class Fire:
 
     async def test_the_other_rules_cancel_nothing(self, harness: Harness) -> None:
         await put_schedule(harness.backend, NIGHTLY)
-        await harness.backend.schedules.fire("nightly", None, 60.0, harness.job("first"), "allow")
-        await harness.backend.schedules.fire("nightly", 60.0, 120.0, harness.job("second"), "allow")
-        await harness.backend.schedules.fire("nightly", 120.0, 180.0, harness.job("third"), "skip")
+        await harness.backend.producing.fire("nightly", None, 60.0, harness.job("first"), "allow")
+        await harness.backend.producing.fire("nightly", 60.0, 120.0, harness.job("second"), "allow")
+        await harness.backend.producing.fire("nightly", 120.0, 180.0, harness.job("third"), "skip")
         assert await harness.state("first") is State.PENDING

@@ -64,7 +64,7 @@ async def read_operations(request: PageRequest[OperationListQuery]) -> Operation
 def _make_row(view: BulkOperationView) -> OperationRow:
     return OperationRow(
         operation=view,
-        jobs=describe_filter(view.filter),
+        jobs=describe_filter(view.which),
         shown_share=None if view.limit is None else min(1.0, view.done / view.limit),
     )
 

@@ -234,7 +234,7 @@ async def _cancel_previous(harness: Harness) -> tuple[HandDrivenWorker, Operatio
         last = tick - 1 if tick else None
         job = harness.job("a")
         assert (
-            await backend.schedules.fire("nightly", last, tick, job, "cancel_previous")
+            await backend.producing.fire("nightly", last, tick, job, "cancel_previous")
         ).job_id == "a"
 
     await put_schedule(backend, ScheduleRecord(name="nightly", spec=b"{}"))

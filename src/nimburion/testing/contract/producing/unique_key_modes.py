@@ -404,7 +404,7 @@ class UniqueKeyModes:
     async def test_a_tick_may_replace_the_waiting_job(self, harness: Harness) -> None:
         await harness.put(keyed("a", payload=b"1"))
         await put_schedule(harness.backend, ScheduleRecord(name="nightly", spec=b"{}"))
-        fired = await harness.backend.schedules.fire(
+        fired = await harness.backend.producing.fire(
             "nightly", None, 100.0, keyed("b", payload=b"2"), "allow"
         )
         assert fired == Fired("fired", "a")

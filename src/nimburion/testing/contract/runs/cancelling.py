@@ -298,14 +298,14 @@ class CancellingRuns:
         assert (counts[State.PENDING], counts[State.CANCELLED]) == (2, 2)
 
     async def test_a_tick_that_cancels_the_previous_job_asks_it(self, harness: Harness) -> None:
-        schedules = harness.backend.schedules
+        producing = harness.backend.producing
         await put_schedule(harness.backend, ScheduleRecord(name="nightly", spec=b"{}"))
-        await schedules.fire("nightly", None, 1.0, harness.job(RUN), "cancel_previous")
+        await producing.fire("nightly", None, 1.0, harness.job(RUN), "cancel_previous")
         worker = await harness.worker()
         held = await worker.take_one()
         await record(worker, held, CLEANUP_STEP)
         await suspend(worker, held, PAID)
-        await schedules.fire("nightly", 1.0, 2.0, harness.job("next"), "cancel_previous")
+        await producing.fire("nightly", 1.0, 2.0, harness.job("next"), "cancel_previous")
         assert await harness.state(RUN) is State.PENDING
         assert await read_signals(harness) == [CANCEL]
 
