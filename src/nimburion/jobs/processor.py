@@ -51,6 +51,7 @@ from nimburion.jobs.client.registered_job import DeclaresJobs
 from nimburion.jobs.client.sync import SyncClient
 from nimburion.jobs.declaration.job import Job, JobFunction
 from nimburion.jobs.declaration.registry import RawHandler
+from nimburion.jobs.handling.attempt_record import WorkerServices
 from nimburion.jobs.handling.context import Context
 from nimburion.jobs.handling.handler_hooks import (
     AsyncHandlerHook,
@@ -665,6 +666,8 @@ class Processor(DeclaresJobs, Client):
     ) -> AttemptRunner:
         """Return an attempt runner for a worker or an inline runner of this processor."""
         from nimburion.jobs.worker.attempt.attempt_runner import AttemptRunner
+        from nimburion.jobs.worker.attempt.forking import ForkGuard
+        from nimburion.jobs.worker.attempt.handler_chains import HandlerChains
         from nimburion.jobs.worker.attempt.process_calls import ProcessCalls
         from nimburion.jobs.worker.attempt.reporter import AttemptReporter
 
@@ -681,27 +684,27 @@ class Processor(DeclaresJobs, Client):
             from nimburion.jobs.durable.services import RunServices
 
             runs = RunServices(self, record, threads.start, reporter, self._random, hold=hold)
-        return AttemptRunner(
+        guard = guard or ForkGuard()
+        chains = HandlerChains(
             self.registry,
             self._middlewares,
             self._handler_hooks,
-            self._failure_hooks,
             threads=threads,
-            report=report,
+            guard=guard,
+            process_calls=None if children is None else ProcessCalls(children, report, sizes.error),
+        )
+        return AttemptRunner(
+            self.registry,
+            chains,
+            WorkerServices(self.clock.monotonic, report, self, self._make_transaction, state, runs),
+            self._failure_hooks,
+            guard=guard,
             clock=self.clock,
             random=self._random,
             sizes=sizes,
-            client=self,
             reporter=reporter,
             keeps_arguments=self._choose_kept_arguments(),
-            make_transaction=self._make_transaction,
-            state=state,
-            guard=guard,
-            process_calls=(
-                None if children is None else ProcessCalls(children, report, sizes.error)
-            ),
             read_records=partial(read_records, self),
-            runs=runs,
         )
 
     def _make_children(self) -> ChildPool | None:

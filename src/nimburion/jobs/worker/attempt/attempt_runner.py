@@ -11,7 +11,7 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from random import Random
 from typing import TYPE_CHECKING, Protocol, cast
@@ -33,18 +33,14 @@ from nimburion.core.settlement import (
 )
 from nimburion.core.size_limits import SizeLimits
 from nimburion.core.timing.clock import Clock
-from nimburion.core.transactions import Transaction
 from nimburion.jobs.declaration.registry import Handler, Registry
 from nimburion.jobs.handling.attempt_record import (
     AttemptRecord,
-    EnqueueClient,
     RecordStep,
     ReportSink,
     WorkerServices,
 )
 from nimburion.jobs.handling.context import CURRENT, Context
-from nimburion.jobs.handling.handler_hooks import HandlerHooks
-from nimburion.jobs.handling.middleware import Middleware
 from nimburion.jobs.options.failure_hooks import FailureHooks
 from nimburion.jobs.payloads.codec import UnstorableResult
 from nimburion.jobs.worker.attempt import outcome as outcomes
@@ -66,7 +62,6 @@ from nimburion.jobs.worker.attempt.outcome import (
     Outcome,
     Succeeded,
 )
-from nimburion.jobs.worker.attempt.process_calls import ProcessCalls
 from nimburion.jobs.worker.attempt.reporter import (
     AttemptReporter,
     log_failure,
@@ -79,7 +74,6 @@ from nimburion.jobs.worker.attempt.threads import HandlerThreads
 if TYPE_CHECKING:
     from nimburion.core.metrics.counters import LaneCounters
     from nimburion.jobs.durable.run import DurableRun
-    from nimburion.jobs.durable.services import RunServices
     from nimburion.jobs.worker.attempt.member_results import MemberResults, ReadRecords
 
 _log = logging.getLogger("nimburion.worker")
@@ -103,43 +97,26 @@ class AttemptRunner:
     def __init__(
         self,
         registry: Registry,
-        middlewares: Sequence[Middleware],
-        hooks: HandlerHooks,
+        chains: HandlerChains,
+        services: WorkerServices,
         failure_hooks: FailureHooks,
         *,
-        threads: HandlerThreads,
-        report: ReportSink,
+        guard: ForkGuard,
         clock: Clock,
         random: Random,
         sizes: SizeLimits,
-        client: EnqueueClient,
         reporter: AttemptReporter,
         keeps_arguments: KeepsArguments,
-        make_transaction: Callable[[object], Transaction],
-        state: object,
-        guard: ForkGuard | None = None,
-        process_calls: ProcessCalls | None = None,
-        read_records: ReadRecords | None = None,
-        runs: RunServices | None = None,
+        read_records: ReadRecords,
     ) -> None:
-        self.guard: ForkGuard = guard or ForkGuard()
-        guard = self.guard
+        self.guard: ForkGuard = guard
         self._registry = registry
-        self._chains = HandlerChains(
-            registry,
-            middlewares,
-            hooks,
-            threads=threads,
-            guard=guard,
-            process_calls=process_calls,
-        )
+        self._chains = chains
         self._clock = clock
         self._monotonic = clock.monotonic
         self._random = random
         self._sizes = sizes
-        self._services = WorkerServices(
-            clock.monotonic, report, client, make_transaction, state, runs
-        )
+        self._services = services
         self._failure_hooks = failure_hooks
         self._failure_hook_runner = FailureHookRunner(guard)
         self._keep_default, self._keep_by_queue = keeps_arguments
@@ -347,7 +324,6 @@ class AttemptRunner:
         if self._member_results is None:
             from nimburion.jobs.worker.attempt.member_results import MemberResults
 
-            assert self._read_records is not None, "a runner of jobs can read other jobs"
             self._member_results = MemberResults(self._read_records, self._sizes.payload)
         return self._member_results
 
