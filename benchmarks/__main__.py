@@ -11,6 +11,7 @@ python -m benchmarks sqlite|redis|postgres [TABLE ...]    one backend at length,
 python -m benchmarks flows [SCENE ...] [--save]           members of flows beside plain jobs
 python -m benchmarks flow-peers [SCENE ...] [--save]      flows and steps beside other systems
 python -m benchmarks readings|schedules|scrape [--save]   what operators read, the scheduler
+python -m benchmarks monitoring [--phases N] [--save]     a live Prometheus beside a log
 python -m benchmarks publish                              saved figures into README and docs
 """
 
@@ -32,6 +33,7 @@ COMMANDS = {
     "readings": ("benchmarks.readings.main", "main"),
     "schedules": ("benchmarks.operating", "main_schedules"),
     "scrape": ("benchmarks.operating", "main_scrape"),
+    "monitoring": ("benchmarks.monitoring.main", "main"),
     "publish": ("benchmarks.publish", "main"),
 }
 """The module and the function of each command; none is imported before it is asked for."""

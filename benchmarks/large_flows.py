@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import psycopg
+import redis.asyncio
 
 from benchmarks.limits import read_cpu
 from benchmarks.payload import PAYLOAD
@@ -74,11 +75,22 @@ async def fill(url: str, count: int, _: int | None) -> dict[str, float]:
     """Leave suspended runs in the backend of a URL."""
     async with Processor(url) as processor:
         await suspend_runs(processor.backend, count)
-    if url.startswith("postgres"):  # autovacuum would do it during the drain, and be counted
+    # The servers would do this during the drain, and it would be counted.
+    if url.startswith("postgres"):
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("VACUUM (ANALYZE)")
             connection.execute("CHECKPOINT")
+    elif not url.startswith("sqlite"):
+        await rewrite_log(url)
     return {}
+
+
+async def rewrite_log(url: str) -> None:
+    """Let a Redis server write its append-only file anew."""
+    async with redis.asyncio.Redis.from_url(url.replace("valkey://", "redis://", 1)) as server:
+        await server.bgrewriteaof()
+        while (await server.info("persistence"))["aof_rewrite_in_progress"]:
+            await asyncio.sleep(0.05)
 
 
 async def drain_plain(url: str, jobs: int, server: int | None) -> dict[str, float]:

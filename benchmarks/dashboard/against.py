@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from benchmarks.conditions import describe_conditions, read_conditions, save
 from benchmarks.report import table
 
 ROOT = Path(__file__).parents[2]
@@ -38,11 +39,17 @@ async def main():
     filled = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=FilledBackend)
     async with serve_dashboard(filled.url) as (address, services):
         pages = [page for page in PAGES if "{{flow}}" not in page.path]
-        paths = {{page.name: find_path(page, filled.filled) for page in pages}}
+        paths = {{page.name: [find_path(page, filled.filled)] for page in pages}}
         reads = getattr(services.backend, "reads", services.backend)
         for state in {STATES}:
-            found = await reads.list_jobs(JobFilter(states=frozenset({{State(state)}})), limit=1)
-            paths |= {{f"job, {{state}}": f"/jobs/{{one.id}}" for one in found.jobs}}
+            found = await reads.list_jobs(JobFilter(states=frozenset({{State(state)}})), limit=2)
+            if len(found.jobs) == 2:  # two jobs, so that no page finds what another one has read
+                one, other = found.jobs
+                parts = [page for page in PAGES if page.name in ("job", "job_contents")]
+                paths[f"job, {{state}}"] = [f"/jobs/{{one.id}}"]
+                paths[f"job, {{state}}, and its data"] = [
+                    page.path.format(id=other.id) for page in parts
+                ]
         known = {{"address": address, "paths": paths, "pid": os.getpid()}}
         print(json.dumps(known), flush=True)
         await asyncio.Event().wait()
@@ -62,7 +69,8 @@ class Server(msgspec.Struct, frozen=True):
     """A dashboard that is served by a process of its own."""
 
     address: str
-    paths: dict[str, str]
+    paths: dict[str, list[str]]
+    """For each page, what is loaded: two pages where a checkout has the data of a job apart."""
     pid: int
 
     def read_cpu(self) -> float:
@@ -77,8 +85,9 @@ class Server(msgspec.Struct, frozen=True):
         """Load a page that exists."""
         prefix = urlsplit(self.address).path
         cpu, started = self.read_cpu(), time.perf_counter()
-        connection.request("GET", prefix + self.paths[page], headers={"Accept": "text/html"})
-        connection.getresponse().read()
+        for path in self.paths[page]:
+            connection.request("GET", prefix + path, headers={"Accept": "text/html"})
+            connection.getresponse().read()
         wall = 1000 * (time.perf_counter() - started)
         return Load(self.read_cpu() - cpu, wall)
 
@@ -96,10 +105,12 @@ def serve(checkout: Path, filled: Path) -> Iterator[Server]:
         process.kill()
 
 
-def measure(sides: dict[str, Server], rounds: int) -> dict[str, dict[str, list[Load]]]:
+def measure(
+    sides: dict[str, Server], rounds: int, only: list[str]
+) -> dict[str, dict[str, list[Load]]]:
     """Load each page that both sides have, in turn; rounds are at least a second apart."""
     ours, theirs = sides.values()
-    pages = [page for page in ours.paths if page in theirs.paths]
+    pages = [page for page in only or ours.paths if page in ours.paths and page in theirs.paths]
     taken: dict[str, dict[str, list[Load]]] = {page: {side: [] for side in sides} for page in pages}
     connections = {
         side: http.client.HTTPConnection(urlsplit(server.address).netloc, timeout=60.0)
@@ -143,11 +154,19 @@ def main() -> int:
     parser.add_argument("ours", type=Path, help="a backend that this checkout filled")
     parser.add_argument("theirs", type=Path, help="one that the other filled")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--save", action="store_true", help="keep text and raw output in results/")
+    parser.add_argument("--page", action="append", default=[], help="default: all")
     options = parser.parse_args()
     with ExitStack() as servers:
         ours = servers.enter_context(serve(ROOT, options.ours))
         theirs = servers.enter_context(serve(options.other, options.theirs))
-        print(show(measure({"ours": ours, "theirs": theirs}, options.rounds)), flush=True)
+        conditions = read_conditions()
+        taken = measure({"ours": ours, "theirs": theirs}, options.rounds, options.page)
+    text = f"{describe_conditions(conditions)}\n{show(taken)}"
+    print(text, flush=True)
+    if options.save:
+        figures = {page: msgspec.to_builtins(sides) for page, sides in taken.items()}
+        save("dashboard-against", {"conditions": conditions, **figures}, text + "\n")
     return 0
 
 

@@ -31,7 +31,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVarTuple
 
-from nimburion import Context, Job, Processor, open_backend
+from nimburion import Context, DurableContext, Job, Processor, State, open_backend
 from nimburion.core.timing.clock import SystemClock
 from tests.waiting import wait_until
 
@@ -142,6 +142,51 @@ class Limited(Job, name="limited", concurrency=100_000):
         recorder.note_end()
 
 
+STEPS = 10
+"""The steps of a durable function."""
+PAUSE = 3_600.0
+"""Seconds for which a durable function is suspended."""
+
+
+async def return_number(number: int) -> int:
+    """Return a number, as a step."""
+    return number
+
+
+class Stepping(Job, name="stepping"):
+    """A durable function with `STEPS` steps, one after another."""
+
+    to: str
+    subject: str
+    body: str
+
+    async def process(self, ctx: DurableContext) -> None:
+        for number in range(STEPS):
+            await ctx.options(key=str(number)).step(return_number, number)
+        recorder.note_end()
+
+
+class Suspending(Job, name="suspending"):
+    """A durable function that is suspended once. Each of its two attempts counts as an end."""
+
+    to: str
+    subject: str
+    body: str
+
+    async def process(self, ctx: DurableContext) -> None:
+        recorder.note_end()
+        await ctx.sleep("pause", PAUSE)
+
+
+class ShiftedClock(SystemClock):
+    """The clock of a backend, which may be set forward."""
+
+    shift = 0.0
+
+    def now(self) -> float:
+        return super().now() + self.shift
+
+
 class ProcessClock(SystemClock):
     """Measures how long the process ran, so that other programs change no decision of the worker,
     such as how many jobs it prefetches."""
@@ -197,13 +242,41 @@ async def drain(url: str, kind: type[Job], jobs: int) -> Counts:
             await processor.enqueue_many(_make_jobs(kind, min(_BATCH, jobs - start)))
     before = await _read_server(url)
     async with processor:
-        finished = recorder.start(jobs)
-        running = asyncio.create_task(processor.run(signals=False))
-        await finished.wait()
-        counts = recorder.stop()
-        await processor.stop()
-        await running
+        counts = await _run_worker(processor, jobs)
     return counts + await _read_server(url) - before
+
+
+async def suspend(url: str, kind: type[Job], jobs: int) -> Counts:
+    """Return what a worker takes to suspend this many durable runs and, later, to resume them."""
+    clock = ShiftedClock()
+    backend = open_backend(url, clock=clock)
+    _count_exchanges(backend)
+    processor = Processor(backend, clock=ProcessClock())
+    processor.register(kind)
+    async with processor:
+        await processor.enqueue_many(_make_jobs(kind, jobs))
+
+        async def are_suspended() -> bool:
+            return (await backend.reads.count_jobs())[State.SUSPENDED] == jobs
+
+        counts = await _run_worker(processor, jobs, are_suspended)
+        clock.shift = 2 * PAUSE
+        return counts + await _run_worker(processor, jobs)
+
+
+async def _run_worker(
+    processor: Processor, jobs: int, is_over: Callable[[], Awaitable[bool]] | None = None
+) -> Counts:
+    """Return what a worker takes until this many attempts have ended. Then it stops."""
+    finished = recorder.start(jobs)
+    running = asyncio.create_task(processor.run(signals=False))
+    await finished.wait()
+    counts = recorder.stop()
+    if is_over is not None:
+        await wait_until(is_over, "all runs are suspended")
+    await processor.stop()
+    await running
+    return counts
 
 
 async def enqueue(url: str, kind: type[Job], jobs: int) -> Counts:
@@ -227,7 +300,12 @@ SCENARIOS: dict[str, tuple[Callable[[str, type[Job], int], Awaitable[Counts]], t
     "drain_in_threads": (drain, InThread),
     "drain_limited": (drain, Limited),
     "enqueue": (enqueue, Plain),
+    "drain_steps": (drain, Stepping),
+    "suspend": (suspend, Suspending),
 }
+
+LONG_SCENARIOS = ("enqueue", "drain_steps", "suspend")
+"""Those that take much for a job, and are counted with fewer."""
 
 
 def count_per_job(scenario: str, url: str, jobs: int) -> dict[str, float]:
@@ -320,7 +398,7 @@ def main() -> None:
     sys.setprofile(recorder.note_call)
     counts = {
         scenario: count_per_job(
-            scenario, options.url, options.jobs // (5 if scenario == "enqueue" else 1)
+            scenario, options.url, options.jobs // (5 if scenario in LONG_SCENARIOS else 1)
         )
         for scenario in options.scenarios
     }

@@ -56,7 +56,7 @@ def test_the_steps_and_the_wait_of_a_run(waiting: CommandLine) -> None:
     assert "the signal 'confirmed'" in lines[3]
     data = waiting("jobs", "steps", "run-1", "--json").data
     assert (data["state"], data["complete"], data["signals"]) == ("suspended", True, [])
-    step, wait = data["operations"]
+    step, wait = data["entries"]
     assert (step["value"], step["tries"]) == ({"email": "ann@example.com"}, 1)
     assert wait["until"] - wait["started_at"] == pytest.approx(7 * 86_400)
 
@@ -134,7 +134,7 @@ def test_the_steps_without_their_values(waiting: CommandLine) -> None:
         assert "ann@example.com" not in shown
         assert "hush" not in shown
     data = waiting("jobs", "steps", "run-1", "--no-values", "--json").data
-    assert (data["operations"][0]["value_size"], "value" in data["operations"][0]) == (27, False)
+    assert (data["entries"][0]["value_size"], data["entries"][0]["value"]) == (27, None)
     assert data["signals"][0]["payload_size"] == 6
 
 
@@ -151,5 +151,5 @@ def test_the_export_of_a_flow_has_the_steps_of_its_runs(nimburion: CommandLine) 
     exported = nimburion("flows", "export", "f")
     (found,) = exported.data["runs"]
     assert (found["id"], found["state"]) == ("f.first", "suspended")
-    assert [one["key"] for one in found["operations"]] == ["create_account", "confirmed"]
+    assert [one["key"] for one in found["entries"]] == ["create_account", "confirmed"]
     assert "ann@example.com" not in exported.out

@@ -14,7 +14,7 @@ RUN_MUTANTS = (
     Mutant(
         "runs: a repeated number replaces the step",
         MEMORY_FILES,
-        "if $recorded.number in self.$steps.get($job_id, ()):",
+        "if $recorded.number in $steps:",
         "if False:",
         (f"{MEMORY}test_a_number_is_stored_once",),
     ),
@@ -50,7 +50,7 @@ RUN_MUTANTS = (
         "runs: a repeated step resets the failures",
         MEMORY_FILES,
         "if self.$state.$tables.record($report, self.$now) and $report.number != CLEANUP_STEP:",
-        "self.$state.$tables.record($report, self.$now)\n            if $report.number != 0:",
+        "self.$state.$tables.record($report, self.$now)\n        if $report.number != 0:",
         (f"{MEMORY}test_a_repeated_step_resets_nothing",),
     ),
     Mutant(
@@ -184,7 +184,7 @@ RUN_MUTANTS = (
     Mutant(
         "runs: a branch continues before its signal is taken",
         "jobs/durable/waits.py",
-        "if $run.has_branches():\n            await $run.await_stored($sent)",
+        "if $is_awaited:\n            await $run.await_stored($sent)",
         "if False:\n            await $run.await_stored($sent)",
         ("tests/jobs/durable/test_worker.py::test_a_branch_takes_its_signal_before_it_continues",),
     ),

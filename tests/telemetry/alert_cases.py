@@ -168,7 +168,7 @@ async def queue_paused_long(system: System) -> AsyncIterator[None]:
 
 
 async def dead_letters_grow(system: System) -> AsyncIterator[None]:
-    await system.run(0, bad=1)
+    await system.run(1)
     await system.pass_time()
     await system.run(0, bad=15)
     await system.pass_time(2)

@@ -9,6 +9,13 @@ from pathlib import Path
 import yaml
 
 import nimburion.telemetry
+from benchmarks.monitoring.comparison import (
+    EventCounts,
+    Expectations,
+    Fleet,
+    Prometheus,
+    Series,
+)
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.job import NewJob
 from nimburion.core.limits import LimitRule
@@ -63,6 +70,25 @@ def test_every_alert_has_a_test() -> None:
         if case["exp_alerts"]
     }
     assert fired == alerts
+
+
+def test_the_comparison_with_a_log_knows_each_panel_and_each_alert() -> None:
+    class Silent(Prometheus):
+        def query(self, expression: str, at: float) -> list[Series]:
+            return []
+
+    fleet = Fleet()
+    fleet.note_left(0.0)
+    expectations = Expectations(Silent(0), EventCounts({}, ""), 1e9, 75.0, fleet)
+    panels = json.loads((FILES / "grafana.json").read_text(encoding="utf-8"))["panels"]
+    numbered = {
+        f"{panel['title']} {number}"
+        for panel in panels
+        for number, _ in enumerate(panel.get("targets", ()))
+    }
+    assert set(expectations.list_panels()) == numbered
+    (group,) = yaml.safe_load((FILES / "alerts.yaml").read_text(encoding="utf-8"))["groups"]
+    assert set(expectations.list_alerts()) <= {rule["alert"] for rule in group["rules"]}
 
 
 async def test_the_dashboard_names_existing_metrics() -> None:

@@ -103,9 +103,13 @@ def test_counters_have_the_names_of_the_specification(
     export_metrics(metrics, exported.provider)
     assert exported.values("jobs.processed.total") == {
         ("mail", "send", "completed"): 4,
+        ("mail", "send", "retried"): 0,
         ("mail", "send", "failed"): 2,
     }
-    assert exported.values("jobs.failed.total") == {("mail", "send", "exhausted"): 2}
+    assert exported.values("jobs.failed.total") == {
+        ("mail", "send", "exhausted"): 2,
+        ("mail", "send", "permanent"): 0,
+    }
     assert exported.values("jobs.duration.seconds.count") == {("send",): 6}
     assert exported.values("jobs.duration.seconds.sum") == {("send",): 12.5}
     counters.get_lane("mail", "send").completed = 5

@@ -53,12 +53,28 @@ async def test_jobs_are_counted_by_queue_name_and_outcome(processor: Processor) 
             ("mail", "send", "retried"): 1,
             ("mail", "send", "failed"): 1,
         }
-        assert read(processor, "jobs_failed") == {("mail", "send", "permanent"): 1}
+        assert read(processor, "jobs_failed") == {
+            ("mail", "send", "exhausted"): 0,
+            ("mail", "send", "permanent"): 1,
+        }
         assert read(processor, "jobs_retried") == {("mail", "send"): 1}
         (waits,) = find(processor, "jobs_wait_seconds").histograms
         assert (waits.labels.values, sum(waits.buckets)) == ({"queue": "mail"}, 4)
         (runs,) = find(processor, "jobs_duration_seconds").histograms
         assert (runs.labels.values, sum(runs.buckets)) == ({"name": "send"}, 4)
+
+
+async def test_failures_have_series_before_the_first_one(processor: Processor) -> None:
+    async with processor:
+        await processor.enqueue(send.job("ok"))
+        assert read(processor, "jobs_processed") == read(processor, "jobs_failed") == {}
+        await processor.drain()
+        assert read(processor, "jobs_processed") == {
+            ("mail", "send", "completed"): 1,
+            ("mail", "send", "retried"): 0,
+            ("mail", "send", "failed"): 0,
+        }
+        assert set(read(processor, "jobs_failed").values()) == {0}
 
 
 async def test_an_enqueue_of_an_existing_job_is_not_counted(processor: Processor) -> None:

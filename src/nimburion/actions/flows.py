@@ -271,6 +271,12 @@ def count_unfinished_jobs(tree: FlowTree) -> int:
     return tree.unfinished - tree.is_open - groups + inside
 
 
+def count_failed_jobs(tree: FlowTree) -> int:
+    """Return how many jobs of a flow are dead letters."""
+    groups = sum(group.has_failed and group.failed > 0 for group in tree.groups)
+    return tree.failed - groups + sum(map(count_failed_jobs, tree.groups))
+
+
 async def read_tree(backend: Backend, flow_id: str) -> FlowTree:
     """Return a flow with its counts and its groups. Raises `FlowNotFound`."""
     found = await backend.reads.get_flow(flow_id)

@@ -9,7 +9,7 @@ from nimburion.cli.output import format_bytes, format_duration, format_time, pri
 from nimburion.cli.records import bytes_to_data, bytes_to_text
 from nimburion.core.text.escaping import escape_controls
 from nimburion.core.text.shortening import shorten
-from nimburion.jobs.durable.timeline import RunOperation, RunTimeline
+from nimburion.jobs.durable.timeline import RunTimeline, TimelineEntry
 
 
 def timeline_to_data(timeline: RunTimeline, *, with_values: bool = True) -> dict[str, object]:
@@ -26,7 +26,7 @@ def timeline_to_data(timeline: RunTimeline, *, with_values: bool = True) -> dict
         "complete": timeline.is_complete,
         "unreadable": timeline.unreadable,
         "cancelling": timeline.is_cancelling,
-        "operations": [_operation_to_data(one, with_values) for one in timeline.operations],
+        "entries": [_entry_to_data(one, with_values=with_values) for one in timeline.entries],
         "signals": [
             {"name": one.name, "at": one.at, **_value_to_data("payload", one.payload, with_values)}
             for one in timeline.signals
@@ -34,11 +34,11 @@ def timeline_to_data(timeline: RunTimeline, *, with_values: bool = True) -> dict
     }
 
 
-def _operation_to_data(operation: RunOperation, with_values: bool) -> dict[str, object]:  # noqa: FBT001
-    fields: dict[str, object] = msgspec.to_builtins(msgspec.structs.replace(operation, value=None))
-    del fields["value"]
-    value = None if operation.value is None else bytes(operation.value)
-    return {**fields, **_value_to_data("value", value, with_values)}
+def _entry_to_data(entry: TimelineEntry, *, with_values: bool) -> dict[str, object]:
+    fields: dict[str, object] = msgspec.to_builtins(msgspec.structs.replace(entry, value=None))
+    if with_values and entry.value is not None:
+        fields["value"] = bytes_to_data(bytes(entry.value))
+    return fields
 
 
 def _value_to_data(name: str, value: bytes | None, with_values: bool) -> dict[str, object]:  # noqa: FBT001
@@ -48,9 +48,9 @@ def _value_to_data(name: str, value: bytes | None, with_values: bool) -> dict[st
 
 
 def print_timeline(timeline: RunTimeline, *, with_values: bool = True) -> None:
-    """Print one line for each operation, what the run waits for, and its unread signals."""
+    """Print the entries of the timeline, what the run waits for, and its unread signals."""
     print_table(
-        ("operation", "key", "state", "started", "took", "tries", "value, error or wait"),
+        ("kind", "key", "state", "started", "took", "tries", "value, error or wait"),
         [
             (
                 one.kind.value,
@@ -59,9 +59,9 @@ def print_timeline(timeline: RunTimeline, *, with_values: bool = True) -> None:
                 format_time(one.started_at),
                 _format_took(one, timeline.now),
                 one.tries or None,
-                describe_operation(one, timeline.now, with_values=with_values),
+                describe_entry(one, timeline.now, with_values=with_values),
             )
-            for one in timeline.operations
+            for one in timeline.entries
         ],
         "no steps",
     )
@@ -80,12 +80,12 @@ def print_timeline(timeline: RunTimeline, *, with_values: bool = True) -> None:
         click.echo(f"read {timeline.steps} steps, and there are more: add --limit")
 
 
-def _format_took(operation: RunOperation, now: float) -> str | None:
-    """Return how long an operation took, or has taken."""
-    if operation.started_at is None:
+def _format_took(entry: TimelineEntry, now: float) -> str | None:
+    """Return how long it took, or has taken."""
+    if entry.started_at is None:
         return None
-    end = now if operation.ended_at is None else operation.ended_at
-    return format_duration(max(0.0, end - operation.started_at))
+    end = now if entry.ended_at is None else entry.ended_at
+    return format_duration(max(0.0, end - entry.started_at))
 
 
 def _format_value(value: bytes, *, with_values: bool) -> str:
@@ -94,17 +94,17 @@ def _format_value(value: bytes, *, with_values: bool) -> str:
     return format_bytes(len(value)) or "0 B"
 
 
-def describe_operation(operation: RunOperation, now: float, *, with_values: bool = True) -> str:
-    """Return the value, the error, the child jobs or the wait of an operation, on one line."""
+def describe_entry(entry: TimelineEntry, now: float, *, with_values: bool = True) -> str:
+    """Return the value, the error, the child jobs or the wait of an entry, on one line."""
     parts = []
-    if operation.error:
-        parts.append(operation.error.partition("\n")[0])
-    elif operation.value is not None:
-        parts.append(_format_value(bytes(operation.value), with_values=with_values))
-    if operation.is_open and operation.until is not None:
-        left = operation.until - now
+    if entry.error:
+        parts.append(entry.error.partition("\n")[0])
+    elif entry.value is not None:
+        parts.append(_format_value(bytes(entry.value), with_values=with_values))
+    if entry.is_open and entry.until is not None:
+        left = entry.until - now
         parts.append(f"{format_duration(left)} left" if left > 0 else "due")
-    if operation.flow is not None:
-        jobs = "1 job" if operation.jobs == 1 else f"{operation.jobs} jobs"
-        parts.append(f"{jobs} of {operation.flow}")
+    if entry.flow is not None:
+        jobs = "1 job" if entry.jobs == 1 else f"{entry.jobs} jobs"
+        parts.append(f"{jobs} of {entry.flow}")
     return ", ".join(parts)

@@ -451,7 +451,8 @@ class Maintaining(Protocol):
           time is the time of the call, so it comes after the jobs of its priority that are due
           already. Everything else stays, also failures and losses.
         - `cancel`: as `cancel` does. A job that gets a cancel request counts as changed.
-        - `delete`: a finished job is deleted permanently, unless its flow runs.
+        - `delete`: a finished job is deleted permanently, unless its flow runs. A backend may use
+          several steps if durable runs have very many steps; the last one writes `record`.
 
         The call notifies the workers that wait for the queues of these jobs.
 

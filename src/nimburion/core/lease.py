@@ -54,6 +54,10 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
     due: float = 0.0
     created_at: float = 0.0
     options: JobOptions = NO_JOB_OPTIONS
+    run: object = None
+    """The `RunPage` of a durable run with all its steps and unread signals, if the backend has read
+    it with the lease, and it has at most `MAX_DELIVERED_RUN` bytes. None: `read_run` returns it.
+    """
 
     @property
     def attempt(self) -> int:

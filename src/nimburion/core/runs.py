@@ -1,9 +1,9 @@
 """Durable runs: jobs whose handler remembers its steps, waits without a worker, and gets signals.
 
 A run stores each step with the settlement `Recorded`. With `Suspended` it gives its lease back and
-waits for the end of flows, for signals and until a time. The next attempt reads the steps and the
-unread signals with `Inspecting.read_run`, and continues behind the last step. What a step contains
-is decided by the engine of `nimburion.jobs`; backends store bytes.
+waits for the end of flows, for signals and until a time. The next attempt gets the steps and the
+unread signals with its lease, or from `Inspecting.read_run`, and continues behind the last step.
+What a step contains is decided by the engine of `nimburion.jobs`; backends store bytes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ undo, or has started other jobs. To cancel such a run, the backend sends it the 
 """
 CANCEL_SIGNAL = ""
 """The name of the signal that asks a run to end as cancelled. Its id is the same."""
+MAX_DELIVERED_RUN = 4096
+"""The most bytes of the steps and the unread signals of a run that come with its lease."""
 MAX_UNREAD_SIGNALS = 1_000
 """The most unread signals of a job, without the one that asks it to end. The id of a signal that
 was taken is known until this number of later signals was stored.
@@ -43,7 +45,7 @@ least one of them.
 """
 
 
-class RecordedStep(msgspec.Struct, frozen=True):
+class RecordedStep(msgspec.Struct, frozen=True, gc=False):
     """A step of a durable run. A run has at most one with each number."""
 
     number: int

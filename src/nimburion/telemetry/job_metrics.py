@@ -23,6 +23,11 @@ _OUTCOMES: tuple[tuple[str, Callable[[LaneCounters], int]], ...] = (
     ("cancelled", lambda lane: lane.cancelled),
     ("lost", lambda lane: lane.lost),
 )
+_ZERO_OUTCOMES = frozenset({"completed", "retried", "failed"})
+"""A lane that has started a job has these series from then on. Prometheus does not count what a
+series has when it appears, so the first failures would be missing.
+"""
+_ZERO_REASONS = {"exhausted": 0, "permanent": 0}
 
 
 class JobMetrics:
@@ -77,7 +82,7 @@ class JobMetrics:
             Sample(self._label(queue=lane.queue, name=lane.name, outcome=outcome), value)
             for lane in lanes
             for outcome, read in _OUTCOMES
-            if (value := read(lane))
+            if (value := read(lane)) or (lane.started and outcome in _ZERO_OUTCOMES)
         ]
         return Family(
             name="jobs_processed",
@@ -90,7 +95,9 @@ class JobMetrics:
         samples = [
             Sample(self._label(queue=lane.queue, name=lane.name, reason=reason), count)
             for lane in lanes
-            for reason, count in sorted(lane.failed_by_reason.items())
+            for reason, count in sorted(
+                {**(_ZERO_REASONS if lane.started else {}), **lane.failed_by_reason}.items()
+            )
         ]
         return Family(
             name="jobs_failed",

@@ -18,6 +18,7 @@ from nimburion.core.flows import On, SourceKind
 from nimburion.core.job import NewJob
 from nimburion.core.lease import Delivery
 from nimburion.core.maintenance import Retention
+from nimburion.core.records import NewRecord, RecordChange
 from nimburion.core.runs import NewSignal, make_signal_source
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed, Recorded, Settlement, Suspended
@@ -83,6 +84,34 @@ async def test_a_prune_deletes_many_steps_in_several_transactions(
     assert parts == [2, 1]
     assert await backend.maintenance.prune(KEEP_NOTHING, 100) == 2
     assert count_rows(path) == (0, 0)
+
+
+async def test_a_bulk_deletion_deletes_many_steps_in_several_transactions(
+    backend: SQLiteBackend, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record of the operation counts all of them."""
+    await end_with_steps(backend, 5, 8)
+    kept = await backend.maintenance.put_record(
+        NewRecord(kind="bulk_operation", id="o1", body=b"{}")
+    )
+    assert kept.record is not None
+    monkeypatch.setattr(maintenance, "MAX_RUN_ROWS", 20)
+    delete_jobs = maintenance.delete_jobs
+    parts = []
+
+    def delete_and_note(db: Database, listed: str) -> None:
+        parts.append(listed.count(",") + 1)
+        delete_jobs(db, listed)
+
+    monkeypatch.setattr(maintenance, "delete_jobs", delete_and_note)
+    job_ids = ["r4", "unknown", "r2", "r0", "r1"]
+    change = RecordChange(kind="bulk_operation", id="o1", body=b"{}", version=kept.record.version)
+    changes = await backend.maintenance.change_jobs(BulkAction.DELETE, job_ids, change)
+    assert changes.ids == ["r4", "r2", "r0", "r1"]
+    assert parts == [2, 2]
+    assert changes.record is not None
+    assert changes.record.changed == 4
+    assert count_rows(path) == (8, 1)
 
 
 async def test_a_run_with_more_steps_than_a_transaction_deletes_is_deleted(

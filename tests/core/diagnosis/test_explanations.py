@@ -66,7 +66,7 @@ def test_a_maximum_of_zero_says_where_its_change_is_shown() -> None:
     assert "if its maximum is 0" in find_causes(parked)[0].text
 
 
-def describe_wait(*sources: WaitSource, count: int | None = None, members: int = 100) -> str:
+def describe_wait(*sources: WaitSource, members: int = 100) -> str:
     """Return the text for a durable run that waits for the first of these sources."""
     flow = FlowInfo(
         id="order.report",
@@ -88,7 +88,7 @@ def describe_wait(*sources: WaitSource, count: int | None = None, members: int =
             )
             for source in sources
         ],
-        unmet_count=len(sources) if count is None else count,
+        unmet_count=len(sources),
     )
     (cause,) = find_causes(facts)
     return cause.text
@@ -124,5 +124,7 @@ def test_one_member_has_not_ended() -> None:
 
 
 def test_other_sources_are_counted() -> None:
-    expected = "It waits for the signal 'paid', or for 1 other."
-    assert describe_wait(PAID, count=2) == expected
+    names = [make_signal_source("shop/order", name) for name in "abcde"]
+    named = "It waits for the signal 'a', for the signal 'b', for the signal 'c'"
+    assert describe_wait(*names) == f"{named}, or for 2 others."
+    assert describe_wait(*names[:4]) == f"{named}, or for the signal 'd'."

@@ -161,6 +161,24 @@ async def test_a_key_has_1_to_200_characters(key: str) -> None:
         assert (await finish(processor, await run.enqueue())).state is State.COMPLETED
 
 
+async def test_a_key_without_a_utf_8_form_is_refused_before_its_function_runs() -> None:
+    processor = make_processor()
+
+    def never() -> None:
+        raise AssertionError("it is called")
+
+    @processor.job
+    async def run(ctx: DurableContext) -> None:
+        with pytest.raises(InvalidStep, match="with a UTF-8 form"):
+            await ctx.options(key="caf\udce9").step(never)
+        with pytest.raises(InvalidStep, match="with a UTF-8 form"):
+            await ctx.sleep("caf\udce9", 1)
+        assert await ctx.options(key="café").step(int) == 0
+
+    async with processor:
+        assert (await finish(processor, await run.enqueue())).state is State.COMPLETED
+
+
 async def test_a_value_without_a_json_form_is_not_retried() -> None:
     processor = make_processor(max_retries=3)
 

@@ -1,4 +1,4 @@
-"""The timeline of a durable run: its operations, their states and times, and what it waits for."""
+"""The timeline of a durable run: its entries, their states and times, and what it waits for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from msgspec import Raw
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import JobNotFound
 from nimburion.core.exchange import RESERVE_NOTHING, Lane, Reply, ReserveRequest
-from nimburion.core.flows import SourceKind, WaitSource
+from nimburion.core.flows import NewFlow, SourceKind, WaitSource
 from nimburion.core.job import AttemptError, NewJob
 from nimburion.core.lease import Delivery
 from nimburion.core.runs import CANCEL_SIGNAL, NewSignal, make_signal_source
@@ -19,8 +19,8 @@ from nimburion.core.settlement import Completed, Failed, Recorded, Settlement, S
 from nimburion.jobs.durable import journal
 from nimburion.jobs.durable.journal import AnyEntry, StoredError, encode_entry
 from nimburion.jobs.durable.timeline import (
-    OperationKind,
-    OperationState,
+    EntryKind,
+    EntryState,
     RunTimeline,
     read_run_timeline,
 )
@@ -87,7 +87,7 @@ class StoredRun:
 
     async def list_rows(self) -> list[Row]:
         found = await self.read()
-        return [(one.kind.value, one.key, one.state.value) for one in found.operations]
+        return [(one.kind.value, one.key, one.state.value) for one in found.entries]
 
 
 @pytest.fixture
@@ -101,10 +101,10 @@ async def run() -> AsyncIterator[StoredRun]:
 async def test_a_step_with_its_value_and_its_times(run: StoredRun) -> None:
     await run.store(journal.StepEntry("charge", Raw(b'{"id":7}')), after=2.0)
     await run.store(journal.StepEntry("mail"), after=3.0)
-    charge, mail = (await run.read()).operations
+    charge, mail = (await run.read()).entries
     assert (charge.kind, charge.state, charge.tries) == (
-        OperationKind.STEP,
-        OperationState.DONE,
+        EntryKind.STEP,
+        EntryState.DONE,
         1,
     )
     assert charge.value == Raw(b'{"id":7}')
@@ -117,19 +117,19 @@ async def test_a_step_with_its_value_and_its_times(run: StoredRun) -> None:
 
 async def test_a_step_that_is_tried_again(run: StoredRun) -> None:
     await run.store(journal.RetryEntry("charge", 1, 10.0, "ValueError: no"), after=1.0)
-    (one,) = (await run.read()).operations
-    assert (one.state, one.tries, one.error) == (OperationState.RETRYING, 1, "ValueError: no")
+    (one,) = (await run.read()).entries
+    assert (one.state, one.tries, one.error) == (EntryState.RETRYING, 1, "ValueError: no")
     assert one.until == pytest.approx(run.clock.now() + 10.0)
     await run.store(journal.StepEntry("charge", Raw(b"1")), after=10.0)
-    (one,) = (await run.read()).operations
-    assert (one.state, one.tries, one.error, one.until) == (OperationState.DONE, 2, "", None)
+    (one,) = (await run.read()).entries
+    assert (one.state, one.tries, one.error, one.until) == (EntryState.DONE, 2, "", None)
 
 
 async def test_a_caught_error_and_one_that_ended_an_attempt(run: StoredRun) -> None:
     error = StoredError("LookupError", "builtins", "no plan")
     await run.store(journal.StepEntry("find", error=error))
     assert await run.list_rows() == [("step", "find", "failed")]
-    assert (await run.read()).operations[0].error == "LookupError: no plan"
+    assert (await run.read()).entries[0].error == "LookupError: no plan"
     await run.store(journal.ForgottenEntry("find", "step"))
     assert await run.list_rows() == [("step", "find", "retrying")]
 
@@ -137,12 +137,12 @@ async def test_a_caught_error_and_one_that_ended_an_attempt(run: StoredRun) -> N
 async def test_a_sleep_ends_when_its_time_has_come(run: StoredRun) -> None:
     await run.store(journal.TimerEntry("trial", 60.0))
     await run.suspend(delay=60.0)
-    (one,) = (await run.read()).operations
-    assert (one.state, one.ended_at) == (OperationState.WAITING, None)
+    (one,) = (await run.read()).entries
+    assert (one.state, one.ended_at) == (EntryState.WAITING, None)
     assert one.until == pytest.approx(run.clock.now() + 60.0)
     run.clock.advance(61.0)
-    (one,) = (await run.read()).operations
-    assert (one.state, one.ended_at) == (OperationState.DONE, one.until)
+    (one,) = (await run.read()).entries
+    assert (one.state, one.ended_at) == (EntryState.DONE, one.until)
 
 
 async def test_a_wait_for_a_signal_without_a_timeout_is_read_from_the_conditions(
@@ -153,7 +153,7 @@ async def test_a_wait_for_a_signal_without_a_timeout_is_read_from_the_conditions
     run.clock.advance(5.0)
     assert await run.list_rows() == [("step", "ask", "done"), ("wait", "paid", "waiting")]
     found = await run.read()
-    assert found.operations[1].started_at == found.operations[0].ended_at
+    assert found.entries[1].started_at == found.entries[0].ended_at
     assert "the signal 'paid'" in found.why
 
 
@@ -167,9 +167,9 @@ async def test_the_end_of_waits(run: StoredRun) -> None:
     await run.store(journal.SignalEntry("paid", Raw(b"3")), after=1.0)
     await run.store(journal.TimeoutEntry("reply", 9.0))
     await run.store(journal.SignalEntry("reply", timed_out=True), after=9.0)
-    paid, reply = (await run.read()).operations
-    assert (paid.state, paid.value) == (OperationState.DONE, Raw(b"3"))
-    assert (reply.state, reply.value) == (OperationState.TIMEOUT, None)
+    paid, reply = (await run.read()).entries
+    assert (paid.state, paid.value) == (EntryState.DONE, Raw(b"3"))
+    assert (reply.state, reply.value) == (EntryState.TIMEOUT, None)
 
 
 async def test_child_jobs(run: StoredRun) -> None:
@@ -179,12 +179,22 @@ async def test_child_jobs(run: StoredRun) -> None:
     assert ("children", "parts", "started") in await run.list_rows()
 
 
+async def test_child_jobs_among_many_sources_wait(run: StoredRun) -> None:
+    keys = ["a", "b", "c", "d"]
+    for key in keys:
+        await run.store(journal.ChildrenEntry(key, f"order.{key}", (key,), 1))
+    flows = [NewFlow(id=f"order.{key}", name=key, members=1) for key in keys]
+    await run.backend.producing.enqueue([], flows)
+    await run.suspend(*(WaitSource(SourceKind.FLOW, f"order.{key}") for key in keys))
+    assert await run.list_rows() == [("children", key, "waiting") for key in keys]
+
+
 async def test_the_results_of_child_jobs(run: StoredRun) -> None:
     await run.store(journal.ChildrenEntry("parts", "order.parts", ("part",), 2))
     await run.store(journal.OutcomeEntry("parts", (Raw(b"1"), Raw(b"2"))), after=4.0)
-    (one,) = (await run.read()).operations
+    (one,) = (await run.read()).entries
     assert (one.state, one.value, one.flow, one.jobs) == (
-        OperationState.DONE,
+        EntryState.DONE,
         Raw(b"[1,2]"),
         "order.parts",
         2,
@@ -202,7 +212,7 @@ async def test_a_run_that_is_undone(run: StoredRun) -> None:
         ("end", "", "failed"),
         ("undo", "refund", "done"),
     ]
-    assert (await run.read()).operations[2].tries == 2
+    assert (await run.read()).entries[2].tries == 2
 
 
 async def test_a_restart_and_a_change_of_the_code(run: StoredRun) -> None:
@@ -237,19 +247,19 @@ async def test_unread_signals_and_a_request_to_end(run: StoredRun) -> None:
 async def test_more_steps_than_are_read(run: StoredRun) -> None:
     await run.store(*(journal.StepEntry(f"s{number}") for number in range(5)))
     found = await run.read(3)
-    assert (found.steps, found.is_complete, len(found.operations)) == (3, False, 3)
+    assert (found.steps, found.is_complete, len(found.entries)) == (3, False, 3)
     assert (await run.read(5)).is_complete
 
 
 async def test_a_step_of_a_newer_version_is_counted(run: StoredRun) -> None:
     await run.record_raw(1, b'{"kind":"teleport","key":"x"}')
     found = await run.read()
-    assert (found.unreadable, found.operations) == (1, [])
+    assert (found.unreadable, found.entries) == (1, [])
 
 
 async def test_a_job_without_steps_and_no_job(run: StoredRun) -> None:
     await run.settle(Completed(run.delivery.lease))
     found = await run.read()
-    assert (found.steps, found.operations) == (0, [])
+    assert (found.steps, found.entries) == (0, [])
     with pytest.raises(JobNotFound):
         await read_run_timeline(run.backend, "other")

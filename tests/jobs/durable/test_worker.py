@@ -14,7 +14,7 @@ import pytest
 
 from nimburion import Context, DurableContext, Processor, Signal, State
 from nimburion.core.exchange import Reply, ReserveRequest
-from nimburion.core.runs import RunPage
+from nimburion.core.runs import MAX_DELIVERED_RUN, RunPage
 from nimburion.core.settlement import Recorded, Settlement
 from nimburion.errors import BackendUnavailable, DefinitionError
 from nimburion.jobs.durable.context import get_run
@@ -472,6 +472,11 @@ async def test_a_run_that_is_cancelled_before_its_handler_is_called_is_undone() 
         assert undone == [5]
 
 
+def read_much() -> str:
+    """Return so much that the run does not come with its lease."""
+    return "x" * MAX_DELIVERED_RUN
+
+
 async def test_a_backend_that_does_not_answer_at_the_start_counts_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -480,6 +485,7 @@ async def test_a_backend_that_does_not_answer_at_the_start_counts_nothing(
 
     @processor.job
     async def run(ctx: DurableContext) -> int:
+        await ctx.step(read_much)
         await ctx.sleep("pause", 10)
         return ctx.attempt
 
@@ -495,6 +501,26 @@ async def test_a_backend_that_does_not_answer_at_the_start_counts_nothing(
             clock.advance(10)
             assert await processor.drain() == 1
         assert (await finish(processor, job_id)).result == 1
+
+
+async def test_a_small_run_comes_with_its_lease(
+    processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object, **__: object) -> RunPage:
+        raise AssertionError("it is read once more")
+
+    @processor.job
+    async def run(ctx: DurableContext) -> int:
+        return await ctx.step(double, 2) + await ctx.wait_for(number)
+
+    async with processor:
+        monkeypatch.setattr(processor.backend.reads, "read_run", fail)
+        job_id = await run.enqueue()
+        await processor.drain()
+        await processor.signal(job_id, number, 7)
+        await processor.drain()
+        status = await processor.get_status(job_id)
+        assert (status.state, status.result) == (State.COMPLETED, 11)
 
 
 @pytest.mark.parametrize("operation", ["read_run", "change_jobs"])
@@ -517,6 +543,7 @@ async def test_a_drain_ends_although_the_backend_never_answers(
 
     @processor.job
     async def run(ctx: DurableContext) -> None:
+        await ctx.step(read_much)
         await ctx.run(child.job())
 
     async with processor:

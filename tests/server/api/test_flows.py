@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from nimburion import Flow
 from nimburion.core.audit import list_audit
 from nimburion.core.flows import NewFlow
+from nimburion.server.api import flows as flow_operations
 from nimburion.server.openapi import API_PATH
 from tests.server.conftest import Api, send
 
@@ -65,6 +68,33 @@ async def test_cancel_a_flow(api: Api) -> None:
     assert (report["flow"]["state"], report["changed"]) == ("cancelled", 2)
     (record, *_) = (await list_audit(api.services.backend)).records
     assert (record.action, record.details) == ("flows.cancel", {"reason": "wrong file"})
+
+
+@pytest.mark.parametrize("action", ["cancel", "replay"])
+async def test_a_flow_with_too_many_jobs_is_left_to_a_bulk_operation(
+    api: Api, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    monkeypatch.setattr(flow_operations, "MAX_AT_ONCE", 2)
+    flow = Flow("import")
+    flow.add_all([send.job("a"), send.job("b")], name="parts")
+    flow.add(send.job("c"), name="last")
+    await api.processor.enqueue_flow(flow, id="i")
+    if action == "replay":
+        await api.fail_waiting(3)
+    answer = await api.client.post(f"{API_PATH}/flows/i/{action}", json={})
+    assert (answer.status_code, answer.json()["type"]) == (
+        409,
+        "urn:nimburion:problem:flow-too-large",
+    )
+    assert answer.json()["detail"].startswith("3 jobs of the flow")
+    assert f"POST /api/v1/operations/{action}" in answer.json()["detail"]
+    preview = await api.get(f"/operations/preview?action={action}&flow=i")
+    assert (preview["count"], preview["complete"]) == (3, True)
+    if action == "cancel":
+        await api.processor.cancel("i.last")
+    else:
+        await api.post("/dead-letters/replay", {"ids": ["i.last"]})
+    assert (await api.post(f"/flows/i/{action}"))["changed"] == 2
 
 
 async def test_a_change_of_an_unknown_flow(api: Api) -> None:

@@ -1,4 +1,4 @@
-"""Durable runs in the API: their operations and values, and signals to them."""
+"""Durable runs in the API: their timelines, and signals to them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ async def test_a_run_with_its_values(api: Api) -> None:
     await start(api)
     run = await api.get("/jobs/r/run")
     assert (run["state"], run["complete"], run["cancelling"]) == ("suspended", True, False)
-    step, wait = run["operations"]
+    step, wait = run["entries"]
     assert (step["kind"], step["key"], step["state"]) == ("step", "create_account", "done")
     assert (step["value"], step["value_size"]) == ({"email": "ann@example.com"}, 27)
     assert run["waits"] == [{"kind": "wait", "key": "confirmed", "until": wait["until"]}]
@@ -31,7 +31,7 @@ async def test_values_and_payloads_need_the_right(
     await api.services.backend.producing.send_signals([NewSignal("r", "other", "1", b'"hush"')])
     headers = {"Authorization": "Bearer read-0123456789abcdef"}
     run = await api.get("/jobs/r/run", headers=headers)
-    assert (run["operations"][0]["value"], run["operations"][0]["value_size"]) == (None, 27)
+    assert (run["entries"][0]["value"], run["entries"][0]["value_size"]) == (None, 27)
     (signal,) = run["signals"]
     assert (signal["name"], signal["payload"], signal["size"]) == ("other", None, 6)
     refused = await api.client.post(
@@ -97,4 +97,4 @@ async def test_there_is_no_run_without_a_job(api: Api) -> None:
     assert (await api.client.get("/api/v1/jobs/none/run")).status_code == 404
     await api.enqueue("plain")
     run = await api.get("/jobs/plain/run")
-    assert (run["steps"], run["operations"], run["waits"]) == (0, [], [])
+    assert (run["steps"], run["entries"], run["waits"]) == (0, [], [])

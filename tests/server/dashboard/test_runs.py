@@ -11,8 +11,8 @@ from msgspec import Raw
 from nimburion import DurableContext, job
 from nimburion.core.job import State
 from nimburion.core.runs import NewSignal
-from nimburion.jobs.durable.timeline import OperationKind, OperationState
-from nimburion.server.api.runs import OperationView, RunView
+from nimburion.jobs.durable.timeline import EntryKind, EntryState, TimelineEntry
+from nimburion.server.api.runs import RunView
 from nimburion.server.dashboard.readings import SharedReadings
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
 from nimburion.server.dashboard.run_picture import (
@@ -39,50 +39,43 @@ async def read(api: Api, job_id: str, headers: dict[str, str] | None = None) -> 
     return html.text, data.json()
 
 
-def make_operation(
+def make_entry(
     key: str,
     started_at: float | None,
     ended_at: float | None = None,
-    kind: OperationKind = OperationKind.STEP,
-    state: OperationState = OperationState.DONE,
+    kind: EntryKind = EntryKind.STEP,
+    state: EntryState = EntryState.DONE,
     **fields: Any,
-) -> OperationView:
-    values: dict[str, Any] = {
-        **dict.fromkeys(("until", "value", "value_size", "flow")),
-        "tries": 1,
-        "error": "",
-        "jobs": 0,
-        "names": (),
-    }
-    return OperationView(
+) -> TimelineEntry:
+    return TimelineEntry(
         kind=kind,
         key=key,
         state=state,
         started_at=started_at,
         ended_at=ended_at,
-        **{**values, **fields},
+        **fields,
     )
 
 
-def make_run(operations: list[OperationView], now: float = 1_000.0) -> RunView:
+def make_run(entries: list[TimelineEntry], now: float = 1_000.0) -> RunView:
     return RunView(
         id="r",
         state=State.SUSPENDED,
         now=now,
         why="",
-        steps=len(operations),
+        steps=len(entries),
         complete=True,
         unreadable=0,
         cancelling=False,
-        operations=operations,
+        entries=entries,
         waits=[],
         signals=[],
     )
 
 
-def draw(operations: list[OperationView], now: float = 1_000.0) -> str:
-    run = make_run(operations, now)
-    return str(draw_run(run, run.operations, "/dashboard"))
+def draw(entries: list[TimelineEntry], now: float = 1_000.0) -> str:
+    run = make_run(entries, now)
+    return str(draw_run(run, run.entries, "/dashboard"))
 
 
 async def test_the_timeline_of_a_run_that_waits(api: Api) -> None:
@@ -96,7 +89,7 @@ async def test_the_timeline_of_a_run_that_waits(api: Api) -> None:
     ]
     assert "{&#34;email&#34;:&#34;ann@example.com&#34;}" in section
     assert re.search(r">(6 d 23 h|7 d) left</text>", section)
-    assert [one["state"] for one in data["run"]["operations"]] == ["done", "waiting"]
+    assert [one["state"] for one in data["run"]["entries"]] == ["done", "waiting"]
     assert "A wait ends none." in html
 
 
@@ -109,7 +102,7 @@ async def test_the_end_of_a_run_is_shown_at_once(api: Api) -> None:
     await api.processor.drain()
     clock.advance(1.5)  # the job is read again, and what the waiting run had stored counts longer
     _, after = await read(api, "r")
-    states = [[one["state"] for one in data["run"]["operations"]] for data in (before, after)]
+    states = [[one["state"] for one in data["run"]["entries"]] for data in (before, after)]
     assert states == [["done", "waiting"], ["done", "done"]]
 
 
@@ -149,7 +142,7 @@ async def test_values_need_the_right_payloads(guarded: Api) -> None:
     assert "ann@example.com" not in section
     assert "hush-hush" not in section
     assert "27 B" in section
-    assert [one["value"] for one in data["run"]["operations"]] == [None, None]
+    assert [one["value"] for one in data["run"]["entries"]] == [None, None]
     assert "ann@example.com" not in str(data["run"])
 
 
@@ -185,46 +178,46 @@ async def test_the_page_shows_the_latest_of_many_operations(api: Api) -> None:
     await api.processor.enqueue(count.job(), id="many")
     await api.processor.drain()
     html, data = await read(api, "many")
-    assert "the latest 100 of 130 operations" in html
+    assert "the latest 100 of 130 entries" in html
     assert html.count('<svg class="box ') == 100
     assert ">s129<" in html
     assert ">s29<" not in html
-    assert len(data["run"]["operations"]) == 130
+    assert len(data["run"]["entries"]) == 130
 
 
 def test_long_waits_are_cut_and_have_their_length_in_words() -> None:
-    operations = [
-        make_operation("a", 0.0, 10.0),
-        make_operation("nap", 10.0, 10.0 + 72 * HOUR, OperationKind.SLEEP),
-        make_operation("b", 10.0 + 72 * HOUR, 20.0 + 72 * HOUR),
+    entries = [
+        make_entry("a", 0.0, 10.0),
+        make_entry("nap", 10.0, 10.0 + 72 * HOUR, EntryKind.SLEEP),
+        make_entry("b", 10.0 + 72 * HOUR, 20.0 + 72 * HOUR),
     ]
-    spans = lay_out_time(operations, 20.0 + 72 * HOUR, 0.0, 500.0)
+    spans = lay_out_time(entries, 20.0 + 72 * HOUR, 0.0, 500.0)
     assert [span.is_cut for span in spans] == [False, True, False]
     work = (500.0 - CUT_WIDTH) / 2
     assert [span.width for span in spans] == pytest.approx([work, CUT_WIDTH, work])
-    assert ">3 d</text>" in draw(operations, 20.0 + 72 * HOUR)
+    assert ">3 d</text>" in draw(entries, 20.0 + 72 * HOUR)
 
 
 def test_short_waits_keep_their_scale() -> None:
-    operations = [
-        make_operation("a", 0.0, 10.0),
-        make_operation("nap", 10.0, 15.0, OperationKind.SLEEP),
-        make_operation("b", 15.0, 20.0),
+    entries = [
+        make_entry("a", 0.0, 10.0),
+        make_entry("nap", 10.0, 15.0, EntryKind.SLEEP),
+        make_entry("b", 15.0, 20.0),
     ]
-    spans = lay_out_time(operations, 20.0, 0.0, 400.0)
+    spans = lay_out_time(entries, 20.0, 0.0, 400.0)
     assert [span.width for span in spans] == pytest.approx([200.0, 100.0, 100.0])
 
 
 @pytest.mark.parametrize("waits", [1, 9, 99])
 def test_no_bar_is_outside_of_the_picture(waits: int) -> None:
-    operations = []
+    entries = []
     for number in range(waits):
         at = number * 2 * HOUR
-        operations += [
-            make_operation(f"s{number}", at, at + 1.0),
-            make_operation(f"w{number}", at + 1.0, at + HOUR, OperationKind.WAIT),
+        entries += [
+            make_entry(f"s{number}", at, at + 1.0),
+            make_entry(f"w{number}", at + 1.0, at + HOUR, EntryKind.WAIT),
         ]
-    drawn = draw(operations, waits * 2 * HOUR)
+    drawn = draw(entries, waits * 2 * HOUR)
     bars = re.findall(r'class="span [\w ]+" x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', drawn)
     assert len(bars) == 2 * waits
     for x, width in bars:
@@ -233,10 +226,8 @@ def test_no_bar_is_outside_of_the_picture(waits: int) -> None:
 
 
 def test_a_wait_with_a_deadline_goes_beyond_now() -> None:
-    waiting = make_operation(
-        "paid", 10.0, None, OperationKind.WAIT, OperationState.WAITING, until=1_060.0
-    )
-    drawn = draw([make_operation("a", 0.0, 10.0), waiting])
+    waiting = make_entry("paid", 10.0, None, EntryKind.WAIT, EntryState.WAITING, until=1_060.0)
+    drawn = draw([make_entry("a", 0.0, 10.0), waiting])
     now = LABEL_WIDTH + PLOT_WIDTH - FUTURE_WIDTH
     assert f'<line class="edge on-finished" x1="{now}" x2="{now}"' in drawn
     assert f'<path class="edge on-failure" d="M{now:.1f} ' in drawn
@@ -244,16 +235,16 @@ def test_a_wait_with_a_deadline_goes_beyond_now() -> None:
 
 
 def test_only_waits_and_only_unknown_times() -> None:
-    waiting = make_operation("paid", 10.0, None, OperationKind.WAIT, OperationState.WAITING)
+    waiting = make_entry("paid", 10.0, None, EntryKind.WAIT, EntryState.WAITING)
     assert draw([waiting]).count("<g>") == 1
     assert draw([]) == ""
-    assert draw([make_operation("first", None, 10.0)]).count("<g>") == 1
-    never = make_operation("never", None, None, state=OperationState.FAILED)
+    assert draw([make_entry("first", None, 10.0)]).count("<g>") == 1
+    never = make_entry("never", None, None, state=EntryState.FAILED)
     assert draw([never]) == ""
 
 
 def test_keys_and_errors_are_escaped() -> None:
-    hostile = make_operation("<script>", 0.0, 1.0, error="\x1b[2J</title>", value=Raw(b"1"))
+    hostile = make_entry("<script>", 0.0, 1.0, error="\x1b[2J</title>", value=Raw(b"1"))
     drawn = draw([hostile])
     assert "<script>" not in drawn
     assert "\x1b" not in drawn
@@ -261,9 +252,7 @@ def test_keys_and_errors_are_escaped() -> None:
 
 
 def test_child_jobs_are_a_link_to_their_flow() -> None:
-    children = make_operation(
-        "parts", 0.0, 5.0, OperationKind.CHILDREN, flow="r.parts", jobs=3, tries=0
-    )
+    children = make_entry("parts", 0.0, 5.0, EntryKind.CHILDREN, flow="r.parts", jobs=3, tries=0)
     assert '<a href="/dashboard/flows/r.parts"><title>children parts, done, 5 s, 3 jobs' in draw(
         [children]
     )

@@ -251,7 +251,7 @@ def repeat_reply(step: AtomicStep, session: SessionEntry, request: ReserveReques
         if bytes_left < 0 and deliveries:
             step.release(entry, settles=False, unstarted=True)
         else:
-            deliveries.append(make_delivery(entry, lease.token))
+            deliveries.append(make_delivery(entry, lease.token, step.state))
     lanes = Reservation(step.state, request, step.now)
     return Reply(
         list(session.last_results),

@@ -98,7 +98,7 @@ class Reservation:
             entry = state.pop_lane(lanes[n])
             lease = self._lease(entry, session, number)
             lease.counted_keys = counted
-            chosen.append(make_delivery(entry, lease.token))
+            chosen.append(make_delivery(entry, lease.token, state))
             following = state.peek_lane(lanes[n])
             if following is None:
                 heappop(heads)
@@ -181,7 +181,7 @@ class Reservation:
                 for limit in (*planned.lane.limits, *planned.limits)
                 if limit.key[0] != REPLY_LIMIT
             )
-            chosen.append(make_delivery(entry, lease.token))
+            chosen.append(make_delivery(entry, lease.token, state))
         for seq, key in (plan.park | plan.move).items():
             state.park(state.jobs_by_seq[seq], key)
         for seq in plan.unpark:
@@ -256,8 +256,9 @@ def measure_size(entry: JobEntry) -> int:
     return size if entry.options is NO_JOB_OPTIONS else size + len(encode_json(entry.options))
 
 
-def make_delivery(entry: JobEntry, token: Token) -> Delivery:
+def make_delivery(entry: JobEntry, token: Token, state: MemoryState) -> Delivery:
     """Return the job as a `Delivery` for the worker."""
+    is_first = entry.fence == 1
     return Delivery(
         entry.make_lease(token),
         entry.name,
@@ -269,4 +270,5 @@ def make_delivery(entry: JobEntry, token: Token) -> Delivery:
         entry.due / MICRO,
         entry.created_at / MICRO,
         entry.options,
+        None if is_first else state.run_tables.find_small_page(entry.id),
     )

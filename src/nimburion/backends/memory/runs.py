@@ -12,6 +12,7 @@ from nimburion.core.job import State
 from nimburion.core.runs import (
     CANCEL_SIGNAL,
     CLEANUP_STEP,
+    MAX_DELIVERED_RUN,
     NewSignal,
     RecordedStep,
     RunPage,
@@ -44,15 +45,16 @@ class RunTables:
     def record(self, recorded: Recorded, now: int) -> bool:
         """Store a step, unless the run has one with this number. Return whether it was stored."""
         job_id = recorded.lease.job_id
-        if recorded.number in self.steps.get(job_id, ()):
+        steps = self.steps[job_id]
+        if recorded.number in steps:
             return False
         if recorded.forgets:
-            self.steps.pop(job_id, None)
-        step = RecordedStep(recorded.number, recorded.body, now / MICRO)
-        self.steps[job_id][recorded.number] = step
-        for entry in self.signals.get(job_id, {}).values():
-            if entry.signal.number == recorded.takes:
-                entry.is_unread = False
+            steps.clear()
+        steps[recorded.number] = RecordedStep(recorded.number, recorded.body, now / MICRO)
+        if recorded.takes is not None:
+            for entry in self.signals.get(job_id, {}).values():
+                if entry.signal.number == recorded.takes:
+                    entry.is_unread = False
         return True
 
     def add_signal(self, signal: NewSignal, state: State | None, now: int) -> SignalOutcome:
@@ -104,6 +106,18 @@ class RunTables:
             [one for one in self.list_unread(job_id) if one.number > cursor.signal],
             limit,
         )
+
+    def find_small_page(self, job_id: str) -> RunPage | None:
+        """Return all steps and unread signals of a run; None if there are none, or too many for a
+        delivery.
+        """
+        steps, signals = self.steps.get(job_id), self.list_unread(job_id)
+        if not steps and not signals:
+            return None
+        page = RunPage([steps[number] for number in sorted(steps)] if steps else [], signals)
+        size = sum([len(step.body) for step in page.steps])
+        size += sum([len(signal.payload) for signal in signals]) if signals else 0
+        return page if size <= MAX_DELIVERED_RUN else None
 
     def remove(self, job_id: str) -> None:
         """Remove the steps and the signals of a job, whose record is removed."""

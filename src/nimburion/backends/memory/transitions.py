@@ -62,6 +62,7 @@ from nimburion.core.limits import LimitKey, get_limited_job
 from nimburion.core.maintenance import Cancellation
 from nimburion.core.runs import CLEANUP_STEP, NewSignal, SignalOutcome, make_signal_source
 from nimburion.core.settlement import (
+    Completed,
     Progressed,
     RateLimited,
     Recorded,
@@ -74,9 +75,9 @@ from nimburion.core.settlement import (
 )
 from nimburion.core.timing.clock import MICRO, to_micros
 
-_REPORTS = (Progressed, Spent, Recorded)
-"""What an attempt that continues reports."""
 _DELAYED = (Retried, Released, Suspended)
+_WITHOUT_DELAY = (Completed, Recorded)
+"""Nearly all settlements. A look at their type is faster than several `isinstance`."""
 
 
 class AtomicStep:
@@ -403,12 +404,17 @@ class AtomicStep:
         lease = entry.leased
         if lease is None or lease.session is not session or lease.token != settlement.lease.token:
             return decide_unmatched(settlement.lease.token, entry.last_settled_token)
-        if isinstance(settlement, _REPORTS):
-            self.note_report(entry, settlement)
-            return Settled.DONE
-        blocked = isinstance(settlement, RateLimited) and self.block_rates(
-            entry, settlement.retry_after
-        )
+        blocked = False
+        if type(settlement) is not Completed:
+            if isinstance(settlement, Recorded):
+                self.record_step(entry, settlement)
+                return Settled.DONE
+            if isinstance(settlement, Progressed | Spent):
+                self.note_report(entry, settlement)
+                return Settled.DONE
+            blocked = isinstance(settlement, RateLimited) and self.block_rates(
+                entry, settlement.retry_after
+            )
         effect = decide_effect(
             settlement,
             self.now,
@@ -419,14 +425,15 @@ class AtomicStep:
         self.apply_effect(entry, effect)
         return Settled.DONE
 
-    def note_report(self, entry: JobEntry, report: Progressed | Spent | Recorded) -> None:
+    def record_step(self, entry: JobEntry, step: Recorded) -> None:
+        """Store a step of a durable run."""
+        if self.state.run_tables.record(step, self.now) and step.number != CLEANUP_STEP:
+            entry.failures = entry.lost = 0
+
+    def note_report(self, entry: JobEntry, report: Progressed | Spent) -> None:
         """Store what an attempt that continues reports."""
         if isinstance(report, Progressed):
             entry.progress = Progress(report.fraction, report.message)
-            return
-        if isinstance(report, Recorded):
-            if self.state.run_tables.record(report, self.now) and report.number != CLEANUP_STEP:
-                entry.failures = entry.lost = 0
             return
         for key, _, rate in self.state.list_limits(entry):
             if rate is not None:
@@ -565,6 +572,8 @@ def check_job_times(jobs: Sequence[NewJob]) -> None:
 def check_settlement_delays(settlements: Sequence[Settlement]) -> None:
     """Raise `Unstorable` if a delay is invalid. Call it before any settlement is applied."""
     for settlement in settlements:
+        if type(settlement) in _WITHOUT_DELAY:
+            continue
         if isinstance(settlement, _DELAYED) and settlement.delay is not None:
             to_micros(settlement.delay)
         elif isinstance(settlement, RateLimited):

@@ -42,7 +42,8 @@ class _Graph(msgspec.Struct, frozen=True):
 
     flows: list[tuple[str, str, str | None, int, int, bool, bool]]
     grown: list[tuple[str, bool]]
-    members: list[tuple[str, bool] | None]
+    members: list[tuple[str, bool]]
+    places: list[int]
     conditions: list[tuple[int, str, str, str]]
     sources: list[tuple[str, str]]
 
@@ -60,6 +61,9 @@ def encode_graph(jobs: Sequence[NewJob], flows: Sequence[NewFlow]) -> str:
         for place, job in enumerate(jobs, start=1)
         for condition in job.options.conditions
     ]
+    members = [_find_counting(job.options) for job in jobs]
+    named = dict.fromkeys(member for member in members if member is not None)
+    places = {member: place for place, member in enumerate(named, start=1)}
     graph = _Graph(
         flows=[
             (
@@ -78,10 +82,8 @@ def encode_graph(jobs: Sequence[NewJob], flows: Sequence[NewFlow]) -> str:
             for flow in flows
             if flow.growth.adds
         ],
-        members=[
-            None if job.options.flow is None else _encode_member(job.options, job.options.flow)
-            for job in jobs
-        ],
+        members=[(_encode_hex(flow_id), is_counted) for flow_id, is_counted in places],
+        places=[0 if member is None else places[member] for member in members],
         conditions=[
             (place, source.kind, _encode_hex(source.id), needs)
             for place, source, needs in conditions
@@ -94,10 +96,12 @@ def encode_graph(jobs: Sequence[NewJob], flows: Sequence[NewFlow]) -> str:
     return encode_json(graph).decode()
 
 
-def _encode_member(options: JobOptions, flow_id: str) -> tuple[str, bool]:
-    """Return the flow of a job, and whether it counts the job."""
+def _find_counting(options: JobOptions) -> tuple[str, bool] | None:
+    """Return the flow of a job, and whether it counts the job; None: it is in no flow."""
+    if options.flow is None:
+        return None
     counted = options.counted_flow
-    return _encode_hex(counted or flow_id), counted is not None
+    return counted or options.flow, counted is not None
 
 
 def _encode_hex(text: str) -> str:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -67,8 +68,11 @@ from nimburion.core.limits import get_limited_job
 from nimburion.core.maintenance import Promoted, Rescued
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.session import ConcurrencyLimit, HeartbeatReply, Session, Vitals, WorkerCommand
-from nimburion.core.settlement import Settled, Settlement
+from nimburion.core.settlement import Recorded, Settled, Settlement
 from nimburion.core.timing.clock import MICRO
+
+if TYPE_CHECKING:
+    from nimburion.core.runs import RunPage
 
 _RESULT_CODES = {Settled.DONE: "d", Settled.ALREADY: "a", Settled.STALE: "s"}
 _RESULTS_BY_CODE = {letter: result for result, letter in _RESULT_CODES.items()}
@@ -298,6 +302,9 @@ ReservedRow = tuple[ReservedJob, bytes, Lane]
 _decode_reserved_jobs = msgspec.json.Decoder(list[ReservedJob]).decode
 
 
+_NO_RUNS: Mapping[int, RunPage] = MappingProxyType({})
+
+
 class SessionHead(NamedTuple):
     """The session, limits and pauses, read in one statement before an exchange."""
 
@@ -313,6 +320,7 @@ class SessionHead(NamedTuple):
     has_keys: int
     has_charges: int
     has_flows: int
+    has_steps: int
 
 
 class ExchangeResult(NamedTuple):
@@ -324,6 +332,8 @@ class ExchangeResult(NamedTuple):
     waiting: list[Lane]
     next_due: int | None
     now: int
+    runs: Mapping[int, RunPage] = _NO_RUNS
+    """What is stored about the durable runs among the jobs, by seq, if that is little."""
 
 
 def run_exchange(
@@ -360,7 +370,9 @@ def run_exchange(
         else []
     )
     left_changes = db.has_flows and not continue_flows(db)
-    promoted, next_due = promote_due(db, head, settled=bool(settlements))
+    # A step that is stored changes no due time.
+    settled = bool(settlements) and set(map(type, settlements)) != {Recorded}
+    promoted, next_due = promote_due(db, head, settled=settled)
     rules = begin_admission(db) if head.has_keys else {}
     limits_before = read_lane_limits(db) if limits else limits
     unpaused = find_unpaused_lanes(db, request, _decode_names(head.paused))
@@ -373,6 +385,7 @@ def run_exchange(
     if request.total > 0 and steady:
         batch = LeaseBatch(db, request, steady, limits_before, rules, has_turns)
         rows = lease_jobs(db, head.session, number, request, batch)
+    runs = read_resumed_runs(db, rows) if head.has_steps else _NO_RUNS
     if promoted:
         promoted -= Counter(lane.queue for _, _, lane in rows)
         db.notify_jobs(promoted)
@@ -391,7 +404,17 @@ def run_exchange(
         next_due = find_next_time(db, unpaused, limits_after, next_due, head)
     if left_changes:
         next_due = db.now
-    return ExchangeResult(results, rows, request.nonce, waiting, next_due, db.now)
+    return ExchangeResult(results, rows, request.nonce, waiting, next_due, db.now, runs)
+
+
+def read_resumed_runs(db: Database, rows: Sequence[ReservedRow]) -> Mapping[int, RunPage]:
+    """Return the durable runs among jobs that had a lease before, by seq, if they are small."""
+    seqs = [job.seq for job, _, _ in rows if job.fence]
+    if not seqs:
+        return _NO_RUNS
+    from nimburion.backends.sqlite.runs import read_small_runs  # most workers resume no run
+
+    return read_small_runs(db, seqs)
 
 
 def repeat_result(db: Database, head: SessionHead, request: ReserveRequest) -> ExchangeResult:
@@ -542,7 +565,7 @@ def find_next_time(
 
 def make_reply(result: ExchangeResult) -> Reply:
     """Convert the result of an exchange to a `Reply`."""
-    nonce = result.nonce
+    nonce, runs = result.nonce, result.runs
     # Members of a flow have the same options.
     known: dict[str | None, JobOptions] = {None: NO_JOB_OPTIONS}
     deliveries = [
@@ -558,6 +581,7 @@ def make_reply(result: ExchangeResult) -> Reply:
             job.created_at / MICRO,
             known.get(job.options)
             or known.setdefault(job.options, _decode_options(job.options or "{}")),
+            runs.get(job.seq) if runs else None,
         )
         for job, payload, lane in result.reserved
     ]

@@ -34,7 +34,7 @@ ENDED_SESSION_RETENTION = 86_400 * MICRO
 MAX_CHECKED = 10_000
 """The most lanes, and the most tenants, that one prune checks."""
 MAX_RUN_ROWS = 20_000
-"""The most steps and signals that one transaction of a prune deletes, unless one job has more."""
+"""The most steps and signals that one transaction deletes, unless one job has more."""
 MAX_LATER_JOBS = 100_000
 """With more scheduled or parked jobs, no number is freed: all of these jobs must be read."""
 
@@ -60,17 +60,27 @@ class SQLiteMaintaining(Maintaining):
         check_job_ids(job_ids)
         allowed = action.narrow_states(states)
 
-        def change(db: Database) -> JobChanges:
+        def change(
+            db: Database, done: list[str], left: Sequence[str]
+        ) -> tuple[JobChanges, Sequence[str]]:
+            """Also returns the jobs that another transaction deletes."""
             if record is not None and not has_version(db, record):
-                return JobChanges([])
-            ids = job_ids if allowed == action.states else _list_in_states(db, job_ids, allowed)
+                return JobChanges(done), ()
+            ids = left if allowed == action.states else _list_in_states(db, left, allowed)
+            later: Sequence[str] = ()
+            if action is BulkAction.DELETE:
+                ids, later = split_deletion(db, ids)
             changed, held = _CHANGES[action](db, ids) if ids else ([], [])
+            done = [*done, *changed]
             written = None
-            if record is not None:
-                written = write_change(db, record, len(changed), len(held))
-            return JobChanges(changed, held, written)
+            if record is not None and not later:
+                written = write_change(db, record, len(done), len(held))
+            return JobChanges(done, held, written), later
 
-        return await self._file.write(change)
+        changes, later = await self._file.write(partial(change, done=[], left=job_ids))
+        while later:
+            changes, later = await self._file.write(partial(change, done=changes.ids, left=later))
+        return changes
 
     async def pause_queue(
         self,
@@ -240,6 +250,22 @@ _CHANGES: Mapping[BulkAction, Callable[[Database, Sequence[str]], tuple[list[str
     )
 )
 """Per action: change jobs, and return which were changed, and which could not be."""
+
+
+def split_deletion(db: Database, job_ids: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Return the jobs that one transaction deletes, and those for the next ones: durable runs may
+    have many steps.
+    """
+    if not db.fetch_value("has_runs"):
+        return job_ids, ()
+    seqs = {job_id: seq for seq, job_id in db.run("list_finished_jobs", _encode(job_ids).decode())}
+    listed = _encode([seqs[job_id] for job_id in job_ids if job_id in seqs]).decode()
+    first = _decode_seqs(db.fetch_value("select_first_jobs", listed, MAX_RUN_ROWS))
+    if len(first) == len(seqs):
+        return job_ids, ()
+    now = {*first}
+    later = [job_id for job_id in job_ids if job_id in seqs and seqs[job_id] not in now]
+    return [job_id for job_id in job_ids if seqs.get(job_id) in now], later
 
 
 def delete_jobs(db: Database, listed: str) -> None:

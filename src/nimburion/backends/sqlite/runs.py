@@ -19,6 +19,7 @@ from nimburion.backends.sqlite.flows import add_run_conditions, get_flow_changes
 from nimburion.core.job import State
 from nimburion.core.runs import (
     CLEANUP_STEP,
+    MAX_DELIVERED_RUN,
     RUN_PAGE_BYTES,
     NewSignal,
     RecordedStep,
@@ -31,6 +32,7 @@ from nimburion.core.settlement import Recorded, Suspended
 from nimburion.core.timing.clock import MICRO
 
 _encode = msgspec.json.Encoder().encode
+_decode_steps = msgspec.json.Decoder(list[tuple[int, int, int, int]]).decode
 
 
 def insert_steps(db: Database, session: int, steps: Sequence[Recorded]) -> set[tuple[int, int]]:
@@ -146,6 +148,32 @@ def read_run(db: Database, seq: int, limit: int, after: str | None) -> RunPage:
         for number, name, payload, at in take_page(signal_rows, 2, room)
     ]
     return cut_run_page(cursor, steps, signals, limit)
+
+
+def read_small_runs(db: Database, seqs: Sequence[int]) -> dict[int, RunPage]:
+    """Return the runs, by seq, whose steps and unread signals come with their leases."""
+    listed = _encode(seqs).decode()
+    steps, bodies, has_signals = db.fetch_one(  # type: ignore[misc]
+        "read_small_runs", listed, MAX_DELIVERED_RUN
+    )
+    pages: dict[int, RunPage] = {}
+    start = 0
+    for seq, number, at, size in _decode_steps(steps):
+        page = pages.get(seq)
+        if page is None:
+            page = pages[seq] = RunPage([], [])
+        page.steps.append(RecordedStep(number, bodies[start : start + size], at / MICRO))
+        start += size
+    if has_signals:
+        for seq in [*pages]:
+            page = read_run(db, seq, 100, None)
+            size = sum([len(one.body) for one in page.steps])
+            size += sum([len(one.payload) for one in page.signals])
+            if page.next is None and size <= MAX_DELIVERED_RUN:
+                pages[seq] = page
+            else:
+                del pages[seq]
+    return pages
 
 
 def take_page(rows: Iterable[Row], column: int, room: int) -> Iterator[Row]:

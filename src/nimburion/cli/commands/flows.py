@@ -242,7 +242,7 @@ async def _export_runs(backend: Backend, jobs: Iterable[ExportedJob]) -> list[di
             found = await read_run_timeline(backend, one.id)
         except JobNotFound:
             continue
-        if found.steps or found.operations:
+        if found.steps or found.entries:
             runs.append(timeline_to_data(found, with_values=False))
     return runs
 

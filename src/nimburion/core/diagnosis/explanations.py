@@ -16,8 +16,10 @@ from nimburion.core.limits import KeyUse, LimitInfo, get_limited_job, get_limite
 from nimburion.core.queries import Pause, QueueInfo
 from nimburion.core.session import SessionInfo, WorkerCommand
 
-MAX_UNMET = 3
+MAX_UNMET = 10
 """The most conditions that are not met which `Facts` has."""
+_MAX_NAMED = 3
+"""Where a job waits for more than one above this, a sentence names this many sources."""
 
 
 class Unmet(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,7 +132,8 @@ def _explain_finished(facts: Facts) -> Iterable[Cause]:
     if job.state is not State.FAILED:
         reason = f", reason: {job.reason}" if job.reason else ""
         if job.reason in {DEPENDENCY, NOT_NEEDED} and facts.unmet:
-            reason += f": {', '.join(describe_source(one, facts.now) for one in facts.unmet)}"
+            named = facts.unmet[:_MAX_NAMED]
+            reason += f": {', '.join(describe_source(one, facts.now) for one in named)}"
         yield Cause(CauseKind.FINISHED, f"It is {job.state.value}{reason}.")
         return
     error = f": {job.error.type}" if job.error else ""
@@ -177,13 +180,14 @@ def _describe_unmet(facts: Facts) -> str:
         return "It waits for nothing that could come: only a cancel ends its wait."
     if not facts.unmet:
         return "What it waited for has ended. The next step of a worker resumes it."
-    more = facts.unmet_count - len(facts.unmet)
-    others = "" if more <= 0 else f"for {more} {'other' if more == 1 else 'others'}"
-    if facts.unmet[0].condition.on is On.ANY:
-        waits = [_describe_wait(one, facts.now) for one in facts.unmet]
+    unmet = facts.unmet if facts.unmet_count <= _MAX_NAMED + 1 else facts.unmet[:_MAX_NAMED]
+    more = facts.unmet_count - len(unmet)
+    others = f"for {more} others" if more > 0 else ""
+    if unmet[0].condition.on is On.ANY:
+        waits = [_describe_wait(one, facts.now) for one in unmet]
         *first, last = [*waits, others] if others else waits
         return f"It waits {', '.join([*first, f'or {last}'] if first else [last])}."
-    named = [_WAITS[one.condition.on] + describe_source(one, facts.now) for one in facts.unmet]
+    named = [_WAITS[one.condition.on] + describe_source(one, facts.now) for one in unmet]
     return f"It waits for {'; for '.join(named)}{others and f'; and {others}'}."
 
 

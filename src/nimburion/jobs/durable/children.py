@@ -25,7 +25,7 @@ from nimburion.core.size_limits import NAME_PATTERN, SizeLimits
 from nimburion.jobs.declaration.job import AnyJob, JobFunction, require_declaration
 from nimburion.jobs.declaration.signature import read_return_type
 from nimburion.jobs.durable.journal import ChildrenEntry, OutcomeEntry, StoredEntry
-from nimburion.jobs.durable.run import DurableRun, Wait
+from nimburion.jobs.durable.run import CallSite, DurableRun, Wait
 from nimburion.jobs.durable.steps import NO_OPTIONS, StepCall, make_error, run_step
 from nimburion.jobs.durable.stored_errors import encode_error
 from nimburion.jobs.payloads.codec import ResultCodec
@@ -78,7 +78,7 @@ def list_child_ids(entry: ChildrenEntry) -> list[str]:
 
 
 async def start_children(
-    run: DurableRun, key: str, place: str, jobs: Sequence[AnyJob], *, detached: bool = False
+    run: DurableRun, key: str, place: CallSite, jobs: Sequence[AnyJob], *, detached: bool = False
 ) -> StoredEntry:
     """Store child jobs, unless an earlier attempt has, and return their entry.
 
@@ -119,7 +119,7 @@ async def start_children(
             await run.stop_without_answer(f"its child jobs could not be stored: {error}")
         names = dict.fromkeys(require_declaration(job).name for job in jobs)
         entry = ChildrenEntry(key, flow_id, tuple(names), len(jobs), digest, detached)
-        return run.send(entry).stored
+        return run.send(entry)
     finally:
         run.end_work()
 
@@ -129,7 +129,7 @@ async def enqueue_once(
     key: str,
     job: JobReturning[R],
     options: EnqueueOptions,
-    place: str,
+    place: CallSite,
 ) -> JobId[R]:
     """Store a job as a step of the run, and return its id."""
     client = run.worker.client

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from msgspec.structs import replace
+
 from nimburion.core.errors import BackendError, InvalidStep
 from nimburion.core.settlement import Cancelled, Failed, Released, Settlement, Suspended
 from nimburion.jobs.durable.children import cancel_children
@@ -26,7 +28,7 @@ def register_undo(run: DurableRun, call: StepCall) -> None:
     run.begin("undo", call.key, call.place)
     if call.options.max_retries is None:
         max_retries = get_policy(run.record).max_retries or 0
-        call = call._replace(options=call.options._replace(max_retries=max_retries))
+        call = replace(call, options=replace(call.options, max_retries=max_retries))
     run.undos.append(call)
     run.require_cleanup()
 

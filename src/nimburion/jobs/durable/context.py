@@ -29,6 +29,7 @@ from nimburion.jobs.durable.cleanup import register_undo
 from nimburion.jobs.durable.handler import encode_arguments
 from nimburion.jobs.durable.journal import ChangedEntry, ChildrenEntry
 from nimburion.jobs.durable.run import (
+    CallSite,
     DurableRun,
     RunCleanup,
     RunRestart,
@@ -313,7 +314,7 @@ class DurableOperations:
 
     def _get_key(self, default: str) -> str:
         """Return the key of what is no function. `InvalidStep` is raised for other options."""
-        if self._options._replace(key=None) != NO_OPTIONS:
+        if self._options != StepOptions(self._options.key):
             raise InvalidStep(
                 "max_retries, retry_backoff and timeout are options of steps and undos; a job "
                 "declares its own in @job(…)"
@@ -385,9 +386,10 @@ class DurableContext(Context[StateT_co], DurableOperations):
                 default.
             timeout: the time that one try of a step may take. A thread continues after it.
         """
+        if max_retries is None and retry_backoff is None and timeout is None:
+            return ConfiguredOperations(self._run, StepOptions(key))
         return ConfiguredOperations(
-            self._run,
-            make_step_options(key, max_retries, retry_backoff, timeout),
+            self._run, make_step_options(key, max_retries, retry_backoff, timeout)
         )
 
     def enqueue(
@@ -476,7 +478,8 @@ async def call_durably(call: Callable[[Any], Any], context: DurableContext[Any])
         from nimburion.jobs.worker.attempt.outcome import HandlerNotCalled
 
         raise HandlerNotCalled(f"its steps could not be read: {error}") from None
-    context.payload = run.journal.payload or context.payload
+    if run.journal.restart_number:
+        context.payload = run.journal.payload or context.payload
     try:
         result: object = await call(context)
         if run.ending is not None:
@@ -501,7 +504,7 @@ def get_run(context: DurableContext[Any]) -> DurableRun:
 
 
 async def _run_children(
-    run: DurableRun, key: str, place: str, jobs: Sequence[JobReturning[Any]], *, detached: bool
+    run: DurableRun, key: str, place: CallSite, jobs: Sequence[JobReturning[Any]], *, detached: bool
 ) -> list[Any]:
     several = [cast("AnyJob", job) for job in jobs]
     stored = await start_children(run, key, place, several, detached=detached)
@@ -509,14 +512,14 @@ async def _run_children(
 
 
 async def _run_child(
-    run: DurableRun, key: str, place: str, job: JobReturning[R], *, detached: bool
+    run: DurableRun, key: str, place: CallSite, job: JobReturning[R], *, detached: bool
 ) -> R:
     (result,) = await _run_children(run, key, place, [job], detached=detached)
     return cast("R", result)
 
 
 async def _start_child(
-    run: DurableRun, key: str, place: str, job: JobReturning[R], *, detached: bool
+    run: DurableRun, key: str, place: CallSite, job: JobReturning[R], *, detached: bool
 ) -> ChildJob[R]:
     jobs = [cast("AnyJob", job)]
     stored = await start_children(run, key, place, jobs, detached=detached)

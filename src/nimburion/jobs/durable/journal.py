@@ -6,14 +6,14 @@ same kind and key takes the place of an earlier one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, get_args
+from collections.abc import Callable, Iterable
+from typing import Any, cast, get_args
 
 import msgspec
 from msgspec import Raw
 
 from nimburion.core.job import AttemptError
-from nimburion.core.runs import CLEANUP_STEP, RecordedStep
+from nimburion.core.runs import RecordedStep
 from nimburion.jobs.payloads.codec import UnreadablePayload
 
 NULL = Raw(b"null")
@@ -170,13 +170,10 @@ OPERATIONS = (StepEntry, RetryEntry, TimerEntry, TimeoutEntry, SignalEntry, Chil
 _KINDS: dict[type[Any], str] = {
     kind: str(kind.__struct_config__.tag) for kind in get_args(AnyEntry)
 }
-_encode = msgspec.json.Encoder().encode
 _decoder: msgspec.json.Decoder[AnyEntry] = msgspec.json.Decoder(AnyEntry)
 
-
-def encode_entry(entry: AnyEntry) -> bytes:
-    """Return the body of a step."""
-    return _encode(entry)
+encode_entry: Callable[[AnyEntry], bytes] = msgspec.json.Encoder().encode
+"""Returns the body of a step."""
 
 
 def decode_entry(body: bytes) -> AnyEntry:
@@ -196,17 +193,14 @@ def get_kind(entry: AnyEntry) -> str:
     return _KINDS[type(entry)]
 
 
-class StoredEntry:
+class StoredEntry(msgspec.Struct, eq=False):
     """An entry, and when it was stored."""
 
-    __slots__ = ("at", "entry", "is_passed")
-
-    def __init__(self, entry: AnyEntry, at: float | None) -> None:
-        self.entry: AnyEntry = entry
-        self.at: float | None = at
-        """In epoch seconds on the backend's clock; None: it is not stored yet."""
-        self.is_passed: bool = False
-        """Whether this execution came to the operation that stored it."""
+    entry: AnyEntry
+    at: float | None = None
+    """In epoch seconds on the backend's clock; None: it is not stored yet."""
+    is_passed: bool = False
+    """Whether this execution came to the operation that stored it."""
 
 
 class Journal:
@@ -228,22 +222,23 @@ class Journal:
             entry = decode_entry(step.body)
             if isinstance(entry, RestartEntry):
                 self.restart_number = step.number
-            self.add(entry, step.at)
+            self.add(StoredEntry(entry, step.at))
 
-    def add(self, entry: AnyEntry, at: float | None) -> StoredEntry:
+    def add(self, stored: StoredEntry) -> None:
         """Add an entry."""
-        stored = StoredEntry(entry, at)
-        if isinstance(entry, ForgottenEntry):
-            self._entries.pop((entry.of, entry.key), None)
-            return stored
-        self._entries[_KINDS[type(entry)], entry.key] = stored
-        if isinstance(entry, EndingEntry):
-            self.ending = entry
-        return stored
+        entry = stored.entry
+        kind = type(entry)
+        if kind is ForgottenEntry:
+            forgotten = cast("ForgottenEntry", entry)
+            self._entries.pop((forgotten.of, forgotten.key), None)
+            return
+        self._entries[_KINDS[kind], entry.key] = stored
+        if kind is EndingEntry:
+            self.ending = cast("EndingEntry", entry)
 
     def find_passed(self, kind: type[AnyEntry], key: str) -> StoredEntry | None:
         """Return an entry, and note that this execution came to it; None if there is none."""
-        stored = self.find(kind, key)
+        stored = self._entries.get((_KINDS[kind], key))
         if stored is not None:
             stored.is_passed = True
         return stored
@@ -286,10 +281,3 @@ class Journal:
     def is_undone(self) -> bool:
         """Whether everything is undone."""
         return self.find(UndoneEntry, "") is not None
-
-    def take_number(self, entry: AnyEntry) -> int:
-        """Return the number under which an entry is stored."""
-        if isinstance(entry, CleanupEntry):
-            return CLEANUP_STEP
-        self.last_number += 1
-        return self.last_number

@@ -2,7 +2,7 @@
 
 A handler is called again from its beginning in each attempt. An operation that an earlier attempt
 completed returns what the journal has of it. When all branches of the handler wait, the run is
-suspended: the task of the handler is cancelled, and `ending` says that this is no failure.
+suspended: `asyncio.CancelledError` ends the handler, and `ending` says that this is no failure.
 """
 
 from __future__ import annotations
@@ -12,15 +12,22 @@ import logging
 import sys
 from contextlib import suppress
 from functools import partial
+from types import CodeType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from nimburion.core.errors import BackendUnavailable, InvalidStep, JobNotFound, LeaseLost, NotOpen
 from nimburion.core.events import ArgumentsDiffer
 from nimburion.core.flows import WaitSource
-from nimburion.core.runs import CANCEL_SIGNAL, MAX_SOURCES, RecordedStep, StoredSignal
-from nimburion.core.settlement import Recorded
+from nimburion.core.runs import (
+    CANCEL_SIGNAL,
+    CLEANUP_STEP,
+    MAX_SOURCES,
+    RecordedStep,
+    StoredSignal,
+)
+from nimburion.core.settlement import Recorded, Suspended
 from nimburion.jobs.durable.journal import (
     OPERATIONS,
     AnyEntry,
@@ -35,6 +42,7 @@ from nimburion.jobs.durable.journal import (
 from nimburion.jobs.handling.attempt_record import AttemptRecord, WorkerServices
 
 if TYPE_CHECKING:
+    from nimburion.core.runs import RunPage
     from nimburion.jobs.durable.services import RunServices
     from nimburion.jobs.durable.steps import StepCall
     from nimburion.jobs.worker.attempt.attempt import Attempt
@@ -89,7 +97,7 @@ class RunCleanup(NamedTuple):
 
 
 Ending = RunSuspension | RunCancellation | RunRestart | RunCleanup
-"""Why the run has cancelled the task of its handler."""
+"""Why the run has ended the call of its handler."""
 
 
 class Wait:
@@ -111,7 +119,7 @@ class Wait:
         self.delay: float | None = delay
         self.is_sleep: bool = is_sleep
         """Whether nothing but the time ends it, so that the run may keep its slot meanwhile."""
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[None] = asyncio.Future()
 
     def compute_remaining(self, now: float) -> float | None:
         """Return the seconds until its time has come; None: it waits for no time."""
@@ -130,41 +138,39 @@ class CaughtError(NamedTuple):
     """What stores it."""
 
 
-class SentEntry:
+class SentEntry(StoredEntry, eq=False, kw_only=True):
     """An entry on its way to the backend, and its answer."""
 
-    __slots__ = ("_error", "_future", "_run", "stored")
-
-    def __init__(self, run: DurableRun, stored: StoredEntry) -> None:
-        self._run = run
-        self._error: Exception | None = None
-        self._future: asyncio.Future[None] | None = None
-        """What waits for the answer; None if nothing does."""
-        self.stored: StoredEntry = stored
+    run: DurableRun | None
+    """The run that waits for the answer; None if it is here."""
+    error: Exception | None = None
+    """Why it is not stored."""
+    future: asyncio.Future[None] | None = None
+    """What waits for the answer; None if nothing does."""
 
     def note_stored(self, at: float, /) -> None:
         """Note when the entry was stored."""
-        self.stored.at = at
-        if self._future is not None and not self._future.done():
-            self._future.set_result(None)
+        self.at, self.run = at, None
+        if self.future is not None and not self.future.done():
+            self.future.set_result(None)
 
     def note_failure(self, error: Exception, /) -> None:
         """Note why the entry is not stored. If another worker has the job, end the attempt."""
-        self._error = error
-        if isinstance(error, LeaseLost):
-            self._run.lose_lease()
-        if self._future is not None and not self._future.done():
-            self._future.set_exception(error)
+        self.error, run, self.run = error, self.run, None
+        if isinstance(error, LeaseLost) and run is not None:
+            run.lose_lease()
+        if self.future is not None and not self.future.done():
+            self.future.set_exception(error)
 
     def wait(self) -> asyncio.Future[None] | None:
         """Return what is done when the answer comes; None if the entry is stored."""
-        if self._error is not None:
-            raise self._error
-        if self.stored.at is not None:
+        if self.error is not None:
+            raise self.error
+        if self.at is not None:
             return None
-        if self._future is None:
-            self._future = asyncio.get_running_loop().create_future()
-        return self._future
+        if self.future is None:
+            self.future = asyncio.Future()
+        return self.future
 
 
 class DurableRun:
@@ -172,8 +178,31 @@ class DurableRun:
 
     size: int = 0
     """The size of the steps since the run began anew, in bytes."""
-    _unstored: int = 0
+    unstored: int = 0
     """How many operations wait until their entry is stored."""
+    is_loaded: bool = False
+    ending: Ending | None = None
+    """Why the handler does not continue."""
+    has_recorded: bool = False
+    """Whether this attempt has stored a step, so that its failure is the first."""
+    is_cleaning: bool = False
+    """Whether the handler has ended, and its work is undone."""
+    is_cancelling: bool = False
+    """Whether the run was asked to end as cancelled."""
+    sent_cleanup: SentEntry | None = None
+    """What says that the end of the run needs a worker, until that is awaited."""
+    _next_ending: Ending | None = None
+    """Why the handler will not continue as soon as no operation works."""
+    _is_closed: bool = False
+    _active: int = 0
+    """How many operations work."""
+    _main: asyncio.Task[Any] | None = None
+    """The task of the handler."""
+    _cancels: int = 0
+    """How often the run has cancelled it."""
+    _check: asyncio.Handle | None = None
+    _grace: asyncio.Handle | None = None
+    _timer: asyncio.Task[None] | None = None
     _is_stopping: bool = False
     """Whether the handler is cancelled as soon as no thread runs a step: its worker stops."""
 
@@ -184,46 +213,23 @@ class DurableRun:
         self.services: RunServices = worker.runs
         self.worker: WorkerServices = worker
         self.journal: Journal = Journal()
-        self.is_loaded: bool = False
-        self.ending: Ending | None = None
-        """Why the task of the handler was cancelled."""
-        self._next_ending: Ending | None = None
-        """Why it will be cancelled as soon as no operation works."""
-        self.has_recorded: bool = False
-        """Whether this attempt has stored a step, so that its failure is the first."""
         self.time: float = record.delivery.created_at
         """When the latest operation ended that this execution came to."""
-        self.is_cleaning: bool = False
-        """Whether the handler has ended, and its work is undone."""
-        self.is_cancelling: bool = False
-        """Whether the run was asked to end as cancelled."""
         self.called: list[str] = []
         """The keys of the steps whose functions this execution has called, once for each call."""
         self.differing: list[str] = []
         """The keys of the operations that were stored with other arguments."""
         self.undos: list[StepCall] = []
         """What `ctx.undo` has registered."""
-        self.sent_cleanup: SentEntry | None = None
-        """What says that the end of the run needs a worker, until that is awaited."""
         self.signals: list[StoredSignal] = []
         """The unread signals that no operation has taken."""
-        self._is_closed = False
-        self._keys: dict[tuple[str, str], str] = {}
+        self._keys: dict[tuple[str, str], CallSite] = {}
         """Where each key of this execution was used first, by kind of operation and key."""
-        self._active = 0
-        """How many operations work."""
         self._waits: set[Wait] = set()
         self._stopped: list[asyncio.Future[None]] = []
         """What branches await that are stopped."""
         self._branches: set[asyncio.Task[Any]] = set()
         """The tasks, other than that of the handler, that did operations."""
-        self._main: asyncio.Task[Any] | None = None
-        """The task of the handler."""
-        self._cancels = 0
-        """How often the run has cancelled it."""
-        self._check: asyncio.Handle | None = None
-        self._grace: asyncio.Handle | None = None
-        self._timer: asyncio.Task[None] | None = None
         self._raised: dict[tuple[str, str], CaughtError] = {}
         """The errors of operations that are not stored, by kind and key of their entry."""
         self._replayed: dict[int, tuple[Exception, AnyEntry]] = {}
@@ -254,16 +260,19 @@ class DurableRun:
         `BackendUnavailable` is raised if the backend does not answer, and `UnreadablePayload` if a
         newer version of nimburion wrote the steps.
         """
-        self._main = asyncio.current_task()
-        steps: list[RecordedStep] = []
+        self._loop = asyncio.get_running_loop()
+        self._main = asyncio.current_task(self._loop)
         if self.record.delivery.lease.token.fence > 1:
-            steps = await self._read()
-        self.journal = Journal(steps)
-        self.size = sum(len(step.body) for step in steps)
-        if self.journal.is_undone:
-            await self.begin_anew(self.journal.payload)
+            page = cast("RunPage | None", self.record.delivery.run)
+            steps = await self._read() if page is None else page.steps
+            if page is not None and page.signals:
+                self._note_signals(page.signals)
+            self.journal = Journal(steps)
+            self.size = sum([len(step.body) for step in steps])
+            if self.journal.is_undone:
+                await self.begin_anew(self.journal.payload)
         self.is_loaded = True
-        if not self.journal.needs_cleanup:
+        if self._find_ending() is not None and not self.journal.needs_cleanup:
             self._end_soon_if_asked()
 
     def _end_soon_if_asked(self) -> None:
@@ -290,7 +299,7 @@ class DurableRun:
 
     async def _read(self) -> list[RecordedStep]:
         steps: list[RecordedStep] = []
-        self.signals = []
+        signals: list[StoredSignal] = []
         after: str | None = None
         while True:
             try:
@@ -298,15 +307,18 @@ class DurableRun:
             except JobNotFound:
                 raise BackendUnavailable(f"job {self.job_id} is not kept any more") from None
             steps += page.steps
-            self.signals += page.signals
+            signals += page.signals
             after = page.next
             if after is None:
                 break
-        unread = [signal for signal in self.signals if signal.name != CANCEL_SIGNAL]
-        if len(unread) < len(self.signals):
-            self.is_cancelling = self.record.cancel_requested = True
-        self.signals = unread
+        self._note_signals(signals)
         return steps
+
+    def _note_signals(self, signals: list[StoredSignal]) -> None:
+        """Keep the unread signals. One of them may ask the run to end."""
+        self.signals = [signal for signal in signals if signal.name != CANCEL_SIGNAL]
+        if len(self.signals) < len(signals):
+            self.is_cancelling = self.record.cancel_requested = True
 
     async def begin_anew(self, payload: bytes | None) -> None:
         """Forget all steps. The arguments of the next execution are `payload`; None: those of the
@@ -321,12 +333,13 @@ class DurableRun:
 
     # Operations
 
-    def begin(self, kind: str, key: str, place: str) -> None:
+    def begin(self, kind: str, key: str, place: CallSite) -> None:
         """Note that the handler does an operation at a place of its code. `InvalidStep` is raised
         if it has used the key for another of this kind.
         """
-        self._check_open()
-        task = asyncio.current_task()
+        if self._is_closed or self.is_cleaning:
+            self._check_open()
+        task = asyncio.current_task(self._loop)
         if task is not self._main and task is not None:
             self._branches.add(task)
         check_key(key)
@@ -385,7 +398,7 @@ class DurableRun:
         if self._main is None or self._is_closed or not self._is_stopping:
             return
         attempt = cast("Attempt", self.record)
-        if attempt.lease_is_lost or not (attempt.in_thread or self._unstored):
+        if attempt.lease_is_lost or not (attempt.in_thread or self.unstored):
             self._is_stopping = False
             self._cancels += 1
             self._main.cancel()
@@ -453,29 +466,36 @@ class DurableRun:
         """Note that an operation has ended its work."""
         self._active -= 1
         if self._is_stopping:
-            asyncio.get_running_loop().call_soon(self._stop_for_worker)
+            self._loop.call_soon(self._stop_for_worker)
         if self._waits or self._next_ending is not None:
             self._plan_check()
 
     # Steps
 
     def send(
-        self, entry: AnyEntry, *, takes: int | None = None, forgets: bool = False
+        self,
+        entry: AnyEntry,
+        *,
+        takes: int | None = None,
+        forgets: bool = False,
+        is_awaited: bool = False,
     ) -> SentEntry:
         """Store an entry with the next exchange, after the errors that the handler has caught.
 
-        What is sent later is not stored without it.
+        What is sent later is not stored without it. `is_awaited`: whether the caller then awaits
+        that it is stored.
         """
-        self._check_open()
+        if self._is_closed or self.is_cleaning:
+            self._check_open()
         if self._raised:
             self._send_caught()
-        return self._send(entry, takes=takes, forgets=forgets)
+        return self._send(entry, takes=takes, forgets=forgets, is_awaited=is_awaited)
 
     def _send_caught(self) -> SentEntry | None:
         """Store the errors that the handler has caught. Returns None if there are none."""
         sent = None
         for caught in list(self._raised.values()):
-            sent = self._send(caught.entry)
+            sent = self._send(caught.entry, is_awaited=True)
             self._replayed[id(caught.error)] = caught.error, caught.entry
         self._raised.clear()
         return sent
@@ -487,19 +507,23 @@ class DurableRun:
             await self.await_stored(sent)
 
     def _send(
-        self, entry: AnyEntry, *, takes: int | None = None, forgets: bool = False
+        self,
+        entry: AnyEntry,
+        *,
+        takes: int | None = None,
+        forgets: bool = False,
+        is_awaited: bool = False,
     ) -> SentEntry:
         body = encode_entry(entry)
-        if type(entry) in OPERATIONS:
+        size = self.size + len(body)
+        if size > MAX_BYTES and type(entry) in OPERATIONS:
             self.check_size(len(body))
-        recorded = Recorded(
-            self.record.delivery.lease, self.take_number(entry), body, takes, forgets
-        )
-        self.size += len(body)
-        stored = self.journal.add(entry, None)
-        stored.is_passed = True
-        sent = SentEntry(self, stored)
-        self.services.record(recorded, sent)
+        number = self.take_number(entry)
+        self.size = size
+        sent = SentEntry(entry, is_passed=True, run=self)
+        self.journal.add(sent)
+        recorded = Recorded(self.record.delivery.lease, number, body, takes, forgets)
+        self.services.record(recorded, sent, is_awaited=is_awaited)
         return sent
 
     def lose_lease(self) -> None:
@@ -512,8 +536,11 @@ class DurableRun:
         """Return the number of the step that stores an entry. `InvalidStep` is raised if the run
         has too many.
         """
-        number = self.journal.take_number(entry)
-        count = number - self.journal.restart_number
+        if type(entry) is CleanupEntry:
+            return CLEANUP_STEP
+        journal = self.journal
+        journal.last_number = number = journal.last_number + 1
+        count = number - journal.restart_number
         if count > MAX_STEPS and type(entry) in OPERATIONS:
             raise InvalidStep(
                 f"the run has {MAX_STEPS} steps, which is the limit; begin anew with "
@@ -527,7 +554,7 @@ class DurableRun:
                 self.record.delivery.name,
                 count,
             )
-        self.has_recorded = self.has_recorded or number > 0
+        self.has_recorded = True
         return number
 
     def check_size(self, size: int) -> None:
@@ -543,14 +570,14 @@ class DurableRun:
         self, entry: AnyEntry, *, takes: int | None = None, forgets: bool = False
     ) -> StoredEntry:
         """Store an entry, and return when it is stored."""
-        sent = self.send(entry, takes=takes, forgets=forgets)
+        sent = self.send(entry, takes=takes, forgets=forgets, is_awaited=True)
         await self.await_stored(sent)
         return self.note_end(sent)
 
     def note_end(self, sent: SentEntry) -> StoredEntry:
         """Note that an operation has ended whose entry is stored. Returns the entry."""
-        self.time = sent.stored.at or self.time
-        return sent.stored
+        self.time = sent.at or self.time
+        return sent
 
     async def await_stored(self, sent: SentEntry) -> None:
         """Return when an entry is stored."""
@@ -558,17 +585,17 @@ class DurableRun:
         if future is None:
             return
         self.begin_work()
-        self._unstored += 1
+        self.unstored += 1
         try:
             await future
         finally:
-            self._unstored -= 1
+            self.unstored -= 1
             self.end_work()
 
     def require_cleanup(self) -> None:
         """Store that the end of the run needs a worker, unless that is stored."""
         if not self.journal.needs_cleanup:
-            self.sent_cleanup = self.send(CleanupEntry())
+            self.sent_cleanup = self.send(CleanupEntry(), is_awaited=True)
 
     async def await_cleanup(self) -> None:
         """Return when it is stored that the end of the run needs a worker, if it does.
@@ -592,7 +619,7 @@ class DurableRun:
         if self.is_cancelling or self.journal.ending is not None:
             self._end_soon_if_asked()
 
-    def note_difference(self, what: str, key: str, place: str) -> None:
+    def note_difference(self, what: str, key: str, place: CallSite) -> None:
         """Note that an operation has other arguments than those that are stored; report it."""
         self.differing.append(key)
         _log.warning(
@@ -604,7 +631,7 @@ class DurableRun:
             place,
         )
         name = self.record.delivery.name
-        self.services.emit(ArgumentsDiffer(self.job_id, name, key, place))
+        self.services.emit(ArgumentsDiffer(self.job_id, name, key, str(place)))
 
     # Errors
 
@@ -639,13 +666,31 @@ class DurableRun:
         cancelled.
         """
         self._waits.add(wait)
-        self._plan_check()
         try:
+            if self._is_alone(wait) and asyncio.current_task(self._loop) is self._main:
+                await asyncio.sleep(0)  # tasks that the handler has created may become branches
+                if self._is_alone(wait):
+                    self.ending = self._decide_wait()
+                    if self.ending is not None:
+                        raise asyncio.CancelledError
+            else:
+                self._plan_check()
             await wait.future
         finally:
             self._waits.discard(wait)
             if self._waits or self._next_ending is not None:
                 self._plan_check()
+
+    def _is_alone(self, wait: Wait) -> bool:
+        """Return whether the handler has no branches, and nothing else happens than this wait. It
+        is suspended at once then, without a task that is cancelled.
+        """
+        return (
+            len(self._waits) == 1
+            and wait in self._waits
+            and not (self._active or self._branches or self._is_closed)
+            and self.ending is self._next_ending is None
+        )
 
     def _stop_check(self) -> None:
         if self._check is not None:
@@ -670,33 +715,60 @@ class DurableRun:
         elif self._next_ending is not None and not self.is_cleaning:
             self._end(self._next_ending)
         elif self._waits:
-            self._suspend()
+            suspension = self._decide_wait()
+            if suspension is not None:
+                self._end(suspension)
 
     def has_branches(self) -> bool:
         """Return whether a task other than that of the handler may do operations."""
-        self._branches = {task for task in self._branches if not task.done()}
+        if self._branches:
+            self._branches = {task for task in self._branches if not task.done()}
         return bool(self._branches)
 
-    def _suspend(self) -> None:
-        """Suspend the run, or keep its slot until the end of a short sleep."""
+    def _decide_wait(self) -> RunSuspension | None:
+        """Return what the run waits for without a worker. None: it keeps its slot until the end of
+        a short sleep, or an error is raised where it waits.
+        """
         try:
             self._send_caught()
         except InvalidStep as error:  # too many steps
             self._fail_waits(error)
-            return
+            return None
         now = self.services.now()
-        sources = tuple(dict.fromkeys(one for wait in self._waits for one in wait.sources))
-        remaining = {
-            wait: left for wait in self._waits if (left := wait.compute_remaining(now)) is not None
-        }
-        first = min(remaining, key=remaining.__getitem__, default=None)
-        if first is not None and first.is_sleep and remaining[first] <= self.services.hold:
-            self._hold(first, remaining[first])
-        elif len(sources) > MAX_SOURCES:
+        sources: dict[WaitSource, None] = {}
+        first: Wait | None = None
+        left: float | None = None
+        for wait in self._waits:
+            sources.update(dict.fromkeys(wait.sources))
+            remaining = wait.compute_remaining(now)
+            if remaining is not None and (left is None or remaining < left):
+                first, left = wait, remaining
+        if first is not None and left is not None and first.is_sleep and left <= self.services.hold:
+            self._hold(first, left)
+            return None
+        if len(sources) > MAX_SOURCES:
             text = f"a run waits for at most {MAX_SOURCES} signals and child jobs at a time"
             self._fail_waits(InvalidStep(f"{text}; use `ctx.run_all`"))
-        else:
-            self._end(RunSuspension(sources, None if first is None else remaining[first]))
+            return None
+        return RunSuspension(tuple(sources), left)
+
+    def settle_suspension(self, raised: BaseException) -> Suspended | None:
+        """Return the settlement of an attempt that ends because the run waits, and for no other
+        reason. None: `read_run_outcome` decides.
+        """
+        ending, record = self.ending, self.record
+        if (
+            type(ending) is not RunSuspension
+            or type(raised) is not asyncio.CancelledError
+            or record.must_end
+            or record.completed
+            or self.journal.ending is not None
+            or record.task is None
+            or record.task.cancelling()
+        ):
+            return None
+        record.run = None  # it needs no cleanup, and refers to the attempt
+        return Suspended(record.delivery.lease, ending.sources, ending.delay)
 
     def _fail_waits(self, error: InvalidStep) -> None:
         """Raise an error where the handler waits."""
@@ -727,13 +799,14 @@ class DurableRun:
             self._grace.cancel()
         if self._timer is not None:
             self._timer.cancel()
-        for future in [wait.future for wait in self._waits] + self._stopped:
-            future.cancel()
-        self._waits.clear()
-        self._stopped.clear()
-        for task in self._branches:
-            task.cancel()
-        self._branches.clear()
+        if self._waits or self._stopped or self._branches:
+            for future in [wait.future for wait in self._waits] + self._stopped:
+                future.cancel()
+            self._waits.clear()
+            self._stopped.clear()
+            for task in self._branches:
+                task.cancel()
+            self._branches.clear()
         self._main = self.sent_cleanup = None  # both refer to the run
 
     def begin_cleanup(self) -> None:
@@ -756,14 +829,36 @@ def check_key(key: object) -> None:
     """Raise `InvalidStep` if this is no key."""
     if not (isinstance(key, str) and 1 <= len(key) <= MAX_KEY):
         raise InvalidStep(f"a key is a text of 1 to {MAX_KEY} characters, not {key!r}")
+    if key.isascii():
+        return
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise InvalidStep(f"a key is a text with a UTF-8 form, not {key!r}") from None
 
 
-def find_call_site() -> str:
-    """Return file and line of the handler, or of what it calls, that does an operation."""
-    frame = sys._getframe(1)  # noqa: SLF001
+class CallSite(Struct, frozen=True, eq=False):
+    """The place of an operation in the code of a handler, or of what it calls.
+
+    As text, it is file and line. They are read from the code when a message needs them.
+    """
+
+    code: CodeType
+    instruction: int
+
+    def __str__(self) -> str:
+        lines = (
+            line for start, end, line in self.code.co_lines() if start <= self.instruction < end
+        )
+        return f"{self.code.co_filename}:{next(lines, None) or self.code.co_firstlineno}"
+
+
+def find_call_site() -> CallSite:
+    """Return the place of the handler, or of what it calls, that does an operation."""
+    frame = sys._getframe(2)  # noqa: SLF001
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_OWN_FILES):
         frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return CallSite(frame.f_code, frame.f_lasti)
 
 
 def _list_causes(raised: BaseException | None, own: set[int]) -> list[BaseException]:

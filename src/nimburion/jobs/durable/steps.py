@@ -7,9 +7,9 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from msgspec import Raw
+from msgspec import Struct
 
 from nimburion.core.errors import (
     BackendError,
@@ -34,7 +34,7 @@ from nimburion.jobs.durable.journal import (
     UndoEntry,
     encode_entry,
 )
-from nimburion.jobs.durable.run import DurableRun, SentEntry, Wait
+from nimburion.jobs.durable.run import CallSite, DurableRun, Wait
 from nimburion.jobs.durable.stored_errors import decode_error, encode_error, format_message
 from nimburion.jobs.durable.values import (
     StepFunction,
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("nimburion.worker")
 
 
-class StepOptions(NamedTuple):
+class StepOptions(Struct, frozen=True, gc=False):
     """The options of an operation: what `ctx.options(…)` was given."""
 
     key: str | None = None
@@ -81,8 +81,6 @@ def make_step_options(
     timeout: Duration | None,
 ) -> StepOptions:
     """Return the options of `ctx.options`. `InvalidStep` names one with a wrong value."""
-    if max_retries is None and retry_backoff is None and timeout is None:
-        return StepOptions(key)
     backoff = retry_backoff if isinstance(retry_backoff, Backoff) else Backoff(retry_backoff)
     if max_retries is not None and (isinstance(max_retries, bool) or max_retries < 0):
         raise InvalidStep(f"max_retries must be 0 or more, not {max_retries!r}")
@@ -102,7 +100,7 @@ def make_step_options(
         raise InvalidStep(str(error)) from None
 
 
-class StepCall(NamedTuple):
+class StepCall(Struct, frozen=True):
     """The function of a step or an undo with its arguments."""
 
     key: str
@@ -110,7 +108,7 @@ class StepCall(NamedTuple):
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     options: StepOptions
-    place: str
+    place: CallSite
 
 
 async def run_step(run: DurableRun, call: StepCall) -> Any:  # noqa: ANN401 (the value of the step)
@@ -122,10 +120,39 @@ async def run_step(run: DurableRun, call: StepCall) -> Any:  # noqa: ANN401 (the
         return _replay(run, call, stored, digest)
     if not run.may_begin:
         await run.require_may_begin()
-    value, sent = await _try(run, call, lambda: _call_and_send(run, call, digest))
-    await run.await_stored(sent)
-    run.note_end(sent)
-    return value
+    retry = run.journal.find_passed(RetryEntry, call.key)
+    while True:
+        failures = 0 if retry is None else await _wait_for_retry(run, retry)
+        if run.sent_cleanup is not None:
+            await run.await_cleanup()
+        run.called.append(call.key)
+        run.begin_work()
+        try:
+            try:
+                function = read_step_function(call.function)
+                if function.is_async and call.options.timeout is None:
+                    value = await call.function(*call.args, **call.kwargs)
+                else:
+                    value = await _call(run, call, function)
+                encoded, value = encode_value(call.key, function, value)
+                sent = run.send(StepEntry(call.key, encoded, None, digest), is_awaited=True)
+            except Exception as error:
+                retry = await _record_failure(run, call, error, failures + 1)
+                if retry is None:
+                    raise
+                continue
+            # One await for the answer: `run.await_stored` would add a coroutine to each step.
+            waiting = sent.wait()
+            if waiting is not None:
+                run.unstored += 1
+                try:
+                    await waiting
+                finally:
+                    run.unstored -= 1
+        finally:
+            run.end_work()
+        run.note_end(sent)
+        return value
 
 
 async def run_in_transaction(run: DurableRun, call: StepCall) -> Any:  # noqa: ANN401 (the value of the step)
@@ -178,33 +205,43 @@ async def _try(
     key = make_retry_key(call.key, is_undo=is_undo)
     stored = run.journal.find_passed(RetryEntry, key)
     while True:
-        tries = 0 if stored is None else await _wait_for_retry(run, stored)
+        failures = 0 if stored is None else await _wait_for_retry(run, stored)
         if run.sent_cleanup is not None:
             await run.await_cleanup()
-        run.begin_work()
         run.called.append(key)
+        run.begin_work()
         try:
             return await attempt()
-        except LeaseLost as error:
-            run.record.lease_lost = error
-            raise
         except Exception as error:
-            delay = _decide_retry(run, call, error, tries + 1)
-            if delay is None:
-                _note_failure(run, call, error, is_undo=is_undo)
+            stored = await _record_failure(run, call, error, failures + 1, is_undo=is_undo)
+            if stored is None:
                 raise
-            text = f"{type(error).__name__}: {format_message(error)}"
-            _log.warning(
-                "job %s (%s): step %r failed (%s); trying again in %.1f s",
-                run.job_id,
-                run.record.delivery.name,
-                key,
-                text.partition("\n")[0],
-                delay,
-            )
-            stored = await run.record_entry(RetryEntry(key, tries + 1, delay, text))
         finally:
             run.end_work()
+
+
+async def _record_failure(
+    run: DurableRun, call: StepCall, error: Exception, failures: int, *, is_undo: bool = False
+) -> StoredEntry | None:
+    """Store that a step has failed, so that it is tried again; None: its error is raised."""
+    if isinstance(error, LeaseLost):
+        run.record.lease_lost = error
+        return None
+    delay = _decide_retry(run, call, error, failures)
+    if delay is None:
+        _note_failure(run, call, error, is_undo=is_undo)
+        return None
+    key = make_retry_key(call.key, is_undo=is_undo)
+    text = f"{type(error).__name__}: {format_message(error)}"
+    _log.warning(
+        "job %s (%s): step %r failed (%s); trying again in %.1f s",
+        run.job_id,
+        run.record.delivery.name,
+        key,
+        text.partition("\n")[0],
+        delay,
+    )
+    return await run.record_entry(RetryEntry(key, failures, delay, text))
 
 
 def make_retry_key(key: str, *, is_undo: bool) -> str:
@@ -258,24 +295,6 @@ async def _wait_for_retry(run: DurableRun, stored: StoredEntry) -> int:
     return entry.tries
 
 
-async def _call_and_send(run: DurableRun, call: StepCall, digest: str) -> tuple[Any, SentEntry]:
-    """Call the function and send its value. `InvalidStep` is raised if it cannot be stored, which
-    is an error of this step.
-    """
-    function = read_step_function(call.function)
-    encoded, value = _encode(run, call, function, await _call(run, call, function))
-    return value, run.send(StepEntry(call.key, encoded, None, digest))
-
-
-def _encode(
-    run: DurableRun, call: StepCall, function: StepFunction, value: object
-) -> tuple[Raw, Any]:
-    """Return the JSON of the value of a step, and the value that a later attempt reads from it."""
-    encoded = encode_value(call.key, value)
-    run.check_size(len(encoded))
-    return Raw(encoded), decode_value(call.key, function, encoded)
-
-
 def _call(run: DurableRun, call: StepCall, function: StepFunction) -> Awaitable[Any]:
     """Call the function where it belongs, and return what gives its value."""
     if not function.is_async:
@@ -325,7 +344,8 @@ async def _call_in_transaction(run: DurableRun, call: StepCall, digest: str) -> 
         value = call.function(connection, *call.args, **call.kwargs)
         if inspect.isawaitable(value):
             value = await _limit_time(call, value)
-        encoded, decoded = _encode(run, call, read_step_function(call.function), value)
+        encoded, decoded = encode_value(call.key, read_step_function(call.function), value)
+        run.check_size(len(bytes(encoded)))
         entry = StepEntry(call.key, encoded, None, digest)
         recorded = Recorded(run.record.delivery.lease, run.take_number(entry), encode_entry(entry))
         await transaction.settle(run.record.session_id, recorded)
@@ -334,7 +354,9 @@ async def _call_in_transaction(run: DurableRun, call: StepCall, digest: str) -> 
         raise
     await _commit(run, call, transaction)
     run.size += len(recorded.body)
-    run.note_passed(run.journal.add(entry, run.services.now()))
+    stored = StoredEntry(entry, run.services.now())
+    run.journal.add(stored)
+    run.note_passed(stored)
     return decoded
 
 

@@ -54,8 +54,8 @@ _UNDO = "undo "
 """The start of the key under which the failures of an undo are stored."""
 
 
-class OperationKind(enum.StrEnum):
-    """What a durable handler does."""
+class EntryKind(enum.StrEnum):
+    """What an entry of the timeline describes."""
 
     STEP = "step"
     SLEEP = "sleep"
@@ -72,8 +72,8 @@ class OperationKind(enum.StrEnum):
     """The run began to undo what it did."""
 
 
-class OperationState(enum.StrEnum):
-    """How far an operation is."""
+class EntryState(enum.StrEnum):
+    """How far what an entry describes is."""
 
     DONE = "done"
     FAILED = "failed"
@@ -85,18 +85,18 @@ class OperationState(enum.StrEnum):
     TIMEOUT = "timeout"
     """The signal did not come in time."""
     CANCELLED = "cancelled"
-    """The job ended before the operation did."""
+    """The job ended first."""
 
 
-_OPEN = frozenset({OperationState.WAITING, OperationState.RETRYING})
+_OPEN = frozenset({EntryState.WAITING, EntryState.RETRYING})
 
 
-class RunOperation(msgspec.Struct, frozen=True, kw_only=True):
-    """An operation of a durable run. Times are epoch seconds on the backend's clock."""
+class TimelineEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """What a durable handler did, or waits for. Times are epoch seconds on the backend's clock."""
 
-    kind: OperationKind
+    kind: EntryKind
     key: str
-    state: OperationState
+    state: EntryState
     started_at: float | None = None
     """When it began at the earliest; None if that is not stored."""
     ended_at: float | None = None
@@ -108,6 +108,8 @@ class RunOperation(msgspec.Struct, frozen=True, kw_only=True):
     """The value of a step or of a signal, the list of the results of child jobs, or the arguments
     with which the run began anew.
     """
+    value_size: int | None = None
+    """The size of the value in bytes, as JSON."""
     error: str = ""
     flow: str | None = None
     """The flow of the child jobs."""
@@ -136,7 +138,7 @@ class RunTimeline(msgspec.Struct, frozen=True, kw_only=True):
     """False: the run has more steps. Its signals were not read then."""
     unreadable: int
     """The number of steps that a newer version stored."""
-    operations: list[RunOperation]
+    entries: list[TimelineEntry]
     """In the order of their beginnings; those for which the run waits now are last."""
     signals: list[StoredSignal]
     """The unread signals, without the one that asks the run to end."""
@@ -175,7 +177,7 @@ async def read_stored(backend: Backend, job_id: str, limit: int = MAX_STEPS_READ
 
 def make_run_timeline(facts: Facts, stored: RunPage) -> RunTimeline:
     """Return the timeline of a run from what is stored of it."""
-    found = _Operations(facts.job)
+    found = _Timeline(facts.job)
     unreadable = 0
     for step in stored.steps:
         try:
@@ -192,30 +194,30 @@ def make_run_timeline(facts: Facts, stored: RunPage) -> RunTimeline:
         steps=len(stored.steps),
         is_complete=stored.next is None,
         unreadable=unreadable,
-        operations=sorted(found.list_all(), key=lambda one: one.is_open),
+        entries=sorted(found.list_all(), key=lambda one: one.is_open),
         signals=[one for one in stored.signals if one.name != CANCEL_SIGNAL],
         is_cancelling=not facts.job.state.finished
         and any(one.name == CANCEL_SIGNAL for one in stored.signals),
     )
 
 
-class _Operations:
-    """The operations of a run while its entries are read."""
+class _Timeline:
+    """The entries of the timeline while the journal of the run is read."""
 
     def __init__(self, job: JobRecord) -> None:
-        self._found: dict[tuple[OperationKind, str], RunOperation] = {}
+        self._found: dict[tuple[EntryKind, str], TimelineEntry] = {}
         starts = [attempt.started_at for attempt in job.attempts] + [job.started_at]
         self._starts = sorted({one for one in starts if one is not None})
         """When attempts began, as far as that is known."""
         self._moments: list[float] = []
-        """When operations ended, in the order in which that is known."""
+        """When something ended, in the order in which that is known."""
 
-    def list_all(self) -> Iterable[RunOperation]:
-        """Return the operations in the order of their beginnings."""
+    def list_all(self) -> Iterable[TimelineEntry]:
+        """Return the entries in the order of their beginnings."""
         return self._found.values()
 
     def add(self, entry: AnyEntry, at: float) -> None:
-        """Add what an entry says."""
+        """Add what an entry of the journal says."""
         self._add_call(entry, at)
         self._add_wait(entry, at)
         self._add_children(entry, at)
@@ -224,37 +226,35 @@ class _Operations:
     def _add_call(self, entry: AnyEntry, at: float) -> None:
         match entry:
             case StepEntry(key=key, value=value, error=None):
-                self._end(OperationKind.STEP, key, at, value=value)
+                self._end(EntryKind.STEP, key, at, value=value)
             case StepEntry(key=key, error=error):
-                self._fail(OperationKind.STEP, key, at, _format_error(error))
+                self._fail(EntryKind.STEP, key, at, _format_error(error))
             case RetryEntry():
                 self._add_retry(entry, at)
             case UndoEntry(key=key):
-                self._end(OperationKind.UNDO, key, at)
+                self._end(EntryKind.UNDO, key, at)
             case _:
                 pass
 
     def _add_wait(self, entry: AnyEntry, at: float) -> None:
         match entry:
             case TimerEntry(key=key, delay=delay):
-                self._begin(OperationKind.SLEEP, key, at, until=at + delay)
+                self._begin(EntryKind.SLEEP, key, at, until=at + delay)
                 self._moments.append(at + delay)
             case TimeoutEntry(key=key, delay=delay):
-                self._begin(OperationKind.WAIT, key, at, until=at + delay)
+                self._begin(EntryKind.WAIT, key, at, until=at + delay)
             case SignalEntry(key=key, timed_out=True):
-                self._end(OperationKind.WAIT, key, at, OperationState.TIMEOUT)
+                self._end(EntryKind.WAIT, key, at, EntryState.TIMEOUT)
             case SignalEntry(key=key, value=value):
-                self._end(OperationKind.WAIT, key, at, value=value)
+                self._end(EntryKind.WAIT, key, at, value=value)
             case _:
                 pass
 
     def _add_children(self, entry: AnyEntry, at: float) -> None:
-        kind, key = OperationKind.CHILDREN, entry.key
+        kind, key = EntryKind.CHILDREN, entry.key
         match entry:
             case ChildrenEntry(flow=flow, count=count, names=names):
-                self._begin(
-                    kind, key, at, OperationState.STARTED, flow=flow, jobs=count, names=names
-                )
+                self._begin(kind, key, at, EntryState.STARTED, flow=flow, jobs=count, names=names)
             case OutcomeEntry(values=values, error=None):
                 self._end(kind, key, at, value=Raw(b"[" + b",".join(map(bytes, values)) + b"]"))
             case OutcomeEntry(error=error):
@@ -267,28 +267,28 @@ class _Operations:
             case ForgottenEntry(key=key, of=of):
                 self._forget(of, key)
             case ChangedEntry(key=key):
-                self._begin(OperationKind.CHANGED, key, at)
-                self._end(OperationKind.CHANGED, key, at)
+                self._begin(EntryKind.CHANGED, key, at)
+                self._end(EntryKind.CHANGED, key, at)
             case RestartEntry(generation=generation, payload=payload):
-                self._begin(OperationKind.RESTART, str(generation), at)
+                self._begin(EntryKind.RESTART, str(generation), at)
                 known = None if payload == NULL else payload
-                self._end(OperationKind.RESTART, str(generation), at, value=known)
+                self._end(EntryKind.RESTART, str(generation), at, value=known)
             case EndingEntry(error=error, reason=reason):
                 text = reason if error is None else f"{error.type}: {error.message}"
-                self._begin(OperationKind.END, "", at)
-                self._fail(OperationKind.END, "", at, text)
+                self._begin(EntryKind.END, "", at)
+                self._fail(EntryKind.END, "", at, text)
             case _:
                 pass
 
     def _add_retry(self, entry: RetryEntry, at: float) -> None:
-        kind, key = OperationKind.STEP, entry.key
+        kind, key = EntryKind.STEP, entry.key
         if key.startswith(_UNDO):
-            kind, key = OperationKind.UNDO, key.removeprefix(_UNDO)
+            kind, key = EntryKind.UNDO, key.removeprefix(_UNDO)
         self._update(
             kind,
             key,
             at,
-            state=OperationState.RETRYING,
+            state=EntryState.RETRYING,
             until=at + entry.delay,
             tries=entry.tries,
             error=entry.message,
@@ -297,41 +297,49 @@ class _Operations:
 
     def _begin(
         self,
-        kind: OperationKind,
+        kind: EntryKind,
         key: str,
         at: float,
-        state: OperationState = OperationState.WAITING,
+        state: EntryState = EntryState.WAITING,
         **fields: object,
     ) -> None:
-        operation = RunOperation(kind=kind, key=key, state=state, started_at=at)
-        self._found[kind, key] = msgspec.structs.replace(operation, **fields)
+        entry = TimelineEntry(kind=kind, key=key, state=state, started_at=at)
+        self._found[kind, key] = msgspec.structs.replace(entry, **fields)
         self._moments.append(at)
 
-    def _fail(self, kind: OperationKind, key: str, at: float, error: str) -> None:
-        self._end(kind, key, at, OperationState.FAILED, error=error)
+    def _fail(self, kind: EntryKind, key: str, at: float, error: str) -> None:
+        self._end(kind, key, at, EntryState.FAILED, error=error)
 
     def _end(
         self,
-        kind: OperationKind,
+        kind: EntryKind,
         key: str,
         at: float,
-        state: OperationState = OperationState.DONE,
+        state: EntryState = EntryState.DONE,
         *,
         value: Raw | None = None,
         error: str = "",
     ) -> None:
         known = self._found.get((kind, key))
-        has_function = kind in {OperationKind.STEP, OperationKind.UNDO}
+        has_function = kind in {EntryKind.STEP, EntryKind.UNDO}
         tries = (known.tries if known else 0) + 1 if has_function else 0
-        fields = {"state": state, "ended_at": at, "tries": tries, "value": value, "error": error}
+        size = None if value is None else len(bytes(value))
+        fields = {
+            "state": state,
+            "ended_at": at,
+            "tries": tries,
+            "value": value,
+            "value_size": size,
+            "error": error,
+        }
         self._update(kind, key, at, **fields, **({"until": None} if has_function else {}))
         self._moments.append(at)
 
-    def _update(self, kind: OperationKind, key: str, at: float, **fields: object) -> None:
+    def _update(self, kind: EntryKind, key: str, at: float, **fields: object) -> None:
         known = self._found.get((kind, key))
         if known is None:
-            known = RunOperation(
-                kind=kind, key=key, state=OperationState.DONE, started_at=self._find_start(at)
+            known = TimelineEntry(
+                kind=kind, key=key, state=EntryState.DONE, started_at=self._find_start(at)
             )
         self._found[kind, key] = msgspec.structs.replace(known, **fields)
 
@@ -341,12 +349,12 @@ class _Operations:
         return max((one for one in known if one <= at), default=None)
 
     def _forget(self, of: str, key: str) -> None:
-        """Note that the error of an operation ended an attempt, so that the next tries again."""
-        kind = OperationKind.CHILDREN if of == "outcome" else OperationKind.STEP
+        """Note that an error ended an attempt, so that the next tries again."""
+        kind = EntryKind.CHILDREN if of == "outcome" else EntryKind.STEP
         known = self._found.get((kind, key))
         if known is not None:
             self._found[kind, key] = msgspec.structs.replace(
-                known, state=OperationState.RETRYING, ended_at=None, until=None
+                known, state=EntryState.RETRYING, ended_at=None, until=None
             )
 
     def end(self, facts: Facts) -> None:
@@ -362,41 +370,39 @@ class _Operations:
         flows = {one.id for one in sources if one.kind is SourceKind.FLOW}
         for place, one in list(self._found.items()):
             if one.flow in flows:
-                self._found[place] = msgspec.structs.replace(one, state=OperationState.WAITING)
+                self._found[place] = msgspec.structs.replace(one, state=EntryState.WAITING)
         signals = [
             split_signal_source(one.id)[1] for one in sources if one.kind is SourceKind.SIGNAL
         ]
-        named = [name for name in signals if (OperationKind.WAIT, name) not in self._found]
-        if len(named) > self._count_open(OperationKind.WAIT, signals):
+        named = [name for name in signals if (EntryKind.WAIT, name) not in self._found]
+        if len(named) > self._count_open(EntryKind.WAIT, signals):
             for name in named:  # a wait without a timeout stores nothing
-                self._begin(OperationKind.WAIT, name, self._find_start(facts.now) or facts.now)
+                self._begin(EntryKind.WAIT, name, self._find_start(facts.now) or facts.now)
         times = [read_time_source(one.id) for one in sources if one.kind is SourceKind.TIME]
         times = [at for at in times if at > facts.now]
         if times and not any(one.is_open and one.until for one in self._found.values()):
             start = self._find_start(facts.now) or facts.now
-            self._begin(OperationKind.SLEEP, "", start, until=min(times))
+            self._begin(EntryKind.SLEEP, "", start, until=min(times))
 
-    def _count_open(self, kind: OperationKind, without: Sequence[str]) -> int:
+    def _count_open(self, kind: EntryKind, without: Sequence[str]) -> int:
         return sum(
             one.kind is kind and one.is_open and one.key not in without
             for one in self._found.values()
         )
 
 
-def _update_open(operation: RunOperation, facts: Facts) -> RunOperation:
-    """Return an operation that had not ended when its last entry was stored, as it is now."""
+def _update_open(entry: TimelineEntry, facts: Facts) -> TimelineEntry:
+    """Return an entry that had not ended when the journal was last written, as it is now."""
     job = facts.job
     end = facts.now if job.finished_at is None else job.finished_at
-    is_sleep = operation.kind is OperationKind.SLEEP
-    if is_sleep and operation.until is not None and operation.until <= end:
-        return msgspec.structs.replace(
-            operation, state=OperationState.DONE, ended_at=operation.until
-        )
-    if not job.state.finished or not operation.is_open:
-        return operation
-    is_retrying = operation.state is OperationState.RETRYING
-    state = OperationState.FAILED if is_retrying else OperationState.CANCELLED
-    return msgspec.structs.replace(operation, state=state, ended_at=end, until=None)
+    is_sleep = entry.kind is EntryKind.SLEEP
+    if is_sleep and entry.until is not None and entry.until <= end:
+        return msgspec.structs.replace(entry, state=EntryState.DONE, ended_at=entry.until)
+    if not job.state.finished or not entry.is_open:
+        return entry
+    is_retrying = entry.state is EntryState.RETRYING
+    state = EntryState.FAILED if is_retrying else EntryState.CANCELLED
+    return msgspec.structs.replace(entry, state=state, ended_at=end, until=None)
 
 
 def _format_error(error: StoredError | None) -> str:

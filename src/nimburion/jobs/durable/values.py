@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
+from zlib import crc32
 
 import msgspec
 
@@ -19,14 +19,14 @@ MAX_VALUE_BYTES = 256 * 1024
 """The maximum size of the value of a step, as JSON."""
 
 _ERRORS = (ValueError, TypeError, RecursionError, OverflowError, NotImplementedError)
-_encoder = msgspec.json.Encoder(enc_hook=enc_hook)
+_encode = msgspec.json.Encoder(enc_hook=enc_hook).encode
 
 
 class StepFunction(NamedTuple):
     """What is read once of a function that is a step."""
 
     is_async: bool
-    decoder: msgspec.json.Decoder[Any]
+    decode: Callable[[bytes | msgspec.Raw], Any]
 
 
 def read_step_function(function: Callable[..., Any]) -> StepFunction:
@@ -50,7 +50,7 @@ def _read(function: Callable[..., Any]) -> StepFunction:
         waits = is_async(function)
     except DefinitionError as error:
         raise InvalidStep(str(error)) from error
-    return StepFunction(waits, msgspec.json.Decoder(kind, dec_hook=dec_hook))
+    return StepFunction(waits, msgspec.json.Decoder(kind, dec_hook=dec_hook).decode)
 
 
 _known: WeakKeyDictionary[Callable[..., Any], StepFunction] = WeakKeyDictionary()
@@ -62,22 +62,28 @@ def get_function_name(function: Callable[..., Any]) -> str:
     return name if isinstance(name, str) and name != "<lambda>" else ""
 
 
-def encode_value(key: str, value: object, limit: int = MAX_VALUE_BYTES) -> bytes:
-    """Return the JSON of the value of a step. `InvalidStep` is raised if it cannot be stored."""
+def encode_value(key: str, function: StepFunction, value: object) -> tuple[msgspec.Raw, Any]:
+    """Return the JSON of the value of a step, and the value that a later attempt reads from it.
+
+    `InvalidStep` is raised if it cannot be stored, and `UnreadablePayload` as by `decode_value`.
+    """
     try:
         check_json_value(value)
-        encoded = _encoder.encode(value)
+        encoded = _encode(value)
     except _ERRORS as error:
         raise InvalidStep(
             f"step {key!r}: its value cannot be stored: {lower_first(str(error))}; return a value "
             "that JSON can represent"
         ) from error
-    if len(encoded) > limit:
+    if len(encoded) > MAX_VALUE_BYTES:
         raise InvalidStep(
-            f"step {key!r}: its value is {len(encoded)} bytes, over the limit of {limit}; store it "
-            "elsewhere and return its location"
+            f"step {key!r}: its value is {len(encoded)} bytes, over the limit of "
+            f"{MAX_VALUE_BYTES}; store it elsewhere and return its location"
         )
-    return encoded
+    try:
+        return msgspec.Raw(encoded), function.decode(encoded)
+    except _ERRORS:
+        return msgspec.Raw(encoded), decode_value(key, function, encoded)  # raises
 
 
 def decode_value(key: str, function: StepFunction, value: bytes | msgspec.Raw) -> Any:  # noqa: ANN401
@@ -85,7 +91,7 @@ def decode_value(key: str, function: StepFunction, value: bytes | msgspec.Raw) -
     raised if it does not fit.
     """
     try:
-        return function.decoder.decode(value)
+        return function.decode(value)
     except _ERRORS as error:
         raise UnreadablePayload(
             f"step {key!r}: its stored value does not fit the type that its function returns: "
@@ -94,13 +100,13 @@ def decode_value(key: str, function: StepFunction, value: bytes | msgspec.Raw) -
 
 
 def compute_arguments_digest(args: Sequence[object], kwargs: Mapping[str, object]) -> str:
-    """Return a digest of arguments; empty if they have no JSON form.
+    """Return a digest of arguments; empty if they have no JSON form. Only a warning depends on it.
 
     >>> compute_arguments_digest((1,), {}) == compute_arguments_digest((2,), {})
     False
     """
     try:
-        encoded = _encoder.encode([args, dict(sorted(kwargs.items())) if kwargs else kwargs])
+        encoded = _encode([args, dict(sorted(kwargs.items())) if kwargs else kwargs])
     except Exception:  # noqa: BLE001 (a value of the application may raise anything)
         return ""
-    return hashlib.blake2b(encoded, digest_size=8).hexdigest()
+    return f"{crc32(encoded):08x}"

@@ -17,7 +17,7 @@ from nimburion.core.text.shortening import shorten
 from nimburion.core.timing.durations import DURATION_FORMS, Duration, read_seconds
 from nimburion.jobs.durable.children import ChildJob, belongs_to, get_flow, read_ends
 from nimburion.jobs.durable.journal import SignalEntry, StoredEntry, TimeoutEntry, TimerEntry
-from nimburion.jobs.durable.run import MAX_DELAY, DurableRun, Wait
+from nimburion.jobs.durable.run import MAX_DELAY, CallSite, DurableRun, Wait
 from nimburion.jobs.durable.signals import Signal, SignalReturning
 
 
@@ -31,18 +31,19 @@ def read_delay(what: str, duration: Duration) -> float:
     return max(0.0, seconds)
 
 
-async def sleep(run: DurableRun, key: str, seconds: float, place: str) -> None:
+async def sleep(run: DurableRun, key: str, seconds: float, place: CallSite) -> None:
     """Return `seconds` after an attempt came here first."""
     run.begin("sleep", key, place)
     stored = run.journal.find_passed(TimerEntry, key)
     sent = None
     if stored is None:
-        await run.require_may_begin()
-        sent = run.send(TimerEntry(key, seconds))
-        stored = sent.stored
+        if not run.may_begin:
+            await run.require_may_begin()
+        stored = sent = run.send(TimerEntry(key, seconds), is_awaited=seconds == 0)
     delay = cast("TimerEntry", stored.entry).delay
     if delay > 0 and not run.is_over(stored, delay):
-        await run.require_may_begin()
+        if not run.may_begin:
+            await run.require_may_begin()
         await run.wait(Wait((), stored, delay, is_sleep=True))
     if sent is not None:
         await run.await_stored(sent)
@@ -50,7 +51,7 @@ async def sleep(run: DurableRun, key: str, seconds: float, place: str) -> None:
 
 
 async def wait_for_signal(
-    run: DurableRun, key: str, signal: SignalReturning[Any], timeout: float | None, place: str
+    run: DurableRun, key: str, signal: SignalReturning[Any], timeout: float | None, place: CallSite
 ) -> Any:  # noqa: ANN401 (the value of the signal)
     """Return the value of the next signal of this name; None if `timeout` seconds pass first."""
     run.begin("wait", key, place)
@@ -66,11 +67,12 @@ async def wait_for_signal(
     if unread is not None and unread.at <= _find_end(timer):
         run.signals.remove(unread)
         entry = SignalEntry(key, Raw(unread.payload), at=unread.at)
-        sent = run.send(entry, takes=unread.number)
-        if run.has_branches():
+        is_awaited = run.has_branches()
+        sent = run.send(entry, takes=unread.number, is_awaited=is_awaited)
+        if is_awaited:
             await run.await_stored(sent)
         # Without branches, another attempt takes the same signal here, so nothing is awaited.
-        run.note_passed(sent.stored, unread.at)
+        run.note_passed(sent, unread.at)
         return signal.decode(unread.payload)  # it is taken, also if it cannot be read
     source = make_signal_source(run.job_id, signal.name)
     return await _wait_until_timeout(run, key, (source,), timer, timeout)
@@ -80,7 +82,7 @@ AnySource = SignalReturning[Any] | ChildJob[Any]
 """What `ctx.wait_any` takes."""
 
 
-def check_sources(run: DurableRun, sources: Sequence[object], place: str) -> None:
+def check_sources(run: DurableRun, sources: Sequence[object], place: CallSite) -> None:
     """Raise `InvalidStep` if `ctx.wait_any` cannot wait for these."""
     if not sources:
         raise InvalidStep(
@@ -101,7 +103,7 @@ def check_sources(run: DurableRun, sources: Sequence[object], place: str) -> Non
 
 
 async def wait_for_first(
-    run: DurableRun, key: str, sources: Sequence[AnySource], timeout: float | None, place: str
+    run: DurableRun, key: str, sources: Sequence[AnySource], timeout: float | None, place: CallSite
 ) -> Any:  # noqa: ANN401 (one of the sources)
     """Return the source that came first, and take nothing; None if `timeout` seconds pass first."""
     run.begin("wait", key, place)
@@ -133,7 +135,7 @@ async def _wait_until_timeout(
         await run.record_entry(SignalEntry(key, timed_out=True))
         return
     if timer is None and timeout is not None:
-        timer = run.send(TimeoutEntry(key, timeout)).stored
+        timer = run.send(TimeoutEntry(key, timeout))
     delay = None if timer is None else cast("TimeoutEntry", timer.entry).delay
     await run.wait(Wait(sources, timer, delay))
     raise AssertionError("this wait ends with a new attempt")
@@ -172,7 +174,9 @@ async def _find_arrivals(
     return arrivals
 
 
-def _find_stored(sources: Sequence[AnySource], entry: SignalEntry, place: str) -> AnySource | None:
+def _find_stored(
+    sources: Sequence[AnySource], entry: SignalEntry, place: CallSite
+) -> AnySource | None:
     """Return the source that an earlier attempt found first."""
     if entry.timed_out:
         return None

@@ -18,11 +18,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
+import msgspec
+
 from nimburion.core.errors import InvalidJob
 from nimburion.core.flows import ENDS, MAX_CONDITIONS, On
 from nimburion.core.size_limits import check_name
 from nimburion.core.text.shortening import shorten
-from nimburion.jobs.declaration.job import AnyJob, Declaration, JobReturning, require_declaration
+from nimburion.jobs.declaration.job import (
+    AnyJob,
+    Declaration,
+    JobCall,
+    JobReturning,
+    require_declaration,
+)
 from nimburion.jobs.flows.placeholder import MemberResult
 from nimburion.jobs.options.uniqueness import ALL_FIELDS
 
@@ -364,6 +372,8 @@ def list_callbacks(flow: Flow) -> dict[str, AnyJob]:
 
 def find_results(job: object) -> dict[str, MemberResult]:
     """Return the arguments of a job that are results of other members."""
+    if isinstance(job, JobCall) and MemberResult not in map(type, msgspec.structs.astuple(job)):
+        return {}  # most members have none
     arguments = require_declaration(job).read_arguments(job)
     return {name: value for name, value in arguments.items() if type(value) is MemberResult}
 

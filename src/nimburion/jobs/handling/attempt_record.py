@@ -79,10 +79,16 @@ class StepAnswer(Protocol):
         ...
 
 
-RecordStep = Callable[[Recorded, StepAnswer], None]
-"""Sends a step with the next exchange. It gets no answer if the session ends first: the attempt is
-interrupted then.
-"""
+class RecordStep(Protocol):
+    """Sends a step with the next exchange."""
+
+    def __call__(self, recorded: Recorded, answer: StepAnswer, /, *, is_awaited: bool) -> None:
+        """Send a step. `is_awaited`: whether the handler waits for the answer.
+
+        Otherwise it may be sent up to 20 ms later, as the end of an attempt. There is no answer if
+        the session ends first: the attempt is interrupted then.
+        """
+        ...
 
 
 class WorkerServices(NamedTuple):

@@ -225,7 +225,14 @@ class InlineRunner:
         if self._awaited:
             answer_steps(self._awaited, batch, reply)
 
-    def _record(self, recorded: Recorded, answer: StepAnswer) -> None:
+    def _record(
+        self,
+        recorded: Recorded,
+        answer: StepAnswer,
+        /,
+        *,
+        is_awaited: bool,  # noqa: ARG002 (nothing else waits to be sent)
+    ) -> None:
         """Send a step of a durable run; see `RecordStep`."""
         self._unsettled.append(recorded)
         self._awaited[id(recorded)] = answer

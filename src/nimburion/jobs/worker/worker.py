@@ -283,10 +283,17 @@ class Worker:
         else:
             self._loop.call_soon_threadsafe(self._note_report, report)
 
-    def record(self, recorded: Recorded, answer: StepAnswer) -> None:
+    def record(self, recorded: Recorded, answer: StepAnswer, /, *, is_awaited: bool) -> None:
         """Send a step of a durable run with the next exchange. See `Completer.record`."""
-        self.session.completer.record(recorded, answer)
-        self.fetcher.wake()
+        completer = self.session.completer
+        was_awaited = completer.is_awaited
+        completer.record(recorded, answer, is_awaited=is_awaited)
+        if was_awaited:
+            return  # the reserve loop has a reason for an exchange
+        if is_awaited:
+            self.fetcher.wake()
+        elif len(completer.pending) == 1:
+            self.fetcher.note_result()
 
     # The loop
 

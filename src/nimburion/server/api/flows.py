@@ -5,13 +5,14 @@ from __future__ import annotations
 import msgspec
 
 from nimburion.actions.flow_view import FlowView, make_view
-from nimburion.actions.flows import FlowTree
+from nimburion.actions.flows import FlowTree, count_failed_jobs, count_unfinished_jobs
 from nimburion.server.api.bulk_operations import BulkPreviewReport, report_preview
 from nimburion.server.api.names import Cursor, PageSize, ReasonText
 from nimburion.server.api.operation import AnyOperation, ApiRequest, NoBody, NoQuery, Operation
+from nimburion.server.problems import Problem
 
-MAX_IDS = 1_000
-"""The most ids in the report of a change."""
+MAX_AT_ONCE = 1_000
+"""The most jobs of a flow that a request cancels or replays. More are left to a bulk operation."""
 
 
 class FlowList(msgspec.Struct, frozen=True):
@@ -85,6 +86,7 @@ async def preview_flow_replay(request: ApiRequest[NoQuery, NoBody]) -> FlowRepla
 async def replay_flow(request: ApiRequest[NoQuery, FlowChangeBody]) -> FlowChangeReport:
     """Run the failed part of a flow again. Members that completed stay as they are."""
     flows, flow_id = request.actions.flows, request.path["flow"]
+    _check_size("replay", flow_id, count_failed_jobs(await flows.get(flow_id)))
     ids = await flows.replay(flow_id, reason=request.body.reason)
     return _report_change(await flows.get(flow_id), ids)
 
@@ -92,6 +94,7 @@ async def replay_flow(request: ApiRequest[NoQuery, FlowChangeBody]) -> FlowChang
 async def cancel_flow(request: ApiRequest[NoQuery, FlowChangeBody]) -> FlowChangeReport:
     """Cancel all members of a flow that have not ended. An open flow is closed first."""
     flows, flow_id = request.actions.flows, request.path["flow"]
+    _check_size("cancel", flow_id, count_unfinished_jobs(await flows.get(flow_id)))
     ids = await flows.cancel(flow_id, reason=request.body.reason)
     return _report_change(await flows.get(flow_id), ids)
 
@@ -103,8 +106,19 @@ async def close_flow(request: ApiRequest[NoQuery, NoBody]) -> FlowView:
     return make_view(await flows.get(flow_id))
 
 
+def _check_size(action: str, flow_id: str, jobs: int) -> None:
+    """Raise `Problem` for more jobs than a request changes."""
+    if jobs > MAX_AT_ONCE:
+        raise Problem(
+            409,
+            "flow-too-large",
+            f"{jobs} jobs of the flow are too many for one request. Start a bulk operation: "
+            f'POST /api/v1/operations/{action} with the body {{"flow": "{flow_id}"}}',
+        )
+
+
 def _report_change(flow: FlowTree, ids: list[str]) -> FlowChangeReport:
-    return FlowChangeReport(flow=make_view(flow), changed=len(ids), ids=ids[:MAX_IDS])
+    return FlowChangeReport(flow=make_view(flow), changed=len(ids), ids=ids[:MAX_AT_ONCE])
 
 
 OPERATIONS: tuple[AnyOperation, ...] = (

@@ -12,46 +12,14 @@ from nimburion.core.job import State
 from nimburion.core.runs import MAX_SIGNAL_NAME, SignalOutcome, StoredSignal
 from nimburion.jobs.durable.timeline import (
     MAX_STEPS_READ,
-    OperationKind,
-    OperationState,
-    RunOperation,
+    EntryKind,
     RunTimeline,
+    TimelineEntry,
     read_run_timeline,
 )
 from nimburion.server.api.jobs import split_content
 from nimburion.server.api.names import END, Name, ReasonText
 from nimburion.server.api.operation import AnyOperation, ApiRequest, NoBody, NoQuery, Operation
-
-
-class OperationView(msgspec.Struct, frozen=True, kw_only=True):
-    """An operation of a durable run. Times are epoch seconds."""
-
-    kind: OperationKind
-    key: str
-    state: OperationState
-    started_at: float | None
-    """When it began at the earliest; None if that is not known."""
-    ended_at: float | None
-    until: float | None
-    """When a wait ends by itself, or when a step is tried again."""
-    tries: int
-    """How often its function was called; 0 if it has none."""
-    value: Raw | None
-    """Its value; None if it has none, and without the right `payloads`."""
-    value_size: int | None
-    """The size of its value in bytes, as JSON; None if it has none."""
-    error: str
-    flow: str | None
-    """The flow of its child jobs."""
-    jobs: int
-    """The number of its child jobs, whose ids are `FLOW.0` and so on."""
-    names: tuple[str, ...]
-    """The names of its child jobs."""
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the run waits for it now."""
-        return self.state in {OperationState.WAITING, OperationState.RETRYING}
 
 
 class SignalView(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,14 +39,14 @@ class SignalView(msgspec.Struct, frozen=True, kw_only=True):
 class RunWait(msgspec.Struct, frozen=True):
     """What a run waits for now."""
 
-    kind: OperationKind
+    kind: EntryKind
     key: str
     until: float | None
     """When the wait ends by itself, in epoch seconds."""
 
 
 class RunView(msgspec.Struct, frozen=True, kw_only=True):
-    """The operations and the unread signals of a durable run."""
+    """The timeline and the unread signals of a durable run."""
 
     id: str
     state: State
@@ -87,15 +55,16 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     why: str
     """Why the job is where it is, in a sentence."""
     steps: int
-    """The number of stored steps that were read. An operation stores up to a few of them."""
+    """The number of stored steps that were read. An entry has up to a few of them."""
     complete: bool
     """False: the run has more steps, and its signals were not read."""
     unreadable: int
     """The number of steps that a newer version stored."""
     cancelling: bool
     """Whether the run was asked to end as cancelled, and has not ended."""
-    operations: list[OperationView]
-    """In the order of their beginnings; those for which the run waits now are last."""
+    entries: list[TimelineEntry]
+    """In the order of their beginnings; those for which the run waits now are last. `value` is None
+    without the right `payloads`."""
     waits: list[RunWait]
     """What the run waits for now. The first that comes wakes it up."""
     signals: list[SignalView]
@@ -156,7 +125,9 @@ async def send_signal(request: ApiRequest[NoQuery, SignalBody]) -> SignalReport:
 
 def make_job_run(found: RunTimeline, *, with_values: bool) -> RunView:
     """Return the timeline of a run for callers, with its values or only their sizes."""
-    operations = [_make_operation(one, with_values=with_values) for one in found.operations]
+    entries = found.entries
+    if not with_values:
+        entries = [msgspec.structs.replace(one, value=None) for one in entries]
     return RunView(
         id=found.job.id,
         state=found.job.state,
@@ -166,27 +137,9 @@ def make_job_run(found: RunTimeline, *, with_values: bool) -> RunView:
         complete=found.is_complete,
         unreadable=found.unreadable,
         cancelling=found.is_cancelling,
-        operations=operations,
-        waits=[RunWait(one.kind, one.key, one.until) for one in operations if one.is_open],
+        entries=entries,
+        waits=[RunWait(one.kind, one.key, one.until) for one in entries if one.is_open],
         signals=[_make_signal(one, with_values=with_values) for one in found.signals],
-    )
-
-
-def _make_operation(one: RunOperation, *, with_values: bool) -> OperationView:
-    return OperationView(
-        kind=one.kind,
-        key=one.key,
-        state=one.state,
-        started_at=one.started_at,
-        ended_at=one.ended_at,
-        until=one.until,
-        tries=one.tries,
-        value=one.value if with_values else None,
-        value_size=None if one.value is None else len(bytes(one.value)),
-        error=one.error,
-        flow=one.flow,
-        jobs=one.jobs,
-        names=one.names,
     )
 
 

@@ -6,7 +6,7 @@ nothing from a job is ever markup. Only `Markup` from `charts.py` and from the f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache, lru_cache, partial
 from urllib.parse import urlencode
@@ -76,6 +76,7 @@ def make_environment() -> Environment:
             "lines_top": find_top,
             "link_with": make_link_with,
             "marks": draw_marks,
+            "part": render_part,
             "sparkline": draw_sparkline,
             "stacked": partial(draw_chart, stacked=True),
             "stacked_top": partial(find_top, stacked=True),
@@ -114,6 +115,12 @@ def render_block(template: str, block: str, values: Mapping[str, object]) -> str
     """Return one block of a template."""
     found = make_environment().get_template(template)
     return "".join(found.blocks[block](found.new_context(dict(values))))
+
+
+@lru_cache(maxsize=256)
+def render_part(template: str, **values: Hashable) -> Markup:
+    """Return a part that is the same on many pages."""
+    return Markup(render_page(template, values))  # noqa: S704 (a template escapes its values)
 
 
 def finalize_value(value: object) -> str:

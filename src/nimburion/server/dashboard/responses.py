@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from http import HTTPStatus
 from typing import Any, Literal, cast, get_args
 from urllib.parse import parse_qsl, quote, urlencode
@@ -208,17 +208,19 @@ class PageVisit:
             "problem": readings.problem,
             "precision": readings.precision,
             "rights": self._caller.rights,
-            "actions": {
-                name: action
-                for name, action in _ACTIONS.items()
-                if action.operation.right in self._caller.rights
-            },
+            "actions": _list_actions(self._caller.rights),
         }
 
     def _make_data_url(self) -> str:
         path = self._page.path.format_map(self._path)
         own = f"{self._own_query}&" if self._own_query else ""
         return f"{self._base}{path}?{own}format="
+
+
+@lru_cache(maxsize=64)
+def _list_actions(rights: frozenset[str]) -> dict[str, DashboardAction]:
+    """Return the actions that a caller with these rights may perform, by their names."""
+    return {name: action for name, action in _ACTIONS.items() if action.operation.right in rights}
 
 
 async def perform_action(

@@ -1,4 +1,4 @@
-"""The timeline of a durable run as inline SVG: one row for each operation, time from left to right.
+"""The timeline of a durable run as inline SVG: one row for each entry, time from left to right.
 
 Spans in which no step worked and which are long beside the others are cut to a fixed width, and
 have their length in words. The shapes have classes, not style attributes.
@@ -15,8 +15,8 @@ from markupsafe import Markup
 
 from nimburion.core.text.escaping import escape_controls
 from nimburion.core.text.shortening import shorten
-from nimburion.jobs.durable.timeline import OperationKind, OperationState
-from nimburion.server.api.runs import OperationView, RunView
+from nimburion.jobs.durable.timeline import EntryKind, EntryState, TimelineEntry
+from nimburion.server.api.runs import RunView
 from nimburion.server.dashboard.rendering import STATE_ICONS, format_duration
 
 LABEL_WIDTH = 230
@@ -34,16 +34,16 @@ _LABELLED_WIDTH = 34
 """A narrower cut span has no label."""
 _MIN_BAR = 3
 _CLASSES = {
-    OperationState.DONE: "completed",
-    OperationState.FAILED: "failed",
-    OperationState.RETRYING: "retrying",
-    OperationState.TIMEOUT: "timeout",
-    OperationState.CANCELLED: "cancelled",
-    OperationState.WAITING: "processing",
-    OperationState.STARTED: "processing",
+    EntryState.DONE: "completed",
+    EntryState.FAILED: "failed",
+    EntryState.RETRYING: "retrying",
+    EntryState.TIMEOUT: "timeout",
+    EntryState.CANCELLED: "cancelled",
+    EntryState.WAITING: "processing",
+    EntryState.STARTED: "processing",
 }
-_CALLS = frozenset({OperationKind.STEP, OperationKind.UNDO, OperationKind.END})
-"""The operations that do something. The others only wait."""
+_CALLS = frozenset({EntryKind.STEP, EntryKind.UNDO, EntryKind.END})
+"""The kinds of entries that do something. The others only wait."""
 
 
 class TimeSpan(NamedTuple):
@@ -56,18 +56,18 @@ class TimeSpan(NamedTuple):
     is_cut: bool
 
 
-def draw_run(run: RunView, shown: Sequence[OperationView], base: str) -> Markup:
-    """Return the picture of some operations of a run; nothing if no time of them is known."""
-    operations = [one for one in shown if _find_times(one, run.now)]
-    if not operations:
+def draw_run(run: RunView, shown: Sequence[TimelineEntry], base: str) -> Markup:
+    """Return the picture of some entries of a run; nothing if no time of them is known."""
+    entries = [one for one in shown if _find_times(one, run.now)]
+    if not entries:
         return Markup()
-    has_deadline = any(one.is_open and one.until for one in operations)
+    has_deadline = any(one.is_open and one.until for one in entries)
     width = PLOT_WIDTH - (FUTURE_WIDTH if has_deadline else 0)
-    spans = lay_out_time(operations, run.now, LABEL_WIDTH, width)
-    height = TOP + ROW_HEIGHT * len(operations) + 6
+    spans = lay_out_time(entries, run.now, LABEL_WIDTH, width)
+    height = TOP + ROW_HEIGHT * len(entries) + 6
     rows = Markup().join(
         _draw_row(one, TOP + ROW_HEIGHT * number, spans, run.now, base)
-        for number, one in enumerate(operations)
+        for number, one in enumerate(entries)
     )
     cuts = Markup().join(_draw_cut(span, height) for span in spans if span.is_cut)
     now = Markup()
@@ -84,8 +84,8 @@ def draw_run(run: RunView, shown: Sequence[OperationView], base: str) -> Markup:
     ).format(total, height, cuts, now, rows)
 
 
-def _find_times(one: OperationView, now: float) -> tuple[float, float] | None:
-    """Return when an operation began and ended, or now; None if neither is known."""
+def _find_times(one: TimelineEntry, now: float) -> tuple[float, float] | None:
+    """Return when an entry began and ended, or now; None if neither is known."""
     end = one.ended_at if one.ended_at is not None else now if one.is_open else one.started_at
     if end is None:
         return None
@@ -94,17 +94,17 @@ def _find_times(one: OperationView, now: float) -> tuple[float, float] | None:
 
 
 def lay_out_time(
-    operations: Sequence[OperationView], now: float, left: float, width: float
+    entries: Sequence[TimelineEntry], now: float, left: float, width: float
 ) -> list[TimeSpan]:
     """Return the spans between the moments of a run, with their places between `left` and
     `left + width`.
     """
-    times = [found for one in operations if (found := _find_times(one, now))]
+    times = [found for one in entries if (found := _find_times(one, now))]
     worked = [
         found
-        for one in operations
+        for one in entries
         if one.kind in _CALLS
-        and one.state is not OperationState.RETRYING
+        and one.state is not EntryState.RETRYING
         and (found := _find_times(one, now))
     ]
     moments = sorted({moment for found in times for moment in found})
@@ -165,14 +165,14 @@ def _draw_cut(span: TimeSpan, height: float) -> Markup:
 
 
 def _draw_row(
-    one: OperationView, y: float, spans: Sequence[TimeSpan], now: float, base: str
+    one: TimelineEntry, y: float, spans: Sequence[TimeSpan], now: float, base: str
 ) -> Markup:
-    """Return the label, the bar and the note of an operation."""
+    """Return the label, the bar and the note of an entry."""
     start, end = _find_times(one, now) or (now, now)
     left, right = _find_x(start, spans), _find_x(end, spans)
     is_call = one.kind in _CALLS
     bar_height = 12 if is_call else 6
-    kind = _CLASSES[one.state] if is_call or one.state is not OperationState.DONE else "unfinished"
+    kind = _CLASSES[one.state] if is_call or one.state is not EntryState.DONE else "unfinished"
     bar_width = max(right - left, _MIN_BAR)
     bar = Markup('<rect class="{}" x="{:.1f}" y="{:g}" width="{:.1f}" height="{}" rx="2"/>').format(
         f"span {kind}", right - bar_width, y + (ROW_HEIGHT - bar_height) / 2, bar_width, bar_height
@@ -199,14 +199,14 @@ def _draw_row(
         LABEL_WIDTH + PLOT_WIDTH + 8, y + 16, escape_controls(shorten(make_note(one, now), 28))
     )
     row = label + bar + note
-    title = Markup("<title>{}</title>").format(escape_controls(describe_operation(one, now)))
+    title = Markup("<title>{}</title>").format(escape_controls(describe_entry(one, now)))
     if one.flow is None:
         return Markup("<g>{}{}</g>").format(title, row)
     return Markup('<a href="{}/flows/{}">{}{}</a>').format(base, one.flow, title, row)
 
 
-def make_note(one: OperationView, now: float) -> str:
-    """Return the end of a row: how long the operation took, or what it waits for."""
+def make_note(one: TimelineEntry, now: float) -> str:
+    """Return the end of a row: how long it took, or what it waits for."""
     if one.is_open and one.until is not None:
         left = one.until - now
         return f"{format_duration(left)} left" if left > 0 else "due now"
@@ -214,13 +214,13 @@ def make_note(one: OperationView, now: float) -> str:
     if one.started_at is not None and (one.ended_at is not None or one.is_open):
         end = now if one.ended_at is None else one.ended_at
         took = format_duration(max(0.0, end - one.started_at))
-    state = "" if one.state is OperationState.DONE else one.state.value
+    state = "" if one.state is EntryState.DONE else one.state.value
     tries = f"{one.tries} tries" if one.tries > 1 else ""
     return ", ".join(part for part in (state, took, tries) if part)
 
 
-def describe_operation(one: OperationView, now: float) -> str:
-    """Return an operation in words."""
+def describe_entry(one: TimelineEntry, now: float) -> str:
+    """Return an entry in words."""
     parts = [f"{one.kind.value} {one.key}".rstrip(), one.state.value, make_note(one, now)]
     if one.flow is not None:
         parts.append(f"{one.jobs} job{'' if one.jobs == 1 else 's'}")

@@ -487,8 +487,11 @@ async def test_a_step_is_awaited_until_its_exchange_is_answered() -> None:
     backend = FakeBackend(BackendUnavailable("gone"), None)
     completer = make_completer(backend)
     answer = Answer()
-    completer.record(Recorded(lease("a"), 1, b"{}"), answer)
-    assert completer.is_awaited
+    is_awaited = []
+    for name, each, awaits in (("z", Answer(), False), ("a", answer, True)):
+        completer.record(Recorded(lease(name), 1, b"{}"), each, is_awaited=awaits)
+        is_awaited.append(completer.is_awaited)
+    assert is_awaited == [False, True]
     assert not answer.given
     await completer.exchange(RESERVE_NOTHING)
     assert answer.given == [0.0]  # the time of the reply
@@ -505,7 +508,7 @@ async def test_a_step_of_a_lost_lease_and_one_that_cannot_be_stored() -> None:
     completer = make_completer(backend)
     answers = {name: Answer() for name in ("stale", "bad", "good")}
     for name, answer in answers.items():
-        completer.record(Recorded(lease(name), 1, b"{}"), answer)
+        completer.record(Recorded(lease(name), 1, b"{}"), answer, is_awaited=True)
     await completer.exchange(RESERVE_NOTHING)
     found = {name: [type(one) for one in answer.given] for name, answer in answers.items()}
     assert found == {"stale": [LeaseLost], "bad": [Unstorable], "good": [float]}

@@ -17,6 +17,7 @@
 --   lease counts for one, or one has changed
 --   whether any lease may have been charged to a tenant: then the tenant has a share
 --   whether a flow runs or a job is suspended
+--   whether a durable run has steps
 SELECT
     number, last_exchange, last_results, left_at, ended_at,
     (SELECT json_group_array(queue) FROM paused_queue WHERE until IS NULL OR until > ?2),
@@ -36,7 +37,8 @@ SELECT
     EXISTS (SELECT 1 FROM limit_rule WHERE closes_lane = 0) OR EXISTS (SELECT 1 FROM lease_key) OR EXISTS (SELECT 1 FROM changed_limit)
         OR EXISTS (SELECT 1 FROM changed_key),
     EXISTS (SELECT 1 FROM tenant_share),
-    EXISTS (SELECT 1 FROM flow WHERE finished_at IS NULL) OR EXISTS (SELECT 1 FROM suspended)
+    EXISTS (SELECT 1 FROM flow WHERE finished_at IS NULL) OR EXISTS (SELECT 1 FROM suspended),
+    EXISTS (SELECT 1 FROM step)
 FROM session WHERE id = ?1;
 
 -- name: get_repeated_leases

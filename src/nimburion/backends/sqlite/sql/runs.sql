@@ -108,6 +108,20 @@ ON CONFLICT (seq, id) DO NOTHING;
 -- Result: number, body, at
 SELECT number, body, at FROM step WHERE seq = ?1 AND number > ?2 ORDER BY number LIMIT ?3;
 
+-- name: read_small_runs
+-- Read all steps of runs that have few, in one row (see the header of the exchange for the reason).
+-- Inputs: ?1 JSON array of seqs, ?2 the maximum number of bytes of a run
+-- Result: three columns:
+--   JSON array of [seq, number, at, length of the body], by seq and number
+--   the bodies, concatenated in the same order
+--   whether any of these jobs has an unread signal
+SELECT
+    json_group_array(json_array(s.seq, s.number, s.at, length(s.body))),
+    CAST(group_concat(s.body, '') AS BLOB),
+    EXISTS (SELECT 1 FROM json_each(?1) AS x CROSS JOIN signal AS g INDEXED BY signal_unread ON g.seq = x.value AND g.payload IS NOT NULL)
+FROM json_each(?1) AS x CROSS JOIN step AS s ON s.seq = x.value
+WHERE (SELECT count(*) <= 100 AND total(size) <= ?2 FROM (SELECT length(body) AS size FROM step WHERE seq = x.value LIMIT 101));
+
 -- name: list_unread_signals
 -- List the unread signals of a job after one of them.
 -- Inputs: ?1 seq, ?2 the number of that signal, ?3 the maximum number of signals

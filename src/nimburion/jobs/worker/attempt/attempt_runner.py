@@ -150,7 +150,9 @@ class AttemptRunner:
         self._read_records = read_records
         self._member_results: MemberResults | None = None
 
-    async def perform(self, attempt: Attempt) -> Settlement | None:
+    async def perform(  # noqa: C901 - no call more for each attempt
+        self, attempt: Attempt
+    ) -> Settlement | None:
         """Run the handler and return its settlement; None if the lease is lost."""
         delivery = attempt.delivery
         chain = self._chains.known.get(delivery.name) or self._chains.find(delivery.name)
@@ -194,6 +196,9 @@ class AttemptRunner:
                 return settlement
             outcome: Outcome = self._make_success(attempt, context, handler, result)
         except BaseException as raised:  # noqa: BLE001 - each end of a handler is an outcome
+            if attempt.run is not None and (suspended := attempt.run.settle_suspension(raised)):
+                reporter.end(attempt, suspended)
+                return suspended
             outcome = self._classify(attempt, context, handler, raised)
         if attempt.run is None:
             settlement = self._make_settlement(attempt, outcome, handler)

@@ -194,9 +194,6 @@ def _choose_context_type(handler: Handler) -> type[Context]:
 
 def _make_durable_call(call: HandlerCall) -> HandlerCoroutine:
     """Return a function that runs a durable handler."""
-    from nimburion.jobs.durable.context import DurableContext, call_durably
+    from nimburion.jobs.durable.context import call_durably
 
-    async def call_in_run(context: Context) -> object:
-        return await call_durably(call, cast("DurableContext", context))
-
-    return call_in_run
+    return cast("HandlerCoroutine", partial(call_durably, call))

@@ -111,7 +111,9 @@ class Completer:
         """Whether more than `max_unsettled` bytes wait: no further job should start."""
         self._progress: dict[Lease, Progressed] = {}
         self._awaited: dict[int, StepAnswer] = {}
-        """What waits for the answers to steps, by the identity of their settlement."""
+        """What gets the answers to steps, by the identity of their settlement."""
+        self.is_awaited: bool = False
+        """Whether a handler waits for a step that is not on its way."""
         self.has_answered: bool = False
         """Whether the last reply has let durable runs continue."""
         self.pending: list[Settlement] = []
@@ -137,17 +139,16 @@ class Completer:
         if type(settlement) is not Completed or settlement.result is not None:
             self._count(self._unsettled + measure_size(settlement))
 
-    def record(self, recorded: Recorded, answer: StepAnswer) -> None:
+    def record(self, recorded: Recorded, answer: StepAnswer, *, is_awaited: bool) -> None:
         """Send a step of a durable run with the next exchange. `answer` gets what the backend says,
-        unless the session ends first.
+        unless the session ends first. `is_awaited`: whether a handler waits for it.
         """
+        self.is_awaited = self.is_awaited or is_awaited
         self._awaited[id(recorded)] = answer
-        self.settle(recorded)
-
-    @property
-    def is_awaited(self) -> bool:
-        """Whether a handler waits for what is sent."""
-        return bool(self._awaited)
+        self.pending.append(recorded)  # as `settle` does, without its calls
+        self._unsettled += len(recorded.body)
+        if self._unsettled > self._max_unsettled:
+            self.is_full = True
 
     def report_progress(self, progress: Progressed) -> None:
         """Send this report with the next exchange. It replaces an older report for the lease."""
@@ -191,6 +192,7 @@ class Completer:
         self._progress.clear()
         batch += self.pending[:MAX_SETTLEMENTS]
         del self.pending[:MAX_SETTLEMENTS]
+        self.is_awaited = self.is_awaited and bool(self.pending)
         part = self._take_part(batch)
         if len(part) < len(batch):
             self._return(batch[len(part) :])
@@ -205,6 +207,7 @@ class Completer:
 
     def _return(self, rest: Sequence[Settlement]) -> None:
         """Put settlements that were not sent or not applied back in front of all others."""
+        self.is_awaited = bool(self._awaited)
         settled = []
         for settlement in rest:
             if isinstance(settlement, Progressed):

@@ -310,11 +310,11 @@ class Explaining:
         assert (await harness.backend.reads.explain_job(job_id)).unmet == []
 
     async def test_a_job_of_many_waits_says_how_many_there_are(self, harness: Harness) -> None:
-        names = [make_signal_source(RUN, f"n{number}") for number in range(10)]
+        names = [make_signal_source(RUN, f"n{number}") for number in range(12)]
         await start_suspended(harness, await harness.worker(), *names)
         facts = await harness.backend.reads.explain_job(RUN)
-        assert (len(facts.unmet), facts.unmet_count) == (3, 10)
-        assert "or for 7 others" in find_causes(facts)[0].text
+        assert (len(facts.unmet), facts.unmet_count) == (10, 12)
+        assert "or for 9 others" in find_causes(facts)[0].text
 
     async def test_several_causes_are_named(self, harness: Harness) -> None:
         job_id = await _pause(harness)

@@ -9,6 +9,8 @@ import pytest
 from nimburion.core.flows import MAX_RESOLVED
 from nimburion.core.job import JobOptions, State
 from nimburion.core.runs import (
+    CLEANUP_STEP,
+    MAX_DELIVERED_RUN,
     MAX_UNREAD_SIGNALS,
     NewSignal,
     SignalOutcome,
@@ -45,6 +47,21 @@ class SuspendingRuns:
         assert (await worker.exchange(Completed(held.lease))).results == [Settled.ALREADY]
         counts = await harness.backend.reads.count_jobs()
         assert (counts[State.SUSPENDED], counts[State.PROCESSING]) == (1, 0)
+
+    async def test_a_run_that_comes_with_its_lease_is_complete(self, harness: Harness) -> None:
+        """A backend may leave it out; `read_run` returns it then."""
+        worker = await harness.worker()
+        held = await start(harness, worker)
+        for number in (2, 1, CLEANUP_STEP):
+            await record(worker, held, number, b"%d" % number)
+        await suspend(worker, held, PAID)
+        await send(harness, "early", key="s0")
+        await send(harness)
+        resumed = await worker.take_one()
+        assert resumed.run in (None, await read(harness))
+        await record(worker, resumed, 3, b"x" * MAX_DELIVERED_RUN)
+        await suspend(worker, resumed, PAID)
+        assert (await worker.take_one()).run is None
 
     async def test_a_suspended_run_takes_no_place_of_a_limit(self, harness: Harness) -> None:
         worker = await harness.worker(limits={"mail": 1})

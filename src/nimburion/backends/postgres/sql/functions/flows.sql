@@ -204,67 +204,72 @@ END $$;
 CREATE OR REPLACE FUNCTION {schema}.count_changes_1(p_now int8, p_changes {schema}.flow_change[]) RETURNS {schema}.flow_change[]
 LANGUAGE plpgsql AS $$
 DECLARE
-    sums record;
-    before {schema}.flow;
-    counted {schema}.flow;
-    had_ended bool;
-    has_ended bool;
-    had_failed bool;
-    has_failed bool;
-    member_flow int8;
-    has_failures bool;
-    change text;
+    counts record;  -- how many members of each flow ended, as arrays; fewer after a replay
+    failing int8[];  -- the flows with members that did not complete
     changes {schema}.flow_change[] := '{}';
 BEGIN
-    FOR sums IN
-        SELECT c.flow AS number, sum(c.step) AS ended, sum(c.step) FILTER (WHERE c.outcome = 'completed') AS completed,
-            sum(c.step) FILTER (WHERE c.outcome = 'failed') AS failed,
-            sum(c.step) FILTER (WHERE c.outcome IN ('cancelled', 'late')) AS cancelled, bool_or(c.outcome = 'late') AS is_late
+    SELECT array_agg(c.flow) AS flows, array_agg(c.ended) AS ended, array_agg(c.completed) AS completed, array_agg(c.failed) AS failed,
+        array_agg(c.cancelled) AS cancelled, array_agg(c.is_late) AS late, array_agg(c.flow) FILTER (WHERE c.failed + c.cancelled > 0) AS failing
+    INTO counts
+    FROM (
+        SELECT u.flow, sum(u.step) AS ended, coalesce(sum(u.step) FILTER (WHERE u.outcome = 'completed'), 0) AS completed,
+            coalesce(sum(u.step) FILTER (WHERE u.outcome = 'failed'), 0) AS failed,
+            coalesce(sum(u.step) FILTER (WHERE u.outcome IN ('cancelled', 'late')), 0) AS cancelled,
+            coalesce(bool_or(u.outcome = 'late'), false) AS is_late
         FROM (
             SELECT u.flow, u.outcome, CASE u.change WHEN 'reopened' THEN -1 ELSE 1 END AS step
             FROM unnest(p_changes) u WHERE u.flow > 0
-        ) c GROUP BY c.flow ORDER BY c.flow DESC
-    LOOP
-        member_flow := sums.number;
-        has_failures := coalesce(sums.failed, 0) + coalesce(sums.cancelled, 0) > 0;
-        LOOP
-            SELECT f.* INTO before FROM {schema}.flow f WHERE f.number = sums.number;
-            EXIT WHEN NOT FOUND;
-            UPDATE {schema}.flow f SET unfinished = f.unfinished - sums.ended,
-                completed = f.completed + coalesce(sums.completed, 0), failed = f.failed + coalesce(sums.failed, 0),
-                cancelled = f.cancelled + coalesce(sums.cancelled, 0) + CASE WHEN sums.is_late THEN f.max_failed ELSE 0 END,
-                added = f.added + CASE WHEN sums.is_late THEN f.max_failed ELSE 0 END,
-                finished_at = CASE WHEN f.unfinished - sums.ended = 0 THEN p_now END
-            WHERE f.number = sums.number RETURNING f.* INTO counted;
-            had_ended := before.unfinished = 0;
-            has_ended := counted.unfinished = 0;
-            had_failed := before.failed + before.cancelled > before.max_failed;
-            has_failed := counted.failed + counted.cancelled > counted.max_failed;
-            change := CASE
-                WHEN has_ended AND (NOT had_ended OR has_failed <> had_failed)
-                    THEN CASE WHEN has_failed THEN 'failed' ELSE 'succeeded' END
-                WHEN has_ended THEN NULL
-                WHEN has_failed AND NOT had_failed THEN 'failing'
-                WHEN NOT has_failed AND (had_ended OR had_failed) THEN 'reopened' END;
-            IF change IS NOT NULL THEN
-                changes := changes || CAST(ROW(NULL, NULL, coalesce(counted.root, counted.number), 'flow', counted.id, change, NULL)
-                    AS {schema}.flow_change);
-            END IF;
-            SELECT counted.parent AS number, CAST(has_ended::int4 - had_ended::int4 AS int8) AS ended,
-                CAST((has_ended AND NOT has_failed)::int4 - (had_ended AND NOT had_failed)::int4 AS int8) AS completed,
-                CAST((has_failed AND counted.failed > 0)::int4 - (had_failed AND before.failed > 0)::int4 AS int8) AS failed,
-                CAST((has_failed AND counted.failed = 0)::int4 - (had_failed AND before.failed = 0)::int4 AS int8) AS cancelled,
-                false AS is_late
-            INTO sums;
-            EXIT WHEN sums.number IS NULL OR sums.ended = 0 AND sums.completed = 0 AND sums.failed = 0 AND sums.cancelled = 0;
-        END LOOP;
-        IF has_failures THEN  -- each failure of a member cancels those that have not started, also after a replay
-            SELECT changes || array_agg(CAST(ROW(NULL, NULL, r.number, 'flow', r.id, 'failing', NULL) AS {schema}.flow_change))
-            INTO changes FROM {schema}.flow f JOIN {schema}.flow r ON r.number = coalesce(f.root, f.number)
-            WHERE f.number = member_flow AND r.fail_fast AND r.failed + r.cancelled > r.max_failed AND r.unfinished > 0
-                AND NOT EXISTS (SELECT FROM unnest(changes) c WHERE c.source = r.id AND c.source_kind = 'flow');
-        END IF;
+        ) u GROUP BY u.flow
+    ) c;
+    failing := counts.failing;
+    WHILE counts.flows IS NOT NULL LOOP  -- then the flows of which these are members
+        WITH counted AS (
+            UPDATE {schema}.flow f SET unfinished = f.unfinished - c.ended, completed = f.completed + c.completed,
+                failed = f.failed + c.failed, cancelled = f.cancelled + c.cancelled + CASE WHEN c.is_late THEN f.max_failed ELSE 0 END,
+                added = f.added + CASE WHEN c.is_late THEN f.max_failed ELSE 0 END,
+                finished_at = CASE WHEN f.unfinished - c.ended = 0 THEN p_now END
+            FROM unnest(counts.flows, counts.ended, counts.completed, counts.failed, counts.cancelled, counts.late)
+                AS c (flow, ended, completed, failed, cancelled, is_late)
+            WHERE f.number = c.flow
+            RETURNING f.number, f.id, f.root, f.parent, f.unfinished = 0 AS has_ended, f.unfinished + c.ended = 0 AS had_ended,
+                f.failed + f.cancelled > f.max_failed AS has_failed,
+                f.failed + f.cancelled - c.failed - c.cancelled - CASE WHEN c.is_late THEN f.max_failed ELSE 0 END > f.max_failed AS had_failed,
+                f.failed > 0 AS is_failed, f.failed - c.failed > 0 AS was_failed
+        ), noted AS (
+            SELECT array_agg(CAST(ROW(NULL, NULL, coalesce(c.root, c.number), 'flow', c.id, c.change, NULL) AS {schema}.flow_change)
+                ORDER BY c.number DESC) AS changes
+            FROM (
+                SELECT c.*, CASE
+                    WHEN c.has_ended AND (NOT c.had_ended OR c.has_failed <> c.had_failed)
+                        THEN CASE WHEN c.has_failed THEN 'failed' ELSE 'succeeded' END
+                    WHEN c.has_ended THEN NULL
+                    WHEN c.has_failed AND NOT c.had_failed THEN 'failing'
+                    WHEN NOT c.has_failed AND (c.had_ended OR c.had_failed) THEN 'reopened' END AS change
+                FROM counted c
+            ) c WHERE c.change IS NOT NULL
+        ), steps AS (
+            SELECT c.parent AS flow, c.has_ended::int4 - c.had_ended::int4 AS ended,
+                (c.has_ended AND NOT c.has_failed)::int4 - (c.had_ended AND NOT c.had_failed)::int4 AS completed,
+                (c.has_failed AND c.is_failed)::int4 - (c.had_failed AND c.was_failed)::int4 AS failed,
+                (c.has_failed AND NOT c.is_failed)::int4 - (c.had_failed AND NOT c.was_failed)::int4 AS cancelled
+            FROM counted c WHERE c.parent IS NOT NULL
+        ), parents AS (
+            SELECT array_agg(s.flow) AS flows, array_agg(s.ended) AS ended, array_agg(s.completed) AS completed,
+                array_agg(s.failed) AS failed, array_agg(s.cancelled) AS cancelled, array_agg(false) AS late
+            FROM (
+                SELECT s.flow, sum(s.ended) AS ended, sum(s.completed) AS completed, sum(s.failed) AS failed, sum(s.cancelled) AS cancelled
+                FROM steps s WHERE (s.ended, s.completed, s.failed, s.cancelled) <> (0, 0, 0, 0) GROUP BY s.flow
+            ) s
+        )
+        SELECT n.changes, p.flows, p.ended, p.completed, p.failed, p.cancelled, p.late INTO counts FROM noted n, parents p;
+        changes := changes || counts.changes;
     END LOOP;
+    IF failing IS NOT NULL THEN  -- each failure of a member cancels those that have not started, also after a replay
+        SELECT changes || array_agg(DISTINCT CAST(ROW(NULL, NULL, r.number, 'flow', r.id, 'failing', NULL) AS {schema}.flow_change))
+        INTO changes FROM {schema}.flow f JOIN {schema}.flow r ON r.number = coalesce(f.root, f.number)
+        WHERE f.number = ANY (failing) AND r.fail_fast AND r.failed + r.cancelled > r.max_failed AND r.unfinished > 0
+            AND NOT EXISTS (SELECT FROM unnest(changes) c WHERE c.source = r.id AND c.source_kind = 'flow');
+    END IF;
     RETURN changes;
 END $$;
 
@@ -366,13 +371,17 @@ CREATE OR REPLACE FUNCTION {schema}.lock_waiters_1(
 ) LANGUAGE plpgsql AS $$
 DECLARE
     found {schema}.condition[];
+    found_changes text[];  -- of their sources
     locked int8[];
+    is_any_blocked bool;
 BEGIN
     roots := p_roots;
     blocked := '{}';
-    SELECT coalesce(array_agg(CAST(ROW(c.*) AS {schema}.condition) ORDER BY c.waiter, c.source_kind, c.source), '{}') INTO found
+    SELECT coalesce(array_agg(CAST(ROW(c.waiter, c.is_impossible, c.source_kind, c.source, c.needs) AS {schema}.condition)
+            ORDER BY c.waiter, c.source_kind, c.source), '{}'),
+        array_agg(c.change ORDER BY c.waiter, c.source_kind, c.source) INTO found, found_changes
     FROM (
-        SELECT c.* FROM unnest(p_level) l CROSS JOIN LATERAL (
+        SELECT c.*, l.change FROM unnest(p_level) l CROSS JOIN LATERAL (
             SELECT c.* FROM {schema}.condition c
             WHERE c.source_kind = l.source_kind AND c.source = l.source AND c.is_impossible = (l.change = 'reopened')
                 AND NOT (l.change = 'failing' AND c.needs IN ('finished', 'any'))
@@ -381,6 +390,7 @@ BEGIN
     ) c;
     is_cut := cardinality(found) > p_limit;
     found := found[1:p_limit];
+    found_changes := found_changes[1:p_limit];
     number := cardinality(found);
     IF number > 0 THEN
         SELECT roots || coalesce(array_agg(r.number), '{}') INTO roots FROM (
@@ -403,18 +413,22 @@ BEGIN
     SELECT coalesce(array_agg(v.condition ORDER BY v.place) FILTER (WHERE v.verdict = 'met'), '{}'),
         coalesce(array_agg(v.condition ORDER BY v.place) FILTER (WHERE v.verdict = 'impossible'), '{}'),
         coalesce(array_agg(v.condition ORDER BY v.place) FILTER (WHERE v.verdict = 'open'), '{}'),
-        coalesce(array_agg(DISTINCT v.change) FILTER (WHERE v.verdict = 'blocked'), '{}')
-    INTO met, impossible, open, blocked
+        bool_or(v.verdict = 'blocked')
+    INTO met, impossible, open, is_any_blocked
     FROM (
         SELECT CAST(ROW(c.waiter, c.is_impossible, c.source_kind, c.source, c.needs) AS {schema}.condition) AS condition, c.place,
-            CAST(ROW(l.*) AS {schema}.flow_change) AS change,
-            CASE WHEN c.waiter <> ALL (locked) THEN 'blocked' WHEN l.change = 'reopened' THEN 'open'
-                WHEN c.needs IN ('finished', 'any') OR c.needs <> '' AND (l.change = 'succeeded') = (c.needs = 'success')
-                    OR c.needs = '' AND l.change = 'succeeded' THEN 'met'
+            CASE WHEN c.waiter NOT IN (SELECT unnest(locked)) THEN 'blocked' WHEN c.change = 'reopened' THEN 'open'
+                WHEN c.needs IN ('finished', 'any') OR c.needs <> '' AND (c.change = 'succeeded') = (c.needs = 'success')
+                    OR c.needs = '' AND c.change = 'succeeded' THEN 'met'
                 ELSE 'impossible' END AS verdict
-        FROM unnest(found) WITH ORDINALITY AS c (waiter, is_impossible, source_kind, source, needs, place)
-        JOIN unnest(p_level) l ON l.source_kind = c.source_kind AND l.source = c.source
+        FROM unnest(found, found_changes) WITH ORDINALITY AS c (waiter, is_impossible, source_kind, source, needs, change, place)
     ) v;
+    IF is_any_blocked THEN
+        blocked := ARRAY(
+            SELECT DISTINCT CAST(ROW(l.*) AS {schema}.flow_change) FROM unnest(found) c
+            JOIN unnest(p_level) l ON l.source_kind = c.source_kind AND l.source = c.source WHERE c.waiter NOT IN (SELECT unnest(locked))
+        );
+    END IF;
 END $$;
 
 -- name: lock_members
@@ -705,7 +719,8 @@ END $$;
 --   flows         [id, name, parent or null, members, max_failed, fail_fast, whether it is open] of each flow; groups come after their
 --     flow
 --   grown         [id, whether it is closed] of each stored flow that gets members
---   members       for each job null or [flow, whether it counts the job]
+--   members       [flow, whether it counts the job] of the jobs, without duplicates
+--   places        for each job the index of its member from 1; 0: it is in no flow
 --   conditions    [index of the job from 1, kind of the source, source, needs] of each condition
 --   sources       [kind, source] of each source that is no job of this call
 --   Then whether what follows from the state of these sources is applied now: not in a caller's transaction
@@ -728,27 +743,33 @@ DECLARE
     now int8 := {schema}.get_write_time_1(p_now);
     lane_ids int4[] := {schema}.get_or_create_lanes_1(p_queues, p_names, p_ranks);
     new_flows bytea[];
-    flows int8[];
+    named int8[];  -- the flows of members, as in `job`
+    ended int8[];
+    waiting int8[];
+    flows int8[];  -- of each job
     waits bool[];
     is_grown bool := json_array_length(p_graph -> 'grown') > 0;
 BEGIN
     BEGIN
         SELECT s.other, s.added INTO other, new_flows FROM {schema}.store_flows_1(now, p_graph -> 'flows') s;
-        flows := ARRAY(
+        named := ARRAY(
             SELECT CASE m.member ->> 1 WHEN 'true' THEN f.number ELSE -f.number END
             FROM json_array_elements(p_graph -> 'members') WITH ORDINALITY AS m (member, place)
             LEFT JOIN {schema}.flow f ON f.id = decode(m.member ->> 0, 'hex') ORDER BY m.place
         );
-        waits := ARRAY(
-            SELECT CASE WHEN r.finished_at IS NULL OR r.id = ANY (new_flows) THEN c.place IS NOT NULL END
-            FROM unnest(flows) WITH ORDINALITY AS n (flow, place)
-            LEFT JOIN (
-                SELECT DISTINCT CAST(c ->> 0 AS int8) AS place FROM json_array_elements(p_graph -> 'conditions') c
-            ) c ON c.place = n.place
-            LEFT JOIN {schema}.flow f ON f.number = abs(n.flow)
-            LEFT JOIN {schema}.flow r ON r.number = coalesce(f.root, f.number)
-            ORDER BY n.place
+        ended := ARRAY(
+            SELECT f.number FROM {schema}.flow f JOIN {schema}.flow r ON r.number = coalesce(f.root, f.number)
+            WHERE f.number IN (SELECT abs(n) FROM unnest(named) n) AND r.finished_at IS NOT NULL
+                AND (r.id = ANY (new_flows)) IS NOT TRUE
         );
+        waiting := ARRAY(SELECT DISTINCT CAST(c ->> 0 AS int8) FROM json_array_elements(p_graph -> 'conditions') c);
+        SELECT coalesce(array_agg(m.flow ORDER BY m.place), '{}'), coalesce(array_agg(
+            CASE WHEN m.flow IS NULL OR abs(m.flow) <> ALL (ended) THEN m.place IN (SELECT unnest(waiting)) END ORDER BY m.place), '{}')
+        INTO flows, waits
+        FROM (
+            SELECT named[CAST(p.member AS int4)] AS flow, p.place
+            FROM json_array_elements_text(p_graph -> 'places') WITH ORDINALITY AS p (member, place)
+        ) m;
         unknown := {schema}.list_unknown_1(p_graph, waits);
         IF other IS NOT NULL OR unknown IS NOT NULL THEN
             RAISE EXCEPTION 'the graph is refused' USING ERRCODE = 'NB002';
@@ -773,9 +794,12 @@ BEGIN
     IF new_flows IS NOT NULL AND codes ~ 'e' THEN
         PERFORM {schema}.count_stored_members_1(p_ids, codes, flows, new_flows, p_since);
     END IF;
-    PERFORM {schema}.store_conditions_1(p_ids, codes, p_graph, new_flows);
-    IF EXISTS (SELECT FROM {schema}.flow f WHERE f.fail_fast AND f.number = ANY (flows)) OR EXISTS (
-        SELECT FROM {schema}.flow f JOIN {schema}.flow r ON r.number = f.root WHERE r.fail_fast AND f.number = ANY (flows))
+    IF waiting <> '{}' THEN
+        PERFORM {schema}.store_conditions_1(p_ids, codes, p_graph, new_flows);
+    END IF;
+    IF EXISTS (
+        SELECT FROM {schema}.flow f JOIN {schema}.flow r ON r.number = coalesce(f.root, f.number)
+        WHERE f.number = ANY (named) AND r.fail_fast)
     THEN
         PERFORM {schema}.store_fail_fast_1(p_ids, codes, flows, new_flows);
     END IF;
@@ -1016,21 +1040,24 @@ CREATE OR REPLACE FUNCTION {schema}.enqueue_members_1(
     p_ats int8[], p_afters int8[], p_keys text[], p_since int8, p_flows int8[], p_waits bool[]
 ) RETURNS bool
 LANGUAGE plpgsql AS $$
+DECLARE
+    any_waits bool := true = ANY (p_waits);
+    sorted_ids bytea[];
 BEGIN
     IF p_keys IS NOT NULL OR array_position(p_waits, NULL) IS NOT NULL OR EXISTS (SELECT FROM unnest(p_ats) a WHERE a < p_now) THEN
         RETURN false;
     END IF;
-    WITH given AS MATERIALIZED (
+    WITH given AS (
         SELECT g.*, p_lane_ids[g.lane] AS lane_id
-        FROM unnest(p_lanes, p_ids, p_digests, p_options, p_payloads, p_ats, p_afters, p_flows, p_waits) WITH ORDINALITY
-            AS g (lane, id, digest, options, payload, at, after, flow, waits, place)
+        FROM unnest(p_lanes, p_ids, p_digests, p_options, p_payloads, p_ats, p_afters, p_flows) WITH ORDINALITY
+            AS g (lane, id, digest, options, payload, at, after, flow, place)
     ), inserted AS (
         INSERT INTO {schema}.job (due, created_at, lane, id, digest, flow, options, payload)
         SELECT coalesce(g.at, p_now + coalesce(g.after, 0)), p_now, g.lane_id, g.id, g.digest, g.flow, g.options, g.payload
         FROM given g ORDER BY g.place
         RETURNING seq, due, lane, id, flow
     ), stored AS MATERIALIZED (
-        SELECT i.*, g.waits FROM inserted i JOIN given g ON g.id = i.id
+        SELECT i.*, any_waits AND i.id IN (SELECT g.id FROM unnest(p_ids, p_waits) AS g (id, waits) WHERE g.waits) AS waits FROM inserted i
     ), suspended AS (
         INSERT INTO {schema}.dependent (seq, flow, root, lane, id)
         SELECT s.seq, s.flow, coalesce(f.root, f.number), s.lane, s.id
@@ -1041,7 +1068,13 @@ BEGIN
     )
     INSERT INTO {schema}.ready (due, seq, lane, attempt_status)
     SELECT s.due, s.seq, s.lane, 0 FROM stored s WHERE s.due <= p_now AND NOT s.waits;
-    IF EXISTS (SELECT FROM {schema}.finished_job d WHERE d.id = ANY (p_ids) AND d.finished_at >= p_since) THEN
+    -- The ids of a flow begin with its id, so few others are between them.
+    SELECT array_agg(i ORDER BY i) INTO sorted_ids FROM unnest(p_ids) i;
+    IF EXISTS (
+            SELECT FROM {schema}.finished_job d
+            WHERE d.id BETWEEN sorted_ids[1] AND sorted_ids[cardinality(sorted_ids)] AND d.finished_at >= p_since
+        ) AND EXISTS (SELECT FROM {schema}.finished_job d WHERE d.id = ANY (p_ids) AND d.finished_at >= p_since)
+    THEN
         RAISE unique_violation;
     END IF;
     RETURN true;

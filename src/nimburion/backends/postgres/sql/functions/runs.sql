@@ -68,6 +68,28 @@ BEGIN
     END IF;
 END $$;
 
+-- name: add_steps
+-- Store steps that take no signal and that their runs do not have, if they are not the first of their runs and the leases have no
+-- failures and no losses.
+-- Inputs: the time; the session; seqs, fences, nonces, numbers, bodies and texts of the settlements, as for `settle_each_1`
+-- Result: whether all were such steps. If not, some are stored, and `record_steps_1` stores the others.
+CREATE OR REPLACE FUNCTION {schema}.add_steps_1(
+    p_now int8, p_session int4, p_seqs int8[], p_fences int4[], p_nonces bytea[], p_numbers int8[], p_bodies bytea[], p_texts text[]
+) RETURNS bool
+LANGUAGE plpgsql SET enable_seqscan TO off SET enable_hashjoin TO off SET enable_mergejoin TO off AS $$
+DECLARE
+    added int4;
+BEGIN
+    INSERT INTO {schema}.step (seq, number, at, body)
+    SELECT u.seq, u.number, p_now, u.body
+    FROM unnest(p_seqs, p_fences, p_nonces, p_numbers, p_bodies, p_texts) AS u (seq, fence, nonce, number, body, takes)
+    JOIN {schema}.lease l ON l.session = p_session AND l.seq = u.seq AND l.fence = u.fence AND l.nonce = u.nonce
+    WHERE u.takes IS NULL AND l.failures = 0 AND l.lost = 0 AND EXISTS (SELECT FROM {schema}.run r WHERE r.seq = u.seq)
+    ON CONFLICT DO NOTHING;
+    GET DIAGNOSTICS added = ROW_COUNT;
+    RETURN added = cardinality(p_seqs);
+END $$;
+
 -- name: record_steps
 -- Store the steps among settlements. A number that the run has is not stored again.
 -- Inputs: the time; the session; the roles of the settlements and whether a lease of a step has failures or losses, as of

@@ -150,6 +150,12 @@ DECLARE
     unmatched record;
     place int4;
 BEGIN
+    -- Most exchanges of durable runs have only steps.
+    IF translate(p_kinds, 't', '') = '' AND {schema}.add_steps_1(p_now, p_session, p_seqs, p_fences, p_nonces, p_delays, p_bodies, p_texts) THEN
+        codes := repeat('d', cardinality(p_seqs));
+        RETURN;
+    END IF;
+
     -- Step 1: find the leases, and store the steps.
     matched := {schema}.match_leases_1(p_session, p_kinds, p_seqs, p_fences, p_nonces, p_texts);
     PERFORM {schema}.prepare_runs_1(p_now, p_kinds, matched.new_runs, matched.locked_runs);

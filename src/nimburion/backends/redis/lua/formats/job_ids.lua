@@ -1,14 +1,18 @@
 -- Shared part: the ids of jobs as they are stored. A UUID takes 17 bytes: 0, and its 16 bytes.
 -- Provides: encode_id(text) -> the stored id; decode_id(id) -> its text
-local UUID = '^(%x%x%x%x%x%x%x%x)%-(%x%x%x%x)%-(%x%x%x%x)%-(%x%x%x%x)%-(%x%x%x%x%x%x%x%x%x%x%x%x)$'
+local UUID = '^([%da-f][%da-f][%da-f][%da-f][%da-f][%da-f][%da-f][%da-f])%-([%da-f][%da-f][%da-f][%da-f])%-([%da-f][%da-f][%da-f][%da-f])%-([%da-f][%da-f][%da-f][%da-f])%-([%da-f][%da-f][%da-f][%da-f])([%da-f][%da-f][%da-f][%da-f][%da-f][%da-f][%da-f][%da-f])$'
 
 local function encode_id(text)
-  if string.find(text, UUID) and text == string.lower(text) then
-    return '\0' .. string.gsub(string.gsub(text, '%-', ''), '%x%x', function(hex)
-      return string.char(tonumber(hex, 16))
-    end)
+  if #text ~= 36 then
+    return text
   end
-  return text
+  local first, second, third, fourth, fifth, last = string.match(text, UUID)
+  if not first then
+    return text
+  end
+  return '\0' .. struct.pack(
+    '>I4I2I2I2I2I4', tonumber(first, 16), tonumber(second, 16), tonumber(third, 16), tonumber(fourth, 16), tonumber(fifth, 16), tonumber(last, 16)
+  )
 end
 
 local function decode_id(id)

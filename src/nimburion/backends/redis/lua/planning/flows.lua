@@ -106,24 +106,28 @@ local function note_failure(root)
   note(source, FAILING)
 end
 
--- Note that a member has ended, and return what its options say. The caller counts it.
-local function note_member(field, body, code)
-  local member = read_member(body)
-  note(pack_source(JOB_SOURCE, get_id(body)), code == COMPLETED and SUCCEEDED or UNSUCCESSFUL)
-  keep_ended(field, member, code)
-  if member.flow then
-    touched_roots[member.flow] = true
+-- Keep a member that has ended, and return its flow, and the flow or the group that counts it. The caller counts it.
+local function keep_member(field, body, code)
+  local flow, counted = read_flow_names(body)
+  keep_ended(field, flow, code)
+  if flow then
+    touched_roots[flow] = true
   end
-  return member
+  return flow, counted
+end
+
+local function note_job(body, code)
+  note(pack_source(JOB_SOURCE, get_id(body)), code == COMPLETED and SUCCEEDED or UNSUCCESSFUL)
 end
 
 local function note_end(field, body, code)
-  local member = note_member(field, body, code)
-  local flow = read_flow(member.counted)
+  note_job(body, code)
+  local root, counted = keep_member(field, body, code)
+  local flow = read_flow(counted)
   if flow then
     change_flow(flow, { unfinished = -1, [COUNTS[code]] = 1 })
     if code ~= COMPLETED then
-      note_failure(read_flow(member.flow))
+      note_failure(read_flow(root))
     end
   end
 end
@@ -143,11 +147,15 @@ local function note_ends(members)
     completed, ids = {}, {}
   end
 
+  local is_any_awaited = #members > 0 and any_job_sources()
   for i, member in ipairs(members) do
     members[i] = nil
-    local field, body, code = unpack(member)
+    local field, body, code = member[1], member[2], member[3]
     if code == COMPLETED then
-      local id = note_member(field, body, code).counted
+      if is_any_awaited then
+        note_job(body, code)
+      end
+      local _, id = keep_member(field, body, code)
       if id and not completed[id] then
         push(ids, id)
       end
@@ -347,10 +355,10 @@ local function resolve_changes(defers_uses)
   changes = join_changes(take_changes(), changes)
   while #changes > 0 and left > 0 do
     local level = take_level()
-    local waiters = list_waiters(level, left + 1)
+    local waiters, awaited = list_waiters(level, left + 1)
     if #waiters > left then
       waiters[#waiters] = nil
-      changes = join_changes(level, changes)
+      changes = join_changes(awaited, changes)
     end
     left = left - #waiters
     if #waiters > 0 then

@@ -1,6 +1,6 @@
 -- Shared part: reads and changes flows and conditions for planning/flows.lua, as `FlowData` of backends/planning/flows.py says.
 -- Keys: job scheduled lease attempt_state flow condition unmet flow_change running_flow ended_flow released_flow
--- Provides: save_flows(flows), list_waiters(level, limit), list_due(limit), meet(waiters), cancel(waiters), reopen(waiters), take_changes(), put_changes(changes)
+-- Provides: save_flows(flows), any_job_sources() -> whether a job waits for a job; list_waiters(level, limit) -> conditions, awaited changes; list_due(limit), meet(waiters), cancel(waiters), reopen(waiters), take_changes(), put_changes(changes)
 --   A waiter is {source, field, on, seq, reason}; `reason` is why its job is cancelled if the condition is impossible. cancel and reopen return {{field, body, code}, ...} of the jobs that they changed.
 --   suspend_run(field, body, lease, lane, packed): lets a durable run wait whose lease has ended. packed: the time for which it waits in 8 bytes, as a delay (NEVER: none) | the flows and signals, each kind 1 | id or name 2 + n. write_waits() writes for what they wait.
 --   cancel_wait(field, body) -> whether the suspended job was cancelled. A durable run that a worker ends is asked to end, and resumed.
@@ -51,7 +51,6 @@ local function read_conditions(source, first, last, limit)
   return redis.call('ZRANGEBYLEX', condition_key, '[' .. source .. first, '(' .. source .. string.char(byte(last) + 1), 'LIMIT', 0, limit)
 end
 
--- Return whether a job waits for a job.
 local function any_job_sources()
   local after = string.char(byte(JOB_SOURCE) + 1)
   return #redis.call('ZRANGEBYLEX', condition_key, '[' .. JOB_SOURCE, '(' .. after, 'LIMIT', 0, 1) > 0
@@ -64,46 +63,57 @@ local function is_waiter_before(one, other)
   return one.source < other.source
 end
 
--- Return up to `limit` conditions that the changes of a level concern, in the order of their jobs.
+local function sort_waiters(waiters)
+  for i = 2, #waiters do
+    if not is_waiter_before(waiters[i - 1], waiters[i]) then
+      table.sort(waiters, is_waiter_before)
+      return
+    end
+  end
+end
+
+-- Return the first members of `condition` that a change concerns: up to `limit` of each class.
+local function read_concerned(change, limit)
+  local source, transition = change.source, change.transition
+  if transition == REOPENED then
+    return read_conditions(source, IMPOSSIBLE, IMPOSSIBLE, limit)
+  elseif transition == FAILING then
+    return read_conditions(source, OPEN, OPEN, limit)
+  end
+  local members = read_conditions(source, OPEN_ON_END, OPEN, limit)
+  if #members == limit then -- of each class, as many
+    members = read_conditions(source, OPEN_ON_END, OPEN_ON_END, limit)
+    for _, member in ipairs(read_conditions(source, OPEN, OPEN, limit)) do
+      push(members, member)
+    end
+  end
+  return members
+end
+
+-- Return up to `limit` conditions that the changes of a level concern, in the order of their jobs, and the changes that concern one.
 local function list_waiters(level, limit)
-  local found = {}
+  local found, awaited = {}, {}
   if redis.call('EXISTS', condition_key) == 0 then
-    return found
-  end
-  local function add(source, members)
-    for _, member in ipairs(members) do
-      local field = sub(member, -9, -2)
-      push(found, { source = source, field = field, on = sub(member, -1), seq = (unpack_struct('>I8', field)) })
-    end
-  end
-  local function add_waiters(source, transition)
-    if transition == REOPENED then
-      add(source, read_conditions(source, IMPOSSIBLE, IMPOSSIBLE, limit))
-    elseif transition == FAILING then
-      add(source, read_conditions(source, OPEN, OPEN, limit))
-    else
-      local members = read_conditions(source, OPEN_ON_END, OPEN, limit)
-      add(source, members)
-      if #members == limit then -- of each class, as many
-        for i = #found, #found - limit + 1, -1 do
-          found[i] = nil
-        end
-        add(source, read_conditions(source, OPEN_ON_END, OPEN_ON_END, limit))
-        add(source, read_conditions(source, OPEN, OPEN, limit))
-      end
-    end
+    return found, awaited
   end
   local has_job_sources = #level == 1 or any_job_sources() -- most changes are ends of jobs for which no job waits
   for _, change in ipairs(level) do
     if has_job_sources or sub(change.source, 1, 1) ~= JOB_SOURCE then
-      add_waiters(change.source, change.transition)
+      local members = read_concerned(change, limit)
+      if #members > 0 then
+        push(awaited, change)
+      end
+      for _, member in ipairs(members) do
+        local field = sub(member, -9, -2)
+        push(found, { source = change.source, field = field, on = sub(member, -1), seq = (unpack_struct('>I8', field)) })
+      end
     end
   end
-  table.sort(found, is_waiter_before)
+  sort_waiters(found)
   for i = #found, limit + 1, -1 do
     found[i] = nil
   end
-  return found
+  return found, awaited
 end
 
 -- Return up to `limit` durable runs whose time has come, among the first MAX_DUE of what is due.
@@ -380,10 +390,15 @@ local function take_changes()
   return changes
 end
 
+-- Leave changes to a later step, without those for which no job waits.
 local function put_changes(changes)
   local members = {}
+  local has_job_sources = #changes > 0 and any_job_sources()
   for i, change in ipairs(changes) do
-    push_pair(members, 0, pack_struct('>I8', i) .. change.transition .. change.source)
+    local may_concern = has_job_sources or sub(change.source, 1, 1) ~= JOB_SOURCE
+    if may_concern and #read_conditions(change.source, OPEN_ON_END, IMPOSSIBLE, 1) > 0 then
+      push_pair(members, 0, pack_struct('>I8', i) .. change.transition .. change.source)
+    end
   end
   call_in_batches('ZADD', flow_change_key, members)
 end

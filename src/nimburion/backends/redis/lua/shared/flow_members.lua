@@ -2,13 +2,14 @@
 -- Keys: flow condition unmet scheduled finished dead_letter_time result result_time flow_finished
 -- Provides: read_member(body) -> {flow or nil, counted, conditions, own_source}; `counted` is the flow or the group that counts the job,
 --   or nil; own_source: its flow as a source, or nil
+--   read_flow_names(body) -> flow, counted: the same values
 --   get_condition_class(on); get_condition(source, class, field, on) -> a member of `condition`
 --   remove_conditions(field, body, member): `member` is nil if the job is no member
 --   read_sources(record), remove_alternatives(field, body, record): the sources of which one is enough, in a record of `unmet`; removes
 --     their conditions. push_alternatives(field, body, record, scheduled, conditions) adds them to these lists.
 --   read_flow_record(id, record) -> a flow; find_flow(id) -> a flow or nil
 --   is_running(id): whether a flow is kept and has not ended
---   keep_ended(field, member, code), forget_ended(field, member): add an ended member to what `prune` looks at, or remove it;
+--   keep_ended(field, flow, code), forget_ended(field, member): add an ended member to what `prune` looks at, or remove it;
 --     write_kept() performs the writes of keep_ended
 -- Cost: O(log n) per condition, for n conditions.
 --
@@ -47,11 +48,31 @@ local function read_membership(text)
   return { flow = flow, counted = counted, conditions = conditions, own_source = counted and pack_source(FLOW_SOURCE, flow) or nil }
 end
 
-local function read_member(body)
+local function get_options_text(body)
   local offset = JOB_ID + byte(body, JOB_ID_LENGTH)
-  local text = sub(body, offset + 4, offset + 3 + (unpack_struct('>I4', body, offset)))
+  return sub(body, offset + 4, offset + 3 + (unpack_struct('>I4', body, offset)))
+end
+
+local function read_member(body)
+  local text = get_options_text(body)
   memberships[text] = memberships[text] or read_membership(text)
   return memberships[text]
+end
+
+-- Options mostly begin with these names. Then the rest, in which most members differ, is not decoded.
+local function read_flow_names(body)
+  local text = get_options_text(body)
+  local flow, following = string.match(text, '^ {"flow":"([^"\\]+)",?(.?.?.?.?.?.?.?)')
+  local group = following == '"group"' and string.match(text, '^ {"flow":"[^"\\]+","group":"([^"\\]*)"')
+  if not flow or following == '"group"' and not group then
+    local member = read_member(body)
+    return member.flow, member.counted
+  end
+  flow = encode_flow_id(flow)
+  if not group then
+    return flow, flow
+  end
+  return flow, group ~= '' and encode_flow_id(group) or nil
 end
 
 local function get_condition_class(on)
@@ -148,9 +169,9 @@ end
 
 local kept_members = {}
 
-local function keep_ended(field, member, code)
-  if member.flow then
-    push_pair(kept_members, 0, pack_name(member.flow) .. field)
+local function keep_ended(field, flow, code)
+  if flow then
+    push_pair(kept_members, 0, pack_name(flow) .. field)
   else
     index_end(field, code, now)
   end

@@ -16,7 +16,7 @@ from nimburion.core.flows import FlowInfo
 from nimburion.core.job import JobRecord, State
 from nimburion.core.queries import JobFilter
 from nimburion.server.api import flows as flow_operations
-from nimburion.server.api.flows import FlowChangeReport
+from nimburion.server.api.flows import MAX_AT_ONCE, FlowChangeReport
 from nimburion.server.api.jobs import JobSummary, summarize_job
 from nimburion.server.api.names import JobCursor, Name
 from nimburion.server.dashboard.flows.graph import FlowBox, make_boxes
@@ -60,10 +60,6 @@ class MemberRow(msgspec.Struct, frozen=True, kw_only=True):
     job: JobSummary
     sources: list[SourceView]
     """What it waits for, or waited for, if it has not run."""
-
-
-MAX_AT_ONCE = 1_000
-"""The most jobs that a button of the page cancels or replays. More are left to a bulk operation."""
 
 
 class FlowPageData(msgspec.Struct, frozen=True, kw_only=True):

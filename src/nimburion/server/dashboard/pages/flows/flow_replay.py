@@ -9,7 +9,7 @@ from nimburion.actions.flow_view import FlowView, make_view
 from nimburion.actions.flows import FlowActions, ReplayPreview
 from nimburion.server.api import flows as flow_operations
 from nimburion.server.api.bulk_operations import BulkPreviewReport, report_preview
-from nimburion.server.api.flows import FlowChangeReport
+from nimburion.server.api.flows import MAX_AT_ONCE, FlowChangeReport
 from nimburion.server.api.operation import NoQuery
 from nimburion.server.dashboard.flows.waits import read_flow_members
 from nimburion.server.dashboard.page import (
@@ -18,7 +18,6 @@ from nimburion.server.dashboard.page import (
     PageRequest,
     find_operation,
 )
-from nimburion.server.dashboard.pages.flows.flow import MAX_AT_ONCE
 
 
 class FlowReplayData(msgspec.Struct, frozen=True, kw_only=True):

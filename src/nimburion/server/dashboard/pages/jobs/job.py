@@ -56,8 +56,8 @@ MAX_ERRORS = 20
 MAX_RUNS = 60
 RUNS_BUDGET = 2_000
 """The records that are examined for the latest runs of a name."""
-MAX_OPERATIONS = 100
-"""The most operations of a durable run that the page shows: the latest."""
+MAX_ENTRIES = 100
+"""The most entries of the timeline of a durable run that the page shows: the latest."""
 _USUAL_AGE = 30.0
 """Seconds for which the usual time of a running job counts."""
 _ENDED_AGE = 60.0
@@ -111,7 +111,7 @@ class JobData(msgspec.Struct, frozen=True, kw_only=True):
     """The jobs that hold its limits, as far as a cause names them."""
     run: RunView | None
     """What it did in steps, and what it waits for; None if it has no steps and waits for nothing of
-    a run. The operations are the first `MAX_STEPS_READ`.
+    a run. It is made from the first `MAX_STEPS_READ` steps.
     """
     stack: HandlerStack | None
     """Where its handler is, if somebody asked in the last minute. It needs the right `stacks`."""
@@ -189,9 +189,11 @@ async def _read_attempt(
 
     age = _ENDED_AGE if job.state.finished else SIDE_AGE
     stored, stack = await readings.read(f"attempt {job.id} {job.state} {job.attempt}", read, age)
-    found, rights = make_run_timeline(facts, stored), request.caller.rights
-    is_run = bool(found.steps or found.operations)
-    run = make_job_run(found, with_values="payloads" in rights) if is_run else None
+    rights, run = request.caller.rights, None
+    if stored.steps or job.state is State.SUSPENDED:  # others did nothing in steps
+        found = make_run_timeline(facts, stored)
+        if found.steps or found.entries:
+            run = make_job_run(found, with_values="payloads" in rights)
     return run, stack if "stacks" in rights else None
 
 
@@ -265,11 +267,11 @@ JOB = DashboardPage(
     section="Jobs",
     read=read_job,
     template="jobs/job.html",
-    tables=("attempts", "errors", "runs", "run.operations", "run.signals"),
+    tables=("attempts", "errors", "runs", "run.entries", "run.signals"),
     constants={
         "format_qualifier": format_qualifier,
         "draw_run": draw_run,
-        "max_operations": MAX_OPERATIONS,
+        "max_entries": MAX_ENTRIES,
     },
 )
 

@@ -10,7 +10,7 @@
 --   {kind of a source, its id (of a signal, its name), on, details of the job or record of the flow or nil, ...}: the first of the open conditions of a suspended job, or of the impossible ones of a cancelled job; their number}
 -- Atomic: reads only; everything is of the same moment.
 -- Cost: O(log n) per session, for n leases, and that of limit_holders.lua if its name has a limit.
-local MAX_WAITING_COUNTED, MAX_UNMET = 10000, 3
+local MAX_WAITING_COUNTED, MAX_UNMET = 10000, 10
 
 -- Return the numbers of the lanes of a queue.
 local function list_lanes_of_queue(queue)
