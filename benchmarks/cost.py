@@ -76,6 +76,7 @@ def measure_cost(
     *,
     python: str = sys.executable,
     uvloop: bool = False,
+    forget: bool = False,
     rounds: int = 5,
     jobs: int = 20_000,
 ) -> Costs:
@@ -84,6 +85,7 @@ def measure_cost(
     with serve(backend) as (url, server):
         command = [python, "-m", "benchmarks.job_cost", url, "--server", str(server)]
         command += ["--rounds", str(rounds), "--jobs", str(jobs), *["--uvloop"] * uvloop]
+        command += ["--forget"] * (forget and checkout == ROOT)
         done = subprocess.run(
             command,
             cwd=ROOT,
@@ -175,6 +177,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--jobs", type=int, default=20_000, help="jobs of a round")
     parser.add_argument("--python", metavar="PROGRAM", help="another Python, such as python3.13")
     parser.add_argument("--uvloop", action="store_true", help="run on uvloop")
+    parser.add_argument(
+        "--forget", action="store_true", help="keep no arguments of completed jobs in this checkout"
+    )
     parser.add_argument("--save", action="store_true", help="keep the figures in results/")
     chosen = parser.parse_args(arguments)
     unknown = set(chosen.backends) - set(BACKENDS)
@@ -185,7 +190,12 @@ def main(arguments: Sequence[str]) -> int:
     if chosen.python:
         needed = [f"{name}=={version(name)}" for name in REQUIREMENTS]
         python = make_python_environment(chosen.python, needed)
-    options = {"python": python, "uvloop": chosen.uvloop, "jobs": chosen.jobs}
+    options = {
+        "python": python,
+        "uvloop": chosen.uvloop,
+        "forget": chosen.forget,
+        "jobs": chosen.jobs,
+    }
     found: dict[str, Any] = {"conditions": read_conditions()}
     found["conditions"]["python"] = read_version(python) + " with uvloop" * chosen.uvloop
     other = describe_commit(chosen.against) if chosen.against else ""
@@ -200,7 +210,9 @@ def main(arguments: Sequence[str]) -> int:
         tables = show_costs(found["costs"])
     flags = ["python" + ".".join(read_version(python).split(".")[:2])] * bool(chosen.python)
     flags += ["uvloop"] * chosen.uvloop
-    text = "# The cost of a job\n\n`python3 dev.py bench cost`\n\n"
+    flags += ["forget"] * chosen.forget
+    command = "python3 dev.py bench cost" + " --forget" * chosen.forget
+    text = f"# The cost of a job\n\n`{command}`\n\n"
     text += f"{describe_conditions(found['conditions'])}\n\n{tables}"
     print(text)
     if chosen.save:

@@ -87,10 +87,10 @@ class Stopwatch:
 
 
 async def measure_round(
-    url: str, statistics: StatisticsSource, jobs: int, ones: int
+    url: str, statistics: StatisticsSource, jobs: int, ones: int, settings: dict[str, Any]
 ) -> dict[str, float]:
     """Enqueue and run so many jobs, and return the figures of each step."""
-    processor = Processor(open_backend(url))
+    processor = Processor(open_backend(url), **settings)
     processor.register(Noop)
     found: dict[str, float] = {}
     async with processor:
@@ -114,11 +114,13 @@ async def measure_round(
     return found
 
 
-async def measure(url: str, server: int, rounds: int, jobs: int, ones: int) -> dict[str, Any]:
+async def measure(
+    url: str, server: int, rounds: int, jobs: int, ones: int, *, settings: dict[str, Any]
+) -> dict[str, Any]:
     """Return the figures of each round; a first, small round is left out."""
     statistics = open_statistics(Setting(url, best=False, notes="", server=server))
-    await measure_round(url, statistics, BULK + ones, ones)
-    found = [await measure_round(url, statistics, jobs, ones) for _ in range(rounds)]
+    await measure_round(url, statistics, BULK + ones, ones, settings)
+    found = [await measure_round(url, statistics, jobs, ones, settings) for _ in range(rounds)]
     return {
         "package": nimburion.__file__,
         "rounds": {name: [one[name] for one in found] for name in found[0]},
@@ -134,7 +136,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=20_000, help="jobs of a round enqueued in bulk")
     parser.add_argument("--ones", type=int, default=500, help="jobs enqueued one by one")
     parser.add_argument("--uvloop", action="store_true")
+    parser.add_argument("--forget", action="store_true", help="keep no arguments of completed jobs")
     chosen = parser.parse_args()
+    settings = {"keep_arguments": "no"} if chosen.forget else {}  # old checkouts have none
     with asyncio.Runner(loop_factory=fast_loop() if chosen.uvloop else None) as runner:
         found = runner.run(
             measure(
@@ -143,6 +147,7 @@ def main() -> None:
                 chosen.rounds,
                 chosen.jobs + chosen.ones,
                 chosen.ones,
+                settings=settings,
             )
         )
     print(json.dumps(found))

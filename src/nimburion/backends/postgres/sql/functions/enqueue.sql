@@ -25,7 +25,7 @@ CREATE OR REPLACE FUNCTION {schema}.enqueue_one_1(
 LANGUAGE plpgsql
 SET plan_cache_mode TO force_generic_plan SET enable_seqscan TO off SET lock_timeout TO '200ms' AS $$
 DECLARE
-    now int8 := p_now;
+    now int8;
     at_lane int4;
     new_seq int8;
 BEGIN
@@ -35,10 +35,9 @@ BEGIN
     IF at_lane IS NULL OR at_lane < 0 AND NOT {schema}.lock_tenant_lanes_1(ARRAY[at_lane]) THEN
         RETURN false;
     END IF;
-    PERFORM pg_current_xact_id();  -- before reading the clock, as in `get_write_time_1`
-    IF now IS NULL THEN
-        now := CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS int8);
-    END IF;
+    -- `get_write_time_1` does the same. An expression with functions of the server alone is no statement.
+    now := CASE WHEN pg_current_xact_id() IS NOT NULL
+        THEN coalesce(p_now, CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS int8)) END;
     INSERT INTO {schema}.job (due, created_at, lane, id, digest, options, payload)
     VALUES (now, now, at_lane, p_id, p_digest, p_options, p_payload)
     RETURNING seq INTO new_seq;

@@ -70,6 +70,7 @@ DECLARE
     nonces bytea[];
     all_flags int2;
     any_attempted bool;
+    keeps_all bool := p_texts = '{keep}';
     kept int8[];
 BEGIN
     IF cardinality(p_texts) > 1 THEN
@@ -82,7 +83,7 @@ BEGIN
     ), ended_jobs AS (
         DELETE FROM {schema}.job j WHERE j.seq = ANY (p_seqs)
         RETURNING j.unique_key, j.flow, j.seq, j.lane, j.created_at, j.id, j.digest, j.options,
-            CASE WHEN p_texts = '{keep}' OR j.seq = ANY (kept) THEN j.payload END AS payload
+            CASE WHEN keeps_all OR j.seq = ANY (kept) THEN j.payload END AS payload
     ), finished AS (
         INSERT INTO {schema}.finished_job (seq, due, created_at, started_at, finished_at, lane, failures, lost, ended_by, state,
             id, digest, settled_token, options, history_at, history, fraction, message, payload)
