@@ -156,12 +156,12 @@ class Fleet:
         while (await reads.count_jobs(budget=None))[State.COMPLETED] < jobs:
             await asyncio.sleep(_LOOK_AGAIN)
 
-    async def warm_up(self, workers: int) -> int:
-        """Let each worker run some jobs. Return how many jobs have run."""
+    async def warm_up(self, workers: int, name: str) -> int:
+        """Let each worker run some jobs: it prefetches by how long they take. Return how many."""
         done = 0
         for _ in range(_WARM_UP_ROUNDS):
             done += workers * _WARM_UP_JOBS
-            await self.enqueue("nothing", workers * _WARM_UP_JOBS)
+            await self.enqueue(name, workers * _WARM_UP_JOBS)
             await self.wait_until_run(done)
         return done
 
@@ -175,7 +175,7 @@ async def drain(
         Counter(client)
         with start_workers(url, workers, most) as started:
             fleet = Fleet(client, started)
-            warm = await fleet.warm_up(workers)
+            warm = await fleet.warm_up(workers, name)
             await client.queues.pause(QUEUE)
             await fleet.enqueue(name, jobs)
             before = fleet.read()

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from benchmarks.conditions import describe_conditions, read_conditions, save
-from benchmarks.fleet import RATE, TimedJobs, serve_fleet
+from benchmarks.fleet import RATE, TimedJobs, noop, serve_fleet
 from benchmarks.report import at, table
 from benchmarks.server_cpu import ServerCpu
 from benchmarks.shared_listeners import SharedListeners
@@ -41,6 +41,7 @@ async def run_workers(url: str, count: int) -> None:
     timed, shared = TimedJobs(), SharedListeners()
     fleet = [Processor(url) for _ in range(count)]
     for processor in fleet:
+        processor.register(noop)  # which has the queue of the timed jobs
         timed.register(processor)
         processor.backend.consuming.share_listener(shared.share)  # type: ignore[attr-defined]
     await asyncio.gather(*(processor.start() for processor in fleet))
