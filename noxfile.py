@@ -74,12 +74,17 @@ def check(session: nox.Session) -> None:
 
 @nox.session
 def check_and_test(session: nox.Session) -> None:
-    """Run what `check` and `tests` run; types are checked while tests wait (`dev.py test`)."""
-    check_quickly(session)
+    """Run what `check` and `tests` run; types are checked beside the others (`dev.py test`)."""
     with tempfile.TemporaryFile("w+") as report:
         command = [sys.executable, "-m", "mypy", *SOURCES]
         types = subprocess.Popen(command, stdout=report, stderr=report)
         os.setpriority(os.PRIO_PROCESS, types.pid, 5)  # below the tests, some of which wait
+        try:
+            check_quickly(session)
+        except BaseException:
+            types.kill()
+            types.wait()
+            raise
         try:
             tests(session)
         finally:
@@ -345,7 +350,7 @@ def oldest(session: nox.Session) -> None:
             "tests/telemetry",
             "tests/server",
         ]
-        options = ["-q", "-n", WORKERS, "-p", "no:cacheprovider", "-m", QUICK]
+        options = ["-q", *MANY_PROCESSES, "-p", "no:cacheprovider", "-m", QUICK]
         # What is old here encodes, connects and reports: a quarter of the contract uses all of it.
         environment = {"NB_TEST_SERVERS": "valkey,postgres", "NB_TEST_DEALT": "valkey"}
         run(session, str(python), "-m", "pytest", *options, *folders, **environment, **QUARTER)
