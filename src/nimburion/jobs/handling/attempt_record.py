@@ -85,7 +85,7 @@ class RecordStep(Protocol):
     def __call__(self, recorded: Recorded, answer: StepAnswer, /, *, is_awaited: bool) -> None:
         """Send a step. `is_awaited`: whether the handler waits for the answer.
 
-        Otherwise it may be sent up to 20 ms later, as the end of an attempt. There is no answer if
+        Otherwise it may be sent later, as the end of an attempt. There is no answer if
         the session ends first: the attempt is interrupted then.
         """
         ...

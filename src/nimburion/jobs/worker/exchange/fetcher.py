@@ -147,7 +147,7 @@ class Fetcher:
         self._flush_timer: asyncio.TimerHandle | None = None
         self._refill_level = self._flush_size = 0
         """While more than `_refill_level` jobs are prefetched, and fewer than `_flush_size` results
-        wait, `find_reason` returns None. Its last call has set both, at most 20 ms ago.
+        wait, `find_reason` returns None. The last call has set both, less than a second ago.
         """
         self._woken = asyncio.Event()
 
