@@ -38,7 +38,7 @@ SELECT
         OR EXISTS (SELECT 1 FROM changed_key),
     EXISTS (SELECT 1 FROM tenant_share),
     EXISTS (SELECT 1 FROM flow WHERE finished_at IS NULL) OR EXISTS (SELECT 1 FROM suspended),
-    EXISTS (SELECT 1 FROM step)
+    EXISTS (SELECT 1 FROM step WHERE seq > 0)  -- a search by the key, not a scan
 FROM session WHERE id = ?1;
 
 -- name: get_repeated_leases
