@@ -52,6 +52,17 @@ def app() -> Iterator[Flask]:
     find_processor(made).sync.close()
 
 
+def test_the_rights_of_a_caller_may_be_a_list() -> None:
+    app = Flask("shop")
+    app.config.update(NIMBURION_URL="memory://", SECRET_KEY="only for tests")
+    FlaskJobs().init_app(app)
+    rights: Any = ["read"]
+    app.register_blueprint(make_dashboard(lambda: Caller("ann", rights)), url_prefix="/jobs")
+    with app.app_context():
+        assert app.test_client().get("/jobs/dashboard/queues").status_code == 200
+        find_processor(app).sync.close()
+
+
 def sign_in(app: Flask, *rights: str, name: object = "ann@example.com") -> FlaskClient:
     client = app.test_client()
     with client.session_transaction() as session:

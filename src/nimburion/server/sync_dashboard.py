@@ -149,7 +149,7 @@ def _check_caller(caller: Caller) -> Caller:
     unknown = describe_unknown("right", sorted(caller.rights), RIGHTS)
     if unknown:
         raise DefinitionError(f"the caller {name!r}: {unknown}")
-    return Caller(escape_controls(name)[:_MAX_NAME_CHARACTERS], caller.rights)
+    return Caller(escape_controls(name)[:_MAX_NAME_CHARACTERS], frozenset(caller.rights))
 
 
 def _report(request: BufferedRequest, problem: Problem) -> BufferedResponse:

@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from nimburion.backends.postgres import PostgresBackend
-from nimburion.core.flows import MAX_RESOLVED
+from nimburion.core.flows import MAX_RESOLVED, FlowState, On
 from nimburion.core.job import JobOptions, NewJob, State
 from nimburion.core.queries import JobFilter
 from nimburion.core.schedules import put_schedule
@@ -20,10 +20,14 @@ from nimburion.testing.contract.flows.failing_fast import enqueue_failing_fast, 
 from nimburion.testing.contract.flows.graphs import (
     FLOW,
     after,
+    after_flow,
     fail,
     finish,
     list_waiting,
+    make_flow,
+    make_group,
     member,
+    read_counts,
     store,
 )
 from nimburion.testing.contract.harness import FAILURE, Harness, ids
@@ -214,6 +218,24 @@ async def test_a_backlog_of_scheduled_jobs_is_found_beside_one_of_changes(harnes
     for _ in range(10):
         found.update(ids(await worker.take(1_000)))
     assert len(found) == len(waiting) + len(scheduled)
+
+
+async def test_a_flow_does_not_end_while_a_replay_and_an_end_are_counted(
+    harness: Harness, rival: asyncpg.Connection
+) -> None:
+    """One call counts that a member of a group runs again, and that the last other member ended."""
+    part, last = member("parts.0", group="parts"), member("last")
+    always = member("always", after_flow(FLOW, On.FINISHED), group="")
+    await store(harness, [part, last, always], make_flow(2), make_group("parts", 1))
+    worker = await harness.worker()
+    await fail(worker, "parts.0")
+    (delivery,) = await worker.take(10)
+    # The first transaction of a replay: another one continues the flows.
+    await rival.fetch("SELECT * FROM nimburion.replay_jobs_1($1, $2)", 10**18, [b"parts.0"])
+    await worker.settle(Completed(delivery.lease))
+    await harness.backend.consuming.promote(100)
+    assert (await read_counts(harness))[:2] == (FlowState.RUNNING, 1)
+    assert await harness.state("always") is State.SUSPENDED
 
 
 async def is_blocked_by(rival: asyncpg.Connection) -> bool:

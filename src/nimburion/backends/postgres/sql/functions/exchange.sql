@@ -276,11 +276,18 @@ END $$;
 -- Wait until at most three other exchanges lease many jobs. Each exchange reads past all rows that others have locked: that of many
 -- workers at once costs more than what they lease.
 -- Inputs: the number of the session
--- Locks: advisory lock 7049. Its owner waits for no other lock.
+-- Locks: advisory lock 7049, for 100 ms at most. Its owner waits for no other lock, but its client may have stopped before it has read the
+-- reply: the others then continue without the lock.
 CREATE OR REPLACE FUNCTION {schema}.wait_for_others_1(p_session int4) RETURNS void
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET lock_timeout TO '100ms' AS $$
 BEGIN
-    PERFORM pg_advisory_xact_lock(hashtextextended('{schema}.exchange_1 ' || p_session % 4, 7049));
+    IF NOT pg_try_advisory_xact_lock(hashtextextended('{schema}.exchange_1 ' || p_session % 4, 7049)) THEN
+        BEGIN
+            PERFORM pg_advisory_xact_lock(hashtextextended('{schema}.exchange_1 ' || p_session % 4, 7049));
+        EXCEPTION WHEN lock_not_available THEN
+            NULL;
+        END;
+    END IF;
 END $$;
 
 -- name: find_exchange

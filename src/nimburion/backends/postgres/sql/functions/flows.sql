@@ -264,6 +264,16 @@ BEGIN
         SELECT n.changes, p.flows, p.ended, p.completed, p.failed, p.cancelled, p.late INTO counts FROM noted n, parents p;
         changes := changes || counts.changes;
     END LOOP;
+    IF EXISTS (SELECT FROM unnest(p_changes) u WHERE u.change = 'reopened') THEN
+        -- A flow whose last member ended, and one of whose groups runs again, was counted as ended in between.
+        changes := ARRAY(
+            SELECT CAST(ROW(c.number, c.flow, c.root, c.source_kind, c.source, c.change, c.outcome) AS {schema}.flow_change)
+            FROM unnest(changes) WITH ORDINALITY AS c (number, flow, root, source_kind, source, change, outcome, place)
+            WHERE c.change NOT IN ('succeeded', 'failed')
+                OR NOT EXISTS (SELECT FROM {schema}.flow f WHERE f.id = c.source AND f.unfinished > 0)
+            ORDER BY c.place
+        );
+    END IF;
     IF failing IS NOT NULL THEN  -- each failure of a member cancels those that have not started, also after a replay
         SELECT changes || array_agg(DISTINCT CAST(ROW(NULL, NULL, r.number, 'flow', r.id, 'failing', NULL) AS {schema}.flow_change))
         INTO changes FROM {schema}.flow f JOIN {schema}.flow r ON r.number = coalesce(f.root, f.number)
