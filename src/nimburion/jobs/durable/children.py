@@ -110,6 +110,7 @@ async def start_children(
         if not detached:
             run.require_cleanup()
             await run.await_cleanup()
+        await run.record_caught()
         flow_id = make_flow_id(run.job_id, run.generation, key)
         try:
             await run.services.enqueue_children(flow_id, key, jobs)

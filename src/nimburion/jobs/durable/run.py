@@ -71,7 +71,7 @@ did, to register what is undone and to come to the next operation.
 """
 _DELAY_WITHOUT_ANSWER = 5.0
 """Seconds until the next attempt if the backend does not answer."""
-_ROUNDING = 5e-6
+ROUNDING = 5e-6
 """Seconds by which times on the backend's clock differ because they are computed."""
 _OWN_FILES = __file__.rpartition("durable")[0]
 """The start of the file names of the code that calls handlers."""
@@ -168,7 +168,7 @@ class SentEntry(StoredEntry, eq=False, kw_only=True):
             raise self.error
         if self.at is not None:
             return None
-        if self.future is None:
+        if self.future is None or self.future.cancelled():
             self.future = asyncio.Future()
         return self.future
 
@@ -181,6 +181,8 @@ class DurableRun:
     unstored: int = 0
     """How many operations wait until their entry is stored."""
     is_loaded: bool = False
+    _last_signal: int = 0
+    """The largest number of a signal that this attempt has read."""
     ending: Ending | None = None
     """Why the handler does not continue."""
     has_recorded: bool = False
@@ -298,6 +300,22 @@ class DurableRun:
         return RunCancellation() if self.is_cancelling else None
 
     async def _read(self) -> list[RecordedStep]:
+        steps, signals = await self._read_pages()
+        self._note_signals(signals)
+        return steps
+
+    async def read_new_signals(self) -> None:
+        """Read the signals that were stored after this attempt has read them."""
+        self.begin_work()
+        try:
+            _, signals = await self._read_pages()
+        except BackendUnavailable as error:
+            await self.stop_without_answer(f"its signals could not be read: {error}")
+        finally:
+            self.end_work()
+        self._note_signals([signal for signal in signals if signal.number > self._last_signal])
+
+    async def _read_pages(self) -> tuple[list[RecordedStep], list[StoredSignal]]:
         steps: list[RecordedStep] = []
         signals: list[StoredSignal] = []
         after: str | None = None
@@ -310,14 +328,14 @@ class DurableRun:
             signals += page.signals
             after = page.next
             if after is None:
-                break
-        self._note_signals(signals)
-        return steps
+                return steps, signals
 
     def _note_signals(self, signals: list[StoredSignal]) -> None:
         """Keep the unread signals. One of them may ask the run to end."""
-        self.signals = [signal for signal in signals if signal.name != CANCEL_SIGNAL]
-        if len(self.signals) < len(signals):
+        kept = [signal for signal in signals if signal.name != CANCEL_SIGNAL]
+        self.signals += kept
+        self._last_signal = max([self._last_signal, *(signal.number for signal in signals)])
+        if len(kept) < len(signals):
             self.is_cancelling = self.record.cancel_requested = True
 
     async def begin_anew(self, payload: bytes | None) -> None:
@@ -500,6 +518,11 @@ class DurableRun:
         self._raised.clear()
         return sent
 
+    @property
+    def has_caught(self) -> bool:
+        """Whether an error of an operation is not stored, which the handler has caught."""
+        return bool(self._raised)
+
     async def record_caught(self) -> None:
         """Store the errors that the handler has caught, and return when they are stored."""
         sent = self._send_caught()
@@ -587,7 +610,7 @@ class DurableRun:
         self.begin_work()
         self.unstored += 1
         try:
-            await future
+            await asyncio.shield(future)  # several branches may wait for one entry
         finally:
             self.unstored -= 1
             self.end_work()
@@ -659,7 +682,7 @@ class DurableRun:
 
     def is_over(self, since: StoredEntry, delay: float) -> bool:
         """Return whether `delay` seconds have passed since an entry was stored."""
-        return since.at is not None and since.at + delay <= self.services.now() + _ROUNDING
+        return since.at is not None and since.at + delay <= self.services.now() + ROUNDING
 
     async def wait(self, wait: Wait) -> None:
         """Wait. Returns only if it is a sleep and its time has come; otherwise, the handler is
@@ -673,6 +696,8 @@ class DurableRun:
                     self.ending = self._decide_wait()
                     if self.ending is not None:
                         raise asyncio.CancelledError
+                else:
+                    self._plan_check()
             else:
                 self._plan_check()
             await wait.future

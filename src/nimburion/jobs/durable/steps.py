@@ -124,6 +124,8 @@ async def run_step(run: DurableRun, call: StepCall) -> Any:  # noqa: ANN401 (the
         failures = 0 if retry is None else await _wait_for_retry(run, retry)
         if run.sent_cleanup is not None:
             await run.await_cleanup()
+        if run.has_caught:
+            await run.record_caught()
         run.called.append(call.key)
         run.begin_work()
         try:
@@ -207,6 +209,8 @@ async def _try(
         failures = 0 if stored is None else await _wait_for_retry(run, stored)
         if run.sent_cleanup is not None:
             await run.await_cleanup()
+        if run.has_caught:
+            await run.record_caught()
         run.called.append(key)
         run.begin_work()
         try:

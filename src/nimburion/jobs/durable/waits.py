@@ -17,7 +17,7 @@ from nimburion.core.text.shortening import shorten
 from nimburion.core.timing.durations import DURATION_FORMS, Duration, read_seconds
 from nimburion.jobs.durable.children import ChildJob, belongs_to, get_flow, read_ends
 from nimburion.jobs.durable.journal import SignalEntry, StoredEntry, TimeoutEntry, TimerEntry
-from nimburion.jobs.durable.run import MAX_DELAY, CallSite, DurableRun, Wait
+from nimburion.jobs.durable.run import MAX_DELAY, ROUNDING, CallSite, DurableRun, Wait
 from nimburion.jobs.durable.signals import Signal, SignalReturning
 
 
@@ -63,6 +63,7 @@ async def wait_for_signal(
         return None if entry.timed_out else signal.decode(bytes(entry.value))
     timer = run.journal.find_passed(TimeoutEntry, key)
     await run.require_may_begin()
+    await _read_until(run, _find_end(timer))
     unread = next((one for one in run.signals if one.name == signal.name), None)
     if unread is not None and unread.at <= _find_end(timer):
         run.signals.remove(unread)
@@ -114,6 +115,7 @@ async def wait_for_first(
         return _find_stored(sources, cast("SignalEntry", known.entry), place)
     timer = run.journal.find_passed(TimeoutEntry, key)
     await run.require_may_begin()
+    await _read_until(run, _find_end(timer))
     arrivals = await _find_arrivals(run, sources)
     first = min(arrivals, key=arrivals.__getitem__, default=None)
     if first is not None and arrivals[first][0] <= _find_end(timer):
@@ -141,6 +143,15 @@ async def _wait_until_timeout(
     raise AssertionError("this wait ends with a new attempt")
 
 
+async def _read_until(run: DurableRun, end: float) -> None:
+    """If a wait has ended by itself, know all signals that came before its end.
+
+    A run is due when its wait has ended, and its signals are read when it is leased or later.
+    """
+    if run.record.delivery.due < end <= run.services.now() + ROUNDING:
+        await run.read_new_signals()
+
+
 def _find_end(timer: StoredEntry | None) -> float:
     """Return the time at which a wait ends by itself."""
     if timer is None or timer.at is None:
@@ -154,15 +165,17 @@ async def _find_arrivals(
     """Return when each source came that has come, by its place: its time, and the number of the
     signal, which tells the first of two that came at the same time.
     """
-    signals: dict[str, StoredSignal] = {}
-    for unread in run.signals:
-        signals.setdefault(unread.name, unread)
     children = [source for source in sources if isinstance(source, ChildJob)]
     run.begin_work()
     try:
         ends = await read_ends(run, children)
     finally:
         run.end_work()
+    if any(run.record.delivery.due < end for end in ends.values()):
+        await run.read_new_signals()  # one may have come before the child ended
+    signals: dict[str, StoredSignal] = {}
+    for unread in run.signals:
+        signals.setdefault(unread.name, unread)
     arrivals: dict[int, tuple[float, int]] = {}
     for place, source in enumerate(sources):
         if isinstance(source, ChildJob):
