@@ -112,9 +112,7 @@ async def test_a_signal_that_came_after_the_lease_and_before_the_timeout() -> No
 
     @processor.job
     async def run(ctx: DurableContext) -> list[int | None]:
-        first, second = await asyncio.gather(
-            ctx.wait_for(number, timeout=30), ctx.wait_for(other)
-        )
+        first, second = await asyncio.gather(ctx.wait_for(number, timeout=30), ctx.wait_for(other))
         return [first, second]
 
     async with processor, asyncio.timeout(DEADLINE):

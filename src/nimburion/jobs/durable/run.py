@@ -150,7 +150,8 @@ class SentEntry(StoredEntry, eq=False, kw_only=True):
 
     def note_stored(self, at: float, /) -> None:
         """Note when the entry was stored."""
-        self.at, self.run = at, None
+        self.at: float | None = at
+        self.run = None
         if self.future is not None and not self.future.done():
             self.future.set_result(None)
 

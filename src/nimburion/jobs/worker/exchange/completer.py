@@ -121,7 +121,7 @@ class Completer:
         """Whether an exchange was sent and is not answered yet."""
         self.last_seconds: float = 0.0
         """How long the backend took for the last exchange that did not wait for a job."""
-        self._unanswered: tuple[list[Settlement], ReserveRequest] | None = None
+        self.unanswered: tuple[list[Settlement], ReserveRequest] | None = None
         """The content of a cancelled exchange, or None.
 
         The backend may have applied it. So it is repeated unchanged, under its number, before any
@@ -157,12 +157,12 @@ class Completer:
     @property
     def has_pending(self) -> bool:
         """Whether any settlement or progress report waits to be sent."""
-        return bool(self.pending or self._progress or self._unanswered)
+        return bool(self.pending or self._progress or self.unanswered)
 
     @property
     def all_stored(self) -> bool:
         """Whether the backend has answered for every settlement: none waits or is in flight."""
-        return not (self.pending or self._unanswered or self.in_flight)
+        return not (self.pending or self.unanswered or self.in_flight)
 
     async def exchange(self, request: ReserveRequest) -> Reply:
         """Make one exchange: send the pending settlements (limited in size) with `request`.
@@ -170,12 +170,12 @@ class Completer:
         Returns the backend's reply. Raises `SessionLost` if the session is over, or if exchanges
         failed for so long that this worker ended it.
         """
-        batch, request = self._unanswered or (self._take_batch(), request)
-        self._unanswered, self.in_flight = None, True
+        batch, request = self.unanswered or (self._take_batch(), request)
+        self.unanswered, self.in_flight = None, True
         try:
             reply = await self._send(batch, request)
         except asyncio.CancelledError:
-            self._unanswered = batch, request
+            self.unanswered = batch, request
             raise
         finally:
             self.in_flight = False

@@ -157,8 +157,7 @@ class Fetcher:
         """Return the reason to exchange now, or None. The first state that holds decides.
 
         "Plenty held" means: the prefetched jobs leave no room for as many more as a full flush of
-        results makes; or jobs are prefetched, and the backend is not known to hold more. Batches
-        are those of batch handlers.
+        results makes. Batches are those of batch handlers.
 
         | state of the worker | answer |
         |---|---|
@@ -167,9 +166,10 @@ class Fetcher:
         | too many bytes of results wait | RESULTS_FULL: no job starts before they are sent |
         | plenty held, a result has waited | FLUSH_DUE: do not delay a result any longer |
         | plenty held, a handler waits for a step | FLUSH_DUE: let it continue |
+        | plenty held, an exchange has no answer | FLUSH_DUE: repeat it, its reply may lease jobs |
         | plenty held, a full flush waits | FLUSH_FULL: send the results and fetch as many jobs |
         | plenty held, less than that waits | None: a larger flush costs less per job |
-        | results or progress wait | RESULTS_WAIT: fetch as many jobs, or a delay gains nothing |
+        | results or progress wait | RESULTS_WAIT: a delay would gain nothing |
         | all slots are taken, a job is due | JOB_DUE: promote it for another worker |
         | all slots are taken, a batch has room | BATCH_HAS_ROOM: its jobs need no slot |
         | all slots are taken, or it drains | None: nothing to send, no room for jobs |
@@ -188,8 +188,7 @@ class Fetcher:
             return ExchangeReason.RESULTS_FULL
         prefetch = slots.prefetch.size
         flush_size = min(MAX_SETTLEMENTS, prefetch - prefetch // _RESERVED_PREFETCH_DIVISOR)
-        more_wait = self.lanes_not_empty or self.may_have_work
-        self._refill_level = prefetch - flush_size if more_wait else 0
+        self._refill_level = prefetch - flush_size
         self._flush_size = flush_size
         if len(slots.prefetched) > self._refill_level:
             return self._find_flush_reason(flush_size)
@@ -207,9 +206,10 @@ class Fetcher:
         return reason if self._batches is None else self._find_batch_reason(self._batches, reason)
 
     def _find_flush_reason(self, flush_size: int) -> ExchangeReason | None:
-        if self.flush_due or self._completer.is_awaited:
+        completer = self._completer
+        if self.flush_due or completer.is_awaited or completer.unanswered is not None:
             return ExchangeReason.FLUSH_DUE
-        if len(self._completer.pending) >= max(1, flush_size):
+        if len(completer.pending) >= max(1, flush_size):
             return ExchangeReason.FLUSH_FULL
         return None
 
@@ -229,7 +229,7 @@ class Fetcher:
         """
         while (reason := self.find_reason()) is None:
             self._woken.clear()
-            if self._flush_timer is None and self._completer.pending:
+            if self._flush_timer is None and self._completer.has_pending:
                 self.note_result()
             await self._woken.wait()
         return reason is not ExchangeReason.CLOSING or self._completer.has_pending
@@ -246,7 +246,7 @@ class Fetcher:
             return  # most results: a larger flush costs less per job
         if self.find_reason() is not None:
             self._woken.set()
-        elif self._flush_timer is None and self._completer.pending:
+        elif self._flush_timer is None and self._completer.has_pending:
             delay = max(_FLUSH_DELAY, _FLUSH_DELAY_FACTOR * self._completer.last_seconds)
             delay = min(delay, _MAX_FLUSH_DELAY)
             self._flush_timer = self._loop.call_later(delay, self._on_flush_due)
