@@ -28,8 +28,8 @@ DURABLE_MUTANTS = (
     Mutant(
         "durable: a caught error is not stored before a transaction",
         ENGINE,
-        "\n    await run.record_caught()",
-        "\n    pass",
+        "sent = self._send_caught()\n        if sent is not None:",
+        "sent = None\n        if sent is not None:",
         (
             f"{TESTS}test_transactions.py::test_an_error_that_was_caught_before_a_transaction_is_stored_before_it",
         ),

@@ -65,6 +65,19 @@ async def test_a_deleted_run_leaves_no_rows(backend: SQLiteBackend, path: Path) 
     assert count_rows(path) == (3, 1)
 
 
+def note_deletions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the number of jobs of each deletion."""
+    delete_jobs = maintenance.delete_jobs
+    parts: list[int] = []
+
+    def delete_and_note(db: Database, listed: str) -> None:
+        parts.append(listed.count(",") + 1)
+        delete_jobs(db, listed)
+
+    monkeypatch.setattr(maintenance, "delete_jobs", delete_and_note)
+    return parts
+
+
 async def test_a_prune_deletes_many_steps_in_several_transactions(
     backend: SQLiteBackend, path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,14 +85,7 @@ async def test_a_prune_deletes_many_steps_in_several_transactions(
     await end_with_steps(backend, 5, 8)
     clock.advance(10.0)
     monkeypatch.setattr(maintenance, "MAX_RUN_ROWS", 20)
-    delete_jobs = maintenance.delete_jobs
-    parts = []
-
-    def delete_and_note(db: Database, listed: str) -> None:
-        parts.append(listed.count(",") + 1)
-        delete_jobs(db, listed)
-
-    monkeypatch.setattr(maintenance, "delete_jobs", delete_and_note)
+    parts = note_deletions(monkeypatch)
     assert await backend.maintenance.prune(KEEP_NOTHING, 3) == 3
     assert parts == [2, 1]
     assert await backend.maintenance.prune(KEEP_NOTHING, 100) == 2
@@ -96,14 +102,7 @@ async def test_a_bulk_deletion_deletes_many_steps_in_several_transactions(
     )
     assert kept.record is not None
     monkeypatch.setattr(maintenance, "MAX_RUN_ROWS", 20)
-    delete_jobs = maintenance.delete_jobs
-    parts = []
-
-    def delete_and_note(db: Database, listed: str) -> None:
-        parts.append(listed.count(",") + 1)
-        delete_jobs(db, listed)
-
-    monkeypatch.setattr(maintenance, "delete_jobs", delete_and_note)
+    parts = note_deletions(monkeypatch)
     job_ids = ["r4", "unknown", "r2", "r0", "r1"]
     change = RecordChange(kind="bulk_operation", id="o1", body=b"{}", version=kept.record.version)
     changes = await backend.maintenance.change_jobs(BulkAction.DELETE, job_ids, change)

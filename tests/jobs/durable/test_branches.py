@@ -195,3 +195,28 @@ async def test_a_branch_does_not_go_on_when_the_handler_has_ended(processor: Pro
         job_id = await order.enqueue()
         await wait_for_state(processor, job_id, State.FAILED)
         assert calls == ["reserve", "ship ends", "refused", "release"]
+
+
+async def test_a_wait_beside_a_branch_whose_step_is_stored(processor: Processor) -> None:
+
+    async def give_one() -> int:
+        return 1
+
+    @processor.job
+    async def run(ctx: DurableContext) -> int:
+        async with asyncio.TaskGroup() as group:
+            branch = group.create_task(ctx.step(give_one))
+            value = await ctx.wait_for(number)
+            if value == 0:
+                value = await ctx.options(key="again").wait_for(number)
+        return value + branch.result()
+
+    async with processor, asyncio.timeout(20):
+        job_id = await run.enqueue()
+        await processor.drain()
+        await processor.signal(job_id, number, 0)
+        await processor.drain()
+        assert (await processor.get_status(job_id)).state is State.SUSPENDED
+        await processor.signal(job_id, number, 5)
+        await processor.drain()
+        assert (await processor.get_status(job_id)).result == 6

@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 
-from nimburion import Cancel, DurableContext, PermanentError, Retry, Signal, State
+from nimburion import Cancel, DurableContext, PermanentError, Processor, Retry, Signal, State
 from nimburion.core.events import ArgumentsDiffer, Event
+from nimburion.core.exchange import Reply
 from nimburion.core.job import Reason
+from nimburion.core.settlement import Recorded
 from nimburion.errors import InvalidStep, NimburionError, StepFailed
 from tests.jobs.durable.runs import finish, make_processor
+from tests.overridden import OverridableBackend
 
 
 @dataclass
@@ -587,3 +590,56 @@ async def test_an_operation_after_the_end_of_the_handler() -> None:
         await finish(processor, await run.enqueue())
         with pytest.raises(Exception, match="the handler has ended"):
             await contexts[0].step(int)
+
+
+async def test_a_step_after_one_whose_wait_for_the_backend_was_cancelled() -> None:
+    answers = asyncio.Event()
+
+    async def give_one() -> int:
+        return 1
+
+    class Slow(OverridableBackend):
+        """It answers steps when the handler has lost its patience."""
+
+        async def exchange(self, *arguments: Any) -> Reply:
+            if any(isinstance(one, Recorded) for one in arguments[2]):
+                await answers.wait()
+            return await super().exchange(*arguments)
+
+    processor = Processor(Slow(), max_retries=0)
+
+    @processor.job
+    async def run(ctx: DurableContext) -> int:
+        ctx.undo(give_one)
+        try:
+            async with asyncio.timeout(0.001):
+                await ctx.options(key="late").step(give_one)
+        except TimeoutError:
+            answers.set()
+        return await ctx.step(give_one)
+
+    async with processor, asyncio.timeout(20):
+        await processor.start()
+        assert await processor.wait(await run.enqueue()) == 1
+
+
+async def test_a_caught_error_is_stored_before_the_next_step_is_called() -> None:
+    processor = make_processor()
+    stored: list[int] = []
+
+    async def fail() -> None:
+        raise ValueError("declined")
+
+    async def count(job_id: str) -> None:
+        stored.append(len((await processor.backend.reads.read_run(job_id)).steps))
+
+    @processor.job
+    async def run(ctx: DurableContext) -> None:
+        try:
+            await ctx.step(fail)
+        except ValueError:
+            await ctx.step(count, ctx.job_id)
+
+    async with processor:
+        await finish(processor, await run.enqueue())
+    assert stored == [1]

@@ -351,3 +351,28 @@ async def test_a_run_whose_worker_is_lost_at_any_point() -> None:
     )
     assert report.result == ["no", 250, "nothing", 42]
     assert "signal round 0" in report.steps
+
+
+async def test_a_signal_that_came_before_the_child_ended() -> None:
+    processor = Processor("memory://")
+    may_end = asyncio.Event()
+
+    @processor.job
+    async def child() -> None:
+        await may_end.wait()
+
+    @processor.job
+    async def run(ctx: DurableContext) -> str:
+        started = await ctx.start(child.job())
+
+        async def signal_and_end_the_child() -> None:
+            await processor.signal(ctx.job_id, paid, 1)
+            may_end.set()
+            await processor.wait(started.id)
+
+        await ctx.step(signal_and_end_the_child)
+        return "child" if await ctx.wait_any(started, paid) is started else "signal"
+
+    async with processor, asyncio.timeout(20):
+        await processor.start()
+        assert await processor.wait(await run.enqueue()) == "signal"

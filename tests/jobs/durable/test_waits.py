@@ -512,3 +512,26 @@ async def test_a_signal_that_cannot_be_read_is_taken_once() -> None:
         await processor.signal(job_id, number, 2)
         assert (await finish(processor, job_id)).result == 2
         assert len(attempts) == 3  # the first reads no signals
+
+
+async def test_a_signal_that_came_after_the_lease_and_before_the_timeout() -> None:
+    """The run was resumed by another branch, and its handler begins when the timeout is over."""
+    clock = FakeClock()
+    processor = make_processor(clock)
+    other = Signal("other", int)
+    late: list[str] = []
+
+    @processor.job
+    async def run(ctx: DurableContext) -> list[int | None]:
+        if late:
+            await processor.signal(late.pop(), number, 7)
+            clock.advance(60)
+        first, second = await asyncio.gather(ctx.wait_for(number, timeout=30), ctx.wait_for(other))
+        return [first, second]
+
+    async with processor:
+        job_id = await run.enqueue()
+        await processor.drain()
+        late.append(job_id)
+        await processor.signal(job_id, other, 1)
+        assert (await finish(processor, job_id)).result == [7, 1]

@@ -258,7 +258,6 @@ def measure_size(entry: JobEntry) -> int:
 
 def make_delivery(entry: JobEntry, token: Token, state: MemoryState) -> Delivery:
     """Return the job as a `Delivery` for the worker."""
-    is_first = entry.fence == 1
     return Delivery(
         entry.make_lease(token),
         entry.name,
@@ -270,5 +269,5 @@ def make_delivery(entry: JobEntry, token: Token, state: MemoryState) -> Delivery
         entry.due / MICRO,
         entry.created_at / MICRO,
         entry.options,
-        None if is_first else state.run_tables.find_small_page(entry.id),
+        None if entry.fence == 1 else state.run_tables.find_small_page(entry.id),
     )

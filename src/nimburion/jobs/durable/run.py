@@ -519,17 +519,6 @@ class DurableRun:
         self._raised.clear()
         return sent
 
-    @property
-    def has_caught(self) -> bool:
-        """Whether an error of an operation is not stored, which the handler has caught."""
-        return bool(self._raised)
-
-    async def record_caught(self) -> None:
-        """Store the errors that the handler has caught, and return when they are stored."""
-        sent = self._send_caught()
-        if sent is not None:
-            await self.await_stored(sent)
-
     def _send(
         self,
         entry: AnyEntry,
@@ -621,12 +610,21 @@ class DurableRun:
         if not self.journal.needs_cleanup:
             self.sent_cleanup = self.send(CleanupEntry(), is_awaited=True)
 
-    async def await_cleanup(self) -> None:
-        """Return when it is stored that the end of the run needs a worker, if it does.
+    @property
+    def must_store_first(self) -> bool:
+        """Whether something must be stored before the next effect. Then call `store_first`."""
+        return self.sent_cleanup is not None or bool(self._raised)
 
-        Call it before what may have to be undone: if the worker is lost then, and the run is
-        cancelled, another worker still undoes it.
+    async def store_first(self) -> None:
+        """Return when what must precede the next effect is stored: the errors that the handler
+        has caught, and that the end of the run needs a worker.
+
+        If the worker is lost during the effect, another execution takes the same branch; if the run
+        is cancelled then, another worker still undoes it.
         """
+        sent = self._send_caught()
+        if sent is not None:
+            await self.await_stored(sent)
         if self.sent_cleanup is not None:
             await self.await_stored(self.sent_cleanup)
             self.sent_cleanup = None

@@ -122,10 +122,8 @@ async def run_step(run: DurableRun, call: StepCall) -> Any:  # noqa: ANN401 (the
     retry = run.journal.find_passed(RetryEntry, call.key)
     while True:
         failures = 0 if retry is None else await _wait_for_retry(run, retry)
-        if run.sent_cleanup is not None:
-            await run.await_cleanup()
-        if run.has_caught:
-            await run.record_caught()
+        if run.must_store_first:
+            await run.store_first()
         run.called.append(call.key)
         run.begin_work()
         try:
@@ -207,10 +205,8 @@ async def _try(
     stored = run.journal.find_passed(RetryEntry, key)
     while True:
         failures = 0 if stored is None else await _wait_for_retry(run, stored)
-        if run.sent_cleanup is not None:
-            await run.await_cleanup()
-        if run.has_caught:
-            await run.record_caught()
+        if run.must_store_first:
+            await run.store_first()
         run.called.append(key)
         run.begin_work()
         try:
@@ -340,7 +336,6 @@ async def _call_in_transaction(run: DurableRun, call: StepCall, digest: str) -> 
     """Call the function with the connection of a transaction, which stores the step too."""
     make = run.worker.make_transaction
     assert make is not None
-    await run.record_caught()
     transaction = make(None)
     connection = await transaction.begin()
     try:
