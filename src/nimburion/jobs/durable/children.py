@@ -109,7 +109,7 @@ async def start_children(
     try:
         if not detached:
             run.require_cleanup()
-        await run.store_first()
+        await run.record_first()
         flow_id = make_flow_id(run.job_id, run.generation, key)
         try:
             await run.services.enqueue_children(flow_id, key, jobs)

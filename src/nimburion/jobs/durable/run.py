@@ -611,11 +611,11 @@ class DurableRun:
             self.sent_cleanup = self.send(CleanupEntry(), is_awaited=True)
 
     @property
-    def must_store_first(self) -> bool:
-        """Whether something must be stored before the next effect. Then call `store_first`."""
+    def must_record_first(self) -> bool:
+        """Whether something must be stored before the next effect. Then call `record_first`."""
         return self.sent_cleanup is not None or bool(self._raised)
 
-    async def store_first(self) -> None:
+    async def record_first(self) -> None:
         """Return when what must precede the next effect is stored: the errors that the handler
         has caught, and that the end of the run needs a worker.
 

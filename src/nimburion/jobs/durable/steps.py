@@ -122,8 +122,8 @@ async def run_step(run: DurableRun, call: StepCall) -> Any:  # noqa: ANN401 (the
     retry = run.journal.find_passed(RetryEntry, call.key)
     while True:
         failures = 0 if retry is None else await _wait_for_retry(run, retry)
-        if run.must_store_first:
-            await run.store_first()
+        if run.must_record_first:
+            await run.record_first()
         run.called.append(call.key)
         run.begin_work()
         try:
@@ -205,8 +205,8 @@ async def _try(
     stored = run.journal.find_passed(RetryEntry, key)
     while True:
         failures = 0 if stored is None else await _wait_for_retry(run, stored)
-        if run.must_store_first:
-            await run.store_first()
+        if run.must_record_first:
+            await run.record_first()
         run.called.append(key)
         run.begin_work()
         try:
