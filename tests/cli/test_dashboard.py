@@ -16,6 +16,7 @@ from nimburion.core.job import NewJob
 from nimburion.jobs import Processor
 
 COMMAND = [sys.executable, "-m", "nimburion", "dashboard"]
+JSON = {"Accept": "application/json"}
 
 
 async def test_one_command_serves_the_dashboard_of_a_file(tmp_path: Path) -> None:
@@ -34,12 +35,15 @@ async def test_one_command_serves_the_dashboard_of_a_file(tmp_path: Path) -> Non
         ) as process:
             assert process.stdout
             address = process.stdout.readline().strip()
-            async with httpx.AsyncClient() as client:
+            async with httpx.AsyncClient(timeout=60) as client:
                 page = await client.get(f"{address}/queues")
+                # A page does not wait long for the backend: it may come without values.
+                data = await client.get(f"{address}/queues", headers=JSON)
             process.send_signal(signal.SIGTERM)
     assert str(taken) not in address
     assert address.startswith("http://127.0.0.1:")
-    assert 'id="queue-mail"' in page.text
+    assert "<h1>Queues</h1>" in page.text
+    assert [queue["name"] for queue in data.json()["queues"]] == ["mail"]
     assert process.returncode == 0
 
 
