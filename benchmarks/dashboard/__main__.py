@@ -16,7 +16,6 @@ import json
 import os
 import re
 import signal
-import socket
 import statistics
 import sys
 import time
@@ -43,6 +42,7 @@ from nimburion.server.access import AccessControl
 from nimburion.server.dashboard.page import AnyPage
 from nimburion.server.dashboard.site import PAGES
 from nimburion.server.health import HealthChecks
+from nimburion.server.management import bind
 from nimburion.server.routes import make_management_app
 from nimburion.server.services import ManagementServices
 
@@ -78,13 +78,13 @@ async def serve_dashboard(url: str) -> AsyncIterator[tuple[str, ManagementServic
     """Serve the dashboard of a backend as `nimburion dashboard` does; yields its address and its
     services when the pages are prepared.
     """
-    settings = config.load(jobs={"url": url})
+    settings = config.load(jobs={"url": url}, server={"port": 0})
     client = Client(open_backend(url), settings=settings.jobs)
     await client.open()
     health = HealthChecks(client.backend, client.clock, lambda: "started", None)
     services = ManagementServices(settings, client, health)
     app = make_management_app(services, AccessControl(settings.server, ()))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with bind(settings.server) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         await fill_statistics(services.backend)  # the backend may have been filled hours ago
