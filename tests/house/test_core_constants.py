@@ -74,7 +74,7 @@ IN_SQL = MappingProxyType(
             "NOT BETWEEN p_now - {CLOCK_TOLERANCE} AND",
             "p_digest, p_now + {REPEAT_WINDOW})",
             "EXIT WHEN waiting >= {MAX_WAITING_LANES};",
-            "promote_due_1(now, {MAX_PROMOTED}, p_scheduled_low_water_mark)",
+            "promote_due_1(p_now, {MAX_PROMOTED}, p_scheduled_low_water_mark)",
             "rest int4 := {MAX_RETURNED};",
             "), p_now - {MAX_AHEAD})",
             ", p_now - {MAX_AHEAD}), p_now + {MAX_AHEAD})",

@@ -15,7 +15,7 @@
 --     `lease_merged_jobs_1`   several lanes have jobs, or sizes are checked: the first jobs of a merge. If others have locked all of
 --                             them, from the lanes behind
 --   the planned exchange (planned_exchange.sql), else:
---     `lease_open_jobs_1`     one lane without tenants has jobs, and all their keys have room for all of them (`lease_jobs_1`)
+--     `lease_jobs_1`          one lane has jobs without tenants, and all their keys have room for all of them (`lock_open_jobs_1`)
 --     `apply_plan_1`          what `plan_reserve` or `plan_first_turns` has decided in the worker
 --
 -- A planned exchange that meets conflicts repeats its plan under locks (planned_exchange.py). After some of these it leases nothing.
