@@ -148,8 +148,7 @@ local function note_ends(members)
   end
 
   local is_any_awaited = #members > 0 and any_job_sources()
-  for i, member in ipairs(members) do
-    members[i] = nil
+  for _, member in ipairs(members) do
     local field, body, code = member[1], member[2], member[3]
     if code == COMPLETED then
       if is_any_awaited then
@@ -339,11 +338,10 @@ end
 
 local function resolve_changes(defers_uses)
   write_waits()
-  for i, run in ipairs(suspended_runs) do
-    suspended_runs[i] = nil
+  for _, run in ipairs(take_suspended_runs()) do
     note_suspended(run.field, run.sources)
   end
-  note_ends(ended_members)
+  note_ends(take_ended_members())
   restart_buffer()
   local due = list_due(MAX_RESOLVED)
   if #due > 0 then

@@ -244,7 +244,6 @@ local function suspend_run(field, body, lease, lane, packed)
     push_pair(new_conditions, 0, get_condition(source, OPEN_ON_END, field, ON_ANY))
     at = following
   end
-  push(suspended_runs, { field = field, sources = sources })
   local waits = table.concat(sources)
   if delay8 ~= NEVER then
     due8 = encode_time(now + decode_time(delay8, 1))
@@ -252,7 +251,7 @@ local function suspend_run(field, body, lease, lane, packed)
   end
   local impossible = record and sub(record, 3, 4) or '\0\0'
   push_pair(new_unmet, field, '\0\1' .. impossible .. waits)
-  put_suspended(field, body, lease, lane, due8)
+  put_suspended(field, body, lease, lane, due8, sources)
 end
 
 -- Write for what the runs wait that were suspended.
@@ -306,7 +305,7 @@ end
 
 local function cancel(waiters)
   local unmet, fields = read_unmet(waiters)
-  local bodies, removed, added, cancelled = read_waiting_bodies(fields), {}, {}, {}
+  local bodies, removed, added = read_waiting_bodies(fields), {}, {}
   for _, waiter in ipairs(waiters) do
     local field = waiter.field
     local body, numbers = bodies[field], unmet[field]
@@ -326,10 +325,7 @@ local function cancel(waiters)
   call_in_batches('ZREM', condition_key, removed)
   call_in_batches('ZADD', condition_key, added)
   write_unmet(unmet)
-  for i, member in ipairs(ended_members) do -- those that finish_job has noted
-    cancelled[i], ended_members[i] = member, nil
-  end
-  return cancelled
+  return take_ended_members() -- those that finish_job has noted
 end
 
 -- Suspend a job again that was cancelled for a condition, or let it wait for a worker if it has nothing to wait for.
