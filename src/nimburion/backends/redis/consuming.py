@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from nimburion.backends.redis import exchange as exchanging
 from nimburion.backends.redis import sessions, statistics
 from nimburion.backends.redis.connection.command_connection import CommandPart
 from nimburion.backends.redis.encoding import decode_time
+from nimburion.backends.redis.exchange import decode_reply, encode_arguments
 from nimburion.backends.redis.server import RedisServer
 from nimburion.core.backend import Consuming, LongPolling, SharedListening
 from nimburion.core.exchange import Reply, ReserveRequest
@@ -45,7 +45,7 @@ class RedisConsuming(Consuming, LongPolling, SharedListening):
     ) -> Reply:
         connections = self._server.get_connections()
         notifications = connections.notifications
-        arguments = exchanging.encode_arguments(
+        arguments = encode_arguments(
             session_id,
             number,
             settlements,
@@ -56,7 +56,7 @@ class RedisConsuming(Consuming, LongPolling, SharedListening):
         is_long_poll = request.long_poll > 0
         seconds = 0.0 if settlements else request.long_poll
         answer = await self._run_exchange(arguments, seconds, is_long_poll=is_long_poll)
-        reply = exchanging.decode_reply(answer, session_id, number, request)
+        reply = decode_reply(answer, session_id, number, request)
         notifications.note_exchange(session_id, request, reply)
         return reply
 

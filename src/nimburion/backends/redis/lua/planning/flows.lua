@@ -4,9 +4,10 @@
 -- Provides: note_new_flow(flow), note_growth(flow, count), note_closed(flow, is_late), note_condition(source, transition), note_replay(field, body),
 --     note_signal(field, name)
 --   resolve_changes(defers_uses): resumes the durable runs whose time has come, and applies what was noted, the ends of members in this
---     script, and what earlier scripts have left. It
---     writes the buffer (see write_buffer.lua) after each level. The script calls it after its own write_buffer.
---   read_flow(id) -> a flow with its new counts, or nil; get_transition(code), get_flow_transition(flow): the change that a new condition on an ended job or on a flow follows, or nil
+--     script, and what earlier scripts have left. It writes the buffer (see write_buffer.lua) after each level. The script calls it
+--     after its own write_buffer.
+--   read_flow(id) -> a flow with its new counts, or nil
+--   get_transition(code), get_flow_transition(flow) -> the change that a new condition on an ended job or on a flow follows, or nil
 -- Cost: O(log n) per condition, for n conditions and waiting jobs; at most MAX_RESOLVED conditions.
 --
 -- A change is {source, transition}. A flow is a table (see read_flow_record).

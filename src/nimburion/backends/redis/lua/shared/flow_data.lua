@@ -1,8 +1,12 @@
 -- Shared part: reads and changes flows and conditions for planning/flows.lua, as `FlowData` of backends/planning/flows.py says.
 -- Keys: job scheduled lease attempt_state flow condition unmet flow_change running_flow ended_flow released_flow
--- Provides: save_flows(flows), any_job_sources() -> whether a job waits for a job; list_waiters(level, limit) -> conditions, awaited changes; list_due(limit), meet(waiters), cancel(waiters), reopen(waiters), take_changes(), put_changes(changes)
---   A waiter is {source, field, on, seq, reason}; `reason` is why its job is cancelled if the condition is impossible. cancel and reopen return {{field, body, code}, ...} of the jobs that they changed.
---   suspend_run(field, body, lease, lane, packed): lets a durable run wait whose lease has ended. packed: the time for which it waits in 8 bytes, as a delay (NEVER: none) | the flows and signals, each kind 1 | id or name 2 + n. write_waits() writes for what they wait.
+-- Provides: save_flows(flows); any_job_sources() -> whether a job waits for a job
+--   list_waiters(level, limit) -> conditions, awaited changes; list_due(limit), take_changes(), put_changes(changes)
+--   meet(waiters), cancel(waiters), reopen(waiters). cancel and reopen return {{field, body, code}, ...} of the jobs that they changed.
+--   A waiter is {source, field, on, seq, reason}; `reason` is why its job is cancelled if the condition is impossible.
+--   suspend_run(field, body, lease, lane, packed): lets a durable run wait whose lease has ended. packed: the time for which it
+--     waits in 8 bytes, as a delay (NEVER: none) | the flows and signals, each kind 1 | id or name 2 + n
+--   write_waits(): writes for what they wait
 --   cancel_wait(field, body) -> whether the suspended job was cancelled. A durable run that a worker ends is asked to end, and resumed.
 --   release_flows(ids): lets `prune` see the ended members of flows that do not run
 -- Atomic: what these functions write directly cannot fail. Changes of jobs are in the buffer (see write_buffer.lua).
