@@ -48,12 +48,13 @@
 --                               `width_bucket` finds the place of a lane: the time does not grow with the square of the lanes.
 --   p_scheduled_low_water_mark  the same for `scheduled`
 --
--- Result: one row for each leased job, then one status row. A row of one kind has NULL in the columns of the other.
+-- Result: one row for each leased job, then one status row. A row of one kind has NULL in the columns of the other, except `results`.
 --   Columns of a leased job:
 --     reply_position            its position in the reply, from 1. Jobs of the same lane may share a position; they are
 --                               ordered by due time and seq.
 --     seq, due, created_at, lane, fence, failures, lost, id, options, payload
 --                               the job and its lease
+--     results                   its durable run, as from `read_small_run_1`
 --   Columns of the status row:
 --     outcome                   ok: the exchange was applied or repeated; session_lost: the session is not alive;
 --                               out_of_order: another number is expected; restricted: it must be planned. Only for ok the
@@ -811,7 +812,8 @@ BEGIN
     )
     SELECT 1, j.seq, coalesce((j.attempts).due, j.due), j.created_at, j.lane, coalesce((j.attempts).fence, 0) + 1,
         coalesce((j.attempts).failures, 0), coalesce((j.attempts).lost, 0), j.id, j.options, j.payload,
-        (CAST(NULL AS {schema}.exchange_status)).*
+        (CAST(ROW(NULL, NULL, NULL, CASE WHEN (j.attempts).fence > 0 THEN {schema}.read_small_run_1(j.seq) END,
+            NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL) AS {schema}.exchange_status)).*
     FROM (
         SELECT j.*, CASE WHEN j.seq = ANY (ARRAY(SELECT t.seq FROM taken t WHERE t.attempt_status > 0))
             THEN {schema}.get_attempt_state_1(j.seq) END AS attempts
@@ -878,7 +880,8 @@ BEGIN
         coalesce((placed.attempts).fence, 0) + 1,
         coalesce((placed.attempts).failures, 0), coalesce((placed.attempts).lost, 0), placed.id, placed.options,
             placed.payload,
-        (CAST(NULL AS {schema}.exchange_status)).*
+        (CAST(ROW(NULL, NULL, NULL, CASE WHEN (placed.attempts).fence > 0 THEN {schema}.read_small_run_1(placed.seq) END,
+            NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL) AS {schema}.exchange_status)).*
     FROM placed WHERE placed.bytes > p_max_bytes IS NOT TRUE OR placed.place = 1;
 END $$;
 
@@ -927,7 +930,8 @@ END $$;
 CREATE OR REPLACE FUNCTION {schema}.repeat_exchange_1(p_session int4, p_number int8) RETURNS SETOF {schema}.exchange_reply
 LANGUAGE sql STABLE AS $$
     SELECT l.reply_position, l.seq, l.due, j.created_at, l.lane, l.fence, l.failures, l.lost, j.id, j.options, j.payload,
-        (CAST(NULL AS {schema}.exchange_status)).*
+        (CAST(ROW(NULL, NULL, NULL, CASE WHEN l.fence > 1 THEN {schema}.read_small_run_1(l.seq) END,
+            NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL) AS {schema}.exchange_status)).*
     FROM {schema}.lease l JOIN {schema}.job j ON j.seq = l.seq
     WHERE l.session = p_session AND l.exchange_number = p_number
 $$;
