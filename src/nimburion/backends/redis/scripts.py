@@ -47,7 +47,7 @@ FOLDERS = (
     "lua/scripts/producing",
     "lua/scripts/consuming",
     "lua/scripts/maintaining",
-    "lua/scripts/inspecting",
+    "lua/scripts/reads",
     "lua/scripts/scheduling",
 )
 """The folders of the Lua files, in PACKAGE."""
