@@ -446,3 +446,28 @@ async def test_a_run_that_fails_for_good_while_it_is_cancelled_is_cancelled(
         assert log == ["undone"]
         assert "failed while it was cancelled, and ends as cancelled" in caplog.text
         assert "dead letter" not in caplog.text
+
+
+async def test_an_undo_that_does_an_operation_is_undo_failed() -> None:
+    processor = Processor("memory://", max_retries=0)
+
+    @processor.job
+    async def run(ctx: DurableContext) -> None:
+        async def pause() -> None:
+            await ctx.sleep("pause", 1000)
+
+        ctx.undo(pause)
+        raise ValueError("fails")
+
+    async with processor:
+        await processor.start()
+        job_id = await run.enqueue()
+
+        async def has_failed() -> bool:
+            return (await processor.get_status(job_id)).state is State.FAILED
+
+        await wait_until(has_failed, "it has failed")
+        job = await processor.backend.reads.get_job(job_id)
+        assert job.reason == Reason.UNDO_FAILED
+        assert job.error is not None
+        assert "in the function of a step or an undo" in job.error.message

@@ -79,6 +79,8 @@ class RunBranches(Struct, eq=False):
     services: RunServices
     state: RunState
     recorder: RunRecorder
+    working: int = 0
+    """How many operations work."""
     unstored: int = 0
     """How many operations wait until their entry is stored."""
     is_stopping: bool = False
@@ -86,8 +88,6 @@ class RunBranches(Struct, eq=False):
     handler is cancelled when no thread does."""
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
     """The branches without the task of the handler."""
-    _working: int = 0
-    """How many operations work."""
     _waits: set[Wait] = field(default_factory=set)
     _stopped: list[asyncio.Future[None]] = field(default_factory=list)
     """What the branches await that must not continue."""
@@ -99,13 +99,13 @@ class RunBranches(Struct, eq=False):
 
     def begin_work(self) -> None:
         """Note that an operation works."""
-        self._working += 1
+        self.working += 1
         if self._check is not None:
             self._stop_check()
 
     def end_work(self) -> None:
         """Note that an operation does not work any more."""
-        self._working -= 1
+        self.working -= 1
         if self.is_stopping:
             asyncio.get_running_loop().call_soon(self.stop_for_worker)
         if self._waits or self.state.phase is ENDING:
@@ -151,7 +151,7 @@ class RunBranches(Struct, eq=False):
         return (
             len(self._waits) == 1
             and wait in self._waits
-            and not (self._working or self.tasks)
+            and not (self.working or self.tasks)
             and (phase is WORKING or phase is REPLAYING or phase is CLEANING)
         )
 
@@ -207,7 +207,7 @@ class RunBranches(Struct, eq=False):
         """If no operation works, look soon whether the handler must end or all branches wait."""
         self._stop_check()
         phase = self.state.phase
-        if not (self._working or phase is LOADING or phase is ENDED or phase is CLOSED):
+        if not (self.working or phase is LOADING or phase is ENDED or phase is CLOSED):
             self._check = asyncio.get_running_loop().call_soon(self._end_if_idle)
 
     def _stop_check(self) -> None:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import sys
 from contextlib import suppress
-from types import CodeType
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, NoReturn, cast
 
 from msgspec import Raw, Struct
@@ -58,6 +58,8 @@ _DELAY_WITHOUT_ANSWER = 5.0
 """Seconds until the next attempt at a run that ended because the backend did not answer."""
 _OWN_FILES = __file__.rpartition("durable")[0]
 """The start of the file names of the code that calls handlers."""
+_STEPS_FILE = __file__.removesuffix("run.py") + "steps.py"
+"""The name of the file with the code that calls the functions of steps and undos."""
 
 
 class DurableRun:
@@ -183,12 +185,20 @@ class DurableRun:
     # Operations
 
     def begin(self, kind: str, key: str, place: CallSite) -> None:
-        """Note that the handler does an operation at a place of its code. `InvalidStep` is raised
-        if it has used the key for another of this kind.
+        """Note that the handler does an operation at a place of its code.
+
+        `InvalidStep` is raised if the handler has used the key for another operation of this kind,
+        or if the function of a step or an undo does the operation.
         """
         state = self.state
         if state.phase is not WORKING:
             state.check_open()
+        if self.branches.working and _is_in_step():
+            raise InvalidStep(
+                f"{place}: the {kind} {key!r} is in the function of a step or an undo; move it to "
+                "the handler. A stored step does not call its function again, and a step that "
+                "works cannot wait"
+            )
         task = asyncio.current_task()
         if task is not state.main and task is not None:
             self.branches.tasks.add(task)
@@ -371,6 +381,17 @@ async def _raise_cancelled() -> NoReturn:
     """Raise the `CancelledError` of a task that was cancelled, or another one."""
     await asyncio.sleep(0)
     raise asyncio.CancelledError
+
+
+def _is_in_step() -> bool:
+    """Return whether the function of a step or an undo does the current operation.
+
+    A task that such a function has created is not found.
+    """
+    frame: FrameType | None = sys._getframe(3)  # noqa: SLF001 - the caller of the operation
+    while frame is not None and frame.f_code.co_filename != _STEPS_FILE:
+        frame = frame.f_back
+    return frame is not None
 
 
 def check_key(key: object) -> None:
