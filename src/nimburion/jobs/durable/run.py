@@ -349,7 +349,10 @@ class DurableRun:
             if self.record.task is not None:
                 self.record.task.cancel()
         elif self.journal.ending is None and state.phase in {WORKING, REPLAYING, ENDING}:
-            state.phase, state.ending = ENDING, RunCancellation()
+            if state.phase is not ENDING and self.journal.needs_cleanup and self.journal.has_more:
+                state.phase = REPLAYING  # it has not registered all that must be undone
+            else:
+                state.phase, state.ending = ENDING, RunCancellation()
             self.branches.plan_check()
 
     def settle_suspension(self, raised: BaseException) -> Suspended | None:
