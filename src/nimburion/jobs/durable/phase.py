@@ -29,7 +29,7 @@ class RunRestart(NamedTuple):
 
 
 class RunCleanup(NamedTuple):
-    """An earlier attempt decided the end of the run, and what it did must be undone."""
+    """An earlier attempt decided the end of the run, and what the run did must be undone."""
 
 
 Ending = RunSuspension | RunCancellation | RunRestart | RunCleanup
@@ -55,7 +55,8 @@ class RunPhase(enum.Enum):
     | REPLAYING | the handler repeats what is | a cancel is requested, and all | ENDING |
     | | stored, and so registers what | that is stored is repeated | |
     | | must be undone | it comes to something new | ENDING |
-    | | | it repeats nothing for a while | ENDING |
+    | | | all is repeated, and it comes to | ENDING |
+    | | | nothing new for a while | |
     | | | all branches wait | ENDED |
     | | | it returns, and its end is decided | ENDED |
     | | | otherwise it returns, or it raises | CLOSED |
@@ -107,7 +108,7 @@ class RunState(Struct, eq=False):
     """How often the run has cancelled this task."""
 
     def check_open(self) -> None:
-        """Raise `NotOpen` if the handler does not run. Its own task can undo what it did."""
+        """Raise `NotOpen` if the handler does not run. In CLEANING, its task may do operations."""
         phase = self.phase
         if phase is LOADING:
             raise NotOpen(
@@ -143,13 +144,13 @@ class RunState(Struct, eq=False):
             self.main.cancel()
 
     def uncancel(self) -> None:
-        """Take the cancels of this run back, so that the task can await what comes next."""
+        """Take back the cancels of this run, so that its task can await again."""
         if self.main is not None:
             for _ in range(self.cancels):
                 self.main.uncancel()
             self.cancels = 0
 
     def begin_cleanup(self) -> None:
-        """Let the current task, which called the handler, undo what it did."""
+        """Let the current task, which called the handler, undo what the run did."""
         self.phase, self.ending = CLEANING, None
         self.main = asyncio.current_task()

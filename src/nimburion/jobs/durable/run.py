@@ -80,7 +80,7 @@ class DurableRun:
         self.recorder: RunRecorder = RunRecorder(record, services, self.journal, self.state)
         self.branches: RunBranches = RunBranches(record, services, self.state, self.recorder)
         self.time: float = record.delivery.created_at
-        """When the latest operation ended that this execution came to."""
+        """The end of the latest operation that this execution came to."""
         self.called: list[str] = []
         """The keys of the steps whose functions this execution has called, once for each call."""
         self.differing: list[str] = []
@@ -280,9 +280,9 @@ class DurableRun:
             recorder.sent_cleanup = None
 
     def note_passed(self, stored: StoredEntry, end: float | None = None) -> None:
-        """Note that an operation has ended that an earlier attempt did, or a wait.
+        """Note that a wait has ended, or that this execution repeats what an earlier attempt did.
 
-        `end`: when it ended, if that is not when its entry was stored.
+        `end`: when the operation ended; None: when its entry was stored.
         """
         stored.is_passed = True
         end = stored.at if end is None else end
@@ -369,7 +369,7 @@ class DurableRun:
 
 
 async def _raise_cancelled() -> NoReturn:
-    """Raise the `CancelledError` of a task that was cancelled, or another one."""
+    """Raise the `CancelledError` with which the task was cancelled, or a new one."""
     await asyncio.sleep(0)
     raise asyncio.CancelledError
 
