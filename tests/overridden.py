@@ -9,7 +9,7 @@ from nimburion.backends.memory import MemoryBackend
 from nimburion.backends.memory.consuming import MemoryConsuming
 from nimburion.backends.memory.maintenance import MemoryMaintaining
 from nimburion.backends.memory.producing import MemoryProducing
-from nimburion.backends.memory.reads import MemoryInspecting
+from nimburion.backends.memory.reads import MemoryReading
 from nimburion.core.timing.clock import Clock
 
 
@@ -18,7 +18,7 @@ class OverridableBackend(
     MemoryProducing,
     MemoryConsuming,
     MemoryMaintaining,
-    MemoryInspecting,
+    MemoryReading,
 ):
     """A memory backend that has the operations of all its protocols itself.
 

@@ -53,6 +53,12 @@ async def processor() -> AsyncIterator[Processor]:
         yield one
 
 
+async def test_a_queue_says_which_jobs_no_worker_takes(processor: Processor) -> None:
+    await processor.enqueue(send.job("ann"))
+    (queue,) = [one async for one in processor.queues.list()]
+    assert (queue.size, list(queue.unserved)) == (1, ["send"])
+
+
 async def test_a_queue_is_paused_in_one_line(processor: Processor) -> None:
     await processor.queues.pause("default", reason="deploy")
     (queue,) = [one async for one in processor.queues.list()]

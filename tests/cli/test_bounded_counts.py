@@ -7,7 +7,7 @@ import pytest
 from nimburion.cli.commands.queues import format_queue, read_queues
 from nimburion.core.diagnosis.unserved import find_unserved
 from nimburion.core.job import NewJob
-from nimburion.core.queries import QueueInfo
+from nimburion.core.queries import COUNT_BUDGET, QueueInfo
 from tests.overridden import OverridableBackend
 
 
@@ -42,8 +42,8 @@ def test_counts_that_may_be_too_small_are_marked(
     assert jobs.describe().startswith(f"{shown[2]} 'send' wait in queue 'q'")
 
 
-@pytest.mark.parametrize("budget", [None, 5])
-async def test_the_budget_of_a_list_is_passed_on(budget: int | None) -> None:
+@pytest.mark.parametrize(("exact", "budget"), [(True, None), (False, COUNT_BUDGET)])
+async def test_the_budget_of_a_list_is_passed_on(exact: bool, budget: int | None) -> None:
     class Backend(OverridableBackend):
         async def list_queues(self, *, budget: int | None = 0) -> list[QueueInfo]:
             budgets.append(budget)
@@ -53,6 +53,6 @@ async def test_the_budget_of_a_list_is_passed_on(budget: int | None) -> None:
     backend = Backend()
     await backend.open()
     await backend.producing.enqueue([NewJob("a", "send", "q", b"{}")])
-    (queue,) = await read_queues(backend, budget=budget)
+    (queue,) = await read_queues(backend, exact=exact)
     assert (queue.size, budgets) == (1, [budget])
     await backend.close()

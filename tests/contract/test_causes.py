@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nimburion.core.diagnosis.explanations import CauseKind
 from nimburion.testing.contract.causes import make_page
-from nimburion.testing.contract.inspecting.explaining import SITUATIONS
+from nimburion.testing.contract.reads.explaining import SITUATIONS
 from tests.house.tree import ROOT
 
 PAGE = ROOT / "docs/reference/why.md"

@@ -12,7 +12,7 @@ from nimburion.actions.bulk import BulkPreview, preview_jobs
 from nimburion.actions.dead_letters import Ids
 from nimburion.actions.jobs import STEP, ReportProgress
 from nimburion.actions.operator import Operator, SubjectActions
-from nimburion.core.backend import Backend, Inspecting
+from nimburion.core.backend import Backend, Reading
 from nimburion.core.bulk_operations import BulkAction, narrow_to_action
 from nimburion.core.errors import FlowNotFound, InvalidJob, WaitTimeout
 from nimburion.core.flows import FlowInfo, FlowState, Growth, NewFlow
@@ -289,7 +289,7 @@ async def read_tree(backend: Backend, flow_id: str) -> FlowTree:
 
 
 async def search_flows(
-    reads: Inspecting,
+    reads: Reading,
     *,
     state: FlowState | None = None,
     name: str = "",

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime
 
 from nimburion.actions.operator import SubjectActions
-from nimburion.core.diagnosis.unserved import is_live
+from nimburion.core.diagnosis.unserved import QueueSummary, is_live, summarize_queues
 from nimburion.core.errors import InvalidJob, PastTime
-from nimburion.core.queries import QueueInfo
+from nimburion.core.queries import COUNT_BUDGET
 from nimburion.core.size_limits import check_name
 
 Names = list[str]
@@ -18,14 +18,18 @@ Names = list[str]
 class QueueActions(SubjectActions):
     """List, pause and resume queues: `processor.queues`."""
 
-    async def list(self) -> AsyncIterator[QueueInfo]:
-        """Iterate over the queues that hold jobs or are paused. Use it with `async for`.
+    async def list(self, *, exact: bool = False) -> AsyncIterator[QueueSummary]:
+        """Iterate over the queues that hold jobs or are paused, by name. Use it with `async for`.
+
+        `unserved` of a queue has the names whose waiting jobs no live worker takes.
 
         SQLite and PostgreSQL count up to about 10,000 waiting jobs. If there may be more, the
-        numbers are marked (`size_complete`, `scheduled_complete`). `processor.queue_size` and
-        `pending_count` count all.
+        numbers are marked (`size_complete`, `scheduled_complete`). `exact` counts all, which takes
+        long where millions wait.
         """
-        for queue in await self._backend.reads.list_queues():
+        reads = self._backend.reads
+        found = await reads.list_queues(budget=None if exact else COUNT_BUDGET)
+        for queue in summarize_queues(found, await reads.list_sessions()):
             yield queue
 
     async def pause(

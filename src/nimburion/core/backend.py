@@ -7,7 +7,7 @@ protocols has the other operations:
 - `backend.consuming` (`Consuming`): open a session, reserve and settle jobs, rescue the jobs of
   dead workers.
 - `backend.maintenance` (`Maintaining`): change jobs, pause and prune; store records.
-- `backend.reads` (`Inspecting`): read jobs, counts, queues, sessions and records.
+- `backend.reads` (`Reading`): read jobs, counts, queues, sessions and records.
 
 The capabilities say whether `producing` is also `BlockingProducing` and `Transactional`, and
 whether `consuming` is also `LongPolling` and `SharedListening`.
@@ -585,7 +585,7 @@ class Maintaining(Protocol):
         ...
 
 
-class Inspecting(Protocol):
+class Reading(Protocol):
     """Read operations. They change nothing, run no job, and take no lock that delays a worker."""
 
     async def get_job(self, job_id: str) -> JobRecord:
@@ -881,7 +881,7 @@ class Backend(Lifecycle, Protocol):
         ...
 
     @property
-    def reads(self) -> Inspecting:
+    def reads(self) -> Reading:
         """The read operations."""
         ...
 

@@ -2,7 +2,7 @@
 
 A run stores each step with the settlement `Recorded`. With `Suspended` it gives its lease back and
 waits for the end of flows, for signals and until a time. The next attempt gets the steps and the
-unread signals with its lease, or from `Inspecting.read_run`, and continues behind the last step.
+unread signals with its lease, or from `Reading.read_run`, and continues behind the last step.
 What a step contains is decided by the engine of `nimburion.jobs`; backends store bytes.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from nimburion.backends.redis import RedisBackend
@@ -14,6 +15,7 @@ from nimburion.core.maintenance import Cancellation, Retention
 from nimburion.core.runs import (
     CANCEL_SIGNAL,
     CLEANUP_STEP,
+    MAX_DELIVERED_RUN,
     MAX_UNREAD_SIGNALS,
     NewSignal,
     SignalOutcome,
@@ -164,3 +166,55 @@ async def test_a_name_is_stored_or_refused_as_a_whole(
     await suspend(worker, held, PAID, make_signal_source(RUN, name))
     await send(harness, name)
     assert ids(await worker.take(1)) == [RUN]
+
+
+async def test_a_small_run_comes_with_its_lease(
+    harness: Harness, worker: HandDrivenWorker, other: HandDrivenWorker
+) -> None:
+    held = await start(harness, worker)
+    for number in (2, 1, CLEANUP_STEP):
+        await record(worker, held, number, b"%d" % number)
+    await suspend(worker, held, PAID)
+    await send(harness, "early", key="s0")
+    await send(harness)
+    held = await other.take_one()
+    assert held.run == await read(harness)
+    await record(other, held, 3, takes=1)
+    await other.settle(Retried(held.lease, 0.0, FAILURE))
+    held = await worker.take_one()
+    assert held.run == await read(harness)
+    await record(worker, held, 4, b"x" * MAX_DELIVERED_RUN)
+    await suspend(worker, held, PAID)
+    assert (await worker.take_one()).run is None
+
+
+async def test_a_run_of_many_steps_comes_without_them(
+    harness: Harness, worker: HandDrivenWorker
+) -> None:
+    held = await start(harness, worker)
+    await worker.exchange(*(Recorded(held.lease, number, b"x") for number in range(101)))
+    await worker.settle(Released(held.lease))
+    assert (await worker.take_one()).run is None
+
+
+async def test_runs_come_while_the_reply_has_room(
+    harness: Harness, worker: HandDrivenWorker
+) -> None:
+    await harness.add("first", "plain", "second")
+    for held in await worker.take(3):
+        if held.lease.job_id != "plain":
+            await record(worker, held, 1, b"x" * 3_000)
+        await worker.settle(Retried(held.lease, 0.0, FAILURE))
+    wanted = msgspec.structs.replace(worker.want(3), max_bytes=5_000)
+    deliveries = (await worker.exchange(want=wanted)).deliveries
+    assert ids(deliveries) == ["first", "plain", "second"]
+    assert [held.run is None for held in deliveries] == [False, True, True]
+
+
+async def test_a_repeated_reply_has_no_runs(harness: Harness, worker: HandDrivenWorker) -> None:
+    held = await start(harness, worker)
+    await record(worker, held, 1)
+    await worker.settle(Retried(held.lease, 0.0, FAILURE))
+    wanted = worker.want(1)
+    assert (await worker.exchange(want=wanted)).deliveries[0].run is not None
+    assert (await worker.repeat(want=wanted)).deliveries[0].run is None

@@ -16,7 +16,7 @@ from nimburion import Processor, job
 from nimburion.backends.memory import MemoryBackend
 from nimburion.backends.memory.consuming import MemoryConsuming
 from nimburion.backends.memory.maintenance import MemoryMaintaining
-from nimburion.backends.memory.reads import MemoryInspecting
+from nimburion.backends.memory.reads import MemoryReading
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.service import Periodic
 from nimburion.core.session import Session
@@ -29,7 +29,7 @@ SWEEP = TTL / 6 * 1.1
 COUNTED: dict[type[Any], tuple[str, ...]] = {
     MemoryConsuming: ("exchange", "heartbeat", "rescue", "put_statistics"),
     MemoryMaintaining: ("prune",),
-    MemoryInspecting: ("list_sessions", "list_queues", "list_records"),
+    MemoryReading: ("list_sessions", "list_queues", "list_records"),
 }
 
 

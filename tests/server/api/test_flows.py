@@ -97,6 +97,20 @@ async def test_a_flow_with_too_many_jobs_is_left_to_a_bulk_operation(
     assert (await api.post(f"/flows/i/{action}"))["changed"] == 2
 
 
+async def test_an_open_flow_with_too_many_jobs_is_to_be_closed_first(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow_operations, "MAX_AT_ONCE", 1)
+    flow = Flow("import", open=True)
+    flow.add_all([send.job("a"), send.job("b")])
+    await api.processor.enqueue_flow(flow, id="i")
+    refused = await api.client.post(f"{API_PATH}/flows/i/cancel", json={})
+    assert "POST /api/v1/flows/i/close" in refused.json()["detail"]
+    await api.post("/flows/i/close")
+    refused = await api.client.post(f"{API_PATH}/flows/i/cancel", json={})
+    assert "/close" not in refused.json()["detail"]
+
+
 async def test_a_change_of_an_unknown_flow(api: Api) -> None:
     for change in ("replay", "cancel"):
         answer = await api.client.post(f"{API_PATH}/flows/other/{change}", json={})

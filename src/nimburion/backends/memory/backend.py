@@ -8,7 +8,7 @@ from nimburion.backends.memory.consuming import MemoryConsuming
 from nimburion.backends.memory.data import MemoryData, SharedState
 from nimburion.backends.memory.maintenance import MemoryMaintaining
 from nimburion.backends.memory.producing import MemoryProducing
-from nimburion.backends.memory.reads import MemoryInspecting
+from nimburion.backends.memory.reads import MemoryReading
 from nimburion.backends.memory.transitions import AtomicStep
 from nimburion.backends.server.errors import make_no_roles_error
 from nimburion.core.backend import Capabilities, Lifecycle
@@ -46,7 +46,7 @@ class MemoryBackend(Lifecycle):
         self.producing: MemoryProducing = MemoryProducing(self._data)
         self.consuming: MemoryConsuming = MemoryConsuming(self._data)
         self.maintenance: MemoryMaintaining = MemoryMaintaining(self._data)
-        self.reads: MemoryInspecting = MemoryInspecting(self._data)
+        self.reads: MemoryReading = MemoryReading(self._data)
 
     @classmethod
     def from_url(cls, url: str, **options: object) -> MemoryBackend:

@@ -1,4 +1,4 @@
-"""`MemoryInspecting`: read jobs, queues, sessions, limits and statistics."""
+"""`MemoryReading`: read jobs, queues, sessions, limits and statistics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nimburion.backends.memory.limits import list_limits, make_key_use
 from nimburion.backends.memory.records import get_record
 from nimburion.backends.memory.state import JobEntry, MemoryState
 from nimburion.backends.memory.transitions import AtomicStep
-from nimburion.core.backend import MAX_HOLDERS, Inspecting
+from nimburion.core.backend import MAX_HOLDERS, Reading
 from nimburion.core.diagnosis import failure_groups
 from nimburion.core.diagnosis.explanations import MAX_UNMET, Facts, Unmet
 from nimburion.core.diagnosis.failure_groups import FailedJob, FailureGroups
@@ -46,8 +46,8 @@ from nimburion.core.session import SessionInfo
 from nimburion.core.timing.clock import MICRO
 
 
-class MemoryInspecting(Inspecting):
-    """The operations of `Inspecting` for the memory backend."""
+class MemoryReading(Reading):
+    """The operations of `Reading` for the memory backend."""
 
     def __init__(self, data: MemoryData) -> None:
         self._data = data

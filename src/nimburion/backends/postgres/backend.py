@@ -11,7 +11,7 @@ from nimburion.backends.postgres.consuming import PostgresConsuming
 from nimburion.backends.postgres.database import PostgresDatabase
 from nimburion.backends.postgres.maintenance import PostgresMaintaining
 from nimburion.backends.postgres.producing import PostgresProducing
-from nimburion.backends.postgres.reads import PostgresInspecting
+from nimburion.backends.postgres.reads import PostgresReading
 from nimburion.backends.postgres.url import PostgresSettings, parse_url
 from nimburion.core.backend import Capabilities, Lifecycle
 from nimburion.core.diagnosis.checks import CheckResult, make_failed_check
@@ -74,7 +74,7 @@ class PostgresBackend(Lifecycle):
         self.producing: PostgresProducing = PostgresProducing(database)
         self.consuming: PostgresConsuming = PostgresConsuming(database)
         self.maintenance: PostgresMaintaining = PostgresMaintaining(database)
-        self.reads: PostgresInspecting = PostgresInspecting(database)
+        self.reads: PostgresReading = PostgresReading(database)
 
     @classmethod
     def from_url(cls, url: str, **options: object) -> PostgresBackend:

@@ -1,4 +1,4 @@
-"""`PostgresInspecting`: read jobs, queues, sessions, limits and statistics."""
+"""`PostgresReading`: read jobs, queues, sessions, limits and statistics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nimburion.backends.postgres import flows, queries, records, runs
 from nimburion.backends.postgres.database import LARGE_READ_TIMEOUT, PostgresDatabase, make_call
 from nimburion.backends.postgres.encoding import encode_lookup_text
 from nimburion.backends.server.encoding import decode_id, encode_id_or_empty
-from nimburion.core.backend import MAX_HOLDERS, Inspecting
+from nimburion.core.backend import MAX_HOLDERS, Reading
 from nimburion.core.diagnosis.explanations import MAX_UNMET, Facts, Unmet
 from nimburion.core.diagnosis.failure_groups import GROUP_NAMES, FailureGroups
 from nimburion.core.fairness import MAX_WAITING_COUNTED, TenantUses
@@ -92,8 +92,8 @@ _LIST_DUE_RECORDS = f"""SELECT t.now, r.* FROM {{schema}}.get_read_time_1($1) AS
 """Their rows hold the time of the page, also if there are no records."""
 
 
-class PostgresInspecting(Inspecting):
-    """The operations of `Inspecting` for the PostgreSQL backend."""
+class PostgresReading(Reading):
+    """The operations of `Reading` for the PostgreSQL backend."""
 
     def __init__(self, database: PostgresDatabase) -> None:
         self._database = database

@@ -10,7 +10,7 @@ from nimburion.backends.redis import enqueue as enqueueing
 from nimburion.backends.redis.consuming import RedisConsuming
 from nimburion.backends.redis.maintenance import RedisMaintaining
 from nimburion.backends.redis.producing import RedisProducing
-from nimburion.backends.redis.reads import RedisInspecting
+from nimburion.backends.redis.reads import RedisReading
 from nimburion.backends.redis.server import RedisServer
 from nimburion.backends.redis.url import RedisSettings, parse_url
 from nimburion.backends.server.errors import make_no_roles_error
@@ -74,7 +74,7 @@ class RedisBackend(Lifecycle):
         self.producing: RedisProducing = RedisProducing(server)
         self.consuming: RedisConsuming = RedisConsuming(server)
         self.maintenance: RedisMaintaining = RedisMaintaining(server)
-        self.reads: RedisInspecting = RedisInspecting(server)
+        self.reads: RedisReading = RedisReading(server)
 
     @classmethod
     def from_url(cls, url: str, **options: object) -> RedisBackend:

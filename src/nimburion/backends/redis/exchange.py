@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from nimburion.backends.redis.encoding import (
     decode_options,
@@ -48,6 +49,7 @@ from nimburion.backends.redis.record_format import (
     SETTLED_STALE,
     SOURCE_CODES,
 )
+from nimburion.backends.redis.runs import decode_small_runs
 from nimburion.backends.server.encoding import decode_id, encode_id, encode_json
 from nimburion.core.errors import OutOfOrder, SessionLost, Unstorable
 from nimburion.core.exchange import Reply, ReserveRequest
@@ -233,10 +235,14 @@ def decode_reply(reply: list[Any], session_id: str, number: int, request: Reserv
     if reply[0] == b"order":
         last = int.from_bytes(reply[1], "big")
         raise OutOfOrder(f"exchange {number} after {last} of session {session_id}")
-    _, codes, nonce, now, due, packed, waiting, lanes, bodies = reply
+    _, codes, nonce, now, due, packed, waiting, lanes, bodies, *runs = reply
+    deliveries = decode_deliveries(packed, bodies, nonce, lanes) if bodies else []
+    if runs:
+        for place, run in decode_small_runs(runs[0]).items():
+            deliveries[place - 1] = replace(deliveries[place - 1], run=run)
     return Reply(
         [_RESULTS_BY_CODE[code] for code in codes],
-        decode_deliveries(packed, bodies, nonce, lanes) if bodies else [],
+        deliveries,
         [request.lanes[place - 1] for place in waiting],
         _decode_time(due) if due else None,
         _decode_time(now),

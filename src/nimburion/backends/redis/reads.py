@@ -1,4 +1,4 @@
-"""`RedisInspecting`: read jobs, queues, sessions, limits and statistics."""
+"""`RedisReading`: read jobs, queues, sessions, limits and statistics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nimburion.backends.redis.record_format import STATE_CODES
 from nimburion.backends.redis.server import RedisServer
 from nimburion.backends.redis.statistics import StatisticsRead
 from nimburion.backends.server.encoding import encode_id_or_empty
-from nimburion.core.backend import MAX_HOLDERS, Inspecting
+from nimburion.core.backend import MAX_HOLDERS, Reading
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailureGrouper, FailureGroups
 from nimburion.core.fairness import TenantUses
@@ -41,8 +41,8 @@ from nimburion.core.runs import RunPage
 from nimburion.core.session import SessionInfo
 
 
-class RedisInspecting(Inspecting):
-    """The operations of `Inspecting` for the Redis backend."""
+class RedisReading(Reading):
+    """The operations of `Reading` for the Redis backend."""
 
     def __init__(self, server: RedisServer) -> None:
         self._server = server

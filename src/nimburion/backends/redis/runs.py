@@ -1,10 +1,11 @@
 """Durable runs: encode the arguments and decode the replies of `send_signals.lua` and
-`read_run.lua`.
+`read_run.lua`, and decode the runs that come with their leases.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from nimburion.backends.planning.runs import RunCursor, cut_run_page
 from nimburion.backends.redis.encoding import decode_time, reject_unstorable_text
@@ -77,9 +78,21 @@ def decode_page(reply: list[bytes] | None, job_id: str, cursor: RunCursor, limit
     """
     if reply is None:
         raise JobNotFound(job_id)
+    steps, signals = decode_entries(reply)
+    return cut_run_page(cursor, steps, signals, limit)
+
+
+def decode_small_runs(reply: list[Any]) -> dict[int, RunPage]:
+    """Decode the runs that come with their leases, by the place of the job in the reply, from 1."""
+    runs = zip(reply[::2], reply[1::2], strict=True)
+    return {place: RunPage(*decode_entries(entries)) for place, entries in runs}
+
+
+def decode_entries(entries: list[bytes]) -> tuple[list[RecordedStep], list[StoredSignal]]:
+    """Decode steps and unread signals as `read_run.lua` returns them."""
     steps: list[RecordedStep] = []
     signals: list[StoredSignal] = []
-    for name, entry in zip(reply[::2], reply[1::2], strict=True):
+    for name, entry in zip(entries[::2], entries[1::2], strict=True):
         number = int.from_bytes(name[1:5], "big")
         at = decode_time(int.from_bytes(entry[:_TIME_SIZE], "big"))
         body = entry[_TIME_SIZE:]
@@ -87,4 +100,4 @@ def decode_page(reply: list[bytes] | None, job_id: str, cursor: RunCursor, limit
             steps.append(RecordedStep(number, body, at))
         else:
             signals.append(StoredSignal(number, name[5:].decode(), body, at))
-    return cut_run_page(cursor, steps, signals, limit)
+    return steps, signals

@@ -47,7 +47,7 @@ FOLDERS = (
     "lua/scripts/producing",
     "lua/scripts/consuming",
     "lua/scripts/maintaining",
-    "lua/scripts/inspecting",
+    "lua/scripts/reads",
     "lua/scripts/scheduling",
 )
 """The folders of the Lua files, in PACKAGE."""
@@ -92,7 +92,8 @@ _SETTLING = ("allow-oom", (_FLOW_GROUP,))
 """The flags and the deferred parts of scripts that end jobs, of which few are members of flows."""
 _EXCHANGE_GROUPS = (
     *(("record_format",), _NOTIFY_PARTS, ("unique_keys",), _USE_PARTS),
-    *(("pauses", "lanes", "source", "reserve"), ("lease_jobs",), ("repeat_leases",)),
+    *(("pauses", "lanes", "source", "reserve"), ("small_runs",)),
+    *(("lease_jobs",), ("repeat_leases",)),
 )
 
 
@@ -100,7 +101,7 @@ def _list_exchange_parts(*settling_parts: str) -> tuple[str, ...]:
     return (
         *(*_WRITE_PARTS, *settling_parts),
         *("promote_due", "read_lanes", "pauses", "lanes", "source", "reserve"),
-        *("lease_jobs", "repeat_leases", "reserve_jobs"),
+        *("small_runs", "lease_jobs", "repeat_leases", "reserve_jobs"),
     )
 
 

@@ -16,7 +16,7 @@ from nimburion.backends.sqlite.consuming import SQLiteConsuming
 from nimburion.backends.sqlite.file import SQLiteFile
 from nimburion.backends.sqlite.maintenance import SQLiteMaintaining
 from nimburion.backends.sqlite.producing import SQLiteProducing
-from nimburion.backends.sqlite.reads import SQLiteInspecting
+from nimburion.backends.sqlite.reads import SQLiteReading
 from nimburion.core.backend import Capabilities, Lifecycle
 from nimburion.core.diagnosis.checks import CheckResult
 from nimburion.core.ids import Entropy
@@ -77,7 +77,7 @@ class SQLiteBackend(Lifecycle):
         self.producing: SQLiteProducing = SQLiteProducing(file)
         self.consuming: SQLiteConsuming = SQLiteConsuming(file)
         self.maintenance: SQLiteMaintaining = SQLiteMaintaining(file)
-        self.reads: SQLiteInspecting = SQLiteInspecting(file)
+        self.reads: SQLiteReading = SQLiteReading(file)
         self._integrity: IntegrityChecks | None = None
 
     @classmethod

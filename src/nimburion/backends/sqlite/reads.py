@@ -1,4 +1,4 @@
-"""`SQLiteInspecting`: read jobs, queues, sessions, limits and statistics.
+"""`SQLiteReading`: read jobs, queues, sessions, limits and statistics.
 
 A search reads a chunk of jobs from the cheapest statement that lists them, newest enqueue first,
 and keeps those that match its filter.
@@ -20,7 +20,7 @@ from nimburion.backends.sqlite.records import get_record, make_record
 from nimburion.backends.sqlite.sessions import decode_description
 from nimburion.backends.sqlite.tenants import find_turn
 from nimburion.backends.sqlite.unique_keys import find_key_holder
-from nimburion.core.backend import MAX_HOLDERS, Inspecting
+from nimburion.core.backend import MAX_HOLDERS, Reading
 from nimburion.core.diagnosis import failure_groups
 from nimburion.core.diagnosis.explanations import MAX_UNMET, Facts, Unmet
 from nimburion.core.diagnosis.failure_groups import FailedJob, FailureGroups
@@ -93,8 +93,8 @@ _decode_vitals = msgspec.json.Decoder(Vitals).decode
 _decode_counters = msgspec.json.Decoder(Counters).decode
 
 
-class SQLiteInspecting(Inspecting):
-    """The operations of `Inspecting` for the SQLite backend."""
+class SQLiteReading(Reading):
+    """The operations of `Reading` for the SQLite backend."""
 
     def __init__(self, file: SQLiteFile) -> None:
         self._file = file

@@ -134,7 +134,7 @@ def send_signals(db: Database, signals: Sequence[NewSignal]) -> list[SignalOutco
 
 
 def read_run(db: Database, seq: int, limit: int, after: str | None) -> RunPage:
-    """Return a page of a run; see `Inspecting.read_run`. It reads a bounded number of bytes."""
+    """Return a page of a run; see `Reading.read_run`. It reads a bounded number of bytes."""
     cursor = RunCursor.parse(after)
     step_rows = db.run("list_steps", seq, cursor.step, limit + 1)
     steps = [

@@ -24,9 +24,9 @@ from nimburion.cli.output import (
 )
 from nimburion.cli.parameters import parse_duration
 from nimburion.cli.readings import BackendReading, print_legend, print_readings, read_backends
-from nimburion.core.diagnosis.unserved import QueueSummary, describe_unserved, summarize_queues
+from nimburion.core.diagnosis.unserved import QueueSummary, describe_unserved
 from nimburion.core.job import PROCESSING_ONLY
-from nimburion.core.queries import COUNT_BUDGET, JobFilter, QueueInfo
+from nimburion.core.queries import JobFilter, QueueInfo
 from nimburion.core.size_limits import check_name
 from nimburion.core.text.escaping import escape_controls
 
@@ -55,7 +55,7 @@ def list_queues(*, exact: bool) -> None:
     Then list jobs that no live worker takes: none serves their queue, or none has their handler.
     --backend can be repeated: a queue then has a line for each backend that has it.
     """
-    read = partial(read_queues, budget=None if exact else COUNT_BUDGET)
+    read = partial(read_queues, exact=exact)
     if current_invocation().has_several_backends:
         readings = read_backends(read)
         print_readings(readings, msgspec.to_builtins, lambda: print_queues_of_each(readings))
@@ -64,10 +64,9 @@ def list_queues(*, exact: bool) -> None:
     print_result(msgspec.to_builtins(found), lambda: print_queues(found))
 
 
-async def read_queues(backend: Backend, *, budget: int | None) -> list[QueueSummary]:
+async def read_queues(backend: Backend, *, exact: bool) -> list[QueueSummary]:
     """Return all queues, with the waiting jobs that no live worker serves."""
-    queues = await backend.reads.list_queues(budget=budget)
-    return summarize_queues(queues, await backend.reads.list_sessions())
+    return [queue async for queue in make_actions(backend).queues.list(exact=exact)]
 
 
 def print_queues(found: list[QueueSummary]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from nimburion.actions.flow_view import FlowView, make_view
@@ -86,7 +88,8 @@ async def preview_flow_replay(request: ApiRequest[NoQuery, NoBody]) -> FlowRepla
 async def replay_flow(request: ApiRequest[NoQuery, FlowChangeBody]) -> FlowChangeReport:
     """Run the failed part of a flow again. Members that completed stay as they are."""
     flows, flow_id = request.actions.flows, request.path["flow"]
-    _check_size("replay", flow_id, count_failed_jobs(await flows.get(flow_id)))
+    tree = await flows.get(flow_id)
+    _check_size("replay", tree, count_failed_jobs(tree))
     ids = await flows.replay(flow_id, reason=request.body.reason)
     return _report_change(await flows.get(flow_id), ids)
 
@@ -94,7 +97,8 @@ async def replay_flow(request: ApiRequest[NoQuery, FlowChangeBody]) -> FlowChang
 async def cancel_flow(request: ApiRequest[NoQuery, FlowChangeBody]) -> FlowChangeReport:
     """Cancel all members of a flow that have not ended. An open flow is closed first."""
     flows, flow_id = request.actions.flows, request.path["flow"]
-    _check_size("cancel", flow_id, count_unfinished_jobs(await flows.get(flow_id)))
+    tree = await flows.get(flow_id)
+    _check_size("cancel", tree, count_unfinished_jobs(tree))
     ids = await flows.cancel(flow_id, reason=request.body.reason)
     return _report_change(await flows.get(flow_id), ids)
 
@@ -106,14 +110,17 @@ async def close_flow(request: ApiRequest[NoQuery, NoBody]) -> FlowView:
     return make_view(await flows.get(flow_id))
 
 
-def _check_size(action: str, flow_id: str, jobs: int) -> None:
+def _check_size(action: Literal["cancel", "replay"], flow: FlowTree, jobs: int) -> None:
     """Raise `Problem` for more jobs than a request changes."""
     if jobs > MAX_AT_ONCE:
+        close = ""
+        if action == "cancel" and flow.is_open:  # a bulk operation does not close it
+            close = f"Close the flow, so that it gets no more: POST /api/v1/flows/{flow.id}/close. "
         raise Problem(
             409,
             "flow-too-large",
-            f"{jobs} jobs of the flow are too many for one request. Start a bulk operation: "
-            f'POST /api/v1/operations/{action} with the body {{"flow": "{flow_id}"}}',
+            f"{jobs} jobs of the flow are too many for one request. {close}Start a bulk operation: "
+            f'POST /api/v1/operations/{action} with the body {{"flow": "{flow.id}"}}',
         )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from nimburion.core.diagnosis.unserved import QueueSummary, make_empty_queue, summarize_queues
+from nimburion.core.diagnosis.unserved import QueueSummary, make_empty_queue
 from nimburion.core.job import State
 from nimburion.server.api.body_rules import exclude
 from nimburion.server.api.names import Name, PageQuery, ReasonText, Time
@@ -68,10 +68,9 @@ class CountsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 async def list_queues(request: ApiRequest[PageQuery, NoBody]) -> QueuePage:
     """List the queues that hold an unfinished job or are paused."""
-    backend = request.services.backend
-    found = summarize_queues(await backend.reads.list_queues(), await backend.reads.list_sessions())
     after, limit = request.query.after, request.query.limit
-    rest = [queue for queue in found if after is None or queue.name > after]
+    found = request.actions.queues.list()
+    rest = [queue async for queue in found if after is None or queue.name > after]
     page = rest[:limit]
     return QueuePage(page, page[-1].name if len(rest) > limit else None)
 
@@ -79,9 +78,8 @@ async def list_queues(request: ApiRequest[PageQuery, NoBody]) -> QueuePage:
 async def get_queue(request: ApiRequest[NoQuery, NoBody]) -> QueueSummary:
     """Show one queue. A queue without unfinished jobs is empty; it is never unknown."""
     name = request.path["queue"]
-    backend = request.services.backend
-    found = summarize_queues(await backend.reads.list_queues(), await backend.reads.list_sessions())
-    return next((queue for queue in found if queue.name == name), make_empty_queue(name))
+    found = [queue async for queue in request.actions.queues.list() if queue.name == name]
+    return found[0] if found else make_empty_queue(name)
 
 
 async def count_jobs(request: ApiRequest[CountsQuery, NoBody]) -> QueueCounts:

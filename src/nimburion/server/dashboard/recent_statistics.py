@@ -73,5 +73,6 @@ class RecentStatistics:
         async for start, queue, counters in self._window.iterate():
             index = (start - since) // STEP
             hour.queues.setdefault(queue, QueueHour()).add(index, counters)
-            hour.total.add(index, counters)
+        for start, counters in self._window.totals.items():
+            hour.total.add((start - since) // STEP, counters)
         return hour

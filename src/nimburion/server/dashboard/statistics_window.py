@@ -55,6 +55,10 @@ class StatisticsWindow:
         self._name = name
         self._stored_step = max(one for one in STEPS if one <= step)
         self._intervals: dict[int, dict[str, Counters]] = {}
+        self.totals: dict[int, Counters] = {}
+        """The sums of each interval, by its start; intervals in which nothing happened are left
+        out.
+        """
         self._read_until = 0
 
     async def read(self, now: float) -> WindowSpan:
@@ -75,14 +79,19 @@ class StatisticsWindow:
                 first, last, self._stored_step, queue=self._queue, name=self._name
             )
             await self._add_rows(read, rows)
-        kept = {one: sums for one, sums in self._intervals.items() if since <= one < start}
-        self._intervals = {**kept, **read}
+        kept = [one for one in self._intervals if since <= one < start]
+        self._intervals = {**{one: self._intervals[one] for one in kept}, **read}
+        self.totals = {
+            **{one: self.totals[one] for one in kept},
+            **{one: add_up(sums.values()) for one, sums in read.items()},
+        }
         is_small = sum(map(len, self._intervals.values())) <= MAX_COUNTERS
         self._read_until = until if is_small else 0
         return WindowSpan(since, until)
 
     async def iterate(self) -> AsyncIterator[tuple[int, str, Counters]]:
         """Yield the start of an interval, a queue or name, and what happened; zeros are left out.
+        The sums over all queues or names are in `totals`.
 
         Other tasks run from time to time: there may be many.
         """
@@ -103,6 +112,14 @@ class StatisticsWindow:
             interval.setdefault(key, Counters()).add(row.counters)
             if number % ROWS_AT_ONCE == 0:
                 await asyncio.sleep(0)
+
+
+def add_up(counters: Iterable[Counters]) -> Counters:
+    """Return the sums of counters."""
+    sums = Counters()
+    for one in counters:
+        sums.add(one)
+    return sums
 
 
 class StatisticsWindows:

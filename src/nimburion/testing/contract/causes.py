@@ -13,7 +13,7 @@ from nimburion.backends.memory import MemoryBackend
 from nimburion.core.diagnosis.explanations import find_causes
 from nimburion.testing.clock import FakeClock
 from nimburion.testing.contract.harness import Harness
-from nimburion.testing.contract.inspecting.explaining import SITUATIONS, Situation
+from nimburion.testing.contract.reads.explaining import SITUATIONS, Situation
 
 _HEAD = """\
 # Why a job is not running

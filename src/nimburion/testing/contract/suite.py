@@ -61,15 +61,6 @@ from nimburion.testing.contract.flows.replaying import ReplayingMembers
 from nimburion.testing.contract.flows.transactions import TransactionalFlows
 from nimburion.testing.contract.handles import Handles
 from nimburion.testing.contract.harness import Harness
-from nimburion.testing.contract.inspecting.attempt_history import AttemptHistory
-from nimburion.testing.contract.inspecting.explaining import (
-    Explaining,
-    LimitReading,
-    VitalsAndCommands,
-)
-from nimburion.testing.contract.inspecting.reading import Reading
-from nimburion.testing.contract.inspecting.searching import FailureGroupCases, Searching
-from nimburion.testing.contract.inspecting.statistics import StatisticsCases
 from nimburion.testing.contract.limits_scenario import LimitsScenario
 from nimburion.testing.contract.maintaining.changing_jobs import JobChangeCases
 from nimburion.testing.contract.maintaining.dead_letters import Deleting, Replaying
@@ -88,6 +79,15 @@ from nimburion.testing.contract.producing.texts import Texts
 from nimburion.testing.contract.producing.unique_key_modes import UniqueKeyModes
 from nimburion.testing.contract.producing.unique_keys import UniqueKeys
 from nimburion.testing.contract.racing import Racing
+from nimburion.testing.contract.reads.attempt_history import AttemptHistory
+from nimburion.testing.contract.reads.explaining import (
+    Explaining,
+    LimitReading,
+    VitalsAndCommands,
+)
+from nimburion.testing.contract.reads.reading import ReadingCases
+from nimburion.testing.contract.reads.searching import FailureGroupCases, Searching
+from nimburion.testing.contract.reads.statistics import StatisticsCases
 from nimburion.testing.contract.runs.cancelling import CancellingRuns
 from nimburion.testing.contract.runs.operating import OperatedRuns, SignallingJobs
 from nimburion.testing.contract.runs.recording import KeepingSteps, ReadingRuns, Recording
@@ -149,7 +149,7 @@ class BackendContract(
     MakingDue,
     Deleting,
     Pruning,
-    Reading,
+    ReadingCases,
     Searching,
     FailureGroupCases,
     AttemptHistory,

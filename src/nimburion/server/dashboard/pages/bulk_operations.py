@@ -32,7 +32,7 @@ class OperationListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     after: Cursor | None = None
 
 
-class OperationRow(msgspec.Struct, frozen=True, kw_only=True):
+class BulkOperationRow(msgspec.Struct, frozen=True, kw_only=True):
     """One bulk operation."""
 
     operation: BulkOperationView
@@ -45,7 +45,7 @@ class OperationRow(msgspec.Struct, frozen=True, kw_only=True):
 class OperationListData(msgspec.Struct, frozen=True, kw_only=True):
     """A page of bulk operations, newest first."""
 
-    operations: list[OperationRow]
+    operations: list[BulkOperationRow]
     next: str | None
 
 
@@ -61,8 +61,8 @@ async def read_operations(request: PageRequest[OperationListQuery]) -> Operation
     return OperationListData(operations=rows, next=page.next)
 
 
-def _make_row(view: BulkOperationView) -> OperationRow:
-    return OperationRow(
+def _make_row(view: BulkOperationView) -> BulkOperationRow:
+    return BulkOperationRow(
         operation=view,
         jobs=describe_filter(view.which),
         shown_share=None if view.limit is None else min(1.0, view.done / view.limit),

@@ -183,10 +183,9 @@ async def read_metrics(request: PageRequest[MetricsQuery]) -> MetricsData:
 
     async def read() -> MetricsData:
         since, until = await window.read(readings.now)
-        sums = [Counters() for _ in range(count)]
+        sums = [window.totals.get(start) or Counters() for start in range(since, until, step)]
         by_key: dict[str, Counters] = {}
-        async for start, key, counters in window.iterate():
-            sums[(start - since) // step].add(counters)
+        async for _, key, counters in window.iterate():
             by_key.setdefault(key, Counters()).add(counters)
         rows = make_rows(by_key)
         return MetricsData(
@@ -225,8 +224,10 @@ async def _read_week_before(
     hours = await readings.read(key, read, 600.0)
     if not hours:
         return []
-    starts = (int(one.start) - WEEK for one in shown.intervals)
-    return [compute_past_interval(hours, start, shown.step) for start in starts]
+    # Intervals of the same hour have the same past.
+    starts = [(int(one.start) - WEEK) // HOUR * HOUR for one in shown.intervals]
+    past = {start: compute_past_interval(hours, start, shown.step) for start in set(starts)}
+    return [past[start] for start in starts]
 
 
 def find_past_hours(since: float, until: float) -> tuple[int, int]:
@@ -237,9 +238,11 @@ def find_past_hours(since: float, until: float) -> tuple[int, int]:
 
 
 def compute_past_interval(hours: dict[int, Counters], start: int, step: int) -> PastInterval | None:
-    """Return an interval from the sums of hours; None if nothing is stored."""
+    """Return the interval that starts with this hour, or in it, from the sums of hours; None if
+    nothing is stored.
+    """
     sums = Counters()
-    for hour in range(start // HOUR * HOUR, start + step, HOUR):
+    for hour in range(start, start + step, HOUR):
         sums.add(hours.get(hour, Counters()))
     if not sums.completed + sums.failed + sums.retried:
         return None

@@ -1,7 +1,7 @@
 -- Shared part of exchange: leases the chosen jobs.
--- Keys: job payload attempt_state ready lease session_leases
--- Provides: lease_jobs(session4, number8, nonce, chosen, lanes, most) -> deliveries, bodies
---   read_bodies(fields, most) -> how many of these jobs fit in a reply, bodies
+-- Keys: job payload attempt_state ready lease session_leases run_order
+-- Provides: lease_jobs(session4, number8, nonce, chosen, lanes, most) -> deliveries, bodies, durable runs (see small_runs.lua) or nil
+--   read_bodies(fields, most) -> how many of these jobs fit in a reply, bodies, the bytes that the reply has left
 -- Cost: O(log n) per job, for n waiting jobs.
 
 -- As in core/exchange.py
@@ -39,7 +39,7 @@ local function read_jobs(fields)
   return bodies
 end
 
--- Return how many of these jobs fit in a reply of `most` bytes (at least one), and their bodies, each with its payload.
+-- Return how many of these jobs fit in a reply of `most` bytes (at least one), their bodies, each with its payload, and the bytes that are left.
 local function read_bodies(fields, most)
   local bodies = read_jobs(fields)
   for i = 1, #fields do
@@ -48,13 +48,13 @@ local function read_bodies(fields, most)
     -- Without flags, it has no options, no unique key and no large payload.
     most = most - (flags == 0 and DELIVERY_OVERHEAD + #body - JOB_ID_LENGTH - byte(body, JOB_ID_LENGTH) or get_delivery_size(body, flags))
     if most < 0 and i > 1 then
-      return i - 1, bodies
+      return i - 1, bodies, 0
     end
     if band(flags, FLAG_LARGE_PAYLOAD) ~= 0 then
       bodies[i] = sub(body, 1, find_head_end(body)) .. redis.call('HGET', payload_key, fields[i])
     end
   end
-  return #fields, bodies
+  return #fields, bodies, most
 end
 
 -- Drop the jobs that do not fit in the reply; they stay in their lanes.
@@ -97,7 +97,7 @@ local function lease_plain_jobs(chosen, fields, count, first_lease, first_counts
   return leases, details
 end
 
--- Lease the chosen jobs to a session. Return the deliveries (see exchange.lua) and the bodies.
+-- Lease the chosen jobs to a session. Return the deliveries (see exchange.lua), the bodies and the durable runs.
 local function lease_jobs(session4, number8, nonce, chosen, lanes, most)
   if #chosen == 0 then
     return '', {}
@@ -106,13 +106,13 @@ local function lease_jobs(session4, number8, nonce, chosen, lanes, most)
   for i, member in ipairs(chosen) do
     fields[i] = sub(member, READY_SEQ)
   end
-  local count, bodies = read_bodies(fields, most)
+  local count, bodies, left = read_bodies(fields, most)
   cut_reply(count, chosen, bodies, lanes)
   local states = redis.call('HLEN', attempt_state_key) > 0 and get_in_batches(attempt_state_key, fields) or {}
   -- The parts of a lease that are the same for all jobs: see record_format.lua.
   local after_fence = nonce .. number8 .. now8 .. NO_CANCEL
   local first_lease, first_counts = session4 .. FIRST_FENCE .. after_fence .. NO_COUNTS, FIRST_FENCE .. NO_COUNTS
-  local details, leases, members, dropped_states, ready = {}, {}, {}, {}, {}
+  local details, leases, members, dropped_states, ready, places = {}, {}, {}, {}, {}, {}
   if not (next(choice.limits) or next(choice.turns) or next(states)) then
     leases, details = lease_plain_jobs(chosen, fields, count, first_lease, first_counts)
     ready = chosen
@@ -134,6 +134,7 @@ local function lease_jobs(session4, number8, nonce, chosen, lanes, most)
         push_pair(leases, field, session4 .. fence4 .. after_fence .. counts .. index2 .. member .. attempts.settled .. extras)
         details[i] = due8_and_seq8 .. fence4 .. counts
         push(dropped_states, field)
+        push(places, i)
         code = has_failures(counts) and RETRYING or PENDING
       else
         push_pair(leases, field, extras == '' and first_lease .. index2 .. member or first_lease .. index2 .. member .. NO_TOKEN .. extras)
@@ -150,5 +151,6 @@ local function lease_jobs(session4, number8, nonce, chosen, lanes, most)
   call_in_batches('HSET', lease_key, leases)
   call_in_batches('ZADD', session_leases_key, members)
   call_in_batches('HDEL', attempt_state_key, dropped_states)
-  return table.concat(details), bodies
+  local has_runs = #places > 0 and redis.call('EXISTS', run_order_key) == 1
+  return table.concat(details), bodies, has_runs and read_small_runs(fields, places, left) or nil
 end

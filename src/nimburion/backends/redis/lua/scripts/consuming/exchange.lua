@@ -12,7 +12,7 @@
 --   {'members'}: a job of a settlement is a member of a flow, or it is a durable run, or the time of a run has come; repeat this call and all later ones
 --     with the script exchange_flows. {'cancelled'}: a job waits again to which a cancel was requested; repeat only this call so. Nothing was changed.
 --   {'done', codes, nonce, now 8, next time 8 or '', deliveries, indexes of lanes with more jobs, {lane number, full name, ...},
---   bodies}; a delivery is due 8 | seq 8 | fence 4 | failures 4 | lost 2
+--   bodies}; a delivery is due 8 | seq 8 | fence 4 | failures 4 | lost 2. The durable runs follow, if there are any (see small_runs.lua).
 -- A repeated number gets the same reply again and changes nothing, except that deliveries too large for the reply are requeued.
 -- Atomic: one script. It checks session and number first. No later write can fail.
 -- Cost: O(log n) per settlement, promoted job and reserved job, for n waiting jobs.
@@ -25,7 +25,7 @@ if not session then
 end
 local session4, last8 = session.session4, session.number8
 local lane_numbers = read_lane_numbers(request)
-local codes, deliveries, bodies, lanes, has_left_changes = '', '', {}, nil, false
+local codes, deliveries, bodies, runs, lanes, has_left_changes = '', '', {}, nil, nil, false
 
 local is_repeat = number8 == last8 and number8 ~= NO_NUMBER
 if is_repeat then
@@ -60,7 +60,7 @@ else
   lanes = find_open_lanes(request, lane_numbers, following)
   local chosen = choose_jobs(lanes, request)
   if #chosen > 0 then
-    deliveries, bodies = lease_jobs(session4, number8, nonce, chosen, lanes, request.max_bytes)
+    deliveries, bodies, runs = lease_jobs(session4, number8, nonce, chosen, lanes, request.max_bytes)
   end
   if next(promoted) then
     for _, member in ipairs(chosen) do
@@ -145,4 +145,4 @@ end
 for number, lane in pairs(known_lanes) do
   push_pair(delivered_lanes, number, lane.full)
 end
-return { 'done', codes, nonce, now8, next_due, deliveries, waiting, delivered_lanes, bodies }
+return { 'done', codes, nonce, now8, next_due, deliveries, waiting, delivered_lanes, bodies, runs }

@@ -51,7 +51,7 @@ FILTERS: list[tuple[JobFilter, list[str]]] = [
 """Filters, and the jobs that they choose in `test_all_conditions_of_a_filter_must_hold`."""
 
 
-class Reading:
+class ReadingCases:
     """`get_job`, `list_jobs`, `count_jobs`, `list_queues`."""
 
     async def test_an_unknown_id_is_not_found(self, harness: Harness) -> None:
