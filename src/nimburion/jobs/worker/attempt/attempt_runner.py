@@ -298,7 +298,7 @@ class AttemptRunner:
         if isinstance(outcome, AttemptFailed):
             outcome = outcome._replace(error=self._add_place(attempt, outcome.error))
         delivery = attempt.delivery
-        if attempt.run is not None and attempt.run.has_recorded:
+        if attempt.run is not None and attempt.run.recorder.has_recorded:
             delivery = msgspec.structs.replace(delivery, failures=0)
         settlement = decide_settlement(
             delivery, outcome, handler.policy, self._random, self._read_backend_time()

@@ -17,7 +17,8 @@ from nimburion.core.settlement import (
     Settlement,
 )
 from nimburion.jobs.durable.cleanup import UndoFailed, end_run
-from nimburion.jobs.durable.run import DurableRun, RunCancellation, RunSuspension
+from nimburion.jobs.durable.phase import LOADING, RunCancellation, RunSuspension
+from nimburion.jobs.durable.run import DurableRun
 from nimburion.jobs.worker.attempt.attempt import Attempt, Interruption
 from nimburion.jobs.worker.attempt.outcome import (
     CANCELLED_ON_REQUEST,
@@ -33,7 +34,7 @@ _log = logging.getLogger("nimburion.worker")
 
 def read_run_outcome(attempt: Attempt, run: DurableRun, raised: BaseException) -> Outcome | None:
     """Return the outcome of a handler that its run has interrupted; None if it has not."""
-    ending = run.ending
+    ending = run.state.ending
     if ending is None or attempt.must_end or not issubclass(type(raised), asyncio.CancelledError):
         return None
     if isinstance(ending, RunSuspension):
@@ -69,12 +70,12 @@ async def end_run_attempt(
     describe: Callable[[BaseException], AttemptError],
 ) -> Settlement | None:
     """Return the settlement of an attempt at a run, after what must be done at the run's end."""
-    if not run.is_loaded:
+    if run.state.phase is LOADING:
         if attempt.interruption is Interruption.CANCEL:  # the backend ends it, or another attempt
             settlement = Released(attempt.delivery.lease, unstarted=True)
     elif settlement is not None:
         if isinstance(settlement, Retried | Failed):
-            run.forget_errors(raised)
+            run.recorder.forget_errors(raised)
         try:
             settlement = await end_run(run, settlement, raised)
         except UndoFailed as failed:
