@@ -28,7 +28,7 @@ DURABLE_MUTANTS = (
     Mutant(
         "durable: a caught error is not stored before a transaction",
         ENGINE,
-        "sent = self._send_caught()\n        if sent is not None:",
+        "sent = recorder.send_caught()\n        if sent is not None:",
         "sent = None\n        if sent is not None:",
         (
             f"{TESTS}test_transactions.py::test_an_error_that_was_caught_before_a_transaction_is_stored_before_it",
@@ -37,7 +37,7 @@ DURABLE_MUTANTS = (
     Mutant(
         "durable: the error that ended an attempt is kept",
         ENGINE,
-        "self._send(ForgottenEntry(entry.key, get_kind(entry)))",
+        "self._send(ForgottenEntry(found.entry.key, get_kind(found.entry)))",
         "pass",
         (
             f"{TESTS}test_steps.py::test_an_error_that_was_caught_and_then_ends_the_attempt_is_forgotten",
@@ -111,8 +111,8 @@ DURABLE_MUTANTS = (
     Mutant(
         "durable: a run with detached children needs a worker to be cancelled",
         ENGINE,
-        "if not detached:\n            run.require_cleanup()",
-        "if True:\n            run.require_cleanup()",
+        "if not detached:\n            run.recorder.require_cleanup()",
+        "if True:\n            run.recorder.require_cleanup()",
         (f"{TESTS}test_children.py::test_detached_children_continue_when_the_run_is_cancelled",),
     ),
     Mutant(

@@ -350,6 +350,49 @@ async def test_a_step_ends_before_a_run_without_an_answer_does(
         assert calls == ["work"]
 
 
+async def test_no_branch_begins_a_step_in_a_run_without_an_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    processor = make_processor()
+    double, _, _ = add_jobs(processor)
+    was_read = asyncio.Event()
+    attempts: list[int] = []
+    original = processor.backend.reads.get_job
+
+    async def fail_once(*args: Any, **options: Any) -> Any:
+        if not was_read.is_set():
+            was_read.set()
+            raise BackendUnavailable("no answer")
+        return await original(*args, **options)
+
+    async def work() -> int:
+        """Return which call of the handler called this."""
+        return len(attempts)
+
+    @processor.job
+    async def run(ctx: DurableContext) -> list[int]:
+        attempts.append(1)
+        child = await ctx.start(double.job(1))
+        await ctx.sleep("pause", 10)
+
+        async def work_twice() -> list[int]:
+            first = await ctx.options(key="first").step(work)
+            await was_read.wait()
+            for _ in range(20):
+                await asyncio.sleep(0)
+            return [first, await ctx.options(key="second").step(work)]
+
+        steps, result = await asyncio.gather(work_twice(), child.result())
+        return [*steps, result]
+
+    async with processor:
+        job_id = await run.enqueue()
+        await processor.drain()
+        monkeypatch.setattr(processor.backend.reads, "get_job", fail_once)
+        await processor.drain(advance=True)
+        assert (await processor.get_status(job_id)).result == [2, 3, 2]
+
+
 async def test_detached_children_of_a_run_whose_worker_is_lost_at_any_point() -> None:
     processor = make_processor(max_lost=100)
     double, _, _ = add_jobs(processor)

@@ -11,7 +11,7 @@ from tests.jobs.durable.runs import finish, make_processor
 async def test_a_run_that_begins_anew_may_have_as_many_steps_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("nimburion.jobs.durable.run.MAX_STEPS", 5)
+    monkeypatch.setattr("nimburion.jobs.durable.recorder.MAX_STEPS", 5)
     processor = make_processor()
     values: list[int] = []
 

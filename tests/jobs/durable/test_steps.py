@@ -250,7 +250,7 @@ async def test_a_value_that_is_too_large_for_the_rest_of_the_run_is_an_error_of_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The record of a step is larger than its value: the error is the step's in either case."""
-    monkeypatch.setattr("nimburion.jobs.durable.run.MAX_BYTES", 1_000)
+    monkeypatch.setattr("nimburion.jobs.durable.recorder.MAX_BYTES", 1_000)
     processor = make_processor()
     number = Signal("number", int)
     calls: list[int] = []
@@ -283,7 +283,7 @@ async def test_a_value_that_is_too_large_for_the_rest_of_the_run_is_an_error_of_
 
 
 async def test_the_steps_of_a_run_have_a_maximum_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nimburion.jobs.durable.run.MAX_BYTES", 1_000)
+    monkeypatch.setattr("nimburion.jobs.durable.recorder.MAX_BYTES", 1_000)
     processor = make_processor(max_retries=3)
     calls: list[int] = []
 

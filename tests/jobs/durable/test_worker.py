@@ -560,6 +560,25 @@ async def test_a_drain_ends_although_the_backend_never_answers(
         assert (await processor.get_status(job_id)).state is State.CANCELLED
 
 
+async def test_middleware_does_no_operation_before_the_handler() -> None:
+    processor = make_processor()
+
+    async def middleware(ctx: Context, call_next: Next[Context]) -> object:
+        if isinstance(ctx, DurableContext):
+            await ctx.step(do_nothing)
+        return await call_next(ctx)
+
+    processor.use(middleware)
+
+    @processor.job
+    async def run(ctx: DurableContext) -> None: ...
+
+    async with processor:
+        status = await finish(processor, await run.enqueue())
+        assert status.error is not None
+        assert "the handler has not begun" in status.error.message
+
+
 def test_what_cannot_be_durable() -> None:
     processor = Processor("memory://")
 
@@ -619,7 +638,7 @@ async def test_a_run_that_ends_while_its_worker_stops_is_undone_by_the_next(
 async def test_a_cancelled_run_ends_also_where_its_handler_awaits_something_else(
     processor: Processor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nimburion.jobs.durable.run._GRACE", 0.1)
+    monkeypatch.setattr("nimburion.jobs.durable.branches.REPLAY_TIMEOUT", 0.1)
     undone: list[str] = []
     may_wait = asyncio.Event()
 

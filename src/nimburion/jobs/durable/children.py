@@ -24,8 +24,9 @@ from nimburion.core.result_errors import decode_result_error
 from nimburion.core.size_limits import NAME_PATTERN, SizeLimits
 from nimburion.jobs.declaration.job import AnyJob, JobFunction, require_declaration
 from nimburion.jobs.declaration.signature import read_return_type
+from nimburion.jobs.durable.branches import Wait
 from nimburion.jobs.durable.journal import ChildrenEntry, OutcomeEntry, StoredEntry
-from nimburion.jobs.durable.run import CallSite, DurableRun, Wait
+from nimburion.jobs.durable.run import CallSite, DurableRun
 from nimburion.jobs.durable.steps import NO_OPTIONS, StepCall, make_error, run_step
 from nimburion.jobs.durable.stored_errors import encode_error
 from nimburion.jobs.payloads.codec import ResultCodec
@@ -105,10 +106,10 @@ async def start_children(
             f"{place}: {len(jobs)} child jobs, over the limit of {MAX_CHILDREN} for one call; "
             "start them in parts, each with its own key"
         )
-    run.begin_work()
+    run.branches.begin_work()
     try:
         if not detached:
-            run.require_cleanup()
+            run.recorder.require_cleanup()
         await run.record_first()
         flow_id = make_flow_id(run.job_id, run.generation, key)
         try:
@@ -119,9 +120,9 @@ async def start_children(
             await run.stop_without_answer(f"its child jobs could not be stored: {error}")
         names = dict.fromkeys(require_declaration(job).name for job in jobs)
         entry = ChildrenEntry(key, flow_id, tuple(names), len(jobs), digest, detached)
-        return run.send(entry)
+        return run.recorder.send(entry)
     finally:
-        run.end_work()
+        run.branches.end_work()
 
 
 async def enqueue_once(
@@ -157,14 +158,14 @@ async def wait_for_children(
         return _read_outcome(run, entry.key, cast("OutcomeEntry", outcome.entry), jobs)
     await run.require_may_begin()
     if stored.at is not None:  # else they were stored now: the backend says when they have ended
-        run.begin_work()
+        run.branches.begin_work()
         try:
             ended = await _read_ended(run, entry)
             if ended is not None:
                 return await _take_results(run, entry, ended, jobs)
         finally:
-            run.end_work()
-    await run.wait(Wait((WaitSource(SourceKind.FLOW, entry.flow),)))
+            run.branches.end_work()
+    await run.branches.wait(Wait((WaitSource(SourceKind.FLOW, entry.flow),)))
     raise AssertionError("a wait for child jobs ends with a new attempt")
 
 
@@ -294,14 +295,14 @@ async def _take_results(
             f"of {MAX_RESULT_BYTES}; let the jobs store them elsewhere and return their location"
         )
         raise _note_error(run, entry.key, error)
-    run.check_size(ended.size)
+    run.recorder.check_size(ended.size)
     outcome = OutcomeEntry(entry.key, ended.values)
     await run.record_entry(outcome)
     return _read_outcome(run, entry.key, outcome, jobs)
 
 
 def _note_error(run: DurableRun, key: str, error: NimburionError) -> NimburionError:
-    run.note_raised(error, OutcomeEntry(key, error=encode_error(error)))
+    run.recorder.note_raised(error, OutcomeEntry(key, error=encode_error(error)))
     return error
 
 
@@ -324,7 +325,7 @@ def _read_outcome(
 ) -> list[Any]:
     if entry.error is not None:
         error = make_error(key, entry.error)
-        run.note_replayed(error, entry)
+        run.recorder.note_replayed(error, entry)
         raise error
     codecs: dict[str, ResultCodec] = {}
     values = []

@@ -11,7 +11,8 @@ from nimburion.core.settlement import Cancelled, Failed, Released, Settlement, S
 from nimburion.jobs.durable.children import cancel_children
 from nimburion.jobs.durable.handler import get_policy
 from nimburion.jobs.durable.journal import EndingEntry, ForgottenEntry, UndoneEntry
-from nimburion.jobs.durable.run import DurableRun, RunCleanup, RunSuspension
+from nimburion.jobs.durable.phase import RunCleanup, RunSuspension
+from nimburion.jobs.durable.run import DurableRun
 from nimburion.jobs.durable.steps import StepCall, make_retry_key, run_undo
 from nimburion.jobs.durable.stored_errors import format_message
 
@@ -30,7 +31,7 @@ def register_undo(run: DurableRun, call: StepCall) -> None:
         max_retries = get_policy(run.record).max_retries or 0
         call = replace(call, options=replace(call.options, max_retries=max_retries))
     run.undos.append(call)
-    run.require_cleanup()
+    run.recorder.require_cleanup()
 
 
 async def end_run(
@@ -46,12 +47,11 @@ async def end_run(
         settlement = _decide_again(run, known, settlement, raised)
     if not isinstance(settlement, Failed | Cancelled):
         return settlement
-    run.begin_cleanup()
+    run.state.begin_cleanup()
     try:
         return await _clean_up(run, settlement)
     except asyncio.CancelledError:
-        ending = run.ending
-        run.begin_cleanup()
+        ending = run.state.ending
         if isinstance(ending, RunSuspension):
             return Suspended(settlement.lease, ending.sources, ending.delay)
         if run.record.must_end:
@@ -84,7 +84,7 @@ def _decide_again(
         return Failed(lease, known.reason, known.error)
     if isinstance(settlement, Failed) and settlement.error.kind == "unreadable":
         return settlement
-    if is_final or isinstance(run.ending, RunCleanup):
+    if is_final or isinstance(run.state.ending, RunCleanup):
         text = "the handler did not come to it again"
         if raised is not None:
             text += f" ({type(raised).__name__}: {format_message(raised)})"
@@ -103,7 +103,7 @@ async def _clean_up(run: DurableRun, settlement: Failed | Cancelled) -> Settleme
         return settlement  # the handler did not come to all that it has to undo
     if not run.undos:
         if run.journal.ending is not None:
-            run.send(UndoneEntry())
+            run.recorder.send(UndoneEntry())
         return settlement
     if run.journal.ending is None:
         error = settlement.error if isinstance(settlement, Failed) else None
@@ -118,9 +118,9 @@ async def _clean_up(run: DurableRun, settlement: Failed | Cancelled) -> Settleme
             raise
         except Exception as error:
             # A replay tries it again.
-            run.send(ForgottenEntry(make_retry_key(call.key, is_undo=True), "retry"))
+            run.recorder.send(ForgottenEntry(make_retry_key(call.key, is_undo=True), "retry"))
             raise UndoFailed(call.key) from error
-    run.send(UndoneEntry())
+    run.recorder.send(UndoneEntry())
     return settlement
 
 

@@ -28,14 +28,8 @@ from nimburion.jobs.durable.children import (
 from nimburion.jobs.durable.cleanup import register_undo
 from nimburion.jobs.durable.handler import encode_arguments
 from nimburion.jobs.durable.journal import ChangedEntry, ChildrenEntry
-from nimburion.jobs.durable.run import (
-    CallSite,
-    DurableRun,
-    RunCleanup,
-    RunRestart,
-    RunSuspension,
-    find_call_site,
-)
+from nimburion.jobs.durable.phase import ENDED, RunCleanup, RunRestart, RunSuspension
+from nimburion.jobs.durable.run import CallSite, DurableRun, find_call_site
 from nimburion.jobs.durable.signals import SignalReturning
 from nimburion.jobs.durable.steps import (
     NO_OPTIONS,
@@ -431,7 +425,7 @@ class DurableContext(Context[StateT_co], DurableOperations):
             return True
         if run.journal.has_more or run.journal.ending is not None:
             return False
-        run.send(ChangedEntry(key))
+        run.recorder.send(ChangedEntry(key))
         return True
 
     def now(self) -> datetime:
@@ -468,10 +462,10 @@ class DurableContext(Context[StateT_co], DurableOperations):
 async def call_durably(call: Callable[[Any], Any], context: DurableContext[Any]) -> object:
     """Run a durable handler: `call` decodes the payload and calls it inside its hooks.
 
-    The task is cancelled if the run is suspended or ends; `run.ending` then says why. `InvalidStep`
-    is raised if the handler swallows this.
+    The task is cancelled if the run is suspended or ends, and `RunState.ending` says why.
+    `InvalidStep` is raised if the handler swallows this.
     """
-    run = get_run(context)
+    run = context._run
     try:
         await run.load()
     except BackendUnavailable as error:
@@ -482,11 +476,11 @@ async def call_durably(call: Callable[[Any], Any], context: DurableContext[Any])
         context.payload = run.journal.payload or context.payload
     try:
         result: object = await call(context)
-        if run.ending is not None:
+        if run.state.phase is ENDED:
             await asyncio.sleep(0)  # the task is cancelled here if it has not seen that yet
         if run.journal.ending is not None:
             await run.stop(RunCleanup())
-        if isinstance(run.ending, RunSuspension | RunRestart):
+        if run.state.phase is ENDED and isinstance(run.state.ending, RunSuspension | RunRestart):
             raise InvalidStep(
                 "the handler has caught the asyncio.CancelledError with which its run is "
                 "suspended; let it pass: catch `Exception`, not `BaseException`, or raise it again"
@@ -494,7 +488,6 @@ async def call_durably(call: Callable[[Any], Any], context: DurableContext[Any])
         run.record.run = None  # it needs no cleanup, and refers to the attempt
         return result
     finally:
-        run.uncancel()
         run.close()
 
 

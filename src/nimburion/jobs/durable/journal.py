@@ -209,7 +209,7 @@ class Journal:
     `steps` are in the order of their numbers. `UnreadablePayload` is raised if one cannot be read.
     """
 
-    def __init__(self, steps: Iterable[RecordedStep] = ()) -> None:
+    def __init__(self, steps: Iterable[RecordedStep] | None = None) -> None:
         self._entries: dict[tuple[str, str], StoredEntry] = {}
         self.last_number: int = 0
         """The largest number of a step."""
@@ -217,12 +217,23 @@ class Journal:
         """The number of the step with which the run began anew; 0 if it has not."""
         self.ending: EndingEntry | None = None
         """Why the run ends; None if it does not."""
+        if steps is not None:
+            self.read(steps)
+
+    def read(self, steps: Iterable[RecordedStep]) -> None:
+        """Add the entries of stored steps. See `Journal`."""
         for step in steps:
             self.last_number = max(self.last_number, step.number)
             entry = decode_entry(step.body)
             if isinstance(entry, RestartEntry):
                 self.restart_number = step.number
             self.add(StoredEntry(entry, step.at))
+
+    def begin_anew(self) -> None:
+        """Forget all entries. The next step is the first one of the run that begins anew."""
+        self._entries.clear()
+        self.ending = None
+        self.restart_number = self.last_number + 1
 
     def add(self, stored: StoredEntry) -> None:
         """Add an entry."""

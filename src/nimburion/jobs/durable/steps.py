@@ -25,6 +25,7 @@ from nimburion.core.errors import (
 from nimburion.core.settlement import Recorded
 from nimburion.core.timing.durations import Duration, require_seconds
 from nimburion.core.transactions import Transaction
+from nimburion.jobs.durable.branches import Wait
 from nimburion.jobs.durable.handler import get_policy
 from nimburion.jobs.durable.journal import (
     RetryEntry,
@@ -34,7 +35,7 @@ from nimburion.jobs.durable.journal import (
     UndoEntry,
     encode_entry,
 )
-from nimburion.jobs.durable.run import CallSite, DurableRun, Wait
+from nimburion.jobs.durable.run import CallSite, DurableRun
 from nimburion.jobs.durable.stored_errors import decode_error, encode_error, format_message
 from nimburion.jobs.durable.values import (
     StepFunction,
@@ -125,7 +126,7 @@ async def run_step(run: DurableRun, call: StepCall) -> Any:  # noqa: ANN401 (the
         if run.must_record_first:
             await run.record_first()
         run.called.append(call.key)
-        run.begin_work()
+        run.branches.begin_work()
         try:
             try:
                 function = read_step_function(call.function)
@@ -134,7 +135,9 @@ async def run_step(run: DurableRun, call: StepCall) -> Any:  # noqa: ANN401 (the
                 else:
                     value = await _call(run, call, function)
                 encoded, value = encode_value(call.key, function, value)
-                sent = run.send(StepEntry(call.key, encoded, None, digest), is_awaited=True)
+                sent = run.recorder.send(
+                    StepEntry(call.key, encoded, None, digest), is_awaited=True
+                )
             except Exception as error:
                 retry = await _record_failure(run, call, error, failures + 1)
                 if retry is None:
@@ -143,14 +146,14 @@ async def run_step(run: DurableRun, call: StepCall) -> Any:  # noqa: ANN401 (the
             # One await for the answer: `run.await_stored` would add a coroutine to each step.
             waiting = sent.wait()
             if waiting is not None:
-                run.unstored += 1
+                run.branches.unstored += 1
                 try:
                     await waiting
                 finally:
-                    run.unstored -= 1
+                    run.branches.unstored -= 1
         finally:
-            run.end_work()
-        run.note_end(sent)
+            run.branches.end_work()
+        run.time = sent.at or run.time
         return value
 
 
@@ -188,7 +191,7 @@ def _replay(run: DurableRun, call: StepCall, stored: StoredEntry, digest: str) -
     if entry.error is None:
         return decode_value(call.key, read_step_function(call.function), entry.value)
     error = make_error(call.key, entry.error)
-    run.note_replayed(error, entry)
+    run.recorder.note_replayed(error, entry)
     raise error
 
 
@@ -208,7 +211,7 @@ async def _try(
         if run.must_record_first:
             await run.record_first()
         run.called.append(key)
-        run.begin_work()
+        run.branches.begin_work()
         try:
             return await attempt()
         except Exception as error:
@@ -216,7 +219,7 @@ async def _try(
             if stored is None:
                 raise
         finally:
-            run.end_work()
+            run.branches.end_work()
 
 
 async def _record_failure(
@@ -258,12 +261,12 @@ def _note_failure(run: DurableRun, call: StepCall, error: Exception, *, is_undo:
     stored = encode_error(error)
     digest = compute_arguments_digest(call.args, call.kwargs)
     if stored is not None:
-        run.note_raised(error, StepEntry(call.key, error=stored, arguments=digest))
+        run.recorder.note_raised(error, StepEntry(call.key, error=stored, arguments=digest))
         return
     text = format_message(error)
     failed = StepFailed(call.key, type(error).__qualname__, text)
     stored = StoredError(type(error).__qualname__, "", text)
-    run.note_raised(failed, StepEntry(call.key, error=stored, arguments=digest))
+    run.recorder.note_raised(failed, StepEntry(call.key, error=stored, arguments=digest))
     raise failed from error
 
 
@@ -290,7 +293,7 @@ async def _wait_for_retry(run: DurableRun, stored: StoredEntry) -> int:
     """Wait until the next try of a step is due, and return how often it has failed."""
     entry = cast("RetryEntry", stored.entry)
     if not run.is_over(stored, entry.delay):
-        await run.wait(Wait((), stored, entry.delay, is_sleep=True))
+        await run.branches.wait(Wait((), stored, entry.delay, is_sleep=True))
     return entry.tries
 
 
@@ -343,15 +346,17 @@ async def _call_in_transaction(run: DurableRun, call: StepCall, digest: str) -> 
         if inspect.isawaitable(value):
             value = await _limit_time(call, value)
         encoded, decoded = encode_value(call.key, read_step_function(call.function), value)
-        run.check_size(len(bytes(encoded)))
+        run.recorder.check_size(len(bytes(encoded)))
         entry = StepEntry(call.key, encoded, None, digest)
-        recorded = Recorded(run.record.delivery.lease, run.take_number(entry), encode_entry(entry))
+        recorded = Recorded(
+            run.record.delivery.lease, run.recorder.take_number(entry), encode_entry(entry)
+        )
         await transaction.settle(run.record.session_id, recorded)
     except BaseException:
         await transaction.rollback()
         raise
     await _commit(run, call, transaction)
-    run.size += len(recorded.body)
+    run.recorder.size += len(recorded.body)
     stored = StoredEntry(entry, run.services.now())
     run.journal.add(stored)
     run.note_passed(stored)

@@ -15,9 +15,10 @@ from nimburion.core.flows import SourceKind, WaitSource
 from nimburion.core.runs import StoredSignal, make_signal_source
 from nimburion.core.text.shortening import shorten
 from nimburion.core.timing.durations import DURATION_FORMS, Duration, read_seconds
+from nimburion.jobs.durable.branches import Wait
 from nimburion.jobs.durable.children import ChildJob, belongs_to, get_flow, read_ends
 from nimburion.jobs.durable.journal import SignalEntry, StoredEntry, TimeoutEntry, TimerEntry
-from nimburion.jobs.durable.run import MAX_DELAY, ROUNDING, CallSite, DurableRun, Wait
+from nimburion.jobs.durable.run import MAX_DELAY, ROUNDING, CallSite, DurableRun
 from nimburion.jobs.durable.signals import Signal, SignalReturning
 
 
@@ -39,12 +40,14 @@ async def sleep(run: DurableRun, key: str, seconds: float, place: CallSite) -> N
     if stored is None:
         if not run.may_begin:
             await run.require_may_begin()
-        stored = sent = run.send(TimerEntry(key, seconds), is_awaited=seconds == 0)
-    delay = cast("TimerEntry", stored.entry).delay
+        stored = sent = run.recorder.send(TimerEntry(key, seconds), is_awaited=seconds == 0)
+    timer = stored.entry
+    assert isinstance(timer, TimerEntry)
+    delay = timer.delay
     if delay > 0 and not run.is_over(stored, delay):
         if not run.may_begin:
             await run.require_may_begin()
-        await run.wait(Wait((), stored, delay, is_sleep=True))
+        await run.branches.wait(Wait((), stored, delay, is_sleep=True))
     if sent is not None:
         await run.await_stored(sent)
     run.note_passed(stored, None if stored.at is None else stored.at + delay)
@@ -68,8 +71,8 @@ async def wait_for_signal(
     if unread is not None and unread.at <= _find_end(timer):
         run.signals.remove(unread)
         entry = SignalEntry(key, Raw(unread.payload), at=unread.at)
-        is_awaited = run.has_branches()
-        sent = run.send(entry, takes=unread.number, is_awaited=is_awaited)
+        is_awaited = run.branches.has_several()
+        sent = run.recorder.send(entry, takes=unread.number, is_awaited=is_awaited)
         if is_awaited:
             await run.await_stored(sent)
         # Without branches, another attempt takes the same signal here, so nothing is awaited.
@@ -137,9 +140,9 @@ async def _wait_until_timeout(
         await run.record_entry(SignalEntry(key, timed_out=True))
         return
     if timer is None and timeout is not None:
-        timer = run.send(TimeoutEntry(key, timeout))
+        timer = run.recorder.send(TimeoutEntry(key, timeout))
     delay = None if timer is None else cast("TimeoutEntry", timer.entry).delay
-    await run.wait(Wait(sources, timer, delay))
+    await run.branches.wait(Wait(sources, timer, delay))
     raise AssertionError("this wait ends with a new attempt")
 
 
@@ -166,11 +169,11 @@ async def _find_arrivals(
     signal, which tells the first of two that came at the same time.
     """
     children = [source for source in sources if isinstance(source, ChildJob)]
-    run.begin_work()
+    run.branches.begin_work()
     try:
         ends = await read_ends(run, children)
     finally:
-        run.end_work()
+        run.branches.end_work()
     if any(run.record.delivery.due < end for end in ends.values()):
         await run.read_new_signals()  # one may have come before the child ended
     signals: dict[str, StoredSignal] = {}
