@@ -192,7 +192,8 @@ class DurableRun:
         task = asyncio.current_task()
         if task is not state.main and task is not None:
             self.branches.tasks.add(task)
-        check_key(key)
+        if type(key) is not str or not key.isascii() or not 1 <= len(key) <= MAX_KEY:
+            check_key(key)  # few keys need its call
         first = self._keys.setdefault((kind, key), place)
         if first is not place:
             raise InvalidStep(
@@ -248,11 +249,6 @@ class DurableRun:
         finally:
             branches.unstored -= 1
             branches.end_work()
-
-    @property
-    def must_record_first(self) -> bool:
-        """Whether something must be stored before the next effect. Then call `record_first`."""
-        return self.recorder.sent_cleanup is not None or bool(self.recorder.raised)
 
     async def record_first(self) -> None:
         """Return when what must precede the next effect is stored: the errors that the handler
