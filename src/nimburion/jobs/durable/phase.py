@@ -29,7 +29,7 @@ class RunRestart(NamedTuple):
 
 
 class RunCleanup(NamedTuple):
-    """An earlier attempt decided the end of the run, and what it did must be undone."""
+    """An earlier attempt decided how the run ends, and did not undo all that the run did."""
 
 
 Ending = RunSuspension | RunCancellation | RunRestart | RunCleanup
@@ -51,8 +51,8 @@ class RunPhase(enum.Enum):
     | | | all branches wait, or it restarts | ENDED |
     | | | the handler returns or raises | CLOSED |
     | REPLAYING | the handler repeats what is | a cancel is requested | ENDING |
-    | | stored, and so registers what | it comes to something new | ENDING |
-    | | must be undone | it repeats nothing for a while | ENDING |
+    | | stored, and so registers what | it reaches something new | ENDING |
+    | | must be undone | `REPLAY_TIMEOUT` is over | ENDING |
     | | | it returns, and its end is decided | ENDED |
     | | | otherwise it returns, or it raises | CLOSED |
     | ENDING | operations that work continue, | no operation works any more | ENDED |
@@ -110,7 +110,7 @@ class RunState(Struct, eq=False):
             )
 
     def find_known_end(self) -> RunCancellation | RunCleanup | None:
-        """Return the end that is known before the handler comes to it; None if none is."""
+        """Return how the run must end, if that is decided or requested; else None."""
         if self.journal.ending is not None:
             return RunCleanup()
         return RunCancellation() if self.is_cancelling else None
@@ -134,7 +134,7 @@ class RunState(Struct, eq=False):
             self.main.cancel()
 
     def uncancel(self) -> None:
-        """Take the cancels of this run back, so that the task can await what comes next."""
+        """Take the cancels of this run back, so that the task can await other things."""
         if self.main is not None:
             for _ in range(self.cancels):
                 self.main.uncancel()

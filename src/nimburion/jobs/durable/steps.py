@@ -254,7 +254,7 @@ def make_retry_key(key: str, *, is_undo: bool) -> str:
 def _note_failure(run: DurableRun, call: StepCall, error: Exception, *, is_undo: bool) -> None:
     """Note the error of a step, which the handler may catch.
 
-    If a later execution could not raise it, raise `StepFailed` in this one too.
+    If a later attempt could not raise it again, raise `StepFailed` in this one too.
     """
     if is_undo or isinstance(error, JobSignal):
         return
