@@ -15,7 +15,7 @@ from nimburion.backends.planning.flows import REOPENED_REASONS
 from nimburion.core.backend import Backend
 from nimburion.core.bulk_operations import BulkAction
 from nimburion.core.errors import SessionLost
-from nimburion.core.exchange import Reply, ReserveRequest
+from nimburion.core.exchange import DELIVERY_OVERHEAD, Reply, ReserveRequest
 from nimburion.core.flows import NewFlow
 from nimburion.core.job import Enqueued, NewJob, State
 from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease, Token
@@ -45,6 +45,8 @@ Answer = Any
 _PROCESSING = frozenset({State.PROCESSING})
 _HAIR = 1e-6
 """Floating point seconds that are the same."""
+_LARGEST_DELIVERY = 4096
+"""More bytes than a delivery counts here, with its options."""
 
 
 class CallerTransaction(Protocol):
@@ -107,7 +109,8 @@ class Ledger:
         self.begun: set[tuple[str, int]] = set()
         """Jobs that a handler began, with the fence of the delivery; the handlers say so."""
         self.unfilled: Counter[tuple[str, str]] = Counter()
-        """Exchanges that asked for more jobs of a queue and name than they got."""
+        """Exchanges that asked for more jobs of a queue and name than they got, with room for them.
+        """
         self.open_transactions = 0
         """How many transactions of callers are open."""
         self._left: set[str] = set()
@@ -249,7 +252,7 @@ class Ledger:
             return
         self.last_exchange[session] = self._clock.monotonic()
         self.counts["exchanges beside open transactions"] += self.open_transactions > 0
-        if len(reply.deliveries) < request.total:
+        if len(reply.deliveries) < request.total and not _is_full(reply, request):
             self.unfilled.update({(lane.queue, lane.name) for lane in request.lanes})
         for settlement, result in zip(settlements, reply.results, strict=True):
             await self._after_settlement(session, settlement, result)
@@ -453,6 +456,12 @@ class Ledger:
             for job_id, keys in self._keys.items()
             if job_id not in self._holder and job_id not in self.ended
         )
+
+
+def _is_full(reply: Reply, request: ReserveRequest) -> bool:
+    """Whether the reply may have had no room for another job."""
+    size = sum(DELIVERY_OVERHEAD + len(delivery.payload) for delivery in reply.deliveries)
+    return bool(reply.deliveries) and size + _LARGEST_DELIVERY > request.max_bytes
 
 
 def _leases(reply: Reply) -> list[Lease]:

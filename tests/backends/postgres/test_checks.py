@@ -162,10 +162,11 @@ def test_each_check_of_the_server_has_its_verdict() -> None:
     assert check_connections({**SERVER, "connections": 90}).verdict == "warning"
     assert check_connections(SERVER).text == (
         "10 of 100; the others are enough for 42 more idle workers under supervisors of 8 "
-        "processes, or 30 alone"
+        "processes, or 45 alone"
     )
-    assert (count_workers(97), count_workers(97, 1)) == (45, 32), "max_connections = 100"
+    assert (count_workers(97), count_workers(97, 1)) == (45, 48), "max_connections = 100"
     assert (count_workers(16), count_workers(2), count_workers(0)) == (7, 0, 0)
+    assert (count_workers(3, 1), count_workers(2, 1), count_workers(0, 1)) == (1, 1, 0)
     assert check_clock(100.0, 99.0, 101.0).verdict == "good"
     assert check_clock(200.0, 99.0, 101.0).text == "+99.0 s from this host's"
     assert [format_size(n) for n in (5, 2048, 3 << 20, 5 << 30)] == [

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 
 import pytest
 
+from nimburion.backends.postgres.connection.pool import PostgresConnection
 from nimburion.backends.postgres.notifications import PostgresNotifications
 from nimburion.backends.postgres.url import parse_url
 from nimburion.backends.server import notifications as module
@@ -184,8 +185,10 @@ async def test_an_unexpected_error_while_it_closes_leaves_no_listener_open() -> 
     async def fetch(*_: object) -> list[object]:
         raise KeyError("unexpected")
 
+    settings = parse_url("postgresql://localhost/jobs")
+    connection = PostgresConnection(settings, asyncio.sleep)
     notifications = PostgresNotifications(
-        parse_url("postgresql://localhost/jobs"), fetch, lambda *_: listener
+        settings, fetch, lambda *_: listener, connection, connection.connect
     )
     waiting = asyncio.create_task(notifications.wait_for_session("s"))
     await asyncio.sleep(0)

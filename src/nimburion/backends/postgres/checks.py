@@ -29,7 +29,7 @@ from nimburion.core.timing.clock import Clock
 
 _NEARLY_ALL = 0.8
 _PER_WORKER = 2
-"""The connections of an idle worker, without the one that listens."""
+"""The connections of an idle worker: for exchanges and for heartbeats."""
 _SUPERVISED = 8
 """The worker processes of a supervisor, where the report needs a number."""
 _OLD_SNAPSHOT = 300.0
@@ -212,13 +212,15 @@ def check_connections(server: Row) -> CheckResult:
 
 def count_workers(connections: int, processes: int = _SUPERVISED) -> int:
     """Return for how many idle workers these connections are enough. Each supervisor has this many
-    worker processes, which share a connection that listens.
+    worker processes, which share one more connection that listens. A worker alone listens on the
+    one for exchanges.
 
     >>> count_workers(97), count_workers(97, 1)
-    (45, 32)
+    (45, 48)
     """
-    supervisors, left = divmod(connections, _PER_WORKER * processes + 1)
-    return supervisors * processes + max(0, left - 1) // _PER_WORKER
+    shared = 1 if processes > 1 else 0
+    supervisors, left = divmod(connections, _PER_WORKER * processes + shared)
+    return supervisors * processes + max(0, left - shared) // _PER_WORKER
 
 
 def check_notifications(server: PostgresServerInfo) -> CheckResult:

@@ -130,7 +130,7 @@ class PostgresConnections:
         self.settings: PostgresSettings = settings
         self.main: PostgresConnection = PostgresConnection(settings, asyncio.sleep)
         """The connection that stays open. It belongs to the pool until the first exchange; from
-        then on it runs the exchanges and the other statements of the worker.
+        then on it runs the exchanges and the other statements of the worker, and listens.
         """
         self._has_worker = False
         self.pool: ConnectionPool = ConnectionPool(settings, asyncio.sleep, kept=self.main)
@@ -143,7 +143,7 @@ class PostgresConnections:
             settings, "", self.handler_pool, self.pool
         )
         self.notifications: PostgresNotifications = PostgresNotifications(
-            settings, self.fetch_for_worker, share_listener
+            settings, self.fetch_for_worker, share_listener, self.main, self.connect_worker
         )
         self.pooled: bool = False
         self._statements: dict[str, str] = {}
@@ -163,7 +163,7 @@ class PostgresConnections:
         return await source.fetch(statement, *arguments, extra_time=extra_time)
 
     async def connect_worker(self) -> None:
-        """Connect for an exchange. With the first one, callers get connections of their own."""
+        """Connect for an exchange, or to listen. Callers then get connections of their own."""
         if self._has_worker:
             await self.main.connect()
             return

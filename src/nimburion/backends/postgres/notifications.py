@@ -18,7 +18,6 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 
 from nimburion.backends.postgres.connection.pool import PostgresConnection, Rows
-from nimburion.backends.postgres.errors import DRIVER_ERRORS, map_error
 from nimburion.backends.postgres.schema import insert_schema
 from nimburion.backends.postgres.url import PostgresSettings
 from nimburion.backends.server.notifications import Notifications, ServerListener
@@ -50,56 +49,73 @@ def make_channel_name(settings: PostgresSettings) -> str:
 
 
 class PostgresListener(ServerListener):
-    """Listens with LISTEN."""
+    """Listens with LISTEN.
+
+    Args:
+        connection: the connection that listens.
+        connect: connects it. None: nothing else uses the connection, so it ends with the listener.
+    """
 
     def __init__(
-        self, settings: PostgresSettings, on_listening: OnListening, on_notification: OnNotification
+        self,
+        connection: PostgresConnection,
+        on_listening: OnListening,
+        on_notification: OnNotification,
+        connect: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         super().__init__(on_listening, on_notification)
-        self._connection = PostgresConnection(settings, asyncio.sleep)
+        self._connection = connection
+        self._is_own = connect is None
+        self._connect_first = connect or connection.connect
 
     async def _connect(self) -> None:
-        await self._connection.connect()
+        await self._connect_first()
         if self._connection.server.pooled:
             raise ConfigurationError(
                 "the server is reached through a pooler, which does not support LISTEN"
             )
-        self._connection.driver.add_termination_listener(lambda _: self._note_lost())
+        self._connection.driver.add_termination_listener(self._handle_end)
 
     async def _subscribe(self, added: frozenset[str], removed: frozenset[str]) -> None:
-        driver, settings = self._connection.driver, self._connection.settings
-        try:
-            async with asyncio.timeout(settings.timeout):
-                for channel in sorted(removed):
-                    await driver.remove_listener(channel, self._handle)
-                for channel in sorted(added):
-                    await driver.add_listener(channel, self._handle)
-        except DRIVER_ERRORS as error:
-            raise map_error(error, settings.describe(), sent=False) from error
+        await self._connection.listen(added, removed, self._handle)
 
     def _handle(self, _connection: object, _pid: int, channel: str, text: str) -> None:
         self._on_notification(channel, text)
+
+    def _handle_end(self, _connection: object) -> None:
+        self._note_lost()
 
     async def _ping(self) -> None:
         await self._connection.fetch("SELECT 1")
 
     async def _disconnect(self) -> None:
-        self._connection.terminate()
+        if self._is_own:
+            self._connection.terminate()
 
 
 class PostgresNotifications(Notifications):
-    """Sends and receives the notifications of one handle."""
+    """Sends and receives the notifications of one handle.
+
+    Args:
+        fetch: runs a statement.
+        connection: the connection for exchanges, which also listens if no other process does.
+        connect: connects it for a worker.
+    """
 
     def __init__(
         self,
         settings: PostgresSettings,
         fetch: Callable[..., Awaitable[Rows]],
         share_listener: ShareListener | None,
+        connection: PostgresConnection,
+        connect: Callable[[], Awaitable[None]],
     ) -> None:
         self.sender_id: str = secrets.token_hex(8)
         super().__init__(make_channel_name(settings), f"nimburion.{self.sender_id}", share_listener)
         self._settings = settings
         self._fetch = fetch
+        self._connection = connection
+        self._connect = connect
         self._session_id: str | None = None
         self._idle_queues: frozenset[str] = frozenset()
         """The queues for which the table says that this handle waits; none after a wake-up."""
@@ -238,7 +254,13 @@ class PostgresNotifications(Notifications):
     def _make_listener(
         self, on_listening: OnListening, on_notification: OnNotification
     ) -> Listener:
-        return PostgresListener(self._settings, on_listening, on_notification)
+        connection = PostgresConnection(self._settings, asyncio.sleep)
+        return PostgresListener(connection, on_listening, on_notification)
+
+    def _make_own_listener(self) -> Listener:
+        return PostgresListener(
+            self._connection, self._note_listening, self._receive, self._connect
+        )
 
     def _notify_all(self, text: str) -> None:
         sender_id, *names = text.split("\n")

@@ -131,7 +131,7 @@ class PostgresSettings(UrlSettings, frozen=True, kw_only=True):
     """Seconds allowed for connecting, and then for each reply."""
     connections: int = DEFAULT_CONNECTIONS
     """The largest number of connections for callers in one process. A worker has two more of its
-    own, and one that listens, which the processes of a supervisor share.
+    own. The processes of a supervisor share one that listens.
     """
     pooler: Pooler = "auto"
     """Whether a pooler such as PgBouncer is in use; `auto` detects it."""

@@ -182,7 +182,7 @@ class Notifications(ABC):
         self.can_listen: bool = True
         """Whether the server can send notifications to this handle."""
         self._share_listener = share_listener
-        """None: this handle listens on a connection of its own."""
+        """None: this handle listens itself."""
         self._listener: Listener | None = None
         self._is_connected = asyncio.Event()
         """Set while notifications arrive."""
@@ -247,7 +247,7 @@ class Notifications(ABC):
 
     def _start_listener(self) -> Listener:
         if self._share_listener is None:
-            listener = self._make_listener(self._note_listening, self._receive)
+            listener = self._make_own_listener()
         else:
             listener = self._share_listener(
                 self._make_listener, self._note_listening, self._receive
@@ -293,6 +293,10 @@ class Notifications(ABC):
         self, on_listening: OnListening, on_notification: OnNotification
     ) -> Listener:
         """Return a listener with a connection of its own. It may run on another event loop."""
+
+    def _make_own_listener(self) -> Listener:
+        """Return the listener of a handle that shares none."""
+        return self._make_listener(self._note_listening, self._receive)
 
     @abstractmethod
     async def _add_idle_entries(self, queues: Collection[str]) -> None:

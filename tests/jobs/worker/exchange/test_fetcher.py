@@ -115,6 +115,49 @@ def _exchange(state: State, *waiting: Lane) -> float:
     return request.long_poll
 
 
+def _receive(state: State, jobs: int) -> int:
+    """Make an exchange that finds as many jobs as it requests, of `jobs`. Return the request."""
+    request = state.fetcher.make_request()
+    found = [_make_delivery(number) for number in range(min(jobs, request.total))]
+    waiting = [Lane("default", "job")] if jobs > request.total else []
+    state.fetcher.note_reply(Reply([], found, waiting), request)
+    return request.total
+
+
+async def test_a_worker_alone_prefetches_at_once() -> None:
+    state = State()
+    state.slots.prefetch.learn(0.002)
+    assert _receive(state, jobs=1_000) == 10 + 100
+
+
+async def test_a_worker_of_a_fleet_prefetches_when_it_has_run_jobs_of_the_backlog() -> None:
+    """Jobs that use the CPU: those in the slots do not run side by side."""
+    state = State()
+    state.fetcher.note_fleet(2, has_expired=False)
+    state.slots.prefetch.learn(0.002)
+    with patch.object(state.fetcher, "_monotonic", side_effect=[0.0, 0.02, 0.06, 0.1, 0.14]):
+        assert [_receive(state, jobs=1_000) for _ in range(3)] == [10, 10 + 10, 10 + 10]
+        assert _receive(state, jobs=5) == 10 + 10
+        assert _receive(state, jobs=1_000) == 10  # the backlog has ended, and there is another one
+
+
+async def test_a_worker_of_a_fleet_prefetches_what_it_runs_side_by_side() -> None:
+    state = State()
+    state.fetcher.note_fleet(2, has_expired=False)
+    state.slots.prefetch.learn(0.002)
+    with patch.object(state.fetcher, "_monotonic", side_effect=[0.0, 0.002, 0.01]):
+        assert [_receive(state, jobs=1_000) for _ in range(3)] == [10, 10 + 40, 10 + 100]
+
+
+async def test_a_worker_of_a_fleet_prefetches_as_before_when_the_others_have_ended() -> None:
+    state = State()
+    state.slots.prefetch.learn(0.002)
+    state.fetcher.note_fleet(2, has_expired=False)
+    assert _receive(state, jobs=5) == 10
+    state.fetcher.note_fleet(1, has_expired=False)
+    assert _receive(state, jobs=5) == 10 + 100
+
+
 async def test_there_is_no_long_poll_while_lanes_wait_for_the_next_exchange() -> None:
     state, lane = State(long_poll=True), Lane("default", "job")
     timeouts = [_exchange(state, lane), _exchange(state), _exchange(state)]

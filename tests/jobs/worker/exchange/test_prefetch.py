@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -111,3 +112,47 @@ async def test_a_backend_in_another_process_gets_two_exchanges_of_prefetch(
     # The slots are free again when a reply arrives, where a job can end before the next one starts.
     assert 400 < most < 1_000 + 10
     assert (most >= 500 + 10) is (kind is Elsewhere)
+
+
+@pytest.mark.parametrize("kind", [Elsewhere, MemoryBackend])
+async def test_workers_that_have_run_short_jobs_share_longer_ones(
+    kind: type[MemoryBackend],
+) -> None:
+    """Each could prefetch hundreds of them, and so the first workers all."""
+    workers, jobs = 8, 2_000
+    clock = FakeClock()
+    backend = kind(clock=clock)
+    counts = [0] * workers
+
+    async with AsyncExitStack() as stack, asyncio.timeout(60):
+        client = await stack.enter_async_context(Processor(backend, clock=clock, session_ttl=1e6))
+        client.register("job", _ignore)
+        for number in range(workers):
+            processor = Processor(
+                backend.new_handle(), clock=clock, concurrency=10, session_ttl=1e6
+            )
+
+            async def handle(_: Context, data: bytes, number: int = number) -> None:
+                if data == b"long":
+                    clock.advance(0.001)
+                    counts[number] += 1
+
+            processor.register("job", handle)
+            await stack.enter_async_context(processor)
+            stack.push_async_callback(processor.stop, 0)
+            await processor.start()
+        clock.advance(0.25e6)  # the next heartbeat of each says how many there are
+        for _ in range(50 * workers):
+            await client.enqueue_raw("job", b"short")
+        await wait_until(partial(has_completed, backend, 50 * workers), "short jobs are completed")
+        await client.queues.pause("default")
+        for _ in range(jobs):
+            await client.enqueue_raw("job", b"long")
+        await client.queues.resume("default")
+        done = 50 * workers + jobs
+        await wait_until(partial(has_completed, backend, done), "all jobs are completed", 30)
+    assert statistics.pstdev(counts) / statistics.mean(counts) <= 0.1
+
+
+async def _ignore(_: Context, data: bytes) -> None:
+    del data

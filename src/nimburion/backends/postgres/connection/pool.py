@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterator,
+    Sequence,
+)
 from contextlib import asynccontextmanager, suppress
 from itertools import count
 from typing import Any, TypeVar
@@ -141,6 +149,29 @@ class PostgresConnection:
         """
         within = self.settings.timeout + extra_time
         return await self._call_with_retry(within, self._run_body, "", body)
+
+    async def listen(
+        self, added: Collection[str], removed: Collection[str], callback: Callable[..., None]
+    ) -> None:
+        """Listen on more channels, and no longer on others. Return when the server has confirmed
+        it. After a reconnect, the connection listens on none.
+
+        `callback` gets the notifications of `added`, as the driver's listeners do.
+        """
+        async with self._lock:
+            driver = (await self._ensure_connected()).driver
+            try:
+                async with asyncio.timeout(self.settings.timeout):
+                    for channel in sorted(removed):
+                        await driver.remove_listener(channel, callback)
+                    for channel in sorted(added):
+                        await driver.add_listener(channel, callback)
+            except (TimeoutError, asyncio.CancelledError):
+                disconnect(driver)  # the next call would read the outstanding reply
+                raise
+            except DRIVER_ERRORS as error:
+                self._terminate_if_broken(error)
+                raise map_error(error, self._where, sent=False) from error
 
     async def fetch_value(self, statement: str, *arguments: Any) -> Any:  # noqa: ANN401 - values of SQL
         """Run one statement and return the first value of its first row."""

@@ -80,13 +80,17 @@ class Fetcher:
     __slots__ = (
         "_batches",
         "_completer",
+        "_counted_at",
         "_empty_replies",
         "_flush_size",
         "_flush_timer",
         "_lanes",
         "_loop",
+        "_monotonic",
+        "_ran",
         "_refill_level",
         "_slots",
+        "_taken",
         "_waits_for_jobs",
         "_was_batch_skipped",
         "_woken",
@@ -95,6 +99,7 @@ class Fetcher:
         "due_timer",
         "expects_jobs",
         "flush_due",
+        "has_others",
         "job_due",
         "lanes_not_empty",
         "long_poll",
@@ -127,6 +132,8 @@ class Fetcher:
         """Whether the worker is closing: pending settlements are sent, and no job is awaited."""
         self.cancelled: bool = False
         """Whether code outside the engine cancelled the reserve loop: it ends when no job runs."""
+        self.has_others: bool = False
+        """Whether other workers are alive: they may run what this one does not prefetch."""
         self.expects_jobs: bool = False
         """Whether the next exchange may find a job in the lanes that the last reply named."""
         self.long_poll: LongPoll = LongPoll(backend, lanes.queues, session_ttl)
@@ -135,6 +142,7 @@ class Fetcher:
         )
         self.due_timer: DueTimer = DueTimer(clock, self.note_job_due)
         self._loop = loop
+        self._monotonic = clock.monotonic
         self._slots = slots
         self._completer = completer
         self._lanes = lanes
@@ -150,6 +158,12 @@ class Fetcher:
         wait, `find_reason` returns None. The last call has set both, less than a second ago.
         """
         self._woken = asyncio.Event()
+        self._taken = 0
+        """The jobs that were delivered since the worker last found nothing waiting; since its start
+        while there is no other worker."""
+        self._ran = 0
+        """How many of them had left this worker at `_counted_at`."""
+        self._counted_at = clock.monotonic()
 
     # Ask now?
 
@@ -276,6 +290,9 @@ class Fetcher:
             self.long_poll.interrupt()
         self.long_poll.longest = seconds
         self.wakeups.set_poll_interval(seconds)
+        self.has_others = size > 1
+        if not self.has_others:
+            self._slots.prefetch.stop_sharing()
 
     def begin_session(self, completer: Completer) -> None:
         """Use the completer of a new session, and look for jobs in all lanes."""
@@ -299,12 +316,25 @@ class Fetcher:
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None
+        if self.has_others:
+            self._share_backlog()
         if self._completer.is_full:
             return RESERVE_NOTHING
         room = min(self._slots.count_free(), MAX_REQUESTED)
         if self._batches is not None:
             return self._make_request_with_batches(room, self._batches)
         return self._make_lanes_request(room) if room > 0 else RESERVE_NOTHING
+
+    def _share_backlog(self) -> None:
+        """Limit how many jobs this worker prefetches: other workers may run them too."""
+        slots, now = self._slots, self._monotonic()
+        held = len(slots.running) + slots.waiting_count
+        if not (slots.prefetched or self.lanes_not_empty):  # the backlog has ended
+            self._taken, self._ran = held, 0
+        ran = self._taken - held
+        if ran == 0 or ran > self._ran:
+            slots.prefetch.share(ran, ran - self._ran, now - self._counted_at)
+            self._ran, self._counted_at = ran, now
 
     def _make_lanes_request(self, room: int, without: Collection[str] = ()) -> ReserveRequest:
         """Return a request for `room` jobs: from all lanes if any may hold new jobs.
@@ -356,6 +386,7 @@ class Fetcher:
     def note_reply(self, reply: Reply, request: ReserveRequest) -> None:
         """Note of which lanes the backend holds more jobs, and when the next job is due."""
         batches = self._batches
+        self._taken += len(reply.deliveries)
         if request.total:
             is_partial = batches is not None and batches.was_filled
             if batches is not None:

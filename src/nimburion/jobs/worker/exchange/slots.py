@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sized
 from typing import TypeVar
@@ -16,6 +17,8 @@ MAX_REQUESTED = 500
 """The most jobs that one exchange requests."""
 PREFETCH_SECONDS = 0.020
 """The time in seconds within which the prefetched jobs should run."""
+_MOST_GROWTH = 4
+"""The most that such a worker prefetches, as a multiple of what it has run of the backlog."""
 
 _NEW_VALUE_WEIGHT = 0.05
 """The weight of the latest duration in the moving average: it follows a change within about 20
@@ -32,14 +35,19 @@ class Prefetch:
     twice the size of one exchange. One half runs while the backend works on the other: measured on
     PostgreSQL, 26,000 jobs a second became 42,000. A backend in this process would only get smaller
     batches.
+
+    The time budget assumes that the jobs in all slots run side by side. Handlers that use the CPU
+    do not: their jobs would wait for several times the budget, while other workers may be idle. So
+    `share` sets a lower limit where there are other workers.
     """
 
-    __slots__ = ("_concurrency", "_mean", "_most", "is_off")
+    __slots__ = ("_concurrency", "_limit", "_mean", "_most", "is_off")
 
     def __init__(self, concurrency: int, *, remote: bool) -> None:
         self._concurrency = concurrency
         self._most = 2 * MAX_REQUESTED if remote else MAX_REQUESTED
         self._mean: float | None = None
+        self._limit = self._most
         self.is_off: bool = True
         """Whether the size is 0, because the mean is unknown or longer than the budget."""
 
@@ -48,7 +56,7 @@ class Prefetch:
         """The number of jobs to hold."""
         if self.is_off or self._mean is None:
             return 0
-        return min(self._most, int(self._concurrency * PREFETCH_SECONDS / max(self._mean, 1e-6)))
+        return min(self._limit, int(self._concurrency * PREFETCH_SECONDS / max(self._mean, 1e-6)))
 
     def learn(self, seconds: float) -> None:
         """Update the mean with an attempt that took `seconds`."""
@@ -59,6 +67,24 @@ class Prefetch:
     def suspend(self) -> None:
         """Set the size to 0 until another attempt has ended."""
         self.is_off = True
+
+    def share(self, ran: int, ran_lately: int, seconds: float) -> None:
+        """Limit the size, because other workers run the same backlog.
+
+        A worker prefetches what it runs in the time budget. The first jobs of a backlog may take
+        longer than those before, so it starts with few.
+
+        Args:
+            ran: the jobs that this worker has run since it last found nothing waiting.
+            ran_lately: those of the last `seconds`.
+        """
+        lately = seconds / ran_lately if ran_lately > 0 else math.inf
+        budget = PREFETCH_SECONDS / max(1e-6, min(self._mean or 0.0, lately))
+        self._limit = int(min(self._most, budget, ran * _MOST_GROWTH))
+
+    def stop_sharing(self) -> None:
+        """Remove the limit: there is no other worker."""
+        self._limit = self._most
 
 
 class Slots:
