@@ -169,19 +169,22 @@ def record_first_steps(db: Database, session: int, settlements: Sequence[Settlem
     that were stored among the settlements: their token matched, and their number was new.
     """
     first: dict[tuple[object, int], int] = {}
+    steps: list[Recorded] = []
     others = set()
     for place, settlement in enumerate(settlements):
         seq = settlement.lease.ref
         if type(settlement) is not Recorded or settlement.forgets:
             others.add(seq)
         elif type(seq) is int and seq not in others:
-            first.setdefault((seq, settlement.number), place)
+            key = (seq, settlement.number)
+            if key not in first:
+                first[key] = place
+                steps.append(settlement)
     if not first:
         return set()
     from nimburion.backends.sqlite.runs import insert_steps  # most workers store no steps
 
-    steps = (settlements[place] for place in first.values())
-    stored = insert_steps(db, session, [step for step in steps if isinstance(step, Recorded)])
+    stored = insert_steps(db, session, steps)
     return {first[key] for key in stored}
 
 

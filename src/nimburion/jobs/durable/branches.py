@@ -34,10 +34,11 @@ if TYPE_CHECKING:
     from nimburion.jobs.worker.attempt.attempt import Attempt
 
 BRANCHES_IDLE_AFTER = 0.05
-"""Seconds without an operation after which a handler with several branches counts as waiting.
+"""Seconds without an operation after which a run with several branches is suspended.
 
-A branch that awaits something else may be about to do an operation, and asyncio does not tell what
-it awaits. A handler with one branch waits as soon as it awaits an operation.
+One branch may wait for a signal while another awaits something else, such as an event that a third
+branch sets. asyncio does not tell whether it will do an operation soon. A run with one branch is
+suspended as soon as this branch waits.
 """
 REPLAY_TIMEOUT = 5.0
 """Seconds that a handler has, in the phase REPLAYING, to come to a new operation. The time begins
@@ -70,7 +71,7 @@ class Wait(Struct, eq=False):
 
 
 class RunBranches(Struct, eq=False):
-    """Counts the operations that work, keeps those that wait, and ends the handler if none works.
+    """Counts the operations that work, keeps those that wait, and suspends the run when all wait.
 
     An operation works between `begin_work` and `end_work`, also while it waits for the answer of
     the backend.
@@ -219,8 +220,8 @@ class RunBranches(Struct, eq=False):
     def _end_if_idle(self, *, is_quiet: bool = False) -> None:
         """End the handler if it must end or all its branches wait.
 
-        With several branches, do so after `BRANCHES_IDLE_AFTER`: `is_quiet`. Each of them may still
-        come to a stored operation, and to what it then registers to be undone.
+        With several branches, wait for `BRANCHES_IDLE_AFTER` first. `is_quiet`: it has passed. A
+        branch may still reach a stored operation, and register how to undo it.
         """
         state = self.state
         if state.phase is ENDED:

@@ -114,7 +114,7 @@ async def start_children(
         flow_id = make_flow_id(run.job_id, run.generation, key)
         try:
             await run.services.enqueue_children(flow_id, key, jobs)
-        except JobConflict:  # an earlier attempt stored them, and did not come further
+        except JobConflict:  # an earlier attempt stored them, but not their entry
             run.note_difference("child jobs", key, place)
         except BackendUnavailable as error:  # some may be stored; a repeat stores the others
             await run.stop_without_answer(f"its child jobs could not be stored: {error}")
@@ -247,7 +247,7 @@ async def _read(run: DurableRun, reading: Awaitable[T]) -> T:
 
 
 class _EndedChildren(NamedTuple):
-    """What child jobs have come to that have all ended."""
+    """How child jobs have ended."""
 
     values: tuple[Raw, ...]
     """Their results in their order, up to the limit of their size."""
@@ -258,7 +258,7 @@ class _EndedChildren(NamedTuple):
 
 
 async def _read_ended(run: DurableRun, entry: ChildrenEntry) -> _EndedChildren | None:
-    """Return what child jobs have come to; None if some have not ended."""
+    """Return how child jobs have ended; None if some have not."""
     services, ids = run.services, list_child_ids(entry)
     if len(ids) > 1:
         unfinished = await _read(run, services.count_unfinished(entry.flow))

@@ -40,7 +40,7 @@ async def end_run(
     """Return the settlement of a run whose handler has ended, after what must be done before.
 
     `raised` is the error of the handler. `UndoFailed` is raised if an undo fails for good, or if
-    the handler does not come to an undo that an earlier attempt has registered.
+    the handler does not register an undo again that an earlier attempt has registered.
     """
     known = run.journal.ending
     if known is not None:
@@ -69,7 +69,7 @@ def _decide_again(
 ) -> Settlement:
     """Return the settlement of a run whose end an earlier attempt has decided.
 
-    The handler was called again to register what is undone. If it has not come to all of it, it
+    The handler was called again to register what is undone. If it has not reached all of it, it
     may do so in a later attempt: its own settlement counts then.
     """
     lease = run.record.delivery.lease
@@ -100,7 +100,7 @@ async def _clean_up(run: DurableRun, settlement: Failed | Cancelled) -> Settleme
         await cancel_children(run)
     is_unreadable = isinstance(settlement, Failed) and settlement.error.kind == "unreadable"
     if is_unreadable:
-        return settlement  # the handler did not come to all that it has to undo
+        return settlement  # the handler did not register all that must be undone
     if not run.undos:
         if run.journal.ending is not None:
             run.recorder.send(UndoneEntry())

@@ -20,7 +20,7 @@ NULL = Raw(b"null")
 
 
 class StoredError(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An exception, so that a later execution can raise it again."""
+    """An exception, so that a later attempt can raise it again."""
 
     type: str
     """The qualified name of its class."""
@@ -200,7 +200,7 @@ class StoredEntry(msgspec.Struct, eq=False):
     at: float | None = None
     """In epoch seconds on the backend's clock; None: it is not stored yet."""
     is_passed: bool = False
-    """Whether this execution came to the operation that stored it."""
+    """Whether this attempt has done or repeated the operation that stored it."""
 
 
 class Journal:
@@ -248,7 +248,7 @@ class Journal:
             self.ending = cast("EndingEntry", entry)
 
     def find_passed(self, kind: type[AnyEntry], key: str) -> StoredEntry | None:
-        """Return an entry, and note that this execution came to it; None if there is none."""
+        """Return an entry whose operation this attempt repeats; None if there is none."""
         stored = self._entries.get((_KINDS[kind], key))
         if stored is not None:
             stored.is_passed = True
@@ -264,7 +264,7 @@ class Journal:
 
     @property
     def has_more(self) -> bool:
-        """Whether an earlier execution came further than this one."""
+        """Whether an earlier attempt did operations that this one has not repeated yet."""
         return any(
             not stored.is_passed and isinstance(stored.entry, OPERATIONS)
             for stored in self._entries.values()

@@ -120,7 +120,7 @@ class RunState(Struct, eq=False):
             )
 
     def find_known_end(self) -> RunCancellation | RunCleanup | None:
-        """Return the end that is known before the handler comes to it; None if none is."""
+        """Return how the run must end, if that is decided or requested; else None."""
         if self.journal.ending is not None:
             return RunCleanup()
         return RunCancellation() if self.is_cancelling else None

@@ -1,9 +1,11 @@
-"""One execution of a durable run: what it has stored, what it waits for, and how it ends.
+"""One attempt at a durable run: reads what is stored, and begins and ends the operations.
 
-A handler is called again from its beginning in each attempt. An operation that an earlier attempt
-completed returns what the journal has of it. When all branches of the handler wait, the run is
-suspended: `asyncio.CancelledError` ends the handler, and `RunState.ending` says that this is no
-failure.
+A handler is called from its beginning in each attempt. An operation that an earlier attempt did
+returns what the journal has of it. When all branches of the handler wait, the run is suspended:
+`asyncio.CancelledError` ends the handler, and `RunState.ending` says that this is no failure.
+
+`phase.py` has the phases of an attempt, `recorder.py` sends entries, and `branches.py` knows what
+works and what waits.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ _STEPS_FILE = __file__.removesuffix("run.py") + "steps.py"
 
 
 class DurableRun:
-    """The execution of a durable handler in one attempt."""
+    """One attempt at a durable run."""
 
     _last_signal: int = 0
     """The largest number of a signal that this attempt has read."""
@@ -80,9 +82,9 @@ class DurableRun:
         self.recorder: RunRecorder = RunRecorder(record, services, self.journal, self.state)
         self.branches: RunBranches = RunBranches(record, services, self.state, self.recorder)
         self.time: float = record.delivery.created_at
-        """The end of the latest operation that this execution came to."""
+        """When the latest operation that this attempt did or repeated has ended."""
         self.called: list[str] = []
-        """The keys of the steps whose functions this execution has called, once for each call."""
+        """The keys of the steps whose functions this attempt has called, once for each call."""
         self.differing: list[str] = []
         """The keys of the operations that were stored with other arguments."""
         self.undos: list[StepCall] = []
@@ -90,7 +92,7 @@ class DurableRun:
         self.signals: list[StoredSignal] = []
         """The unread signals that no operation has taken."""
         self._keys: dict[tuple[str, str], CallSite] = {}
-        """Where each key of this execution was used first, by kind of operation and key."""
+        """Where this attempt has used each key first, by kind of operation and key."""
 
     @property
     def job_id(self) -> str:
@@ -174,8 +176,8 @@ class DurableRun:
                 self.state.phase = REPLAYING
 
     async def begin_anew(self, payload: bytes | None) -> None:
-        """Forget all steps. The arguments of the next execution are `payload`; None: those of the
-        job.
+        """Forget all steps. The next attempt calls the handler with `payload`; None: with the
+        arguments of the job.
         """
         entry = RestartEntry("", self.generation + 1, Raw(payload or b"null"))
         self.journal.begin_anew()
@@ -202,7 +204,8 @@ class DurableRun:
         task = asyncio.current_task()
         if task is not state.main and task is not None:
             self.branches.tasks.add(task)
-        check_key(key)
+        if type(key) is not str or not key.isascii() or not 1 <= len(key) <= MAX_KEY:
+            check_key(key)  # few keys need its call
         first = self._keys.setdefault((kind, key), place)
         if first is not place:
             raise InvalidStep(
@@ -259,17 +262,12 @@ class DurableRun:
             branches.unstored -= 1
             branches.end_work()
 
-    @property
-    def must_record_first(self) -> bool:
-        """Whether something must be stored before the next effect. Then call `record_first`."""
-        return self.recorder.sent_cleanup is not None or bool(self.recorder.raised)
-
     async def record_first(self) -> None:
-        """Return when what must precede the next effect is stored: the errors that the handler
-        has caught, and that the end of the run needs a worker.
+        """Return when all is stored that must be stored before the next step is called.
 
-        If the worker is lost during the effect, another execution takes the same branch; if the run
-        is cancelled then, another worker still undoes it.
+        These are the errors that the handler has caught: if the worker is lost during the step,
+        the next attempt catches them again. The other is that the end of the run needs a worker: if
+        the run is cancelled during the step, another worker undoes it.
         """
         recorder = self.recorder
         sent = recorder.send_caught()
@@ -280,9 +278,9 @@ class DurableRun:
             recorder.sent_cleanup = None
 
     def note_passed(self, stored: StoredEntry, end: float | None = None) -> None:
-        """Note that a wait has ended, or that this execution repeats what an earlier attempt did.
+        """Note that the handler has repeated a stored operation, or that a wait has ended.
 
-        `end`: when the operation ended; None: when its entry was stored.
+        `end`: when the operation ended, if that is not when its entry was stored.
         """
         stored.is_passed = True
         end = stored.at if end is None else end

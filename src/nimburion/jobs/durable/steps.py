@@ -35,6 +35,7 @@ from nimburion.jobs.durable.journal import (
     UndoEntry,
     encode_entry,
 )
+from nimburion.jobs.durable.phase import WORKING
 from nimburion.jobs.durable.run import CallSite, DurableRun
 from nimburion.jobs.durable.stored_errors import decode_error, encode_error, format_message
 from nimburion.jobs.durable.values import (
@@ -118,15 +119,17 @@ async def run_step(run: DurableRun, call: StepCall) -> Any:  # noqa: ANN401 (the
     stored = run.journal.find_passed(StepEntry, call.key)
     if stored is not None:
         return _replay(run, call, stored, digest)
-    if not run.may_begin:
+    # Here and below, a property or a coroutine of the run would cost each step a call.
+    if run.state.phase is not WORKING or run.record.cancel_requested:  # as `run.may_begin`
         await run.require_may_begin()
+    recorder, branches = run.recorder, run.branches
     retry = run.journal.find_passed(RetryEntry, call.key)
     while True:
         failures = 0 if retry is None else await _wait_for_retry(run, retry)
-        if run.must_record_first:
+        if recorder.raised or recorder.sent_cleanup is not None:
             await run.record_first()
         run.called.append(call.key)
-        run.branches.begin_work()
+        branches.begin_work()
         try:
             try:
                 function = read_step_function(call.function)
@@ -135,24 +138,22 @@ async def run_step(run: DurableRun, call: StepCall) -> Any:  # noqa: ANN401 (the
                 else:
                     value = await _call(run, call, function)
                 encoded, value = encode_value(call.key, function, value)
-                sent = run.recorder.send(
-                    StepEntry(call.key, encoded, None, digest), is_awaited=True
-                )
+                entry = StepEntry(call.key, encoded, None, digest)
+                sent = recorder.send(entry, is_awaited=True)
             except Exception as error:
                 retry = await _record_failure(run, call, error, failures + 1)
                 if retry is None:
                     raise
                 continue
-            # One await for the answer: `run.await_stored` would add a coroutine to each step.
-            waiting = sent.wait()
+            waiting = sent.wait()  # as `run.await_stored`
             if waiting is not None:
-                run.branches.unstored += 1
+                branches.unstored += 1
                 try:
                     await waiting
                 finally:
-                    run.branches.unstored -= 1
+                    branches.unstored -= 1
         finally:
-            run.branches.end_work()
+            branches.end_work()
         run.time = sent.at or run.time
         return value
 
@@ -208,8 +209,7 @@ async def _try(
     stored = run.journal.find_passed(RetryEntry, key)
     while True:
         failures = 0 if stored is None else await _wait_for_retry(run, stored)
-        if run.must_record_first:
-            await run.record_first()
+        await run.record_first()
         run.called.append(key)
         run.branches.begin_work()
         try:
@@ -254,7 +254,7 @@ def make_retry_key(key: str, *, is_undo: bool) -> str:
 def _note_failure(run: DurableRun, call: StepCall, error: Exception, *, is_undo: bool) -> None:
     """Note the error of a step, which the handler may catch.
 
-    If a later execution could not raise it, raise `StepFailed` in this one too.
+    If a later attempt could not raise it again, raise `StepFailed` in this one too.
     """
     if is_undo or isinstance(error, JobSignal):
         return

@@ -1,4 +1,4 @@
-"""Exceptions that a handler caught, stored so that a later execution raises the same."""
+"""Exceptions that a handler caught, stored so that a later attempt raises the same."""
 
 from __future__ import annotations
 

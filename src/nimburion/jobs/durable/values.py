@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import ref
 from zlib import crc32
 
 import msgspec
@@ -33,9 +33,9 @@ def read_step_function(function: Callable[..., Any]) -> StepFunction:
     """Return what a run needs of a function. `InvalidStep` is raised if it cannot be a step."""
     plain = getattr(function, "__func__", function)
     try:
-        known = _known.get(plain)
+        known = _known.get(ref(plain))
         if known is None:
-            known = _known[plain] = _read(function)
+            known = _known[ref(plain, _forget)] = _read(function)
     except TypeError:  # it cannot be a key
         return _read(function)
     return known
@@ -53,7 +53,12 @@ def _read(function: Callable[..., Any]) -> StepFunction:
     return StepFunction(waits, msgspec.json.Decoder(kind, dec_hook=dec_hook).decode)
 
 
-_known: WeakKeyDictionary[Callable[..., Any], StepFunction] = WeakKeyDictionary()
+_known: dict[ref[Callable[..., Any]], StepFunction] = {}
+"""What was read of functions that still exist: a `WeakKeyDictionary` without its Python code."""
+
+
+def _forget(function: ref[Callable[..., Any]]) -> None:
+    _known.pop(function, None)
 
 
 def get_function_name(function: Callable[..., Any]) -> str:
