@@ -83,9 +83,11 @@ def test_a_name_that_is_not_there() -> None:
 
 def test_a_lua_file_comes_without_its_header() -> None:
     scripts = LuaFiles("nimburion.backends.redis", *FOLDERS)
-    assert scripts["promote"].startswith("continue_flows()\n")
+    assert scripts["promote"].startswith("continue_flows(false, true)\n")
     assert scripts.read_header_field("promote", "Keys") == "scheduled ready lane_name"
     assert scripts.read_header_field("promote", "Nothing") == ""
+    keys = scripts.read_header_field("prune", "Keys").split()
+    assert (keys[0], keys[-1]) == ("job", "removed_run")  # of several lines
     with pytest.raises(LookupError, match="redis has no Lua file 'nothing'"):
         scripts["nothing"]
 

@@ -35,8 +35,8 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: an exchange that leaves changes hides that jobs were due before",
         f"{SQL}exchange.sql",
-        "THEN LEAST(now, $next_due) ELSE",
-        "THEN now ELSE",
+        "THEN LEAST($now, $next_due) ELSE",
+        "THEN $now ELSE",
         (f"{CHANGES}test_a_backlog_of_scheduled_jobs_is_found_beside_one_of_changes",),
     ),
     Mutant(

@@ -72,7 +72,6 @@ REDIS_MUTANTS = (
         "Redis: a repeat reserves anew",
         "backends/redis/*.lua",
         "  $details, $bodies, $nonce = $repeat_leases($session4, $number8, $nonce, $request.max_bytes)\n"
-        "  if not $details then\n    return { 'cancelled' }\n  end\n"
         "  $lanes = $find_open_lanes($request, $numbers, {})\n",
         "  $lanes = $find_open_lanes($request, $numbers, {})\n  $details, $bodies = lease_jobs(session4, number8, nonce, choose_jobs($lanes, $request), $lanes, $request.max_bytes)\n",
         (f"{REDIS}test_a_repeat_brings_the_same_deliveries",),
@@ -167,8 +166,8 @@ REDIS_MUTANTS = (
     Mutant(
         "Redis: rescue frees no place",
         f"{LUA}scripts/rescue.lua",
-        "write_buffer()\nmore = continue_flows() or more\nwrite_lane_counts()",
-        "write_buffer()\nmore = continue_flows() or more",
+        "write_buffer()\nmore = continue_flows(false, true) or more\nwrite_lane_counts()",
+        "write_buffer()\nmore = continue_flows(false, true) or more",
         (f"{REDIS}test_rescue_gives_places_back",),
     ),
     Mutant(

@@ -10,10 +10,10 @@ SCRIPTS = "backends/redis/*.lua"
 
 REDIS_FLOW_MUTANTS = (
     Mutant(
-        "Redis: a plain exchange settles a member",
+        "Redis: an exchange does not see that it has ended a member",
         SCRIPTS,
-        "    if $needed then\n      return { $needed }\n    end",
-        "",
+        "  local $is_needed = has_flow_changes() or $may_have_left and",
+        "  local $is_needed = $may_have_left and",
         (f"{REDIS}test_it_waits_for_all_of_its_conditions",),
     ),
     Mutant(
@@ -26,7 +26,7 @@ REDIS_FLOW_MUTANTS = (
     Mutant(
         "Redis: a rescued member does not count",
         SCRIPTS,
-        "write_buffer()\nmore = continue_flows() or more\nwrite_lane_counts()\nnotify_marked()\nreturn { returned",
+        "write_buffer()\nmore = continue_flows(false, true) or more\nwrite_lane_counts()\nnotify_marked()\nreturn { returned",
         "write_buffer()\nwrite_lane_counts()\nnotify_marked()\nreturn { returned",
         (f"{REDIS}test_a_failing_end",),
     ),
@@ -61,7 +61,7 @@ REDIS_FLOW_MUTANTS = (
     Mutant(
         "Redis: a promotion does not continue the changes of flows",
         SCRIPTS,
-        "continue_flows()\nlocal $count, $queues, $has_more = promote_due(",
+        "continue_flows(false, true)\nlocal $count, $queues, $has_more = promote_due(",
         "local $count, $queues, $has_more = promote_due(",
         (f"{REDIS}test_more_than_one_step_resumes",),
     ),
@@ -143,24 +143,17 @@ REDIS_FLOW_MUTANTS = (
         (f"{REDIS}test_a_repeat_after_the_members_were_pruned",),
     ),
     Mutant(
-        "Redis: a plain exchange does not see the time of a run",
+        "Redis: an exchange does not see the time of a run",
         SCRIPTS,
-        "find_needed_script() or has_due_runs() and 'members'\n",
-        "find_needed_script() or nil\n",
+        "  if $is_needed or has_due_runs() then",
+        "  if $is_needed then",
         (f"{RUNS}test_another_worker_resumes_a_run_and_reserves_it",),
-    ),
-    Mutant(
-        "Redis: a plain exchange forgets the due time that it has added",
-        SCRIPTS,
-        "  return $due_members and get_earlier($next_due8, get_first_scheduled()) or $next_due8",
-        "  return $next_due8",
-        (f"{RUNS}test_a_reply_names_a_retry_of_the_same_exchange",),
     ),
     Mutant(
         "Redis: a worker that released a cancelled run ends it",
         SCRIPTS,
-        "  return has_request() and 'cancelled' or nil",
-        "  return nil",
+        "    elseif ask_to_end($field) then\n      requeue($field, $lease, $lane)\n",
+        "",
         (f"{RUNS}test_another_worker_releases_a_run_that_is_to_end",),
     ),
     Mutant(

@@ -75,10 +75,10 @@ class LuaFiles:
     def read_header_field(self, name: str, label: str) -> str:
         """Return the text after a label in the header of a file, on the same line.
 
-        The result is empty if the header does not have the label.
+        If several lines have the label, their texts are joined. If none has, the result is empty.
         """
-        found = re.search(rf"^--[ \t]*{label}:(.*)$", self._headers[name], re.MULTILINE)
-        return found[1].strip() if found else ""
+        found = re.findall(rf"^--[ \t]*{label}:(.*)$", self._headers[name], re.MULTILINE)
+        return " ".join([text.strip() for text in found])
 
 
 @cache

@@ -665,6 +665,7 @@ class Processor(DeclaresJobs, Client):
         hold: float = 0.0,
     ) -> AttemptRunner:
         """Return an attempt runner for a worker or an inline runner of this processor."""
+        from nimburion.jobs.worker.attempt.attempt_end import AttemptEnd
         from nimburion.jobs.worker.attempt.attempt_runner import AttemptRunner
         from nimburion.jobs.worker.attempt.forking import ForkGuard
         from nimburion.jobs.worker.attempt.handler_chains import HandlerChains
@@ -685,6 +686,7 @@ class Processor(DeclaresJobs, Client):
 
             runs = RunServices(self, record, threads.start, reporter, self._random, hold=hold)
         guard = guard or ForkGuard()
+        end = AttemptEnd(self.clock, self._random, reporter, max_error=sizes.error)
         chains = HandlerChains(
             self.registry,
             self._middlewares,
@@ -692,15 +694,16 @@ class Processor(DeclaresJobs, Client):
             threads=threads,
             guard=guard,
             process_calls=None if children is None else ProcessCalls(children, report, sizes.error),
+            end=end,
         )
         return AttemptRunner(
             self.registry,
             chains,
             WorkerServices(self.clock.monotonic, report, self, self._make_transaction, state, runs),
             self._failure_hooks,
+            end=end,
             guard=guard,
             clock=self.clock,
-            random=self._random,
             sizes=sizes,
             reporter=reporter,
             keeps_arguments=self._choose_kept_arguments(),

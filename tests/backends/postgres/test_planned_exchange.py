@@ -60,7 +60,7 @@ def get_exchange_connection(backend: Any) -> PostgresConnection:
 
 def lock_next_exchange_first(backend: Any) -> None:
     """Let the next planned exchange take the locks first, as after a conflict."""
-    backend._database.get_connections()._planner._locked_left = 1
+    backend.consuming._planner._locked_left = 1
 
 
 def run_before_apply(backend: Any, hook: Hook, monkeypatch: pytest.MonkeyPatch) -> None:

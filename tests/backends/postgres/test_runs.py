@@ -11,11 +11,19 @@ import pytest
 from nimburion.backends.postgres import PostgresBackend
 from nimburion.core.bulk_operations import BulkAction
 from nimburion.core.errors import LeaseLost
+from nimburion.core.exchange import QueueOptions
 from nimburion.core.flows import NewFlow, On, SourceKind
-from nimburion.core.job import State
+from nimburion.core.job import JobOptions, State
+from nimburion.core.limits import LimitRule
 from nimburion.core.maintenance import Retention
-from nimburion.core.runs import CANCEL_SIGNAL, CLEANUP_STEP, SignalOutcome, make_time_source
-from nimburion.core.settlement import Completed, Failed, Recorded, Released, Suspended
+from nimburion.core.runs import (
+    CANCEL_SIGNAL,
+    CLEANUP_STEP,
+    MAX_DELIVERED_RUN,
+    SignalOutcome,
+    make_time_source,
+)
+from nimburion.core.settlement import Completed, Failed, Recorded, Released, Retried, Suspended
 from nimburion.testing import FakeClock
 from nimburion.testing.contract.flows.graphs import fail, make_flow, member, store
 from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker, Harness, ids
@@ -23,6 +31,7 @@ from nimburion.testing.contract.runs.run_jobs import (
     PAID,
     RUN,
     flow_source,
+    read,
     read_signals,
     read_steps,
     record,
@@ -319,3 +328,62 @@ async def test_a_step_in_a_transaction_keeps_its_lease(harness: Harness) -> None
         await late.settle(worker.id, Recorded(held.lease, 2, b"x"))
     await late.rollback()
     assert await read_steps(harness) == [(1, b"x")]
+
+
+async def test_a_small_run_comes_with_its_lease(harness: Harness) -> None:
+    worker = await harness.worker()
+    held = await start(harness, worker)
+    for number in (2, 1, CLEANUP_STEP):
+        await record(worker, held, number, b"%d\0" % number)
+    await suspend(worker, held, PAID)
+    await send(harness, "early", key="s0")
+    await send(harness)
+    held = await worker.take_one()
+    assert held.run == await read(harness)
+    await record(worker, held, 3, takes=1)
+    await worker.settle(Retried(held.lease, 0.0, FAILURE))
+    held = await worker.take_one()
+    assert held.run == await read(harness)
+    await record(worker, held, 4, b"x" * MAX_DELIVERED_RUN)
+    await suspend(worker, held, PAID)
+    assert (await worker.take_one()).run is None
+
+
+async def test_a_run_of_many_steps_comes_without_them(harness: Harness) -> None:
+    worker = await harness.worker()
+    held = await start(harness, worker)
+    await worker.exchange(*(Recorded(held.lease, number, b"x") for number in range(100)))
+    await worker.settle(Released(held.lease))
+    held = await worker.take_one()
+    assert held.run == await read(harness)
+    await record(worker, held, 100)
+    await worker.settle(Released(held.lease))
+    assert (await worker.take_one()).run is None
+
+
+@pytest.mark.parametrize("restriction", ["none", "lane", "key", "cap"])
+@pytest.mark.parametrize("names", [("mail",), ("mail", "page")])
+async def test_each_way_to_lease_brings_the_run(
+    harness: Harness, names: tuple[str, ...], restriction: str
+) -> None:
+    worker = await harness.worker(
+        names=names,
+        queues=("default", "other"),
+        limits={"mail": 9} if restriction == "lane" else {},
+        keyed={"mail": {"customer": LimitRule(9)}} if restriction == "key" else {},
+    )
+    await harness.enqueue(
+        harness.job("first", options=JobOptions(limit_keys={"customer": "a"})),
+        harness.job("second", options=JobOptions(limit_keys={"customer": "b"})),
+    )
+    await harness.add(*(f"page-{n}" for n in range(3)), name=names[-1])
+    for held in await worker.take(9):
+        if held.lease.job_id in {"first", "second"}:
+            await record(worker, held, 1, held.lease.job_id.encode())
+        await worker.settle(Retried(held.lease, 0.0, FAILURE))
+    await harness.add("new")
+    caps = {"default": QueueOptions(limit=9), "other": QueueOptions(limit=9)}
+    taken = await worker.take(9, queues=caps if restriction == "cap" else {})
+    assert len(taken) == 6
+    steps = {held.lease.job_id: held.run.steps[0].body for held in taken if held.run is not None}  # type: ignore[attr-defined]
+    assert steps == {"first": b"first", "second": b"second"}

@@ -1,4 +1,4 @@
-"""What durable runs need of the Redis backend: which script an exchange runs, and what is left."""
+"""What durable runs need of the Redis backend: what comes with a lease, and what is left."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def worker(harness: Harness) -> HandDrivenWorker:
 
 @pytest.fixture
 async def other(harness: Harness) -> HandDrivenWorker:
-    """A worker of another process, which has met no durable run."""
+    """A worker of another process."""
     return await harness.worker(backend=harness.handles[1])
 
 

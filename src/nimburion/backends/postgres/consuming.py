@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from nimburion.backends.postgres import exchange as exchanging
 from nimburion.backends.postgres import sessions
-from nimburion.backends.postgres.database import PostgresDatabase, make_call
+from nimburion.backends.postgres.database import (
+    JOBS_PER_SECOND,
+    PostgresConnections,
+    PostgresDatabase,
+    make_call,
+)
 from nimburion.backends.postgres.encoding import (
     encode_text,
     reject_unstorable_text,
     to_optional_seconds,
 )
 from nimburion.backends.postgres.errors import get_error_code
+from nimburion.backends.postgres.low_water_marks import LowWaterMarks
+from nimburion.backends.postgres.notifications import ON_KNOWN_WORKER
 from nimburion.backends.server.encoding import encode_json
 from nimburion.backends.waiters import EVERY_QUEUE
 from nimburion.core.backend import Consuming, SharedListening
@@ -29,6 +38,20 @@ from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.session import HeartbeatReply, Session, Vitals
 from nimburion.core.settlement import Settlement
 
+if TYPE_CHECKING:
+    from nimburion.backends.postgres.planned_exchange import ExchangePlanner
+
+_EXCHANGE = make_call("exchange_1", 22)
+_EXCHANGE_POOLED = make_call("exchange_pooled_1", 22)
+_EXCHANGE_OR_BE_IDLE = f"""WITH reply AS MATERIALIZED ({_EXCHANGE}), idle AS (
+        INSERT INTO {{schema}}.idle_worker (channel, session, queues, is_waiting)
+        SELECT CAST($23 AS text), $2, CAST($24 AS text[]), true FROM reply
+        HAVING count(*) = 1 AND min(reply.outcome) = 'ok'
+        {ON_KNOWN_WORKER}
+    ) SELECT * FROM reply"""  # noqa: S608 - names of ours
+"""The same, and an idle entry of this handle if the exchange reserves no job: its only row is then
+the status.
+"""
 _OPEN_SESSION = make_call("open_session_1", 10)
 _CLOSE_SESSION = make_call("close_session_1", 5)
 _RELEASE = make_call("release_leases_1", 6)
@@ -45,6 +68,12 @@ class PostgresConsuming(Consuming, SharedListening):
 
     def __init__(self, database: PostgresDatabase) -> None:
         self._database = database
+        self._is_restricted = False
+        """Whether limits or tenants exist, as the server said last. Then exchanges are planned. If
+        only the jobs of a queue in a reply are limited, the server does not say it.
+        """
+        self._planner: ExchangePlanner | None = None
+        self._low_water_marks: LowWaterMarks = LowWaterMarks(time.monotonic)
 
     async def open_session(self, session: Session) -> None:
         arguments = sessions.encode_open_session(session)
@@ -63,19 +92,123 @@ class PostgresConsuming(Consuming, SharedListening):
         request: ReserveRequest,
     ) -> Reply:
         opened = self._database.get_connections()
-        now = self._database.now()
         await opened.connect_worker()
         try:
-            return await opened.exchange(now, session_id, number, settlements, request)
+            return await self._exchange(opened, session_id, number, settlements, request)
         except BackendError as error:
             if (
                 error.__cause__ is None
                 or get_error_code(error.__cause__) != exchanging.NOT_ALL_LEASED
             ):
                 raise
-        return await opened.exchange(
-            self._database.now(), session_id, number, settlements, request, one_by_one=True
+        return await self._exchange(
+            opened, session_id, number, settlements, request, one_by_one=True
         )
+
+    async def _exchange(
+        self,
+        opened: PostgresConnections,
+        session_id: str,
+        number: int,
+        settlements: Sequence[Settlement],
+        request: ReserveRequest,
+        *,
+        one_by_one: bool = False,
+    ) -> Reply:
+        """Run the plain exchange, or the planned one if limits, tenants or a cap restrict it.
+
+        `one_by_one`: the session does not hold all completed jobs.
+        """
+        is_capped = exchanging.is_capped(request)
+        if is_capped:
+            request = exchanging.apply_cap(request)
+            is_capped = exchanging.is_capped(request)
+        if self._is_restricted or is_capped:
+            reply = await self._run_planned_exchange(
+                opened, session_id, number, settlements, request, one_by_one=one_by_one
+            )
+            if reply is not None:
+                return reply
+        arguments = exchanging.encode_arguments(
+            session_id, number, settlements, request, one_by_one=one_by_one
+        )
+        connection = opened.main
+        statement = _EXCHANGE_POOLED if connection.server.pooled else _EXCHANGE
+        marks = self._low_water_marks.make_arguments(connection.driver)
+        entry = opened.notifications.begin_idle_entry(request)
+        if entry:
+            statement = _EXCHANGE_OR_BE_IDLE
+        rows: list[Any] = []
+        try:
+            rows = await connection.fetch(
+                opened.insert_schema(statement),
+                self._database.now(),
+                *arguments,
+                *marks,
+                *entry,
+                extra_time=(len(settlements) + request.total) / JOBS_PER_SECOND,
+            )
+        finally:
+            if entry and (len(rows) != 1 or rows[0]["outcome"] != "ok"):
+                opened.notifications.forget_idle_entries()  # none was added
+        status = rows[-1]
+        if status["outcome"] == "restricted":
+            self._is_restricted = True
+            return await self._exchange(
+                opened, session_id, number, settlements, request, one_by_one=one_by_one
+            )
+        if status["outcome"] != "ok":
+            raise exchanging.make_refusal(status, session_id, number)
+        reply = exchanging.decode_reply(rows, request)
+        self._low_water_marks.learn(status)
+        opened.notifications.note_exchange(
+            session_id, request, reply, exchanging.get_queues_to_notify(status)
+        )
+        return reply
+
+    async def _run_planned_exchange(
+        self,
+        opened: PostgresConnections,
+        session_id: str,
+        number: int,
+        settlements: Sequence[Settlement],
+        request: ReserveRequest,
+        *,
+        one_by_one: bool,
+    ) -> Reply | None:
+        """Return the reply; None: it is a repeat, or nothing restricts it, so it is not planned."""
+        from nimburion.backends.postgres import planned_exchange  # most workers never plan
+
+        if self._planner is None:
+            self._planner = planned_exchange.ExchangePlanner()
+        exchange = planned_exchange.PlannedExchange(
+            request,
+            now=self._database.now(),
+            session_id=session_id,
+            number=number,
+            settlements=exchanging.encode_named_settlements(settlements, one_by_one=one_by_one),
+            marks=self._low_water_marks.make_arguments(opened.main.driver),
+            insert_schema=opened.insert_schema,
+        )
+        extra_time = (len(settlements) + request.total) / JOBS_PER_SECOND
+        try:
+            await self._planner.run(exchange, opened.main, extra_time=extra_time)
+        except BaseException:  # what is committed may need workers, and a repeat does not say so
+            opened.notifications.notify(Counter(exchange.list_queues_to_notify([])))
+            raise
+        begun = exchange.begun
+        if begun["outcome"] == "plain":
+            self._is_restricted = False
+        if begun["outcome"] in {"plain", "repeated"}:
+            return None
+        if begun["outcome"] not in {"ok", "open"}:
+            raise exchanging.make_refusal(begun, session_id, number)
+        reply = exchange.make_reply()
+        self._low_water_marks.learn(begun)
+        opened.notifications.note_exchange(
+            session_id, request, reply, exchange.list_queues_to_notify(reply.deliveries)
+        )
+        return reply
 
     async def heartbeat(self, session_id: str, vitals: Vitals | None = None) -> HeartbeatReply:
         encoded = sessions.encode_vitals(vitals)

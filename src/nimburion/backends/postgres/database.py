@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nimburion.backends.postgres import exchange as exchanging
 from nimburion.backends.postgres import migrations
 from nimburion.backends.postgres import transactions as caller_transactions
 from nimburion.backends.postgres.connection.pool import ConnectionPool, PostgresConnection
-from nimburion.backends.postgres.low_water_marks import LowWaterMarks
-from nimburion.backends.postgres.notifications import ON_KNOWN_WORKER, PostgresNotifications
+from nimburion.backends.postgres.notifications import PostgresNotifications
 from nimburion.backends.postgres.schema import insert_schema
 from nimburion.backends.postgres.url import PostgresSettings
 from nimburion.backends.server.handle import OpenHandle
-from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.listener import ShareListener
-from nimburion.core.settlement import Settlement
 from nimburion.core.timing.clock import Clock, SystemClock, to_micros
-
-if TYPE_CHECKING:
-    from nimburion.backends.postgres.planned_exchange import ExchangePlanner
 
 
 def make_call(function: str, count: int) -> str:
@@ -49,17 +41,6 @@ JOBS_PER_SECOND = 1000
 """The number of jobs for which a busy server may take one second beyond the timeout."""
 LARGE_READ_TIMEOUT = 60.0
 """Seconds beyond the timeout that reading a long history may take."""
-_EXCHANGE = make_call("exchange_1", 22)
-_EXCHANGE_POOLED = make_call("exchange_pooled_1", 22)
-_EXCHANGE_OR_BE_IDLE = f"""WITH reply AS MATERIALIZED ({_EXCHANGE}), idle AS (
-        INSERT INTO {{schema}}.idle_worker (channel, session, queues, is_waiting)
-        SELECT CAST($23 AS text), $2, CAST($24 AS text[]), true FROM reply
-        HAVING count(*) = 1 AND min(reply.outcome) = 'ok'
-        {ON_KNOWN_WORKER}
-    ) SELECT * FROM reply"""  # noqa: S608 - names of ours
-"""The same, and an idle entry of this handle if the exchange reserves no job: its only row is then
-the status.
-"""
 _PLANNER_SETTINGS = (
     "enable_seqscan = off",
     "enable_bitmapscan = off",
@@ -164,13 +145,7 @@ class PostgresConnections:
         self.notifications: PostgresNotifications = PostgresNotifications(
             settings, self.fetch_for_worker, share_listener, self.main, self.connect_worker
         )
-        self.low_water_marks: LowWaterMarks = LowWaterMarks(time.monotonic)
         self.pooled: bool = False
-        self._is_restricted = False
-        """Whether limits or tenants restrict exchanges, as the server said last. Then they are
-        planned. If only the jobs of a queue in a reply are limited, the server does not say it.
-        """
-        self._planner: ExchangePlanner | None = None
         self._statements: dict[str, str] = {}
 
     def insert_schema(self, statement: str) -> str:
@@ -195,111 +170,6 @@ class PostgresConnections:
         self._has_worker = True
         self.pool.give_up_kept()
         await self.main.use_session_settings(_PLANNER_SETTINGS)
-
-    async def exchange(
-        self,
-        now: int | None,
-        session_id: str,
-        number: int,
-        settlements: Sequence[Settlement],
-        request: ReserveRequest,
-        *,
-        one_by_one: bool = False,
-    ) -> Reply:
-        """See `Consuming.exchange`. `one_by_one`: the session does not hold all completed jobs."""
-        is_capped = exchanging.is_capped(request)
-        if is_capped:
-            request = exchanging.apply_cap(request)
-            is_capped = exchanging.is_capped(request)
-        extra = (len(settlements) + request.total) / JOBS_PER_SECOND
-        if self._is_restricted or is_capped:
-            reply = await self._run_planned_exchange(
-                now,
-                session_id,
-                number,
-                settlements,
-                request,
-                one_by_one=one_by_one,
-                extra_time=extra,
-            )
-            if reply is not None:
-                return reply
-        arguments = exchanging.encode_arguments(
-            session_id, number, settlements, request, one_by_one=one_by_one
-        )
-        connection = self.main
-        statement = _EXCHANGE_POOLED if connection.server.pooled else _EXCHANGE
-        marks = self.low_water_marks.make_arguments(connection.driver)
-        entry = self.notifications.begin_idle_entry(request)
-        if entry:
-            statement = _EXCHANGE_OR_BE_IDLE
-        rows: list[Any] = []
-        try:
-            rows = await connection.fetch(
-                self.insert_schema(statement), now, *arguments, *marks, *entry, extra_time=extra
-            )
-        finally:
-            if entry and (len(rows) != 1 or rows[0]["outcome"] != "ok"):
-                self.notifications.forget_idle_entries()  # none was added
-        status = rows[-1]
-        if status["outcome"] == "restricted":
-            self._is_restricted = True
-            return await self.exchange(
-                now, session_id, number, settlements, request, one_by_one=one_by_one
-            )
-        if status["outcome"] != "ok":
-            raise exchanging.make_refusal(status, session_id, number)
-        reply = exchanging.decode_reply(rows, request)
-        self.low_water_marks.learn(status)
-        self.notifications.note_exchange(
-            session_id, request, reply, exchanging.get_queues_to_notify(status)
-        )
-        return reply
-
-    async def _run_planned_exchange(
-        self,
-        now: int | None,
-        session_id: str,
-        number: int,
-        settlements: Sequence[Settlement],
-        request: ReserveRequest,
-        *,
-        one_by_one: bool,
-        extra_time: float,
-    ) -> Reply | None:
-        """Return the reply; None: it is a repeat, or nothing restricts it, so it is not planned."""
-        from nimburion.backends.postgres import planned_exchange  # most workers never plan
-
-        if self._planner is None:
-            self._planner = planned_exchange.ExchangePlanner(self.main)
-        marks = self.low_water_marks.make_arguments(self.main.driver)
-        exchange = planned_exchange.PlannedExchange(
-            request,
-            now=now,
-            session_id=session_id,
-            number=number,
-            settlements=exchanging.encode_named_settlements(settlements, one_by_one=one_by_one),
-            marks=marks,
-            insert_schema=self.insert_schema,
-        )
-        try:
-            await self._planner.run(exchange, extra_time=extra_time)
-        except BaseException:  # what is committed may need workers, and a repeat does not say so
-            self.notifications.notify(Counter(exchange.list_queues_to_notify([])))
-            raise
-        begun = exchange.begun
-        if begun["outcome"] == "plain":
-            self._is_restricted = False
-        if begun["outcome"] in {"plain", "repeated"}:
-            return None
-        if begun["outcome"] not in {"ok", "open"}:
-            raise exchanging.make_refusal(begun, session_id, number)
-        reply = exchange.make_reply()
-        self.low_water_marks.learn(begun)
-        self.notifications.note_exchange(
-            session_id, request, reply, exchange.list_queues_to_notify(reply.deliveries)
-        )
-        return reply
 
     async def start(self) -> None:
         """Check the server and the format."""

@@ -19,6 +19,7 @@ from nimburion.backends.postgres.encoding import (
     to_optional_seconds,
     to_seconds,
 )
+from nimburion.backends.postgres.runs import decode_small_run
 from nimburion.backends.server.encoding import decode_id, encode_id, encode_json
 from nimburion.core.errors import BackendError, OutOfOrder, SessionLost
 from nimburion.core.exchange import (
@@ -313,6 +314,7 @@ def decode_deliveries(rows: list[Any], status: Any) -> list[Delivery]:  # noqa: 
     del rows[-1]
     rows.sort(key=_delivery_order)
     deliveries = []
+    may_have_runs = False
     for row in map(_get_delivery_columns, rows):
         _, seq, due, created_at, lane, fence, failures, lost, job_id, options, payload = row
         queue, name, priority = names[lane]
@@ -330,6 +332,13 @@ def decode_deliveries(rows: list[Any], status: Any) -> list[Delivery]:  # noqa: 
                 NO_JOB_OPTIONS if options is None else decode_job_options(options),
             )
         )
+        if fence > 1:
+            may_have_runs = True
+    if may_have_runs:
+        for place, row in enumerate(rows):
+            if row["results"] is not None:
+                run = decode_small_run(row["results"])
+                deliveries[place] = msgspec.structs.replace(deliveries[place], run=run)
     return deliveries
 
 

@@ -49,15 +49,15 @@ due to what the locks do not cover, such as a queue that is paused.
 
 
 class ExchangePlanner:
-    """Runs the planned exchanges of one worker's connection."""
+    """Runs the planned exchanges of one worker."""
 
-    def __init__(self, connection: PostgresConnection) -> None:
-        self._connection = connection
+    def __init__(self) -> None:
         self._locked_left = 0
 
-    async def run(self, exchange: PlannedExchange, *, extra_time: float) -> None:
+    async def run(
+        self, exchange: PlannedExchange, connection: PostgresConnection, *, extra_time: float
+    ) -> None:
         """Run one exchange. It takes locks before it plans only after a conflict."""
-        connection = self._connection
         if self._locked_left > 0:
             self._locked_left -= 1
             await connection.run_in_transaction(

@@ -1,9 +1,11 @@
-"""Durable runs: encode signals, and decode the pages of a run."""
+"""Durable runs: encode signals, and decode the pages of a run, and runs that come with a lease."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+import msgspec
 
 from nimburion.backends.planning.runs import RunCursor, cut_run_page
 from nimburion.backends.postgres.encoding import (
@@ -32,6 +34,7 @@ OUTCOMES_BY_CODE: dict[str, SignalOutcome] = {
     "l": SignalOutcome.FULL,
 }
 """The outcomes of signals by the letters of `send_signals_1`."""
+_decode_small_run = msgspec.json.Decoder(list[tuple[int, int, str | None, str]]).decode
 
 
 @reject_unstorable_text
@@ -64,10 +67,25 @@ def decode_page(rows: Sequence[Any], job_id: str, cursor: RunCursor, limit: int)
     """
     if not rows:
         raise JobNotFound(job_id)
+    return cut_run_page(cursor, *decode_entries(rows), limit)
+
+
+def decode_small_run(encoded: str) -> RunPage:
+    """Decode what `read_small_run_1` returns."""
+    rows = _decode_small_run(encoded)
+    return RunPage(
+        *decode_entries(
+            [(number, at, name, bytes.fromhex(body)) for number, at, name, body in rows]
+        )
+    )
+
+
+def decode_entries(rows: Iterable[Any]) -> tuple[list[RecordedStep], list[StoredSignal]]:
+    """Return the steps and the signals of rows of `read_run_1`."""
     steps, signals = [], []
     for number, at, name, body in rows:
         if name is not None:
             signals.append(StoredSignal(number, name, body, to_seconds(at)))
         elif number is not None:
             steps.append(RecordedStep(number, body, to_seconds(at)))
-    return cut_run_page(cursor, steps, signals, limit)
+    return steps, signals

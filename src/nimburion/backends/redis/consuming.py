@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from nimburion.backends.redis import exchange as exchanging
 from nimburion.backends.redis import sessions, statistics
 from nimburion.backends.redis.connection.command_connection import CommandPart
 from nimburion.backends.redis.encoding import decode_time
+from nimburion.backends.redis.exchange import decode_reply, encode_arguments
 from nimburion.backends.redis.server import RedisServer
 from nimburion.core.backend import Consuming, LongPolling, SharedListening
 from nimburion.core.exchange import Reply, ReserveRequest
@@ -28,10 +28,6 @@ class RedisConsuming(Consuming, LongPolling, SharedListening):
 
     def __init__(self, server: RedisServer) -> None:
         self._server = server
-        self._exchange_script = "exchange"
-        """`exchange_flows` after this process has met a member of a flow or a durable run: it has
-        more keys.
-        """
 
     async def open_session(self, session: Session) -> None:
         reply = await self._server.run_script(
@@ -49,7 +45,7 @@ class RedisConsuming(Consuming, LongPolling, SharedListening):
     ) -> Reply:
         connections = self._server.get_connections()
         notifications = connections.notifications
-        arguments = exchanging.encode_arguments(
+        arguments = encode_arguments(
             session_id,
             number,
             settlements,
@@ -59,29 +55,21 @@ class RedisConsuming(Consuming, LongPolling, SharedListening):
         )
         is_long_poll = request.long_poll > 0
         seconds = 0.0 if settlements else request.long_poll
-        answer = await self._run_exchange(
-            self._exchange_script, arguments, seconds, is_long_poll=is_long_poll
-        )
-        if answer[0] in {b"members", b"cancelled"}:
-            if answer[0] == b"members":
-                self._exchange_script = "exchange_flows"
-            answer = await self._run_exchange(
-                "exchange_flows", arguments, 0.0, is_long_poll=is_long_poll
-            )
-        reply = exchanging.decode_reply(answer, session_id, number, request)
+        answer = await self._run_exchange(arguments, seconds, is_long_poll=is_long_poll)
+        reply = decode_reply(answer, session_id, number, request)
         notifications.note_exchange(session_id, request, reply)
         return reply
 
     async def _run_exchange(
-        self, script: str, arguments: Sequence[CommandPart], seconds: float, *, is_long_poll: bool
+        self, arguments: Sequence[CommandPart], seconds: float, *, is_long_poll: bool
     ) -> Any:  # noqa: ANN401 - a script's reply
-        """Run a script of an exchange. That of an idle worker (`is_long_poll`) is preceded by a
+        """Run the script of an exchange. That of an idle worker (`is_long_poll`) is preceded by a
         blocking read of up to `seconds`.
         """
         connections = self._server.get_connections()
         if not is_long_poll:
             (answer,) = await connections.run_script(
-                connections.exchanges, script, arguments, self._server.make_times()
+                connections.exchanges, "exchange", arguments, self._server.make_times()
             )
             return answer
         before = connections.long_poll.make_preceding_commands(seconds)
@@ -89,7 +77,7 @@ class RedisConsuming(Consuming, LongPolling, SharedListening):
         try:
             replies = await connections.run_script(
                 connection,
-                script,
+                "exchange",
                 arguments,
                 times,
                 before=before,

@@ -68,8 +68,6 @@ class ScriptSpec(NamedTuple):
     """Groups of parts that most calls do not need (see `defer_parts`). The parts of a group are
     neighbours in `shared`.
     """
-    operation: str = ""
-    """The file of the operation, if it does not have the name of the script."""
 
 
 _RECORD_PARTS = ("times", "constants", "strings", "record_format", "session_format", "batching")
@@ -78,7 +76,7 @@ _ENQUEUE_PARTS = (*_RECORD_PARTS, *_NOTIFY_PARTS, "lane_counts", "unique_keys")
 _USE_PARTS = ("admission", "fairness", "parked_jobs")
 _KEY_PARTS = ("heap", *_USE_PARTS)
 _LIMIT_PARTS = (*_RECORD_PARTS, *_NOTIFY_PARTS, "lane_counts", *_KEY_PARTS, "limit_changes")
-_WRITE_PARTS = (*_ENQUEUE_PARTS, *_KEY_PARTS, "ended_members", "write_buffer")
+_WRITE_PARTS = (*_ENQUEUE_PARTS, *_KEY_PARTS, "write_buffer")
 _SCAN_PARTS = (*_RECORD_PARTS, "lane_counts", "scan_jobs")
 _DETAIL_PARTS = ("session_names", "job_details")
 _CHANGE_PARTS = ("session_names", "job_changes")
@@ -87,22 +85,15 @@ _NEW_JOB_PARTS = (*_KEY_HOLDER_PARTS, "enqueue_jobs")
 _MEMBER_PARTS = ("job_ids", "flow_names", "flow_members")
 _RUN_PARTS = (*_MEMBER_PARTS, "run_data")
 _FLOW_GROUP = (*_KEY_HOLDER_PARTS, *_RUN_PARTS, "cancel_waiting", "flow_data", "flows")
-_FLOW_PARTS = (*_FLOW_GROUP, "settles_members")
+_FLOW_PARTS = (*_FLOW_GROUP, "promote_due", "resolve_flows")
 _SETTLING = ("allow-oom", (_FLOW_GROUP,))
 """The flags and the deferred parts of scripts that end jobs, of which few are members of flows."""
 _EXCHANGE_GROUPS = (
     *(("record_format",), _NOTIFY_PARTS, ("unique_keys",), _USE_PARTS),
+    *(("write_buffer",), _FLOW_GROUP, ("run_steps",), ("settle",)),
     *(("pauses", "lanes", "source", "reserve"), ("small_runs",)),
     *(("lease_jobs",), ("repeat_leases",)),
 )
-
-
-def _list_exchange_parts(*settling_parts: str) -> tuple[str, ...]:
-    return (
-        *(*_WRITE_PARTS, *settling_parts),
-        *("promote_due", "read_lanes", "pauses", "lanes", "source", "reserve"),
-        *("small_runs", "lease_jobs", "repeat_leases", "reserve_jobs"),
-    )
 
 
 SCRIPT_SPECS = MappingProxyType(
@@ -116,15 +107,13 @@ SCRIPT_SPECS = MappingProxyType(
             (*_RECORD_PARTS, "unique_keys", *_KEY_HOLDER_PARTS), "no-writes"
         ),
         "exchange": ScriptSpec(
-            _list_exchange_parts("refuses_runs", "settle", "refuses_members"),
+            (
+                *(*_WRITE_PARTS, *_FLOW_PARTS, "run_steps", "settle"),
+                *("read_lanes", "pauses", "lanes", "source", "reserve"),
+                *("small_runs", "lease_jobs", "repeat_leases", "reserve_jobs"),
+            ),
             "allow-oom",
-            (*_EXCHANGE_GROUPS, ("write_buffer", "refuses_runs", "settle")),
-        ),
-        "exchange_flows": ScriptSpec(
-            _list_exchange_parts(*_FLOW_PARTS, "run_steps", "settle"),
-            "allow-oom",
-            (*_EXCHANGE_GROUPS, ("write_buffer",), _FLOW_GROUP, ("run_steps", "settle")),
-            operation="exchange",
+            _EXCHANGE_GROUPS,
         ),
         "wake_workers": ScriptSpec(("times", "idle_workers"), "allow-oom"),
         "open_session": ScriptSpec(_LIMIT_PARTS, "allow-oom"),
@@ -136,8 +125,8 @@ SCRIPT_SPECS = MappingProxyType(
         "rescue": ScriptSpec(
             (*_WRITE_PARTS, *_FLOW_PARTS, "release_jobs", "session_names"), *_SETTLING
         ),
-        "promote": ScriptSpec((*_WRITE_PARTS, *_FLOW_PARTS, "promote_due"), *_SETTLING),
-        "continue_flows": ScriptSpec((*_WRITE_PARTS, *_FLOW_PARTS, "promote_due"), "allow-oom"),
+        "promote": ScriptSpec((*_WRITE_PARTS, *_FLOW_PARTS), *_SETTLING),
+        "continue_flows": ScriptSpec((*_WRITE_PARTS, *_FLOW_PARTS), "allow-oom"),
         "cancel": ScriptSpec((*_WRITE_PARTS, *_FLOW_PARTS, *_CHANGE_PARTS), "allow-oom"),
         "send_signals": ScriptSpec((*_WRITE_PARTS, *_FLOW_PARTS)),
         "pause_queue": ScriptSpec(("times", *_NOTIFY_PARTS, "pauses"), "allow-oom"),
@@ -247,7 +236,7 @@ def build_scripts(*, flagged: bool) -> MappingProxyType[str, Script]:
 
 def build_script(files: LuaFiles, name: str, spec: ScriptSpec, *, flagged: bool) -> Script:
     """Build a script from its parts."""
-    used = (*spec.shared, spec.operation or name)
+    used = (*spec.shared, name)
     keys = collect_keys(files, used)
     body = inline_constants(_PART_END.join(f"{files[part]}\n" for part in used))
     body, bound = inline_keys(drop_unused_functions(body), keys)

@@ -271,7 +271,8 @@ class RunBranches(Struct, eq=False):
 
     def close(self) -> None:
         """Cancel all branches, and what waits."""
-        self._stop_check()
+        if self._check is not None:
+            self._stop_check()
         if self._replay_timer is not None:
             self._replay_timer.cancel()
         if self._sleep is not None:

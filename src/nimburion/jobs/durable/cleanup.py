@@ -52,7 +52,6 @@ async def end_run(
         return await _clean_up(run, settlement)
     except asyncio.CancelledError:
         ending = run.state.ending
-        run.state.uncancel()
         if isinstance(ending, RunSuspension):
             return Suspended(settlement.lease, ending.sources, ending.delay)
         if run.record.must_end:

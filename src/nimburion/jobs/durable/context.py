@@ -465,7 +465,7 @@ async def call_durably(call: Callable[[Any], Any], context: DurableContext[Any])
     The task is cancelled if the run is suspended or ends, and `RunState.ending` says why.
     `InvalidStep` is raised if the handler swallows this.
     """
-    run = get_run(context)
+    run = context._run
     try:
         await run.load()
     except BackendUnavailable as error:
@@ -488,7 +488,6 @@ async def call_durably(call: Callable[[Any], Any], context: DurableContext[Any])
         run.record.run = None  # it needs no cleanup, and refers to the attempt
         return result
     finally:
-        run.state.uncancel()
         run.close()
 
 

@@ -13,7 +13,7 @@ from nimburion.core.flows import WaitSource
 from nimburion.jobs.durable.journal import Journal
 
 
-class RunSuspension(NamedTuple):
+class RunSuspension(Struct, frozen=True, gc=False):
     """The run waits until one of `sources` has come or `delay` seconds have passed."""
 
     sources: tuple[WaitSource, ...]
@@ -139,13 +139,6 @@ class RunState(Struct, eq=False):
             for _ in range(self.cancels):
                 self.main.uncancel()
             self.cancels = 0
-
-    def close(self) -> None:
-        """Note that the handler has ended, or that what it did is undone."""
-        if self.phase is ENDING:  # the handler has ended by itself, for another reason
-            self.ending = None
-        self.phase = CLOSED
-        self.main = None  # it refers to the run
 
     def begin_cleanup(self) -> None:
         """Let the current task, which called the handler, undo what it did."""

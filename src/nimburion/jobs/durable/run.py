@@ -20,11 +20,11 @@ from msgspec import Raw, Struct
 from nimburion.core.errors import BackendUnavailable, InvalidStep, JobNotFound, NotOpen
 from nimburion.core.events import ArgumentsDiffer
 from nimburion.core.runs import CANCEL_SIGNAL, RecordedStep, StoredSignal
-from nimburion.core.settlement import Suspended
 from nimburion.jobs.durable.branches import RunBranches
 from nimburion.jobs.durable.journal import AnyEntry, Journal, RestartEntry, StoredEntry
 from nimburion.jobs.durable.phase import (
     CLEANING,
+    CLOSED,
     ENDED,
     ENDING,
     LOADING,
@@ -127,7 +127,7 @@ class DurableRun:
                 self._note_signals(signals)
             journal.read(steps)
             self.recorder.size = sum([len(step.body) for step in steps])
-            if journal.is_undone:
+            if journal.ending is not None and journal.is_undone:
                 await self.begin_anew(journal.payload)
         state.phase = WORKING
         if state.is_cancelling or journal.ending is not None:
@@ -342,27 +342,15 @@ class DurableRun:
             state.phase, state.ending = ENDING, RunCancellation()
             self.branches.plan_check()
 
-    def settle_suspension(self, raised: BaseException) -> Suspended | None:
-        """Return the settlement of an attempt that ends because the run waits, and for no other
-        reason. None: `read_run_outcome` decides.
-        """
-        ending, record = self.state.ending, self.record
-        if (
-            type(ending) is not RunSuspension
-            or type(raised) is not asyncio.CancelledError
-            or record.must_end
-            or record.completed
-            or self.journal.ending is not None
-            or record.task is None
-            or record.task.cancelling()
-        ):
-            return None
-        record.run = None  # it needs no cleanup, and refers to the attempt
-        return Suspended(record.delivery.lease, ending.sources, ending.delay)
-
     def close(self) -> None:
         """End all branches of the handler. Nothing else can be done with the context."""
-        self.state.close()
+        state = self.state
+        if state.phase is ENDING:  # the handler has ended by itself, for another reason
+            state.ending = None
+        if state.cancels:
+            state.uncancel()
+        state.phase = CLOSED
+        state.main = None  # it refers to the run
         self.branches.close()
         self.recorder.sent_cleanup = None
 

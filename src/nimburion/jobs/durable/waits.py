@@ -41,7 +41,9 @@ async def sleep(run: DurableRun, key: str, seconds: float, place: CallSite) -> N
         if not run.may_begin:
             await run.require_may_begin()
         stored = sent = run.recorder.send(TimerEntry(key, seconds), is_awaited=seconds == 0)
-    delay = cast("TimerEntry", stored.entry).delay
+    timer = stored.entry
+    assert isinstance(timer, TimerEntry)
+    delay = timer.delay
     if delay > 0 and not run.is_over(stored, delay):
         if not run.may_begin:
             await run.require_may_begin()

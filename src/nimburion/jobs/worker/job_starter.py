@@ -19,11 +19,8 @@ from nimburion.core.service import wait_for_first
 from nimburion.core.settlement import Released, Settlement
 from nimburion.core.timing.clock import Clock
 from nimburion.jobs.worker.attempt.attempt import Attempt, Interruption
-from nimburion.jobs.worker.attempt.attempt_runner import (
-    RELEASE_DELAY_AFTER_ERROR,
-    AttemptRunner,
-    raise_keyboard_interrupt,
-)
+from nimburion.jobs.worker.attempt.attempt_end import RELEASE_DELAY_AFTER_ERROR
+from nimburion.jobs.worker.attempt.attempt_runner import AttemptRunner, raise_keyboard_interrupt
 from nimburion.jobs.worker.attempt.batch_run import BatchRun
 from nimburion.jobs.worker.attempt.forking import end_forked
 from nimburion.jobs.worker.attempt.unresponsive_handlers import UnresponsiveHandlers
@@ -255,7 +252,7 @@ class JobStarter:
         if settlement is not None:
             attempt.settled = True
             self.session.completer.settle(settlement)
-        elif self.runner.is_worker_aborted() and not attempt.settled:
+        elif self.runner.end.is_worker_aborted() and not attempt.settled:
             self.leaves_jobs = True
         if attempt.call is not None and (call := attempt.find_thread_call()) is not None:
             # A thread cannot be stopped, so the slot stays occupied until it returns.

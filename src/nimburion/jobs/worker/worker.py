@@ -142,7 +142,7 @@ class Worker:
     async def start(self, attempt_runner: AttemptRunner) -> None:
         """Open a session, then start the reserve loop and the wake-up listener."""
         self._starter.runner = attempt_runner
-        attempt_runner.is_worker_aborted = lambda: self.is_aborted
+        attempt_runner.end.is_worker_aborted = lambda: self.is_aborted
         await self._open_session(self.session)
         self._task = asyncio.create_task(self._run(), name="nimburion-worker")
         await self.fetcher.wakeups.start()

@@ -15,6 +15,7 @@ from nimburion.jobs.handling.context import Context, get_record
 from nimburion.jobs.handling.handler_hooks import HandlerHooks
 from nimburion.jobs.handling.middleware import Middleware, compose
 from nimburion.jobs.worker.attempt.attempt import Attempt
+from nimburion.jobs.worker.attempt.attempt_end import AttemptEnd, EndPolicy
 from nimburion.jobs.worker.attempt.batch_run import BatchHandler
 from nimburion.jobs.worker.attempt.forking import ForkGuard
 from nimburion.jobs.worker.attempt.handler_calls import (
@@ -37,14 +38,16 @@ class HandlerChain(NamedTuple):
     """What an attempt at a job of one name needs."""
 
     handler: Handler
-    run: HandlerCoroutine
-    """Runs the middleware, the hooks and the handler."""
+    call: HandlerCoroutine
+    """Calls the middleware, the hooks and the handler."""
     lanes: dict[str, LaneCounters]
     """The counters of these jobs, by queue."""
     context_type: type[Context]
     """What the handler gets as its context."""
-    call: HandlerCoroutine
-    """Runs the hooks and the handler."""
+    innermost: HandlerCoroutine
+    """Calls the hooks and the handler."""
+    end: EndPolicy
+    """Decides what follows when the handler has raised."""
 
 
 class HandlerChains:
@@ -59,6 +62,7 @@ class HandlerChains:
         threads: HandlerThreads,
         guard: ForkGuard,
         process_calls: ProcessCalls | None,
+        end: AttemptEnd,
     ) -> None:
         self._registry = registry
         self._middlewares = tuple(middlewares)
@@ -66,6 +70,7 @@ class HandlerChains:
         self._threads = threads
         self._guard = guard
         self._process_calls = process_calls
+        self._end = end
         self.known: dict[str, HandlerChain] = {}
         """The chains that `find` has made."""
 
@@ -77,9 +82,10 @@ class HandlerChains:
         handler = self._registry.get(name)
         if handler is None:
             return None
-        call = self._make_call(handler)
-        run = self._add_middleware(call)
-        chain = HandlerChain(handler, run, {}, _choose_context_type(handler), call)
+        innermost = self._make_call(handler)
+        call = self._add_middleware(innermost)
+        context_type, end = _choose_parts(handler, self._end)
+        chain = HandlerChain(handler, call, {}, context_type, innermost, end)
         self.known[name] = chain
         return chain
 
@@ -88,13 +94,13 @@ class HandlerChains:
 
         They are added after the middleware, which may decrypt the payload.
         """
-        handler, call = chain.handler, chain.call
+        handler, innermost = chain.handler, chain.innermost
 
         async def call_with_results(context: Context) -> object:
             await results.fill_in(context, handler)
-            return await call(context)
+            return await innermost(context)
 
-        return chain._replace(run=self._add_middleware(call_with_results), call=call_with_results)
+        return self._replace_innermost(chain, call_with_results)
 
     def isolate(self, chain: HandlerChain) -> HandlerChain:
         """Return the chain of a suspect, which runs in a child process so that its worker survives.
@@ -119,7 +125,10 @@ class HandlerChains:
                 cast("Attempt", get_record(context)).start_timeout()
                 return await self._make_call(handler)(context)
 
-        return chain._replace(run=self._add_middleware(call), call=call)
+        return self._replace_innermost(chain, call)
+
+    def _replace_innermost(self, chain: HandlerChain, innermost: HandlerCoroutine) -> HandlerChain:
+        return chain._replace(call=self._add_middleware(innermost), innermost=innermost)
 
     def _make_call(self, handler: Handler) -> HandlerCoroutine:
         """Return a function that runs a handler where its policy says."""
@@ -128,10 +137,10 @@ class HandlerChains:
         call = make_handler_call(handler, self._hooks, self._guard)
         if handler.is_durable:
             return _make_durable_call(call)
-        run = call if handler.is_async else self._make_thread_call(call)
-        return run if handler.policy.batch is None else self._surround_call(handler, run)
+        alone = call if handler.is_async else self._make_thread_call(call)
+        return alone if handler.policy.batch is None else self._surround_call(handler, alone)
 
-    def _surround_call(self, handler: Handler, run_alone: HandlerCoroutine) -> HandlerCoroutine:
+    def _surround_call(self, handler: Handler, call_alone: HandlerCoroutine) -> HandlerCoroutine:
         """Return a function that joins the call of a batch. A job without a batch runs alone."""
         surround = partial(surround_call, handler, self._hooks, self._guard)
         batch_handler = BatchHandler(handler, surround, self._threads)
@@ -139,7 +148,7 @@ class HandlerChains:
         async def join_call(context: Context) -> object:
             batch_run = cast("Attempt", get_record(context)).batch_run
             if batch_run is None:
-                return await run_alone(context)
+                return await call_alone(context)
             return await batch_run.run(batch_handler, context)
 
         return join_call
@@ -184,12 +193,14 @@ class HandlerChains:
         return call_in_thread
 
 
-def _choose_context_type(handler: Handler) -> type[Context]:
+def _choose_parts(handler: Handler, end: AttemptEnd) -> tuple[type[Context], EndPolicy]:
+    """Return the type of the context, and the end policy."""
     if not handler.is_durable:
-        return Context
+        return Context, end
     from nimburion.jobs.durable.context import DurableContext
+    from nimburion.jobs.worker.attempt.run_end import RunEnd
 
-    return DurableContext
+    return DurableContext, RunEnd(end)
 
 
 def _make_durable_call(call: HandlerCall) -> HandlerCoroutine:

@@ -1,4 +1,4 @@
-"""The outcome of an attempt as a closed union, and the mapping of exceptions to outcomes.
+"""The outcome of an attempt whose handler raised, as a closed union; exceptions mapped to it.
 
 Exceptions are handled in this module. Code that uses an outcome sees only values.
 """
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import msgspec
 
 from nimburion.core.errors import Cancel, PermanentError, RateLimitExceeded, Retry, Snooze
-from nimburion.core.flows import WaitSource
 from nimburion.core.job import AttemptError, ErrorKind
 from nimburion.core.text.fingerprints import compute_fingerprint
 from nimburion.core.text.shortening import MAX_MESSAGE_BYTES, clean_text
@@ -24,12 +23,6 @@ from nimburion.jobs.payloads.codec import UnreadablePayload
 
 if TYPE_CHECKING:
     from nimburion.jobs.options.policy import Policy
-
-
-class Succeeded(NamedTuple):
-    """The handler returned. `result` is JSON, or None."""
-
-    result: bytes | None
 
 
 class AttemptFailed(NamedTuple):
@@ -57,28 +50,12 @@ class CancelRequested(NamedTuple):
     reason: str
 
 
-class RunSuspended(NamedTuple):
-    """The durable run waits for one of `sources`, or for `delay` seconds."""
-
-    sources: tuple[WaitSource, ...]
-    delay: float | None
-
-
 class Interrupted(NamedTuple):
-    """The worker stopped before the handler had ended."""
+    """The worker or the durable run has ended the handler before it returned."""
 
 
-Outcome = (
-    Succeeded
-    | AttemptFailed
-    | Snoozed
-    | OverRateLimit
-    | CancelRequested
-    | RunSuspended
-    | Interrupted
-)
+Outcome = AttemptFailed | Snoozed | OverRateLimit | CancelRequested | Interrupted
 
-NO_RESULT = Succeeded(None)
 CANCELLED_ON_REQUEST = "cancelled on request"
 """The reason of a job that is cancelled because somebody requested it."""
 INTERRUPTED = Interrupted()

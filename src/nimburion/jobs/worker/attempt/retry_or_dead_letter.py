@@ -13,13 +13,11 @@ from nimburion.core.job import AttemptError, Reason
 from nimburion.core.lease import Delivery
 from nimburion.core.settlement import (
     Cancelled,
-    Completed,
     Failed,
     RateLimited,
     Released,
     Retried,
     Settlement,
-    Suspended,
 )
 from nimburion.jobs.options.backoff import compute_delay
 from nimburion.jobs.options.policy import Policy
@@ -29,22 +27,18 @@ from nimburion.jobs.worker.attempt.outcome import (
     Interrupted,
     Outcome,
     OverRateLimit,
-    RunSuspended,
     Snoozed,
-    Succeeded,
 )
 
 _FINAL_REASONS = {"permanent": Reason.PERMANENT, "unreadable": Reason.UNREADABLE}
 """The kinds of errors that are never retried."""
 
 
-def decide_settlement(  # noqa: PLR0911 - one for each kind of outcome
+def decide_settlement(
     delivery: Delivery, outcome: Outcome, policy: Policy, random: Random, now: float
 ) -> Settlement:
     """Return the settlement of this attempt, which ended at `now` on the backend's clock."""
     match outcome:
-        case Succeeded():
-            return Completed(delivery.lease, outcome.result)
         case AttemptFailed():
             return _settle_failure(delivery, outcome, policy, random, now)
         case Snoozed():
@@ -53,8 +47,6 @@ def decide_settlement(  # noqa: PLR0911 - one for each kind of outcome
             return RateLimited(delivery.lease, outcome.retry_after)
         case CancelRequested():
             return Cancelled(delivery.lease, outcome.reason)
-        case RunSuspended():
-            return Suspended(delivery.lease, outcome.sources, outcome.delay)
         case Interrupted():
             return Released(delivery.lease)
     assert_never(outcome)

@@ -2,17 +2,29 @@
 --
 -- Atomic: one transaction. Exchanges are numbered, so that a repeated call gets the same reply. The commit is
 -- asynchronous: a server that crashes may lose an exchange. Jobs are then repeated, but none is lost.
--- Locks: the advisory lock of the session; `limit_rule` and `paused_queue` in ROW SHARE; limits; unique keys; then rows of `ready` with SKIP LOCKED. Candidates are counted without locks first (`plan_claims`), because other
--- workers skip locked candidates.
+-- Locks: the advisory lock of the session; `limit_rule` and `paused_queue` in ROW SHARE; unique keys; then rows of `ready` with SKIP
+-- LOCKED. Candidates are counted without locks first (`plan_claims`), because other workers skip locked candidates.
 -- Low-water marks (`p_low_water_marks`): a lane is read from a due time before which it is known to be empty (decision
 -- 0004). Functions receive and return lists as arrays of the same length, one element for each lane or job.
 -- Rarely needed data (attempt state, history, progress) is read by separate functions, to keep it out of the hot plans.
+--
+-- How jobs are leased. consuming.py chooses the exchange; the server decides within it.
+--
+--   `exchange_1`, if no limit and no tenant exists and no queue is capped:
+--     `lease_jobs_1`          one of the requested lanes has jobs, and their sizes need not be checked
+--     `lease_merged_jobs_1`   several lanes have jobs, or sizes are checked: the first jobs of a merge. If others have locked all of
+--                             them, from the lanes behind
+--   the planned exchange (planned_exchange.sql), else:
+--     `lease_jobs_1`          one lane has jobs without tenants, and all their keys have room for all of them (`lock_open_jobs_1`)
+--     `apply_plan_1`          what `plan_reserve` or `plan_first_turns` has decided in the worker
+--
+-- A planned exchange that meets conflicts repeats its plan under locks (planned_exchange.py). After some of these it leases nothing.
 
 -- name: exchange
 -- Settle finished jobs, promote due jobs, and lease jobs to a session.
 --
--- It serves jobs in the order of the merge alone. If limits or tenants may restrict them, it changes nothing, and the worker plans
--- the exchange (`planned_exchange.sql`). Parameters are flat arrays, because the driver encodes them faster than rows.
+-- It serves jobs in the order of the merge alone. If limits or tenants exist, it changes nothing, and the worker plans the exchange
+-- (`planned_exchange.sql`). Parameters are flat arrays, because the driver encodes them faster than rows.
 --
 -- Inputs:
 --   p_now                       the time of a test's clock, or NULL for the server's clock
@@ -36,12 +48,13 @@
 --                               `width_bucket` finds the place of a lane: the time does not grow with the square of the lanes.
 --   p_scheduled_low_water_mark  the same for `scheduled`
 --
--- Result: one row for each leased job, then one status row. A row of one kind has NULL in the columns of the other.
+-- Result: one row for each leased job, then one status row. A row of one kind has NULL in the columns of the other, except `results`.
 --   Columns of a leased job:
 --     reply_position            its position in the reply, from 1. Jobs of the same lane may share a position; they are
 --                               ordered by due time and seq.
 --     seq, due, created_at, lane, fence, failures, lost, id, options, payload
 --                               the job and its lease
+--     results                   its durable run, as from `read_small_run_1`
 --   Columns of the status row:
 --     outcome                   ok: the exchange was applied or repeated; session_lost: the session is not alive;
 --                               out_of_order: another number is expected; restricted: it must be planned. Only for ok the
@@ -50,9 +63,9 @@
 --     now                       the time of the exchange
 --     results                   one letter for each settlement: d done, a already settled by this token, s stale
 --     nonce                     the nonce of the leases in this reply
---     next_due                  the earliest due time in `scheduled` or of a suspended durable run, unless another session looks then, or when a rate
---                               limit allows the next job of a requested lane, if that is earlier; NULL: neither. `now` or earlier if
---                               changes of flows are left to the next exchange.
+--     next_due                  the earliest due time in `scheduled` or of a suspended durable run, unless another session looks then; of a
+--                               planned exchange also when a rate limit allows the next job of a requested lane; NULL: neither. `now` or
+--                               earlier if changes of flows are left to the next exchange.
 --     waiting                   which of the requested lanes still have jobs (indexes, from 1)
 --     to_notify                 the queues to notify
 --     lanes, queues, names, ranks
@@ -67,8 +80,8 @@
 -- A repeated call applies nothing. It releases the jobs that no longer fit in `p_max_bytes`.
 -- The sizes of payloads are checked only if payloads were ever stored outside their rows (TOAST), or if `p_total` times
 -- 4 KB is more than `p_max_bytes`. A payload inside its row has 2 KB at most, unless it compresses well.
--- Locks: the advisory lock of the session; the limits of the settled jobs and of the requested lane, all before anything is
--- settled; unique keys; the rows of these jobs; as `resolve_flows_1`; then the rows of jobs to lease. In a repeat the limits of its jobs, share classes of tenants, then the rows of jobs
+-- Locks: the advisory lock of the session; unique keys; the rows of the settled jobs; as `resolve_flows_1`; then the rows of jobs to
+-- lease. In a repeat the limits of its jobs, share classes of tenants, then the rows of jobs
 -- Atomic: one transaction with an asynchronous commit
 CREATE OR REPLACE FUNCTION {schema}.exchange_1(
     p_now int8, p_session text, p_number int8,
@@ -80,22 +93,11 @@ CREATE OR REPLACE FUNCTION {schema}.exchange_1(
 LANGUAGE plpgsql AS $$
 DECLARE
     first_reading int8;
-    most int4 := p_total;  -- how many jobs to lease
     now int8;
     session record;
     features text[];
-    has_limits bool := false;
     has_pauses bool := false;
     settled record;
-    changes {schema}.flow_change[];
-    resumed_lanes int4[];
-    is_cut bool := false;  -- whether changes of flows are left to the next exchange
-    has_runs bool;
-    run_lanes int4[];
-    next_run int8;
-    codes text := '';
-    next_due int8;
-    promoted_lanes int4[];
     open_lanes record;
     lanes record;  -- the open lanes from which jobs are taken
     counts int4[];
@@ -103,12 +105,8 @@ DECLARE
     first_dues int8[];
     lane_index int4;
     checks_sizes bool;
-    room int4;  -- in the limits that close the requested lane
-    lane_numbers int8[];
-    lane_units int8[];
     leased int4 := 0;
-    waiting int4[];
-    queues_to_notify text[];
+    reply {schema}.exchange_reply;
 BEGIN
     -- Step 1: lock the session, and look whether the exchange is plain.
     first_reading := {schema}.begin_exchange_1(p_session);
@@ -124,94 +122,48 @@ BEGIN
     END IF;
     features := ARRAY(SELECT f.name FROM {schema}.used_feature f);
     IF features && '{limits,pauses,tenants}' THEN
-        IF {schema}.is_restricted_1(p_names) THEN
+        IF {schema}.is_restricted_1() THEN
             RETURN NEXT {schema}.make_status_reply_1('restricted', NULL);
             RETURN;
         END IF;
-        has_limits := EXISTS (SELECT FROM {schema}.limit_use);
         has_pauses := EXISTS (SELECT FROM {schema}.paused_queue p WHERE p.ends_at IS NULL OR p.ends_at > now);
     END IF;
 
-    -- Step 2: settle.
-    IF has_limits THEN
-        PERFORM {schema}.lock_affected_limits_1(now, session.number, p_seqs, p_queues, p_names, true, true);
-    END IF;
-    IF p_seqs IS NOT NULL THEN
-        settled := {schema}.settle_all_1(now, session.number, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies, p_delays,
-            p_texts, p_fractions, false);
-        codes := settled.codes;
-        changes := settled.changes;
-        queues_to_notify := CASE WHEN settled.to_notify IS NOT NULL THEN {schema}.get_queues_of_lanes_1(settled.to_notify) END
-            || CASE WHEN settled.key_numbers IS NOT NULL THEN {schema}.release_keys_1(now, settled.key_numbers) END;
-    END IF;
-    has_runs := features @> '{runs}' OR strpos(p_kinds, 's') > 0;  -- durable runs may wait
-    IF has_runs THEN
-        next_run := (
-            SELECT CAST(encode(c.source, 'escape') AS int8) FROM {schema}.condition c WHERE c.source_kind = 'time' AND c.source >=
-                {schema}.encode_time_1(CASE WHEN p_scheduled_low_water_mark <= now THEN p_scheduled_low_water_mark END)
-            ORDER BY c.source LIMIT 1
-        );
-        IF next_run <= now THEN
-            SELECT r.lanes, r.next_due INTO run_lanes, next_run
-            FROM {schema}.resume_due_1(now, 500, p_scheduled_low_water_mark) r;  -- MAX_RESOLVED in core/flows.py
-            queues_to_notify := queues_to_notify || {schema}.get_queues_of_lanes_1(run_lanes);
-        END IF;
-    END IF;
-    IF has_runs OR features @> '{flows}' THEN
-        IF changes IS NOT NULL OR EXISTS (SELECT FROM {schema}.flow_change) THEN
-            SELECT r.to_notify, r.is_cut INTO resumed_lanes, is_cut FROM {schema}.resolve_flows_1(now, changes) r;
-            queues_to_notify := queues_to_notify || {schema}.get_queues_of_lanes_1(resumed_lanes);
-        END IF;
-    END IF;
+    -- Step 2: settle and promote.
+    settled := {schema}.settle_and_promote_1(now, session.number, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies, p_delays,
+        p_texts, p_fractions, p_scheduled_low_water_mark, features, false, false);
 
-    -- Step 3: promote.
-    next_due := (
-        SELECT z.due FROM {schema}.scheduled z WHERE z.due >= CASE WHEN p_scheduled_low_water_mark <= now
-            THEN p_scheduled_low_water_mark ELSE {schema}.get_lowest_time_1() END ORDER BY z.due, z.seq LIMIT 1
-    );
-    IF next_due <= now THEN
-        SELECT p.next_due, p.lanes INTO next_due, promoted_lanes
-        FROM {schema}.promote_due_1(now, 1000, p_scheduled_low_water_mark) p;
-    END IF;
-    IF next_run IS NOT NULL THEN
-        next_due := LEAST(next_due, next_run);
-    END IF;
-
-    -- Step 4: read the first job of each requested lane.
+    -- Step 3: read the first job of each requested lane.
     open_lanes := {schema}.read_open_lanes_1(now, p_queues, p_names, p_levels, p_low_water_lanes, p_low_water_marks, has_pauses);
     lanes := open_lanes;
     head_dues := open_lanes.head_dues;
     first_dues := array_remove(head_dues, NULL);
     lane_index := CASE WHEN cardinality(first_dues) = 1 THEN array_position(head_dues, first_dues[1]) END;
 
-    -- Step 5: lease.
-    IF has_limits THEN
-        SELECT l.room, LEAST(most, l.room), l.numbers, l.units INTO room, most, lane_numbers, lane_units
-        FROM {schema}.read_lane_limits_1(now, p_queues[1], p_names[1]) l;
-    END IF;
-    IF most > 0 AND first_dues <> '{}' THEN
-        IF most > 64 THEN
+    -- Step 4: lease.
+    IF p_total > 0 AND first_dues <> '{}' THEN
+        IF p_total > 64 THEN
             PERFORM {schema}.wait_for_others_1(session.number);
         END IF;
-        checks_sizes := {schema}.may_exceed_1(most, p_max_bytes);
+        checks_sizes := {schema}.may_exceed_1(p_total, p_max_bytes);
         IF lane_index IS NOT NULL AND NOT checks_sizes THEN  -- one lane has jobs: no merge
             RETURN QUERY SELECT * FROM {schema}.lease_jobs_1(
                 now, session.number, p_number, p_nonce, lanes.main_lanes[lane_index], ARRAY(
                     SELECT r.ctid FROM {schema}.ready r
                     WHERE r.lane = lanes.ids[lane_index] AND r.due >= lanes.low_water_marks[lane_index]
-                    ORDER BY r.due, r.seq LIMIT most FOR UPDATE SKIP LOCKED
-                ), lane_numbers, NULL, NULL, 0);
+                    ORDER BY r.due, r.seq LIMIT p_total FOR UPDATE SKIP LOCKED
+                ), NULL, NULL, NULL, 0);
             GET DIAGNOSTICS leased = ROW_COUNT;
             head_dues[lane_index] := {schema}.read_lane_head_1(lanes.ids[lane_index], lanes.low_water_marks[lane_index]);
         ELSE
-            lanes := {schema}.find_first_lanes_1(most, now, p_ageing, lanes.ids, lanes.main_lanes, lanes.request_indexes,
+            lanes := {schema}.find_first_lanes_1(p_total, now, p_ageing, lanes.ids, lanes.main_lanes, lanes.request_indexes,
                 lanes.ranks, lanes.levels, lanes.low_water_marks, lanes.queues, lanes.names, head_dues);
             LOOP
                 counts := {schema}.plan_claims_1(
-                    most, now, p_ageing, lanes.ids, lanes.request_indexes, lanes.ranks, lanes.levels, lanes.low_water_marks);
+                    p_total, now, p_ageing, lanes.ids, lanes.request_indexes, lanes.ranks, lanes.levels, lanes.low_water_marks);
                 RETURN QUERY SELECT * FROM {schema}.lease_merged_jobs_1(now, session.number, p_number, p_nonce, p_ageing,
                     lanes.ids, lanes.main_lanes, lanes.request_indexes, lanes.ranks, lanes.levels, lanes.low_water_marks,
-                    counts, CASE WHEN checks_sizes THEN p_max_bytes END, lane_numbers);
+                    counts, CASE WHEN checks_sizes THEN p_max_bytes END);
                 GET DIAGNOSTICS leased = ROW_COUNT;
                 EXIT WHEN leased > 0;
                 IF array_remove(counts, 0) <> '{}' THEN  -- other transactions have locked all jobs of the planned lanes
@@ -224,34 +176,123 @@ BEGIN
             head_dues := {schema}.read_lane_heads_again_1(open_lanes.ids, head_dues, lanes.ids, lanes.low_water_marks, counts);
         END IF;
     END IF;
-    IF cardinality(first_dues) > 1 THEN
-        waiting := ARRAY(SELECT DISTINCT l.place FROM unnest(open_lanes.request_indexes, head_dues) AS l (place, due)
-            WHERE l.due IS NOT NULL ORDER BY 1);
-    ELSE
-        waiting := CASE WHEN head_dues[lane_index] IS NOT NULL THEN open_lanes.request_indexes[lane_index:lane_index] END;
-    END IF;
-    IF promoted_lanes IS NOT NULL THEN
-        queues_to_notify := queues_to_notify || {schema}.list_queues_of_left_jobs_1(promoted_lanes, session.number, p_number);
-    END IF;
-    IF p_total > 0 AND next_due <= now + 20000000 THEN  -- DUE_WINDOW in core/exchange.py
-        next_due := {schema}.report_due_1(now, session.number, next_due);
-    END IF;
-    next_due := CASE WHEN is_cut THEN LEAST(now, next_due) ELSE next_due END;
-    IF has_limits THEN
-        PERFORM {schema}.take_lane_uses_1(now, lane_numbers, lane_units, leased);
-        next_due := LEAST(next_due, {schema}.find_next_opening_1(now, p_queues, p_names));
-        waiting := CASE WHEN leased < room IS NOT FALSE THEN waiting END;
-    END IF;
 
-    -- Step 6: record the exchange, and return the status row.
-    PERFORM {schema}.record_exchange_1(session.number, p_number, p_nonce, codes, false);
-    RETURN NEXT CAST(ROW(
+    -- Step 5: record the exchange, and return the status row.
+    reply := {schema}.finish_exchange_1(p_now, first_reading, now, session.number, session.oldest_xid, p_number, p_nonce, p_total,
+        settled.results, settled.to_notify, settled.next_due, settled.is_cut, settled.promoted_lanes, false);
+    IF cardinality(first_dues) > 1 THEN
+        reply.waiting := ARRAY(SELECT DISTINCT l.place FROM unnest(open_lanes.request_indexes, head_dues) AS l (place, due)
+            WHERE l.due IS NOT NULL ORDER BY 1);
+    ELSIF head_dues[lane_index] IS NOT NULL THEN
+        reply.waiting := open_lanes.request_indexes[lane_index:lane_index];
+    END IF;
+    IF leased > 0 THEN
+        reply.lanes := lanes.main_lanes;
+        reply.queues := lanes.queues;
+        reply.names := lanes.names;
+        reply.ranks := lanes.ranks;
+    END IF;
+    reply.head_lanes := open_lanes.ids;
+    reply.head_dues := head_dues;
+    RETURN NEXT reply;
+END $$;
+
+-- name: settle_and_promote
+-- Apply the settlements of an exchange and what follows from them, resume durable runs, and promote due jobs.
+-- Inputs: the time; the number of the session; the settlements as for `exchange_1`; a due time before which nothing is known to be
+--   scheduled; the features in use (`used_feature`); whether tenants may have been charged; whether the changes of members of
+--   flows are left to the worker, which calls `continue_flows_1` after its transaction
+-- Result:
+--   results         one letter for each settlement, as of `settle_each_1`
+--   to_notify       the queues to notify; NULL: none
+--   promoted_lanes  the lane of each promoted job; NULL: none
+--   next_due        the earliest due time in `scheduled` or of a suspended durable run; NULL: none
+--   is_cut          whether changes of flows are left to the next exchange
+-- Locks: the rows of the settled jobs and their unique keys; as `resume_due_1` and `resolve_flows_1`; the promoted rows
+-- What no feature needs is not read: a statement in PL/pgSQL takes several microseconds.
+CREATE OR REPLACE FUNCTION {schema}.settle_and_promote_1(
+    p_now int8, p_session int4, p_kinds text, p_seqs int8[], p_ids bytea[], p_fences int4[], p_nonces bytea[], p_bodies bytea[],
+    p_delays int8[], p_texts text[], p_fractions float8[], p_scheduled_low_water_mark int8, p_features text[], p_has_charges bool,
+    p_leaves_changes bool,
+    OUT results text, OUT to_notify text[], OUT promoted_lanes int4[], OUT next_due int8, OUT is_cut bool
+) LANGUAGE plpgsql AS $$
+DECLARE
+    settled record;
+    changes {schema}.flow_change[];
+    has_runs bool := p_features @> '{runs}' OR strpos(p_kinds, 's') > 0;  -- durable runs may wait
+    next_run int8;
+    resumed_lanes int4[];
+BEGIN
+    results := '';
+    is_cut := false;
+    IF p_seqs IS NOT NULL THEN
+        settled := {schema}.settle_all_1(p_now, p_session, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies, p_delays,
+            p_texts, p_fractions, p_has_charges);
+        results := settled.codes;
+        changes := settled.changes;
+        to_notify := CASE WHEN settled.to_notify IS NOT NULL THEN {schema}.get_queues_of_lanes_1(settled.to_notify) END
+            || CASE WHEN settled.key_numbers IS NOT NULL THEN {schema}.release_keys_1(p_now, settled.key_numbers) END;
+    END IF;
+    IF has_runs THEN
+        next_run := (
+            SELECT CAST(encode(c.source, 'escape') AS int8) FROM {schema}.condition c WHERE c.source_kind = 'time' AND c.source >=
+                {schema}.encode_time_1(CASE WHEN p_scheduled_low_water_mark <= p_now THEN p_scheduled_low_water_mark END)
+            ORDER BY c.source LIMIT 1
+        );
+        IF next_run <= p_now THEN
+            SELECT r.lanes, r.next_due INTO resumed_lanes, next_run
+            FROM {schema}.resume_due_1(p_now, 500, p_scheduled_low_water_mark) r;  -- MAX_RESOLVED in core/flows.py
+            to_notify := to_notify || {schema}.get_queues_of_lanes_1(resumed_lanes);
+        END IF;
+    END IF;
+    IF p_leaves_changes THEN
+        IF changes IS NOT NULL THEN
+            PERFORM {schema}.put_changes_1(changes);
+        END IF;
+    ELSIF has_runs OR p_features @> '{flows}' THEN
+        IF changes IS NOT NULL OR EXISTS (SELECT FROM {schema}.flow_change) THEN
+            SELECT r.to_notify, r.is_cut INTO resumed_lanes, is_cut FROM {schema}.resolve_flows_1(p_now, changes) r;
+            to_notify := to_notify || {schema}.get_queues_of_lanes_1(resumed_lanes);
+        END IF;
+    END IF;
+    next_due := (
+        SELECT z.due FROM {schema}.scheduled z WHERE z.due >= CASE WHEN p_scheduled_low_water_mark <= p_now
+            THEN p_scheduled_low_water_mark ELSE {schema}.get_lowest_time_1() END ORDER BY z.due, z.seq LIMIT 1
+    );
+    IF next_due <= p_now THEN
+        SELECT p.next_due, p.lanes INTO next_due, promoted_lanes
+        FROM {schema}.promote_due_1(p_now, 1000, p_scheduled_low_water_mark) p;
+    END IF;
+    next_due := LEAST(next_due, next_run);
+END $$;
+
+-- name: finish_exchange
+-- Record an exchange that was applied, and make its status row.
+-- Inputs: the time of a test's clock; the first reading of the server's clock; the time; the number of the session; `oldest_xid` as
+--   from `find_exchange_1`; the number of the exchange, its nonce and its maximum number of jobs; the result of
+--   `settle_and_promote_1`; whether a plan follows, which decides who is notified of the promoted jobs
+-- Result: the row without what concerns lanes
+-- Locks: as `report_due_1`
+CREATE OR REPLACE FUNCTION {schema}.finish_exchange_1(
+    p_now int8, p_first_reading int8, p_time int8, p_session int4, p_oldest_xid int8, p_number int8, p_nonce bytea, p_total int4,
+    p_results text, p_to_notify text[], p_next_due int8, p_is_cut bool, p_promoted_lanes int4[], p_is_open bool
+) RETURNS {schema}.exchange_reply
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF p_promoted_lanes IS NOT NULL AND NOT p_is_open THEN
+        p_to_notify := p_to_notify || {schema}.list_queues_of_left_jobs_1(p_promoted_lanes, p_session, p_number);
+    END IF;
+    IF p_total > 0 AND p_next_due <= p_time + 20000000 THEN  -- DUE_WINDOW in core/exchange.py
+        p_next_due := {schema}.report_due_1(p_time, p_session, p_next_due);
+    END IF;
+    PERFORM {schema}.record_exchange_1(p_session, p_number, p_nonce, p_results, p_is_open);
+    RETURN CAST(ROW(
         NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,  -- the columns of a leased job
-        'ok', NULL, now, codes, p_nonce, next_due, waiting, queues_to_notify,
-        CASE WHEN leased > 0 THEN lanes.main_lanes END, CASE WHEN leased > 0 THEN lanes.queues END,
-        CASE WHEN leased > 0 THEN lanes.names END, CASE WHEN leased > 0 THEN lanes.ranks END,
-        open_lanes.ids, head_dues, pg_current_xact_id()::text::int8 + 1, session.oldest_xid,
-        CASE WHEN p_now IS NULL THEN LEAST(now - first_reading, 2000000000) ELSE 0 END
+        CASE WHEN p_is_open THEN 'open' ELSE 'ok' END, NULL, p_time, p_results, p_nonce,
+        CASE WHEN p_is_cut THEN LEAST(p_time, p_next_due) ELSE p_next_due END, NULL, p_to_notify,
+        NULL, NULL, NULL, NULL, NULL, NULL,  -- the lanes
+        pg_current_xact_id()::text::int8 + 1, p_oldest_xid,
+        CASE WHEN p_now IS NULL THEN LEAST(p_time - p_first_reading, 2000000000) ELSE 0 END
     ) AS {schema}.exchange_reply);
 END $$;
 
@@ -333,13 +374,11 @@ BEGIN
 END $$;
 
 -- name: is_restricted
--- Test whether limits or tenants may restrict what an exchange leases, or change when a lease ends. The limits that close a single
--- requested lane only limit the number of jobs.
--- Inputs: the names of the requested lanes
-CREATE OR REPLACE FUNCTION {schema}.is_restricted_1(p_names text[]) RETURNS bool
+-- Test whether limits or tenants may restrict what an exchange leases, or count the leases that it settles.
+CREATE OR REPLACE FUNCTION {schema}.is_restricted_1() RETURNS bool
 LANGUAGE plpgsql STABLE AS $$
 BEGIN
-    RETURN EXISTS (SELECT FROM {schema}.limit_rule r WHERE NOT r.closes_lane OR cardinality(p_names) > 1)
+    RETURN EXISTS (SELECT FROM {schema}.limit_rule) OR EXISTS (SELECT FROM {schema}.limit_use)
         OR EXISTS (SELECT FROM {schema}.parked)
         OR EXISTS (SELECT FROM {schema}.changed_limit) OR EXISTS (SELECT FROM {schema}.changed_key)
         OR EXISTS (SELECT FROM {schema}.lane a WHERE a.id < 0);  -- of a tenant
@@ -773,7 +812,8 @@ BEGIN
     )
     SELECT 1, j.seq, coalesce((j.attempts).due, j.due), j.created_at, j.lane, coalesce((j.attempts).fence, 0) + 1,
         coalesce((j.attempts).failures, 0), coalesce((j.attempts).lost, 0), j.id, j.options, j.payload,
-        (CAST(NULL AS {schema}.exchange_status)).*
+        (CAST(ROW(NULL, NULL, NULL, CASE WHEN (j.attempts).fence > 0 THEN {schema}.read_small_run_1(j.seq) END,
+            NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL) AS {schema}.exchange_status)).*
     FROM (
         SELECT j.*, CASE WHEN j.seq = ANY (ARRAY(SELECT t.seq FROM taken t WHERE t.attempt_status > 0))
             THEN {schema}.get_attempt_state_1(j.seq) END AS attempts
@@ -784,15 +824,14 @@ END $$;
 -- name: lease_merged_jobs
 -- Lease the first jobs of lanes to a session, and return them.
 -- Inputs: the time; the session; its exchange and nonce; the ageing span; the open lanes: their arrays in
---   `exchange_1`; how many jobs to take from each; the maximum number of bytes of all deliveries (NULL: they fit); the numbers of
---   the keys for which the jobs count (NULL: none)
+--   `exchange_1`; how many jobs to take from each; the maximum number of bytes of all deliveries (NULL: they fit)
 -- Result: one row for each job; `reply_position` is its position in the merge. Jobs beyond the maximum return to their
 --   places in `ready`, but the first job is always delivered.
 -- Locks: the rows of `ready` that it deletes; rows that another transaction has locked are skipped
 CREATE OR REPLACE FUNCTION {schema}.lease_merged_jobs_1(
     p_now int8, p_session int4, p_number int8, p_nonce bytea, p_ageing int8, p_ids int4[],
     p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[], p_low_water_marks int8[],
-    p_counts int4[], p_max_bytes int8, p_lane_numbers int8[]
+    p_counts int4[], p_max_bytes int8
 ) RETURNS SETOF {schema}.exchange_reply
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -830,19 +869,19 @@ BEGIN
             WHERE placed.bytes > p_max_bytes AND placed.place > 1
     ), leased AS (
         INSERT INTO {schema}.lease (seq, due, leased_at, exchange_number, session, lane, reply_position, fence,
-            failures, lost, attempt_status,
-            extra_flags, nonce, settled_token, key_numbers)
+            failures, lost, attempt_status, extra_flags, nonce, settled_token)
         SELECT placed.seq, placed.due, p_now, p_number, p_session, placed.main_lane, placed.place,
             coalesce((placed.attempts).fence, 0) + 1,
             coalesce((placed.attempts).failures, 0), coalesce((placed.attempts).lost, 0), placed.attempt_status,
-            coalesce((placed.attempts).extra_flags, 0::int2), p_nonce, (placed.attempts).settled_token, p_lane_numbers
+            coalesce((placed.attempts).extra_flags, 0::int2), p_nonce, (placed.attempts).settled_token
         FROM placed WHERE placed.bytes > p_max_bytes IS NOT TRUE OR placed.place = 1
     )
     SELECT placed.place, placed.seq, placed.due, placed.created_at, placed.at_first,
         coalesce((placed.attempts).fence, 0) + 1,
         coalesce((placed.attempts).failures, 0), coalesce((placed.attempts).lost, 0), placed.id, placed.options,
             placed.payload,
-        (CAST(NULL AS {schema}.exchange_status)).*
+        (CAST(ROW(NULL, NULL, NULL, CASE WHEN (placed.attempts).fence > 0 THEN {schema}.read_small_run_1(placed.seq) END,
+            NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL) AS {schema}.exchange_status)).*
     FROM placed WHERE placed.bytes > p_max_bytes IS NOT TRUE OR placed.place = 1;
 END $$;
 
@@ -891,7 +930,8 @@ END $$;
 CREATE OR REPLACE FUNCTION {schema}.repeat_exchange_1(p_session int4, p_number int8) RETURNS SETOF {schema}.exchange_reply
 LANGUAGE sql STABLE AS $$
     SELECT l.reply_position, l.seq, l.due, j.created_at, l.lane, l.fence, l.failures, l.lost, j.id, j.options, j.payload,
-        (CAST(NULL AS {schema}.exchange_status)).*
+        (CAST(ROW(NULL, NULL, NULL, CASE WHEN l.fence > 1 THEN {schema}.read_small_run_1(l.seq) END,
+            NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL) AS {schema}.exchange_status)).*
     FROM {schema}.lease l JOIN {schema}.job j ON j.seq = l.seq
     WHERE l.session = p_session AND l.exchange_number = p_number
 $$;

@@ -48,14 +48,6 @@ BEGIN
     FROM unnest(p_changes) WITH ORDINALITY AS c (number, flow, root, source_kind, source, change, outcome, place) ORDER BY c.place;
 END $$;
 
--- name: has_left_changes
--- Test whether a call has left changes of flows.
-CREATE OR REPLACE FUNCTION {schema}.has_left_changes_1() RETURNS bool
-LANGUAGE plpgsql STABLE AS $$
-BEGIN
-    RETURN EXISTS (SELECT FROM {schema}.used_feature f WHERE f.name IN ('flows', 'runs')) AND EXISTS (SELECT FROM {schema}.flow_change);
-END $$;
-
 -- name: continue_flows
 -- Apply the changes of members of flows, if there are any.
 -- Inputs: the time or NULL

@@ -627,6 +627,9 @@ LANGUAGE plpgsql AS $$
 DECLARE
     opened record;
 BEGIN
+    IF NOT EXISTS (SELECT FROM {schema}.limit_use u WHERE u.opens_at <= p_now) THEN
+        RETURN;
+    END IF;
     FOR opened IN
         UPDATE {schema}.limit_use o SET opens_at = NULL WHERE o.ctid = ANY (ARRAY(
             SELECT u.ctid FROM (

@@ -1,7 +1,7 @@
--- The planned exchange: what `exchange_1` refuses because limits, tenants or changes of limits may restrict it.
+-- The planned exchange: what `exchange_1` refuses because limits or tenants exist, or because a queue is capped.
 --
 -- 1. `begin_planned_exchange_1` settles and promotes. If one lane has jobs, and all their keys have room for all of them, it leases
---    them: nothing has to be decided. Else it reads candidates. The call is a transaction of its own, so no lock is held while the
+--    them: nothing has to be decided, and the exchange takes one call. Else it reads candidates. The call is a transaction of its own, so no lock is held while the
 --    plan is made.
 -- 2. `nimburion.backends.planning` decides which jobs are leased and parked. It runs in the worker.
 -- 3. `apply_plan_1` leases and parks what was planned. It first locks limits and share classes, and compares their state with
@@ -43,31 +43,34 @@ SET enable_mergejoin TO off SET enable_material TO off SET enable_memoize TO off
 SET plan_cache_mode TO force_generic_plan AS $$
 DECLARE
     first_reading int8;
+    now int8;
     session record;
     has_tenants bool;
-    has_runs bool;
     locked_names text[];
     settled record;
-    changes {schema}.flow_change[];
-    resumed_lanes int4[];
-    is_cut bool := false;
-    promoted record;
-    run_lanes int4[];
-    next_run int8;
+    is_changing bool;  -- whether jobs return after limits were changed
     lanes record;
-    lane_index int4;
-    reply {schema}.planned_exchange_reply;
+    lane_index int4;  -- the only lane that has jobs, if nothing has to be planned for it
+    lane_limits record;
+    room int4 := p_total;  -- in the limits that close this lane
+    open record;  -- jobs of this lane for which all keys have room
+    head_dues int8[];
+    first_dues int8[];
+    leased int4 := 0;
+    candidates text;
+    promoted_queues text[];
+    reply {schema}.exchange_reply;
 BEGIN
     -- Step 1: lock the session, and what the settlements and the lease change.
     first_reading := {schema}.begin_exchange_1(p_session);
-    reply.now := {schema}.get_write_time_1(p_now);
+    now := {schema}.get_write_time_1(p_now);
     session := {schema}.find_exchange_1(p_session, p_number);
     reply.outcome := CASE WHEN session.outcome <> 'ok' THEN session.outcome
         WHEN session.is_repeated THEN 'repeated'
-        WHEN NOT p_is_capped AND NOT {schema}.is_restricted_1(p_names) THEN 'plain' END;
+        WHEN NOT p_is_capped AND NOT {schema}.is_restricted_1() THEN 'plain' END;
     IF reply.outcome IS NOT NULL THEN
         reply.last_number := session.last_number;
-        RETURN NEXT reply;
+        RETURN QUERY SELECT (reply).*, CAST(NULL AS text), CAST(NULL AS text[]);
         RETURN;
     END IF;
     IF p_lock THEN
@@ -75,153 +78,130 @@ BEGIN
     END IF;
     has_tenants := EXISTS (SELECT FROM {schema}.lane a WHERE a.id < 0);
     locked_names := {schema}.lock_affected_limits_1(
-        reply.now, session.number, p_seqs, p_queues, p_names, p_lock OR NOT has_tenants, p_lock);
+        now, session.number, p_seqs, p_queues, p_names, p_lock OR NOT has_tenants, p_lock);
     IF has_tenants THEN
         PERFORM {schema}.lock_share_classes_1(p_queues, session.number, p_seqs);
     END IF;
 
-    -- Step 2: settle, return parked jobs, and promote.
-    reply.results := '';
-    IF p_seqs IS NOT NULL THEN
-        settled := {schema}.settle_all_1(reply.now, session.number, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies,
-            p_delays, p_texts, p_fractions, has_tenants);
-        changes := settled.changes;
-        reply.results := settled.codes;
-        reply.to_notify := {schema}.release_keys_1(reply.now, settled.key_numbers);
-        IF settled.to_notify IS NOT NULL THEN
-            reply.to_notify := reply.to_notify || {schema}.get_queues_of_lanes_1(settled.to_notify);
-        END IF;
+    -- Step 2: settle and promote, and return parked jobs.
+    settled := {schema}.settle_and_promote_1(now, session.number, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies, p_delays,
+        p_texts, p_fractions, p_scheduled_low_water_mark, ARRAY(SELECT f.name FROM {schema}.used_feature f), has_tenants, p_lock);
+    PERFORM {schema}.unpark_open_1(now, p_names);
+    is_changing := EXISTS (SELECT FROM {schema}.changed_limit) OR EXISTS (SELECT FROM {schema}.changed_key);
+    IF is_changing THEN
+        settled.to_notify := settled.to_notify || {schema}.unpark_changed_1(now);
     END IF;
-    has_runs := strpos(p_kinds, 's') > 0 OR EXISTS (SELECT FROM {schema}.used_feature f WHERE f.name = 'runs');
-    IF has_runs THEN
-        SELECT r.lanes, r.next_due INTO run_lanes, next_run
-        FROM {schema}.resume_due_1(reply.now, 500, p_scheduled_low_water_mark) r;  -- MAX_RESOLVED in core/flows.py
-        reply.to_notify := reply.to_notify || {schema}.get_queues_of_lanes_1(run_lanes);
-    END IF;
-    IF p_lock AND changes IS NOT NULL THEN
-        PERFORM {schema}.put_changes_1(changes);
-    ELSIF NOT p_lock AND (changes IS NOT NULL OR {schema}.has_left_changes_1()) THEN
-        SELECT r.to_notify, r.is_cut INTO resumed_lanes, is_cut FROM {schema}.resolve_flows_1(reply.now, changes) r;
-        reply.to_notify := reply.to_notify || {schema}.get_queues_of_lanes_1(resumed_lanes);
-    END IF;
-    PERFORM {schema}.unpark_open_1(reply.now, p_names);
-    reply.to_notify := reply.to_notify || {schema}.unpark_changed_1(reply.now);
-    promoted := {schema}.promote_due_1(reply.now, 1000, p_scheduled_low_water_mark);
-    reply.next_due := LEAST(promoted.next_due, next_run);
     IF has_tenants THEN
         PERFORM {schema}.admit_turns_1(p_queues);  -- for jobs that were promoted or returned
     END IF;
 
     -- Step 3: lease the jobs of one lane if all their keys have room; else read candidates.
-    lanes := {schema}.read_open_lanes_1(reply.now, p_queues, p_names, NULL, p_low_water_lanes, p_low_water_marks, true);
-    reply.head_lanes := lanes.ids;
-    reply.head_dues := lanes.head_dues;
-    IF NOT has_tenants AND NOT p_is_capped AND NOT {schema}.may_exceed_1(p_total, p_max_bytes) THEN
-        lane_index := {schema}.find_single_lane_1(lanes.head_dues, lanes.names, locked_names, p_queues, p_names);
-    END IF;
-    IF p_total > 0 AND lane_index IS NOT NULL THEN
-        RETURN QUERY SELECT *, CAST(NULL AS text), CAST(NULL AS text[]) FROM {schema}.lease_open_jobs_1(
-            reply.now, session.number, p_number, p_nonce, p_total, lanes.ids[lane_index], lanes.main_lanes[lane_index],
-            lanes.low_water_marks[lane_index], lanes.queues[lane_index], lanes.names[lane_index]);
-        IF FOUND THEN
-            reply.lanes := lanes.main_lanes[lane_index:lane_index];
-            reply.queues := lanes.queues[lane_index:lane_index];
-            reply.names := lanes.names[lane_index:lane_index];
-            reply.ranks := lanes.ranks[lane_index:lane_index];
+    lanes := {schema}.read_open_lanes_1(now, p_queues, p_names, NULL, p_low_water_lanes, p_low_water_marks, true);
+    head_dues := lanes.head_dues;
+    first_dues := array_remove(head_dues, NULL);
+    IF cardinality(first_dues) = 1 AND p_total > 0 AND NOT (has_tenants OR p_is_capped OR is_changing)
+        AND NOT {schema}.may_exceed_1(p_total, p_max_bytes)
+    THEN
+        lane_index := array_position(head_dues, first_dues[1]);
+        IF lanes.names[lane_index] = ANY (locked_names) IS NOT TRUE THEN  -- its jobs came a moment ago
+            lane_index := NULL;
         END IF;
     END IF;
-    IF p_total > 0 AND reply.lanes IS NULL THEN
-        reply.candidates := {schema}.read_candidates_1(
-            reply.now, p_total, p_queues, p_names, p_max_bytes, p_most_jobs, p_most_turns, p_group_factor, p_most_parked, p_lock,
+    IF lane_index IS NOT NULL THEN
+        lane_limits := {schema}.read_lane_limits_1(now, lanes.queues[lane_index], lanes.names[lane_index]);
+        room := LEAST(room, lane_limits.room);
+    END IF;
+    open := {schema}.lock_open_jobs_1(
+        now, room, lanes.ids[lane_index], lanes.low_water_marks[lane_index], lanes.names[lane_index]);
+    IF open.ctids IS NOT NULL THEN
+        IF open.numbers IS NOT NULL THEN
+            PERFORM {schema}.take_uses_1(now, open.numbers, open.jobs, open.units);
+        END IF;
+        RETURN QUERY SELECT *, CAST(NULL AS text), CAST(NULL AS text[]) FROM {schema}.lease_jobs_1(
+            now, session.number, p_number, p_nonce, lanes.main_lanes[lane_index], open.ctids, lane_limits.numbers, open.seqs,
+            open.key_numbers, open.limits);
+        GET DIAGNOSTICS leased = ROW_COUNT;
+        PERFORM {schema}.take_lane_uses_1(now, lane_limits.numbers, lane_limits.units, leased);
+        head_dues[lane_index] := {schema}.read_lane_head_1(lanes.ids[lane_index], lanes.low_water_marks[lane_index]);
+    ELSIF room > 0 AND (has_tenants OR is_changing OR first_dues <> '{}') THEN
+        candidates := {schema}.read_candidates_1(
+            now, p_total, p_queues, p_names, p_max_bytes, p_most_jobs, p_most_turns, p_group_factor, p_most_parked, p_lock,
             p_low_water_lanes, p_low_water_marks);
-    END IF;
-    IF promoted.lanes IS NOT NULL AND reply.candidates IS NULL THEN
-        reply.to_notify := reply.to_notify || {schema}.list_queues_of_left_jobs_1(promoted.lanes, session.number, p_number);
-    ELSIF promoted.lanes IS NOT NULL THEN
-        reply.promoted_queues := {schema}.list_queues_of_left_jobs_1(promoted.lanes, session.number, p_number);
-    END IF;
-    IF p_total > 0 AND reply.next_due <= reply.now + 20000000 THEN  -- DUE_WINDOW in core/exchange.py
-        reply.next_due := {schema}.report_due_1(reply.now, session.number, reply.next_due);
-    END IF;
-    reply.next_due := CASE WHEN is_cut THEN LEAST(reply.now, reply.next_due) ELSE reply.next_due END;
-    IF reply.candidates IS NULL THEN
-        reply.waiting := {schema}.find_waiting_lanes_1(reply.now, p_queues, p_names, p_low_water_lanes, p_low_water_marks);
-        reply.next_due := LEAST(reply.next_due, {schema}.find_next_opening_1(reply.now, p_queues, p_names));
     END IF;
 
     -- Step 4: record the exchange, and return the status row.
-    PERFORM {schema}.record_exchange_1(session.number, p_number, p_nonce, reply.results, reply.candidates IS NOT NULL);
-    reply.outcome := CASE WHEN reply.candidates IS NULL THEN 'ok' ELSE 'open' END;
-    reply.nonce := p_nonce;
-    reply.oldest_xid := session.oldest_xid;
-    reply.next_xid := pg_current_xact_id()::text::int8 + 1;
-    reply.clock_delay := CASE WHEN p_now IS NULL THEN LEAST(reply.now - first_reading, 2000000000) ELSE 0 END;
-    RETURN NEXT reply;
-END $$;
-
--- name: find_single_lane
--- Find the only lane that has jobs, if no changes of limits restrict it, and the limits of its name are locked. If they are not,
--- its jobs came a moment ago.
--- Inputs: for each lane the due time of its first job, and its name; the names whose limits are locked; queues and names of the
---   requested lanes
--- Result: its index; NULL: there is none
-CREATE OR REPLACE FUNCTION {schema}.find_single_lane_1(
-    p_head_dues int8[], p_lane_names text[], p_locked text[], p_queues text[], p_names text[]
-) RETURNS int4
-LANGUAGE plpgsql STABLE AS $$
-DECLARE
-    dues int8[] := array_remove(p_head_dues, NULL);
-    lane_index int4;
-BEGIN
-    IF cardinality(dues) = 1 AND {schema}.find_changing_1(p_queues, p_names) IS NULL THEN
-        lane_index := array_position(p_head_dues, dues[1]);
+    reply := {schema}.finish_exchange_1(p_now, first_reading, now, session.number, session.oldest_xid, p_number, p_nonce, p_total,
+        settled.results, settled.to_notify, settled.next_due, settled.is_cut, settled.promoted_lanes, candidates IS NOT NULL);
+    reply.head_lanes := lanes.ids;
+    reply.head_dues := head_dues;
+    IF leased > 0 THEN
+        reply.lanes := lanes.main_lanes[lane_index:lane_index];
+        reply.queues := lanes.queues[lane_index:lane_index];
+        reply.names := lanes.names[lane_index:lane_index];
+        reply.ranks := lanes.ranks[lane_index:lane_index];
     END IF;
-    RETURN CASE WHEN p_lane_names[lane_index] = ANY (p_locked) THEN lane_index END;
+    IF candidates IS NULL THEN
+        IF lane_index IS NULL AND (has_tenants OR first_dues <> '{}') THEN
+            reply.waiting := {schema}.find_waiting_lanes_1(now, p_queues, p_names, p_low_water_lanes, p_low_water_marks);
+        ELSIF leased < room AND head_dues[lane_index] IS NOT NULL THEN
+            reply.waiting := lanes.request_indexes[lane_index:lane_index];
+        END IF;
+        reply.next_due := LEAST(reply.next_due, {schema}.find_next_opening_1(now, p_queues, p_names));
+    ELSIF settled.promoted_lanes IS NOT NULL THEN
+        promoted_queues := {schema}.list_queues_of_left_jobs_1(settled.promoted_lanes, session.number, p_number);
+    END IF;
+    RETURN QUERY SELECT (reply).*, candidates, promoted_queues;
 END $$;
 
--- name: lease_open_jobs
--- Lease the first jobs of a lane if all their keys have room for all of them: then nothing has to be planned.
--- Inputs: the time; the session; its exchange and nonce; the maximum number of jobs; the lane and its main lane; its low-water
---   mark; its queue and name, whose limits are locked
--- Result: as of `exchange_1`, without a status row; no row: a key has no room, or another transaction has locked the jobs
+-- name: lock_open_jobs
+-- Lock the first jobs of a lane if all their keys have room for all of them: then nothing has to be planned.
+-- Inputs: the time; the maximum number of jobs; the lane (NULL: none); its low-water mark; its name, whose limits are locked
+-- Result:
+--   ctids               the rows of the jobs in `ready`; NULL: a key has no room, or another transaction has locked the jobs
+--   seqs, limits        if limits of the name have keys: the seqs in ascending order, and how many such limits there are. Then
+--   key_numbers, numbers, jobs, units
+--                       as from `count_open_keys_1`
 -- Locks: the rows of the jobs; rows that another transaction has locked are skipped
-CREATE OR REPLACE FUNCTION {schema}.lease_open_jobs_1(
-    p_now int8, p_session int4, p_number int8, p_nonce bytea, p_total int4, p_lane int4, p_main_lane int4, p_low_water_mark int8,
-    p_queue text, p_name text
-) RETURNS SETOF {schema}.exchange_reply
-LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION {schema}.lock_open_jobs_1(
+    p_now int8, p_total int4, p_lane int4, p_low_water_mark int8, p_name text, OUT ctids tid[], OUT seqs int8[], OUT limits int4,
+    OUT key_numbers int8[], OUT numbers int8[], OUT jobs int4[], OUT units int8[]
+) LANGUAGE plpgsql AS $$
 DECLARE
-    lane_limits record := {schema}.read_lane_limits_1(p_now, p_queue, p_name);
-    jobs record;
-    limits record;
+    rules record;
     used record;
-    leased int4;
 BEGIN
-    SELECT array_agg(r.ctid) AS ctids, array_agg(r.seq) AS seqs INTO jobs FROM (
+    IF p_lane IS NULL OR p_total <= 0 THEN
+        RETURN;
+    END IF;
+    IF NOT EXISTS (SELECT FROM {schema}.limit_rule k WHERE k.job_name = p_name AND NOT k.closes_lane) THEN
+        ctids := nullif(ARRAY(
+            SELECT r.ctid FROM {schema}.ready r WHERE r.lane = p_lane AND r.due >= p_low_water_mark
+            ORDER BY r.due, r.seq LIMIT p_total FOR UPDATE SKIP LOCKED
+        ), '{}');
+        RETURN;
+    END IF;
+    SELECT array_agg(r.ctid), array_agg(r.seq) INTO ctids, seqs FROM (
         SELECT * FROM (
             SELECT r.ctid, r.seq FROM {schema}.ready r WHERE r.lane = p_lane AND r.due >= p_low_water_mark
-            ORDER BY r.due, r.seq LIMIT GREATEST(0, LEAST(p_total, lane_limits.room)) FOR UPDATE SKIP LOCKED
+            ORDER BY r.due, r.seq LIMIT p_total FOR UPDATE SKIP LOCKED
         ) r ORDER BY r.seq OFFSET 0
     ) r;
+    IF seqs IS NULL THEN
+        RETURN;
+    END IF;
     SELECT array_agg(k.limit_name) AS names, array_agg(k.concurrency) AS concurrencies, array_agg(k.interval) AS intervals,
-        array_agg(k.burst) AS bursts, array_agg(k.cost) AS costs, CAST(count(*) AS int4) AS number,
-        EXISTS (SELECT FROM {schema}.limit_change c WHERE c.for_key) AS any_changed
-    INTO limits FROM (
+        array_agg(k.burst) AS bursts, array_agg(k.cost) AS costs, CAST(count(*) AS int4) AS number
+    INTO rules FROM (
         SELECT * FROM {schema}.limit_rule k WHERE k.job_name = p_name AND NOT k.closes_lane ORDER BY k.limit_name OFFSET 0
     ) k;
-    IF jobs.seqs IS NULL THEN
-        RETURN;
-    END IF;
-    used := {schema}.count_open_keys_1(p_now, jobs.seqs, limits.names, limits.concurrencies, limits.intervals, limits.bursts,
-        limits.costs, limits.any_changed);
-    IF NOT used.has_room THEN
-        RETURN;
-    END IF;
-    PERFORM {schema}.take_uses_1(p_now, used.numbers, used.jobs, used.units);
-    RETURN QUERY SELECT * FROM {schema}.lease_jobs_1(p_now, p_session, p_number, p_nonce, p_main_lane, jobs.ctids,
-        lane_limits.numbers, jobs.seqs, used.key_numbers, limits.number);
-    GET DIAGNOSTICS leased = ROW_COUNT;
-    PERFORM {schema}.take_lane_uses_1(p_now, lane_limits.numbers, lane_limits.units, leased);
+    used := {schema}.count_open_keys_1(p_now, seqs, rules.names, rules.concurrencies, rules.intervals, rules.bursts, rules.costs,
+        EXISTS (SELECT FROM {schema}.limit_change c WHERE c.for_key));
+    limits := rules.number;
+    ctids := CASE WHEN used.has_room THEN ctids END;
+    key_numbers := used.key_numbers;
+    numbers := used.numbers;
+    jobs := used.jobs;
+    units := used.units;
 END $$;
 
 -- name: count_open_keys
@@ -242,10 +222,6 @@ DECLARE
     new_limits text[];
     new_keys text[];
 BEGIN
-    has_room := true;
-    IF p_limits IS NULL THEN
-        RETURN;
-    END IF;
     LOOP
         WITH job_key AS MATERIALIZED (
             SELECT c.seq, l.nth, u.number, u.in_use, u.spent_until, coalesce(x.concurrency, l.concurrency) AS concurrency,

@@ -554,6 +554,36 @@ BEGIN
     ORDER BY r.name IS NOT NULL, r.number;
 END $$;
 
+-- name: read_small_run
+-- Read the steps and the unread signals of a durable run that come with its lease. `read_run_1` reads those of other runs.
+-- Inputs: the seq of the job
+-- Result: a JSON array of steps by number, then of signals by number: number, when it was stored, name (null: a step), body in
+--   hexadecimal digits. NULL: the job has none, more than 100, or more than MAX_DELIVERED_RUN bytes (core/runs.py)
+-- Atomic: a read. It reads no body of a larger run.
+CREATE OR REPLACE FUNCTION {schema}.read_small_run_1(p_seq int8) RETURNS text
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM {schema}.run r WHERE r.seq = p_seq) THEN
+        RETURN NULL;
+    END IF;
+    RETURN (
+        SELECT json_agg(json_build_array(r.number, r.at, r.name, encode(r.body, 'hex')))
+        FROM (
+            SELECT u.*, count(*) OVER () AS entries, sum(octet_length(u.body)) OVER () AS bytes FROM (
+                (
+                    SELECT s.number, s.at, CAST(NULL AS text) AS name, s.body FROM {schema}.step s
+                    WHERE s.seq = p_seq ORDER BY s.number LIMIT 101
+                )
+                UNION ALL
+                (
+                    SELECT s.number, s.at, s.name, s.payload FROM {schema}.signal s
+                    WHERE s.seq = p_seq AND s.is_unread ORDER BY s.number LIMIT 101
+                )
+            ) u ORDER BY u.name IS NOT NULL, u.number
+        ) r WHERE r.entries <= 100 AND r.bytes <= 4096
+    );
+END $$;
+
 -- name: forget_runs
 -- Let the next `prune_runs_1` remove the steps and signals of jobs whose records are deleted.
 -- Inputs: the seqs of the jobs

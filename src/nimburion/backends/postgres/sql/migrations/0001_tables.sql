@@ -556,7 +556,8 @@ CREATE TYPE {schema}.exchange_status AS (
                                         -- closed or conflict
     last_number int8,                   -- of out_of_order: the number of the last exchange
     now int8,                           -- the time of the exchange
-    results text,                       -- one letter for each settlement: d done, a already settled, s stale
+    results text,                       -- one letter for each settlement: d done, a already settled, s stale. Of a leased job: its
+                                        -- durable run (`read_small_run_1`)
     nonce bytea,                        -- the nonce of the leases in this reply
     next_due int8,                      -- the earliest due time in `scheduled`, or when a rate limit allows the next job
     waiting int4[],                     -- which of the requested lanes still have jobs (indexes, from 1)

@@ -1,6 +1,7 @@
 -- Shared part: the ids of jobs as they are stored. A UUID takes 17 bytes: 0, and its 16 bytes.
 -- Provides: encode_id(text) -> the stored id; decode_id(id) -> its text
-local UUID = '^([%da-f][%da-f][%da-f][%da-f][%da-f][%da-f][%da-f][%da-f])%-([%da-f][%da-f][%da-f][%da-f])%-([%da-f][%da-f][%da-f][%da-f])%-([%da-f][%da-f][%da-f][%da-f])%-([%da-f][%da-f][%da-f][%da-f])([%da-f][%da-f][%da-f][%da-f][%da-f][%da-f][%da-f][%da-f])$'
+local HEX_4, HEX_8 = '([%da-f][%da-f][%da-f][%da-f])', '([%da-f][%da-f][%da-f][%da-f][%da-f][%da-f][%da-f][%da-f])'
+local UUID = '^' .. HEX_8 .. '%-' .. HEX_4 .. '%-' .. HEX_4 .. '%-' .. HEX_4 .. '%-' .. HEX_4 .. HEX_8 .. '$'
 
 local function encode_id(text)
   if #text ~= 36 then

@@ -69,7 +69,8 @@
 --                   Then <last -> first and >first -> last, for the first and last block of a run of empty blocks.
 --
 -- An id is text, or a UUID as NUL and its 16 bytes (see encoding.py). A time is microseconds since 1970 plus 2^63.
--- A session is the number that `session_id` knows. A token is fence 4 | nonce 16. The nonce is 16 random bytes that the worker draws for each exchange. `settled` is the token of the last settlement of the job, or zeros.
+-- A session is the number that `session_id` knows. A token is fence 4 | nonce 16. The nonce is 16 random bytes
+-- that the worker draws for each exchange. `settled` is the token of the last settlement of the job, or zeros.
 -- Codes of lane_counts: P ready, S scheduled, R ready after a failure, T scheduled after a failure, L leased, W suspended,
 -- C completed, F failed, X cancelled.
 local NEVER = '\255\255\255\255\255\255\255\255'

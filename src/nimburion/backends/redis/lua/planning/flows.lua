@@ -4,9 +4,10 @@
 -- Provides: note_new_flow(flow), note_growth(flow, count), note_closed(flow, is_late), note_condition(source, transition), note_replay(field, body),
 --     note_signal(field, name)
 --   resolve_changes(defers_uses): resumes the durable runs whose time has come, and applies what was noted, the ends of members in this
---     script, and what earlier scripts have left. It
---     writes the buffer (see write_buffer.lua) after each level. The script calls it after its own write_buffer.
---   read_flow(id) -> a flow with its new counts, or nil; get_transition(code), get_flow_transition(flow): the change that a new condition on an ended job or on a flow follows, or nil
+--     script, and what earlier scripts have left. It writes the buffer (see write_buffer.lua) after each level. The script calls it
+--     after its own write_buffer.
+--   read_flow(id) -> a flow with its new counts, or nil
+--   get_transition(code), get_flow_transition(flow) -> the change that a new condition on an ended job or on a flow follows, or nil
 -- Cost: O(log n) per condition, for n conditions and waiting jobs; at most MAX_RESOLVED conditions.
 --
 -- A change is {source, transition}. A flow is a table (see read_flow_record).
@@ -148,8 +149,7 @@ local function note_ends(members)
   end
 
   local is_any_awaited = #members > 0 and any_job_sources()
-  for i, member in ipairs(members) do
-    members[i] = nil
+  for _, member in ipairs(members) do
     local field, body, code = member[1], member[2], member[3]
     if code == COMPLETED then
       if is_any_awaited then
@@ -339,11 +339,10 @@ end
 
 local function resolve_changes(defers_uses)
   write_waits()
-  for i, run in ipairs(suspended_runs) do
-    suspended_runs[i] = nil
+  for _, run in ipairs(take_suspended_runs()) do
     note_suspended(run.field, run.sources)
   end
-  note_ends(ended_members)
+  note_ends(take_ended_members())
   restart_buffer()
   local due = list_due(MAX_RESOLVED)
   if #due > 0 then

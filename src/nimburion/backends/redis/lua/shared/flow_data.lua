@@ -1,8 +1,12 @@
 -- Shared part: reads and changes flows and conditions for planning/flows.lua, as `FlowData` of backends/planning/flows.py says.
 -- Keys: job scheduled lease attempt_state flow condition unmet flow_change running_flow ended_flow released_flow
--- Provides: save_flows(flows), any_job_sources() -> whether a job waits for a job; list_waiters(level, limit) -> conditions, awaited changes; list_due(limit), meet(waiters), cancel(waiters), reopen(waiters), take_changes(), put_changes(changes)
---   A waiter is {source, field, on, seq, reason}; `reason` is why its job is cancelled if the condition is impossible. cancel and reopen return {{field, body, code}, ...} of the jobs that they changed.
---   suspend_run(field, body, lease, lane, packed): lets a durable run wait whose lease has ended. packed: the time for which it waits in 8 bytes, as a delay (NEVER: none) | the flows and signals, each kind 1 | id or name 2 + n. write_waits() writes for what they wait.
+-- Provides: save_flows(flows); any_job_sources() -> whether a job waits for a job
+--   list_waiters(level, limit) -> conditions, awaited changes; list_due(limit), take_changes(), put_changes(changes)
+--   meet(waiters), cancel(waiters), reopen(waiters). cancel and reopen return {{field, body, code}, ...} of the jobs that they changed.
+--   A waiter is {source, field, on, seq, reason}; `reason` is why its job is cancelled if the condition is impossible.
+--   suspend_run(field, body, lease, lane, packed): lets a durable run wait whose lease has ended. packed: the time for which it
+--     waits in 8 bytes, as a delay (NEVER: none) | the flows and signals, each kind 1 | id or name 2 + n
+--   write_waits(): writes for what they wait
 --   cancel_wait(field, body) -> whether the suspended job was cancelled. A durable run that a worker ends is asked to end, and resumed.
 --   release_flows(ids): lets `prune` see the ended members of flows that do not run
 -- Atomic: what these functions write directly cannot fail. Changes of jobs are in the buffer (see write_buffer.lua).
@@ -244,7 +248,6 @@ local function suspend_run(field, body, lease, lane, packed)
     push_pair(new_conditions, 0, get_condition(source, OPEN_ON_END, field, ON_ANY))
     at = following
   end
-  push(suspended_runs, { field = field, sources = sources })
   local waits = table.concat(sources)
   if delay8 ~= NEVER then
     due8 = encode_time(now + decode_time(delay8, 1))
@@ -252,7 +255,7 @@ local function suspend_run(field, body, lease, lane, packed)
   end
   local impossible = record and sub(record, 3, 4) or '\0\0'
   push_pair(new_unmet, field, '\0\1' .. impossible .. waits)
-  put_suspended(field, body, lease, lane, due8)
+  put_suspended(field, body, lease, lane, due8, sources)
 end
 
 -- Write for what the runs wait that were suspended.
@@ -306,7 +309,7 @@ end
 
 local function cancel(waiters)
   local unmet, fields = read_unmet(waiters)
-  local bodies, removed, added, cancelled = read_waiting_bodies(fields), {}, {}, {}
+  local bodies, removed, added = read_waiting_bodies(fields), {}, {}
   for _, waiter in ipairs(waiters) do
     local field = waiter.field
     local body, numbers = bodies[field], unmet[field]
@@ -326,10 +329,7 @@ local function cancel(waiters)
   call_in_batches('ZREM', condition_key, removed)
   call_in_batches('ZADD', condition_key, added)
   write_unmet(unmet)
-  for i, member in ipairs(ended_members) do -- those that finish_job has noted
-    cancelled[i], ended_members[i] = member, nil
-  end
-  return cancelled
+  return take_ended_members() -- those that finish_job has noted
 end
 
 -- Suspend a job again that was cancelled for a condition, or let it wait for a worker if it has nothing to wait for.

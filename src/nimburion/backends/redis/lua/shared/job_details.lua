@@ -1,8 +1,8 @@
 -- Shared part of get and list: collects the details of one job. queries.py makes a record of them.
 -- Keys: payload history progress result
 -- Provides: describe_job(field, body, code, attempts, job_end, payload_bytes) -> details, size in bytes. `attempts` is the lease or the
---   attempt state of the job, or nil, `job_end` a result of read_job_end or nil (see scan_jobs.lua). The details are {seq 8, code, body without payload, lease or attempt state, payload,
---   history, progress, result, session that runs or ended it (see session_names.lua)}, with false for what does not exist.
+--   attempt state of the job, or nil, `job_end` a result of read_job_end or nil (see scan_jobs.lua). The details are {seq 8, code,
+--   body without payload, lease or attempt state, payload, history, progress, result, session that runs or ended it (see session_names.lua)}, with false for what does not exist.
 --   list_lane_names() -> {lane number, full name, ...}
 -- Cost: O(1) per job and byte.
 --

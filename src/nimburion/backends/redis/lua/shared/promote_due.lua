@@ -2,7 +2,8 @@
 -- Keys: scheduled ready
 -- Provides: promote_due(most) -> number of jobs moved, earliest due time first, their number by queue, and whether more may be due. It leaves
 --     durable runs (see list_due).
---   has_due_runs() -> whether a durable run is due. Only for a script that does not resume them, before it writes anything
+--   has_due_runs() -> whether a durable run is due. If not, promote_due moves the jobs that it has read: call nothing that adds to
+--     `scheduled` in between.
 --   get_next_due() -> due time 8, or ''
 -- A member of `scheduled` holds all that the member of `ready` needs, so the job itself is not read.
 -- Cost: O(log n) per job, for n waiting jobs.
@@ -28,6 +29,7 @@ local function has_due_runs()
   due_members = read_due()
   for _, member in ipairs(due_members) do
     if sub(member, SCHEDULED_END, SCHEDULED_END) == SUSPENDED then
+      due_members = nil
       return true
     end
   end
@@ -55,15 +57,6 @@ local function promote_due(most)
   return #moved, by_queue, #members == MAX_DUE
 end
 
--- Return the earlier one of two due times; the second may be nil.
-local function get_earlier(due8, other8)
-  local is_other = other8 and (due8 == '' or decode_time(other8, 1) < decode_time(due8, 1))
-  return is_other and other8 or due8
-end
-
 local function get_next_due()
-  if not next_due8 then
-    return read_first_due()
-  end
-  return due_members and get_earlier(next_due8, get_first_scheduled()) or next_due8
+  return next_due8 or read_first_due()
 end

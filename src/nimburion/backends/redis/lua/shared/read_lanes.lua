@@ -1,14 +1,14 @@
 -- Shared part of exchange: reads the requested lanes, and whether anything restricts them.
--- Keys: lane_number ready tenant_turn paused_queue limit changed_lane limit_opening
--- Provides: is_restricted: whether there is a pause, a limit, a parked job that returns, or a tenant that waits for its turn, when the
---     script begins. Otherwise the exchange reads nothing more about them.
+-- Keys: lane_number ready tenant_turn paused_queue limit changed_lane limit_opening flow_change
+-- Provides: is_restricted: whether there is a pause, a limit, a parked job that returns, a tenant that waits for its turn, or a change
+--     of a flow that an earlier script has left, when the script begins. Otherwise the exchange reads nothing more about them.
 --   read_lane_numbers(request); read_more(lane, most): reads the next members of a lane
 --   find_empty_lanes(numbers) -> by number, the lanes that hold no due jobs
 --   any_turns(), holds_jobs(number)
 --   choice: by field, the bodies that were read, the limits in which jobs are counted and the turns that were taken
 -- Cost: one command, and O(log n) per job, for n waiting jobs. Empty lanes cost one field of a command if there are many.
 local is_restricted = redis.call(
-  'EXISTS', paused_queue_key, limit_key, changed_lane_key, limit_opening_key, tenant_turn_key
+  'EXISTS', paused_queue_key, limit_key, changed_lane_key, limit_opening_key, tenant_turn_key, flow_change_key
 ) > 0
 may_have_limits = is_restricted
 local choice = { bodies = {}, limits = {}, turns = {} }

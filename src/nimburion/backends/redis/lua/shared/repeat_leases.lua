@@ -1,18 +1,11 @@
 -- Shared part of exchange: the deliveries of an exchange that is repeated.
 -- Keys: job lease session_leases
--- Provides: repeat_leases(session4, number8, nonce, most) -> deliveries and bodies as lease_jobs returns them, nonce; nil: a job would
---   be cancelled, and this script does not settle members
+-- Provides: repeat_leases(session4, number8, nonce, most) -> deliveries and bodies as lease_jobs returns them, nonce
 -- Atomic: it only reads, unless deliveries do not fit in the reply.
 -- Cost: O(log n) per lease of the session, for n leases.
 
--- Requeue the deliveries that no longer fit in the reply, with their old counts and due times. Return false, and change nothing, if a
--- job would be cancelled, and this script does not settle members.
+-- Requeue the deliveries that no longer fit in the reply, with their old counts and due times.
 local function requeue_rest(found, first)
-  for i = first, #found do
-    if not settles_members and found[i].lease.is_cancel_requested then
-      return false
-    end
-  end
   for i = first, #found do
     local field, lease = found[i].field, found[i].lease
     local lane = get_lane(lease.lane4)
@@ -30,7 +23,6 @@ local function requeue_rest(found, first)
     write_lane_counts()
     notify_marked()
   end
-  return true
 end
 
 -- Return the deliveries and bodies of the repeated exchange, from the leases that have its number, in their old order, and the
@@ -56,9 +48,7 @@ local function repeat_leases(session4, number8, nonce, most)
     return '', {}, nonce
   end
   local count, found_bodies = read_bodies(fields, most)
-  if not requeue_rest(found, count + 1) then
-    return nil
-  end
+  requeue_rest(found, count + 1)
   for i = #found, count + 1, -1 do
     parts[i], found_bodies[i] = nil, nil
   end

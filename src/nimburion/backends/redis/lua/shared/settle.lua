@@ -1,8 +1,6 @@
 -- Shared part of exchange: settles attempts.
 -- Keys: job attempt_state lease history progress result result_time
--- Provides: read_settled(records); find_needed_script() -> 'members' if a job is a member of a flow, or a settlement one of a durable run;
---   'cancelled' if a job waits again to which a cancel was requested; else nil. settle_all comes last.
---   settle_all(session4, next_extra) -> one code per settlement: d done, a already, s stale
+-- Provides: settle_all(records, session4, next_extra) -> one code per settlement: d done, a already, s stale
 --   records: 29 bytes per settlement, in order: kind 1 | seq 8 | token 20
 --   ARGV[next_extra...]: the other values of each settlement, in the same order
 --   Kinds: c completed, C completed with a result (result), k and K the same but the job keeps its payload, r retried (delay 8, error), f failed (reason, error, fingerprint),
@@ -47,52 +45,23 @@ local function add_failure(counts)
   return pack_struct('>I4', failures + 1) .. sub(counts, 5)
 end
 
-local settled = { kinds = {}, fields = {}, tokens = {} }
-
-local WAITING_KINDS = {
-  [KIND_RETRIED] = true, [KIND_RELEASED] = true, [KIND_SNOOZED] = true, [KIND_UNSTARTED] = true, [KIND_SNOOZED_UNSTARTED] = true,
-  [KIND_RATE_LIMITED] = true,
-}
-
--- Return whether a cancel was requested to a job that would wait again.
-local function has_request()
-  for i, kind in ipairs(settled.kinds) do
-    local record = WAITING_KINDS[kind] and settled.leases[i]
-    if record and sub(record, LEASE_CANCEL, LEASE_CANCEL) == CANCEL_REQUESTED then
-      return true
-    end
-  end
-  return false
-end
-
--- Read the leases of the settlements.
+-- Read the settlements and their leases.
 local function read_settled(records)
+  local kinds, fields, tokens, has_steps = {}, {}, {}, false
   for i = 1, #records / SETTLEMENT_SIZE do
-    settled.kinds[i], settled.fields[i], settled.tokens[i] = read_settlement(records, i)
+    kinds[i], fields[i], tokens[i] = read_settlement(records, i)
+    has_steps = has_steps or kinds[i] == KIND_RECORDED
   end
-  settled.leases = get_in_batches(lease_key, settled.fields)
-end
-
--- Return which script the settlements need, or nil (see above).
-local function find_needed_script()
-  for _, kind in ipairs(settled.kinds) do
-    if kind == KIND_RECORDED or kind == KIND_SUSPENDED then
-      return 'members'
-    end
-  end
-  settled.bodies = get_in_batches(job_key, settled.fields)
-  for _, body in ipairs(settled.bodies) do
-    if body and byte(body, JOB_FLAGS) % 2 == FLAG_OPTIONS and is_member(body) then
-      return 'members'
-    end
-  end
-  return has_request() and 'cancelled' or nil
+  return { kinds = kinds, fields = fields, tokens = tokens, has_steps = has_steps, leases = get_in_batches(lease_key, fields) }
 end
 
 -- Return the bodies of the jobs whose settlements have no code yet.
-local function read_other_bodies(codes)
+local function read_other_bodies(all_fields, codes)
+  if not next(codes) then
+    return get_in_batches(job_key, all_fields)
+  end
   local fields, places, bodies = {}, {}, {}
-  for i, field in ipairs(settled.fields) do
+  for i, field in ipairs(all_fields) do
     if not codes[i] then
       push(fields, field)
       push(places, i)
@@ -104,13 +73,16 @@ local function read_other_bodies(codes)
   return bodies
 end
 
-local function settle_all(session4, next_extra)
-  local codes, are_all = record_steps(settled, session4, next_extra)
+local function settle_all(records, session4, next_extra)
+  local settled, codes, are_all = read_settled(records), {}, false
+  if settled.has_steps then
+    codes, are_all = record_steps(settled, session4, next_extra)
+  end
   if are_all then
     return table.concat(codes)
   end
   local kinds, fields, tokens, leases = settled.kinds, settled.fields, settled.tokens, settled.leases
-  local bodies = settled.bodies or read_other_bodies(codes)
+  local bodies = read_other_bodies(fields, codes)
   local ended, histories, progressed, results, result_times, reused_lease = {}, {}, {}, {}, {}, {}
   local reset_leases = {}
   local has_read_charges = false

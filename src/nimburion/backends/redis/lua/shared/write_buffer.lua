@@ -1,14 +1,17 @@
 -- Shared part: collects the writes of scripts that move jobs, and performs them at the end with a few commands.
 -- Keys: job payload attempt_state ready scheduled lease session_leases cancel_requested finished dead_letter dead_letter_time
--- Provides: end_lease, add_waiting, drop_waiting, requeue, finish_job, complete_plain, put_job, put_attempts, put_suspended, and write_buffer(defers_uses), which performs all writes, but leaves those
---   of the uses of keys to the caller if `defers_uses`. restart_buffer(): forgets the writes, which were performed. get_first_scheduled() -> the earliest due time
---   that the writes add to `scheduled`, or nil
---   The caller of write_buffer then calls resolve_flows (see settles_members.lua) if a job may have ended. `field` is a seq as 8 bytes,
+-- Provides: end_lease, add_waiting, drop_waiting, requeue, finish_job, complete_plain, put_job, put_attempts,
+--   put_suspended, and write_buffer(defers_uses), which performs all writes, but leaves those of the uses of keys to the caller if
+--   `defers_uses`. restart_buffer(): forgets the writes, which were performed.
+--   take_ended_members() -> {{field, body before its end, code}, ...}: the members of flows that have ended since the last call
+--   take_suspended_runs() -> {{field, sources}, ...}: the same of runs; has_flow_changes() -> whether one of both would return something
+--   The caller of write_buffer then calls resolve_flows (see resolve_flows.lua) if a job may have ended. `field` is a seq as 8 bytes,
 --   `body` a record of `job`, `lease` a result of read_lease. A settlement first sets `counts` and `settled` of the lease.
--- Idle: get_first_scheduled
+-- Idle: has_flow_changes
 -- Atomic: nothing is written before everything is decided. No command of write_buffer can fail because of its arguments. Thus
 --   the script is applied as a whole, although the server cannot roll back.
 -- Cost: O(log n) per job, for n waiting jobs.
+local ended_members, suspended_runs = {}, {}
 local writes = {
   drop_payload = {}, put_job = {}, drop_state = {}, put_state = {},
   drop_ready = {}, put_ready = {}, drop_scheduled = {}, put_scheduled = {},
@@ -79,8 +82,9 @@ local function put_attempts(field, attempts, due8)
   push_pair(writes.put_state, field, make_attempt_state(attempts, due8))
 end
 
--- Suspend a leased job. `due8`: when it is resumed; nil: it waits for no time.
-local function put_suspended(field, body, lease, lane, due8)
+-- Suspend a leased job, which waits for these sources. `due8`: when it is resumed; nil: it waits for no time.
+local function put_suspended(field, body, lease, lane, due8, sources)
+  push(suspended_runs, { field = field, sources = sources })
   put_job(field, make_suspended_job(body))
   put_attempts(field, lease, lease.due8)
   lane[SUSPENDED] = lane[SUSPENDED] + 1
@@ -182,20 +186,24 @@ local function write_buffer(defers_uses)
   call_in_batches('ZADD', dead_letter_time_key, writes.put_dead_letter_time)
 end
 
-local function get_first_scheduled()
-  local first, first8
-  for i = 2, #writes.put_scheduled, 2 do
-    local due8 = read_scheduled(writes.put_scheduled[i])
-    local due = decode_time(due8, 1)
-    if not first or due < first then
-      first, first8 = due, due8
-    end
-  end
-  return first8
-end
-
 local function restart_buffer()
   for name in pairs(writes) do
     writes[name] = {}
   end
+end
+
+local function take_ended_members()
+  local taken = ended_members
+  ended_members = {}
+  return taken
+end
+
+local function take_suspended_runs()
+  local taken = suspended_runs
+  suspended_runs = {}
+  return taken
+end
+
+local function has_flow_changes()
+  return #ended_members + #suspended_runs > 0
 end

@@ -9,8 +9,6 @@
 --   ARGV[7] the settlements (see settle.lua), and ARGV[8...] their other values
 -- Reply: {'lost'}: the session is not alive
 --   {'order', last number 8}: the number is neither the last one nor the next one
---   {'members'}: a job of a settlement is a member of a flow, or it is a durable run, or the time of a run has come; repeat this call and all later ones
---     with the script exchange_flows. {'cancelled'}: a job waits again to which a cancel was requested; repeat only this call so. Nothing was changed.
 --   {'done', codes, nonce, now 8, next time 8 or '', deliveries, indexes of lanes with more jobs, {lane number, full name, ...},
 --   bodies}; a delivery is due 8 | seq 8 | fence 4 | failures 4 | lost 2. The durable runs follow, if there are any (see small_runs.lua).
 -- A repeated number gets the same reply again and changes nothing, except that deliveries too large for the reply are requeued.
@@ -31,28 +29,16 @@ local is_repeat = number8 == last8 and number8 ~= NO_NUMBER
 if is_repeat then
   codes = session.codes
   deliveries, bodies, nonce = repeat_leases(session4, number8, nonce, request.max_bytes)
-  if not deliveries then
-    return { 'cancelled' }
-  end
   lanes = find_open_lanes(request, lane_numbers, {})
 elseif (struct.unpack('>I8', number8)) ~= (struct.unpack('>I8', last8)) + 1 then
   return { 'order', last8 }
 else
-  if settlements ~= '' then
-    read_settled(settlements)
-  end
-  if not settles_members then
-    local needed = settlements ~= '' and find_needed_script() or has_due_runs() and 'members'
-    if needed then
-      return { needed }
-    end
-  end
   if is_restricted then
     follow_clock()
   end
   local following = is_restricted and unpark_changed() or {}
-  codes = settlements == '' and '' or settle_all(session4, FIRST_EXTRA)
-  has_left_changes = continue_flows(true)
+  codes = settlements == '' and '' or settle_all(settlements, session4, FIRST_EXTRA)
+  has_left_changes = continue_flows(true, is_restricted)
   local _, promoted = promote_due(500)
   if is_restricted then
     unpark_open()

@@ -5,7 +5,7 @@
 -- Reply: {number of jobs moved, next due time 8 or '', 1 if more may be due}
 -- Atomic: one script. Each job is in exactly one of `scheduled`, `ready` and `tenant_job`.
 -- Cost: O(log n) per job, for n waiting jobs.
-continue_flows()
+continue_flows(false, true)
 local count, by_queue, has_more = promote_due(tonumber(ARGV[3]))
 for queue, jobs in pairs(by_queue) do
   mark_queue(queue, jobs)

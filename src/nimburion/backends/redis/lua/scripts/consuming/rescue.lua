@@ -96,7 +96,7 @@ call_in_batches('ZADD', expired_session_key, put_expired_session)
 call_in_batches('ZREM', expired_session_key, drop_expired_session)
 call_in_batches('HSET', history_key, put_history)
 write_buffer()
-more = continue_flows() or more
+more = continue_flows(false, true) or more
 write_lane_counts()
 notify_marked()
 return { returned, failed, cancelled, (more or #expired == 100) and 1 or 0 }

@@ -1,6 +1,9 @@
 -- prune: deletes finished jobs and results past their retention, flows with their groups, and old sessions, expired unique keys and pauses
 -- that ended.
--- Keys: job finished dead_letter_time result result_time unique_key unique_expiry ended_session session_state session_info session_id session_leases paused_queue statistics_merged replacement replacement_expiry counters limit_use parked tenant_share share_class flow flow_order running_flow ended_flow released_flow flow_finished removed_run
+-- Keys: job finished dead_letter_time result result_time unique_key unique_expiry
+-- Keys: ended_session session_state session_info session_id session_leases paused_queue statistics_merged
+-- Keys: replacement replacement_expiry counters limit_use parked tenant_share share_class
+-- Keys: flow flow_order running_flow ended_flow released_flow flow_finished removed_run
 -- Arguments:
 --   ARGV[3] the maximum number of deletions
 --   ARGV[4] the retention of completed and cancelled jobs in microseconds; '': for ever

@@ -7,7 +7,8 @@
 --   read_sessions.lua),
 --   {limit NUL key, use (see record_format.lua), number of parked jobs, ...} of its keys, limit NUL key for which it is parked or nil,
 --   {tenant, microseconds ahead of the minimum, tenants before it, jobs before it} or {}: it waits for no turn,
---   {kind of a source, its id (of a signal, its name), on, details of the job or record of the flow or nil, ...}: the first of the open conditions of a suspended job, or of the impossible ones of a cancelled job; their number}
+--   {kind of a source, its id (of a signal, its name), on, details of the job or record of the flow or nil, ...}: the first
+--   of the open conditions of a suspended job, or of the impossible ones of a cancelled job; their number}
 -- Atomic: reads only; everything is of the same moment.
 -- Cost: O(log n) per session, for n leases, and that of limit_holders.lua if its name has a limit.
 local MAX_WAITING_COUNTED, MAX_UNMET = 10000, 10
