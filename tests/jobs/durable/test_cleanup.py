@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nimburion import DurableContext, PermanentError, Processor, State
+from nimburion import DurableContext, PermanentError, Processor, Retry, State
 from nimburion.core.job import Reason
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.settlement import Released
@@ -446,3 +446,63 @@ async def test_a_run_that_fails_for_good_while_it_is_cancelled_is_cancelled(
         assert log == ["undone"]
         assert "failed while it was cancelled, and ends as cancelled" in caplog.text
         assert "dead letter" not in caplog.text
+
+
+async def test_an_undo_that_does_an_operation_is_undo_failed() -> None:
+    processor = Processor("memory://", max_retries=0)
+
+    @processor.job
+    async def run(ctx: DurableContext) -> None:
+        async def pause() -> None:
+            await ctx.sleep("pause", 1000)
+
+        ctx.undo(pause)
+        raise ValueError("fails")
+
+    async with processor:
+        await processor.start()
+        job_id = await run.enqueue()
+
+        async def has_failed() -> bool:
+            return (await processor.get_status(job_id)).state is State.FAILED
+
+        await wait_until(has_failed, "it has failed")
+        job = await processor.backend.reads.get_job(job_id)
+        assert job.reason == Reason.UNDO_FAILED
+        assert job.error is not None
+        assert "in the function of a step or an undo" in job.error.message
+
+
+async def test_a_run_that_is_cancelled_while_it_is_replayed_is_undone_completely() -> None:
+    processor = Processor("memory://", max_retries=1)
+    undone: list[str] = []
+    attempts: list[int] = []
+    awaits_more = asyncio.Event()
+
+    async def work() -> None: ...
+
+    @processor.job
+    async def run(ctx: DurableContext) -> None:
+        attempts.append(1)
+        await ctx.options(key="first").step(work)
+        ctx.options(key="first").undo(undone.append, "first")
+        if len(attempts) == 2:
+            awaits_more.set()
+            await wait_until(lambda: ctx.cancelled, "its worker knows of the cancel")
+        await ctx.options(key="second").step(work)
+        ctx.options(key="second").undo(undone.append, "second")
+        if len(attempts) == 1:
+            raise Retry(after=0)
+        await ctx.options(key="third").step(undone.append, "a step that is new")
+
+    async with processor:
+        await processor.start()
+        job_id = await run.enqueue()
+        await awaits_more.wait()
+        await processor.cancel(job_id)
+
+        async def is_cancelled() -> bool:
+            return (await processor.get_status(job_id)).state is State.CANCELLED
+
+        await wait_until(is_cancelled, "it is cancelled")
+        assert undone == ["second", "first"]

@@ -20,6 +20,7 @@ from nimburion.core.settlement import Recorded
 from nimburion.errors import InvalidStep, NimburionError, StepFailed
 from tests.jobs.durable.runs import finish, make_processor
 from tests.overridden import OverridableBackend
+from tests.waiting import wait_until_finished
 
 
 @dataclass
@@ -643,3 +644,29 @@ async def test_a_caught_error_is_stored_before_the_next_step_is_called() -> None
     async with processor:
         await finish(processor, await run.enqueue())
     assert stored == [1]
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_the_function_of_a_step_does_no_operation(*, is_async: bool) -> None:
+    """It would wait for ever, or not be done again when the stored step is."""
+    processor = Processor("memory://", max_retries=5)
+    undone: list[str] = []
+
+    @processor.job
+    async def run(ctx: DurableContext) -> None:
+        async def pause() -> None:
+            await ctx.sleep("pause", 1000)
+
+        def register() -> None:
+            ctx.undo(undone.append, "registered")
+
+        await asyncio.gather(ctx.step(pause if is_async else register))
+
+    async with processor, asyncio.timeout(20):
+        await processor.start()
+        job_id = await run.enqueue()
+        error = (await wait_until_finished(processor, job_id)).error
+        assert error is not None
+        assert error.attempt == 1
+        assert "in the function of a step or an undo" in error.message
+        assert undone == []

@@ -40,10 +40,11 @@ A branch that awaits something else may be about to do an operation, and asyncio
 it awaits. A handler with one branch waits as soon as it awaits an operation.
 """
 REPLAY_TIMEOUT = 5.0
-"""Seconds that a handler has, in the phase REPLAYING, from one stored operation to the next.
+"""Seconds that a handler has, in the phase REPLAYING, to come to a new operation. The time begins
+when it has repeated all that is stored.
 
-It may await something else than an operation, which never comes. When the time is over, the handler
-is cancelled, and what it has registered is undone.
+The handler may await something that is no operation and never comes. When the time is over, it is
+cancelled, and what it has registered is undone.
 """
 
 
@@ -79,18 +80,18 @@ class RunBranches(Struct, eq=False):
     services: RunServices
     state: RunState
     recorder: RunRecorder
+    working: int = 0
+    """How many operations work."""
     unstored: int = 0
     """How many operations wait until their entry is stored."""
     is_stopping: bool = False
     """Whether the worker stops, and could not cancel the handler because a thread ran a step. The
     handler is cancelled when no thread does."""
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
-    """The branches without the task of the handler."""
-    _working: int = 0
-    """How many operations work."""
+    """The tasks of the branches, without that of the handler."""
     _waits: set[Wait] = field(default_factory=set)
     _stopped: list[asyncio.Future[None]] = field(default_factory=list)
-    """What the branches await that must not continue."""
+    """What the stopped branches await."""
     _check: asyncio.Handle | None = None
     """The next call of `_end_if_idle`."""
     _replay_timer: asyncio.Handle | None = None
@@ -99,13 +100,13 @@ class RunBranches(Struct, eq=False):
 
     def begin_work(self) -> None:
         """Note that an operation works."""
-        self._working += 1
+        self.working += 1
         if self._check is not None:
             self._stop_check()
 
     def end_work(self) -> None:
         """Note that an operation does not work any more."""
-        self._working -= 1
+        self.working -= 1
         if self.is_stopping:
             asyncio.get_running_loop().call_soon(self.stop_for_worker)
         if self._waits or self.state.phase is ENDING:
@@ -151,7 +152,7 @@ class RunBranches(Struct, eq=False):
         return (
             len(self._waits) == 1
             and wait in self._waits
-            and not (self._working or self.tasks)
+            and not (self.working or self.tasks)
             and (phase is WORKING or phase is REPLAYING or phase is CLEANING)
         )
 
@@ -207,7 +208,7 @@ class RunBranches(Struct, eq=False):
         """If no operation works, look soon whether the handler must end or all branches wait."""
         self._stop_check()
         phase = self.state.phase
-        if not (self._working or phase is LOADING or phase is ENDED or phase is CLOSED):
+        if not (self.working or phase is LOADING or phase is ENDED or phase is CLOSED):
             self._check = asyncio.get_running_loop().call_soon(self._end_if_idle)
 
     def _stop_check(self) -> None:
@@ -252,10 +253,7 @@ class RunBranches(Struct, eq=False):
             state.cancel_handler()
 
     def start_replay_timer(self) -> None:
-        """End the handler if it repeats no stored operation within `REPLAY_TIMEOUT`.
-
-        The time begins when it has repeated all that is stored.
-        """
+        """If the handler has repeated all that is stored, end it after `REPLAY_TIMEOUT`."""
         if self._replay_timer is not None:
             self._replay_timer.cancel()
         if not self.state.journal.has_more:

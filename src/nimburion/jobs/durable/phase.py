@@ -29,7 +29,7 @@ class RunRestart(NamedTuple):
 
 
 class RunCleanup(NamedTuple):
-    """An earlier attempt decided the end of the run, and what it did must be undone."""
+    """An earlier attempt decided the end of the run, and what the run did must be undone."""
 
 
 Ending = RunSuspension | RunCancellation | RunRestart | RunCleanup
@@ -46,20 +46,30 @@ class RunPhase(enum.Enum):
     | LOADING | the run reads what is stored | the end is known | REPLAYING |
     | | | otherwise | WORKING |
     | WORKING | the handler does operations | a cancel is requested | ENDING |
+    | | | the same, but the handler has not | REPLAYING |
+    | | | yet repeated all that is stored | |
     | | | the backend does not answer one | ENDING |
     | | | it reads that a cancel was requested | REPLAYING |
     | | | all branches wait, or it restarts | ENDED |
     | | | the handler returns or raises | CLOSED |
-    | REPLAYING | the handler repeats what is | a cancel is requested | ENDING |
-    | | stored, and so registers what | it comes to something new | ENDING |
-    | | must be undone | it repeats nothing for a while | ENDING |
+    | REPLAYING | the handler repeats what is | a cancel is requested, and all | ENDING |
+    | | stored, and so registers what | that is stored is repeated | |
+    | | must be undone | it comes to something new | ENDING |
+    | | | all is repeated, and it comes to | ENDING |
+    | | | nothing new for a while | |
+    | | | all branches wait | ENDED |
     | | | it returns, and its end is decided | ENDED |
     | | | otherwise it returns, or it raises | CLOSED |
     | ENDING | operations that work continue, | no operation works any more | ENDED |
-    | | and no branch begins a new one | the handler returns or raises | CLOSED |
-    | ENDED | operations raise `CancelledError` | the handler has ended | CLOSED |
+    | | and no branch begins a new one | it returns, and its end is decided | ENDED |
+    | | | otherwise it returns, or it raises | CLOSED |
+    | ENDED | new operations raise | the handler has ended | CLOSED |
+    | | `CancelledError` | | |
     | CLOSED | operations raise `NotOpen` | the run failed or is cancelled | CLEANING |
     | CLEANING | the worker undoes what the run did | this is done, or has to wait | CLOSED |
+
+    If an earlier attempt decided the end, a cancel request changes nothing. `ctx.restart` ends the
+    handler also if a cancel is requested while it stores that the run begins anew.
 
     A run that cannot read what is stored stays in LOADING, and its attempt ends.
     """
@@ -98,7 +108,7 @@ class RunState(Struct, eq=False):
     """How often the run has cancelled this task."""
 
     def check_open(self) -> None:
-        """Raise `NotOpen` if the handler does not run. Its own task can undo what it did."""
+        """Raise `NotOpen` if the handler does not run. In CLEANING, its task may do operations."""
         phase = self.phase
         if phase is LOADING:
             raise NotOpen(
@@ -134,13 +144,13 @@ class RunState(Struct, eq=False):
             self.main.cancel()
 
     def uncancel(self) -> None:
-        """Take the cancels of this run back, so that the task can await what comes next."""
+        """Take back the cancels of this run, so that its task can await again."""
         if self.main is not None:
             for _ in range(self.cancels):
                 self.main.uncancel()
             self.cancels = 0
 
     def begin_cleanup(self) -> None:
-        """Let the current task, which called the handler, undo what it did."""
+        """Let the current task, which called the handler, undo what the run did."""
         self.phase, self.ending = CLEANING, None
         self.main = asyncio.current_task()

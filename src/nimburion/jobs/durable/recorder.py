@@ -66,7 +66,10 @@ class SentEntry(StoredEntry, eq=False, kw_only=True):
             self.future.set_exception(error)
 
     def wait(self) -> asyncio.Future[None] | None:
-        """Return what is done when the answer comes; None if the entry is stored."""
+        """Return what is done when the answer comes; None if the entry is stored.
+
+        If the entry could not be stored, the error is raised.
+        """
         if self.error is not None:
             raise self.error
         if self.at is not None:
@@ -224,8 +227,8 @@ class RunRecorder(Struct, eq=False):
 def _list_causes(raised: BaseException | None, own: set[int]) -> list[BaseException]:
     """Return an exception with its causes, contexts and the members of groups.
 
-    `own` identifies the errors of operations. What such an error came after is none of its causes:
-    the handler has caught that, and went on.
+    `own` identifies the errors of operations. The context of such an error is not followed:
+    the handler had caught it, and continued.
     """
     found: dict[int, BaseException] = {}
     waiting: list[BaseException | None] = [raised]

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import sys
 from contextlib import suppress
-from types import CodeType
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, NoReturn, cast
 
 from msgspec import Raw, Struct
@@ -58,6 +58,8 @@ _DELAY_WITHOUT_ANSWER = 5.0
 """Seconds until the next attempt at a run that ended because the backend did not answer."""
 _OWN_FILES = __file__.rpartition("durable")[0]
 """The start of the file names of the code that calls handlers."""
+_STEPS_FILE = __file__.removesuffix("run.py") + "steps.py"
+"""The name of the file with the code that calls the functions of steps and undos."""
 
 
 class DurableRun:
@@ -78,7 +80,7 @@ class DurableRun:
         self.recorder: RunRecorder = RunRecorder(record, services, self.journal, self.state)
         self.branches: RunBranches = RunBranches(record, services, self.state, self.recorder)
         self.time: float = record.delivery.created_at
-        """When the latest operation ended that this execution came to."""
+        """The end of the latest operation that this execution came to."""
         self.called: list[str] = []
         """The keys of the steps whose functions this execution has called, once for each call."""
         self.differing: list[str] = []
@@ -183,12 +185,20 @@ class DurableRun:
     # Operations
 
     def begin(self, kind: str, key: str, place: CallSite) -> None:
-        """Note that the handler does an operation at a place of its code. `InvalidStep` is raised
-        if it has used the key for another of this kind.
+        """Note that the handler does an operation at a place of its code.
+
+        `InvalidStep` is raised if the handler has used the key for another operation of this kind,
+        or if the function of a step or an undo does the operation.
         """
         state = self.state
         if state.phase is not WORKING:
             state.check_open()
+        if self.branches.working and _is_in_step():
+            raise InvalidStep(
+                f"{place}: the {kind} {key!r} is in the function of a step or an undo; move it to "
+                "the handler. A stored step does not call its function again, and a step that "
+                "works cannot wait"
+            )
         task = asyncio.current_task()
         if task is not state.main and task is not None:
             self.branches.tasks.add(task)
@@ -270,9 +280,9 @@ class DurableRun:
             recorder.sent_cleanup = None
 
     def note_passed(self, stored: StoredEntry, end: float | None = None) -> None:
-        """Note that an operation has ended that an earlier attempt did, or a wait.
+        """Note that a wait has ended, or that this execution repeats what an earlier attempt did.
 
-        `end`: when it ended, if that is not when its entry was stored.
+        `end`: when the operation ended; None: when its entry was stored.
         """
         stored.is_passed = True
         end = stored.at if end is None else end
@@ -339,7 +349,10 @@ class DurableRun:
             if self.record.task is not None:
                 self.record.task.cancel()
         elif self.journal.ending is None and state.phase in {WORKING, REPLAYING, ENDING}:
-            state.phase, state.ending = ENDING, RunCancellation()
+            if state.phase is not ENDING and self.journal.needs_cleanup and self.journal.has_more:
+                state.phase = REPLAYING  # it has not registered all that must be undone
+            else:
+                state.phase, state.ending = ENDING, RunCancellation()
             self.branches.plan_check()
 
     def close(self) -> None:
@@ -356,9 +369,20 @@ class DurableRun:
 
 
 async def _raise_cancelled() -> NoReturn:
-    """Raise the `CancelledError` of a task that was cancelled, or another one."""
+    """Raise the `CancelledError` with which the task was cancelled, or a new one."""
     await asyncio.sleep(0)
     raise asyncio.CancelledError
+
+
+def _is_in_step() -> bool:
+    """Return whether the function of a step or an undo does the current operation.
+
+    A task that such a function has created is not found.
+    """
+    frame: FrameType | None = sys._getframe(3)  # noqa: SLF001 - the caller of the operation
+    while frame is not None and frame.f_code.co_filename != _STEPS_FILE:
+        frame = frame.f_back
+    return frame is not None
 
 
 def check_key(key: object) -> None:
