@@ -83,6 +83,16 @@ class ConcurrencyLimits:
         worker = await harness.worker(limits={"mail": 1})
         assert (await worker.exchange(want=worker.want(9))).waiting == []
 
+    @pytest.mark.parametrize("limit", [2, 3, 9])
+    async def test_a_lane_waits_if_its_limit_has_room_after_a_full_reply(
+        self, harness: Harness, limit: int
+    ) -> None:
+        await harness.add("a", "b", "c")
+        worker = await harness.worker(limits={"mail": limit})
+        reply = await worker.exchange(want=worker.want(2))
+        assert ids(reply.deliveries) == ["a", "b"]
+        assert reply.waiting == ([] if limit == 2 else list(worker.lanes))
+
     @pytest.mark.parametrize("how", ENDING)
     async def test_every_end_of_a_lease_frees_its_place(self, harness: Harness, how: str) -> None:
         """The same exchange can reserve a job for the place that it frees."""

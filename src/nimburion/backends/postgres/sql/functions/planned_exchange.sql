@@ -52,7 +52,8 @@ DECLARE
     lanes record;
     lane_index int4;  -- the only lane that has jobs, if nothing has to be planned for it
     lane_limits record;
-    room int4 := p_total;  -- in the limits that close this lane
+    room int4;  -- in the limits that close this lane; NULL: there are none
+    most int4 := p_total;  -- how many jobs to lease
     open record;  -- jobs of this lane for which all keys have room
     head_dues int8[];
     first_dues int8[];
@@ -109,10 +110,11 @@ BEGIN
     END IF;
     IF lane_index IS NOT NULL THEN
         lane_limits := {schema}.read_lane_limits_1(now, lanes.queues[lane_index], lanes.names[lane_index]);
-        room := LEAST(room, lane_limits.room);
+        room := lane_limits.room;
+        most := LEAST(p_total, room);
     END IF;
     open := {schema}.lock_open_jobs_1(
-        now, room, lanes.ids[lane_index], lanes.low_water_marks[lane_index], lanes.names[lane_index]);
+        now, most, lanes.ids[lane_index], lanes.low_water_marks[lane_index], lanes.names[lane_index]);
     IF open.ctids IS NOT NULL THEN
         IF open.numbers IS NOT NULL THEN
             PERFORM {schema}.take_uses_1(now, open.numbers, open.jobs, open.units);
@@ -123,7 +125,7 @@ BEGIN
         GET DIAGNOSTICS leased = ROW_COUNT;
         PERFORM {schema}.take_lane_uses_1(now, lane_limits.numbers, lane_limits.units, leased);
         head_dues[lane_index] := {schema}.read_lane_head_1(lanes.ids[lane_index], lanes.low_water_marks[lane_index]);
-    ELSIF room > 0 AND (has_tenants OR is_changing OR first_dues <> '{}') THEN
+    ELSIF most > 0 AND (has_tenants OR is_changing OR first_dues <> '{}') THEN
         candidates := {schema}.read_candidates_1(
             now, p_total, p_queues, p_names, p_max_bytes, p_most_jobs, p_most_turns, p_group_factor, p_most_parked, p_lock,
             p_low_water_lanes, p_low_water_marks);
@@ -143,7 +145,7 @@ BEGIN
     IF candidates IS NULL THEN
         IF lane_index IS NULL AND (has_tenants OR first_dues <> '{}') THEN
             reply.waiting := {schema}.find_waiting_lanes_1(now, p_queues, p_names, p_low_water_lanes, p_low_water_marks);
-        ELSIF leased < room AND head_dues[lane_index] IS NOT NULL THEN
+        ELSIF leased < room IS NOT FALSE AND head_dues[lane_index] IS NOT NULL THEN
             reply.waiting := lanes.request_indexes[lane_index:lane_index];
         END IF;
         reply.next_due := LEAST(reply.next_due, {schema}.find_next_opening_1(now, p_queues, p_names));
