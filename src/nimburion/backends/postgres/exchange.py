@@ -25,6 +25,8 @@ from nimburion.core.errors import BackendError, OutOfOrder, SessionLost
 from nimburion.core.exchange import (
     DEFAULT_QUEUE_OPTIONS,
     MAX_WAITING_LANES,
+    Lane,
+    QueueOptions,
     Reply,
     ReserveRequest,
 )
@@ -227,17 +229,35 @@ def encode_sources(sources: Sequence[WaitSource]) -> str:
 
 def encode_request(request: ReserveRequest) -> list[Any]:
     """Encode a reserve request as arrays."""
-    lanes = list(dict.fromkeys(request.lanes))
-    options = [request.queues.get(lane.queue, DEFAULT_QUEUE_OPTIONS) for lane in lanes]
     return [
         max(0, request.total),
         request.nonce,
         to_micros(request.ageing),
-        [lane.queue for lane in lanes],
-        [lane.name for lane in lanes],
-        [queue.priority for queue in options],
+        *_encode_lanes(request.lanes, request.queues),
         request.max_bytes,
     ]
+
+
+EncodedLanes = tuple[list[str], list[str], list[int]]
+_last_lanes: tuple[tuple[Lane, ...], dict[str, QueueOptions], EncodedLanes] = ((), {}, ([], [], []))
+"""The lanes and queues of the last request, encoded. The next one of a worker often has the same.
+"""
+
+
+def _encode_lanes(lanes: tuple[Lane, ...], queues: dict[str, QueueOptions]) -> EncodedLanes:
+    """Return the queues, the names and the priorities of different lanes."""
+    global _last_lanes  # noqa: PLW0603 - one assignment, which is atomic
+    last, last_queues, encoded = _last_lanes
+    if lanes is not last or queues is not last_queues:
+        different = list(dict.fromkeys(lanes))
+        options = [queues.get(lane.queue, DEFAULT_QUEUE_OPTIONS) for lane in different]
+        encoded = (
+            [lane.queue for lane in different],
+            [lane.name for lane in different],
+            [queue.priority for queue in options],
+        )
+        _last_lanes = lanes, queues, encoded
+    return encoded
 
 
 def is_capped(request: ReserveRequest) -> bool:

@@ -52,7 +52,7 @@ from nimburion.backends.redis.record_format import (
 from nimburion.backends.redis.runs import decode_small_runs
 from nimburion.backends.server.encoding import decode_id, encode_id, encode_json
 from nimburion.core.errors import OutOfOrder, SessionLost, Unstorable
-from nimburion.core.exchange import Reply, ReserveRequest
+from nimburion.core.exchange import Lane, Reply, ReserveRequest
 from nimburion.core.flows import SourceKind
 from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
 from nimburion.core.lease import Delivery, Lease, Token
@@ -198,9 +198,6 @@ def encode_request(
     request: ReserveRequest, handle: str = "", registered: Sequence[str] = ()
 ) -> bytes:
     """Encode a reserve request for the script."""
-    lanes: list[str] = []
-    for lane in request.lanes:
-        lanes += (f"{lane.queue}\0{lane.name}", lane.queue, lane.name)
     queues = {
         queue: (options.priority, False if options.limit is None else options.limit)
         for queue, options in request.queues.items()
@@ -212,7 +209,7 @@ def encode_request(
         (
             total,
             ageing,
-            lanes,
+            _encode_lanes(request.lanes),
             queues,
             waits_on_stream,
             request.max_bytes,
@@ -221,6 +218,22 @@ def encode_request(
             registered,
         )
     )
+
+
+_last_lanes: tuple[tuple[Lane, ...], msgspec.Raw] = ((), msgspec.Raw(_pack(())))
+"""The lanes of the last request, encoded. The next request of a worker often has the same ones."""
+
+
+def _encode_lanes(lanes: tuple[Lane, ...]) -> msgspec.Raw:
+    global _last_lanes  # noqa: PLW0603 - one assignment, which is atomic
+    last, encoded = _last_lanes
+    if lanes is not last:
+        parts: list[str] = []
+        for lane in lanes:
+            parts += (f"{lane.queue}\0{lane.name}", lane.queue, lane.name)
+        encoded = msgspec.Raw(_pack(parts))
+        _last_lanes = lanes, encoded
+    return encoded
 
 
 def decode_reply(reply: list[Any], session_id: str, number: int, request: ReserveRequest) -> Reply:

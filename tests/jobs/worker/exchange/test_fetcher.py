@@ -135,9 +135,9 @@ async def test_a_worker_of_a_fleet_prefetches_when_it_has_run_jobs_of_the_backlo
     state = State()
     state.fetcher.note_fleet(2, has_expired=False)
     state.slots.prefetch.learn(0.002)
-    with patch.object(state.fetcher, "_monotonic", side_effect=[0.0, 0.02, 0.06, 0.1, 0.14]):
-        assert [_receive(state, jobs=1_000) for _ in range(3)] == [10, 10 + 10, 10 + 10]
-        assert _receive(state, jobs=5) == 10 + 10
+    with patch.object(state.fetcher, "_monotonic", side_effect=[0.0, 0.02, 0.1, 0.2, 0.3]):
+        assert [_receive(state, jobs=1_000) for _ in range(3)] == [10, 10 + 30, 10 + 30]
+        assert _receive(state, jobs=5) == 10 + 30
         assert _receive(state, jobs=1_000) == 10  # the backlog has ended, and there is another one
 
 

@@ -17,6 +17,8 @@ MAX_REQUESTED = 500
 """The most jobs that one exchange requests."""
 PREFETCH_SECONDS = 0.020
 """The time in seconds within which the prefetched jobs should run."""
+_LEAST_SHARED = 3
+"""The jobs for each slot that a worker of a fleet may prefetch in any case."""
 _MOST_GROWTH = 4
 """The most that such a worker prefetches, as a multiple of what it has run of the backlog."""
 
@@ -71,8 +73,9 @@ class Prefetch:
     def share(self, ran: int, ran_lately: int, seconds: float) -> None:
         """Limit the size, because other workers run the same backlog.
 
-        A worker prefetches what it runs in the time budget. The first jobs of a backlog may take
-        longer than those before, so it starts with few.
+        A worker prefetches what it runs in the time budget, or some jobs for each slot. With fewer,
+        a busy worker would wait for each exchange, and get less than its part. The first jobs of a
+        backlog may take longer than those before, so it starts with few.
 
         Args:
             ran: the jobs that this worker has run since it last found nothing waiting.
@@ -80,7 +83,8 @@ class Prefetch:
         """
         lately = seconds / ran_lately if ran_lately > 0 else math.inf
         budget = PREFETCH_SECONDS / max(1e-6, min(self._mean or 0.0, lately))
-        self._limit = int(min(self._most, budget, ran * _MOST_GROWTH))
+        least = self._concurrency * _LEAST_SHARED
+        self._limit = int(min(self._most, max(budget, least), ran * _MOST_GROWTH))
 
     def stop_sharing(self) -> None:
         """Remove the limit: there is no other worker."""

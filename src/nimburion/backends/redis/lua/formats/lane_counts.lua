@@ -4,7 +4,7 @@
 --     the change of its leased jobs is counted in the limits of its name
 --   write_lane_counts(): writes all changes
 --   may_have_limits: false if no job name has limits when the script begins
--- Cost: one HGET per lane that is not in `lane_names`, and one HINCRBY per count that changes.
+-- Cost: one HGET per lane that is not in `lane_names`, and one HINCRBY per count that changes; one HMGET and one HSET if many change.
 local known_lanes, may_have_limits = {}, true
 local lane_names = {} -- the full names of the lanes that the script has read, by number
 local LANE_CODES = { PENDING, SCHEDULED, RETRYING, RETRY_SCHEDULED, LEASED, SUSPENDED, COMPLETED, FAILED, CANCELLED }
@@ -30,15 +30,30 @@ local function get_lane(number)
   return lane
 end
 
+-- With fewer changes, adding them one by one costs as little as reading and writing all.
+local MANY_CHANGES = 8
+
 -- Add the changes to the counts of the lanes.
 local function write_lane_counts()
+  local fields, changes = {}, {}
   for number, lane in pairs(known_lanes) do
     for _, code in ipairs(LANE_CODES) do
       if lane[code] ~= 0 then
-        redis.call('HINCRBY', lane_counts_key, number .. code, lane[code])
+        fields[#fields + 1], changes[#changes + 1] = number .. code, lane[code]
         lane[code] = 0
       end
     end
     lane.counted = 0
   end
+  if #fields < MANY_CHANGES then
+    for i, field in ipairs(fields) do
+      redis.call('HINCRBY', lane_counts_key, field, changes[i])
+    end
+    return
+  end
+  local counts, written = get_in_batches(lane_counts_key, fields), {}
+  for i, field in ipairs(fields) do
+    push_pair(written, field, string.format('%.0f', tonumber(counts[i] or 0) + changes[i]))
+  end
+  call_in_batches('HSET', lane_counts_key, written)
 end
