@@ -164,11 +164,11 @@ REDIS_MUTANTS = (
         (f"{REDIS}test_no_more_than_the_limit_in_one_reply",),
     ),
     Mutant(
-        "Redis: rescue frees no place",
+        "Redis: rescue does not count what it gives back",
         f"{LUA}scripts/rescue.lua",
         "write_buffer()\nmore = continue_flows(false, true) or more\nwrite_lane_counts()",
         "write_buffer()\nmore = continue_flows(false, true) or more",
-        (f"{REDIS}test_rescue_gives_places_back",),
+        (f"{REDIS}test_a_rescued_first_try_is_pending_again",),
     ),
     Mutant(
         "Redis: a settled job frees its place one exchange late",

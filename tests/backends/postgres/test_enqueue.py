@@ -117,6 +117,30 @@ async def test_an_id_of_the_callers_own_at_the_end_is_taken_too(backend: Postgre
     assert (await backend.reads.get_job(odd[0].id)).id == odd[0].id
 
 
+@pytest.mark.parametrize("is_generated", [True, False])
+async def test_a_repeated_enqueue_of_one_job_is_found(
+    backend: PostgresBackend, is_generated: bool
+) -> None:
+    """An id that nimburion generated is not looked up before the insert, which then fails."""
+    (job,) = make_new_jobs(1) if is_generated else make_jobs(["an id of the caller's"])
+    other = NewJob(job.id, job.name, job.queue, b"other")
+    outcomes = []
+
+    async def repeat() -> None:
+        for one in (job, other):
+            (result,) = await backend.producing.enqueue([one])
+            outcomes.append(result.outcome)
+
+    await backend.producing.enqueue(make_new_jobs(1))  # the lane exists
+    await take(backend, 1, 1)
+    await repeat()
+    (held,) = await take(backend, 2, 9)
+    await repeat()
+    await backend.consuming.exchange(SESSION, 3, [Completed(held.lease)], ReserveRequest(0))
+    await repeat()
+    assert outcomes == ["created", *["conflict", "exists"] * 2, "conflict"]
+
+
 async def test_an_unstorable_last_job_rejects_the_call(backend: PostgresBackend) -> None:
     jobs = make_new_jobs()
     bad = NewJob(JobIds(time.time).make(), "mail\0", "default", b"{}")

@@ -62,6 +62,8 @@ class Rescuing:
         await worker.take_one()
         await harness.lose(worker)
         assert await harness.state("a") is State.PENDING
+        counts = await harness.backend.reads.count_jobs()
+        assert (counts[State.PENDING], counts[State.PROCESSING]) == (1, 0)
 
     async def test_the_last_loss_makes_a_dead_letter(self, harness: Harness) -> None:
         await harness.put(harness.job("a", payload=b'{"kills": true}'))

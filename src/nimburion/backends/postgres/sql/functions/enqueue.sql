@@ -15,8 +15,10 @@
 -- Inputs: the time or NULL; queue, name and rank; id, digest, payload, options (NULL: none); the earliest time at which
 --   a job of this id can have ended
 -- Result: whether the job was stored. False: its lane is new or its id may exist; nothing was stored, and the caller
---   must call `enqueue_1`. If another transaction stores the same id meanwhile, the call fails with `unique_violation`, which
---   means the same. ON CONFLICT would avoid this error, but writes 48 bytes more to the WAL for each job.
+--   must call `enqueue_1`. If `job` has the id, the call may fail with `unique_violation`, which means the same. ON CONFLICT would avoid this
+--   error, but writes 48 bytes more to the WAL for each job.
+-- An id of a caller is looked up before the insert, because callers repeat them. One that nimburion generated (a time is known
+--   for it) is not: only a call whose reply was lost is repeated.
 -- Atomic: as `enqueue_1`
 CREATE OR REPLACE FUNCTION {schema}.enqueue_one_1(
     p_now int8, p_queue text, p_name text, p_rank int2, p_id bytea, p_digest bytea, p_payload bytea,
@@ -29,9 +31,14 @@ DECLARE
     at_lane int4;
     new_seq int8;
 BEGIN
+    IF p_since = {schema}.get_lowest_time_1() THEN
+        IF EXISTS (SELECT FROM {schema}.job j WHERE j.id = p_id) THEN
+            RETURN false;
+        END IF;
+    END IF;
     SELECT l.id INTO at_lane FROM {schema}.lane l
     WHERE l.queue = split_part(p_queue, E'\n', 1) AND l.name = p_name AND l.tenant = split_part(p_queue, E'\n', 2)
-        AND l.rank = p_rank AND NOT l.is_late AND NOT EXISTS (SELECT FROM {schema}.job j WHERE j.id = p_id);
+        AND l.rank = p_rank AND NOT l.is_late;
     IF at_lane IS NULL OR at_lane < 0 AND NOT {schema}.lock_tenant_lanes_1(ARRAY[at_lane]) THEN
         RETURN false;
     END IF;

@@ -305,10 +305,6 @@ local function judge(on, transition)
   return (transition == SUCCEEDED) == (on == ON_SUCCESS)
 end
 
-local function choose_reason(on)
-  return on == ON_FAILURE and 'not needed' or 'dependency'
-end
-
 -- Apply the changes of a level to these conditions.
 local function apply_level(waiters, level, defers_uses)
   local transitions, met, impossible, reopened = {}, {}, {}, {}
@@ -317,7 +313,6 @@ local function apply_level(waiters, level, defers_uses)
   end
   for _, waiter in ipairs(waiters) do
     local judged = judge(waiter.on, transitions[waiter.source])
-    waiter.reason = choose_reason(waiter.on)
     push(judged == nil and reopened or judged and met or impossible, waiter)
   end
   if #met > 0 then

@@ -11,6 +11,12 @@
 --   release_flows(ids): lets `prune` see the ended members of flows that do not run
 -- Atomic: what these functions write directly cannot fail. Changes of jobs are in the buffer (see write_buffer.lua).
 -- Cost: O(log n) per condition, for n conditions and waiting jobs.
+-- Offset, from the end, of the last byte of the source of a condition
+local CONDITION_SOURCE_END = -11
+-- Why a job is cancelled whose condition on this end is impossible
+local CANCEL_REASONS = {
+  [ON_SUCCESS] = 'dependency', [ON_FAILURE] = 'not needed', [ON_FINISHED] = 'dependency', [ON_ANY] = 'dependency', [FAILS_FAST] = 'dependency',
+}
 local REOPENED_REASONS = { dependency = true, ['not needed'] = true }
 
 local function release_flows(ids)
@@ -60,6 +66,18 @@ local function any_job_sources()
   return #redis.call('ZRANGEBYLEX', condition_key, '[' .. JOB_SOURCE, '(' .. after, 'LIMIT', 0, 1) > 0
 end
 
+-- Return whether no job waits for a job, and the only job for which others wait, as a source; nil: there are several.
+local function find_only_job_source()
+  local after = string.char(byte(JOB_SOURCE) + 1)
+  local first = redis.call('ZRANGEBYLEX', condition_key, '[' .. JOB_SOURCE, '(' .. after, 'LIMIT', 0, 1)[1]
+  if not first then
+    return true, nil
+  end
+  local last = redis.call('ZREVRANGEBYLEX', condition_key, '(' .. after, '[' .. JOB_SOURCE, 'LIMIT', 0, 1)[1]
+  local source = sub(first, 1, CONDITION_SOURCE_END)
+  return false, source == sub(last, 1, CONDITION_SOURCE_END) and source or nil
+end
+
 local function is_waiter_before(one, other)
   if one.seq ~= other.seq then
     return one.seq < other.seq
@@ -100,16 +118,20 @@ local function list_waiters(level, limit)
   if redis.call('EXISTS', condition_key) == 0 then
     return found, awaited
   end
-  local has_job_sources = #level == 1 or any_job_sources() -- most changes are ends of jobs for which no job waits
+  local has_none, only = false, nil
+  if #level > 1 then -- most changes are ends of jobs for which no job waits
+    has_none, only = find_only_job_source()
+  end
   for _, change in ipairs(level) do
-    if has_job_sources or sub(change.source, 1, 1) ~= JOB_SOURCE then
+    local source = change.source
+    if source == only or not (has_none or only) or sub(source, 1, 1) ~= JOB_SOURCE then
       local members = read_concerned(change, limit)
       if #members > 0 then
         push(awaited, change)
       end
       for _, member in ipairs(members) do
-        local field = sub(member, -9, -2)
-        push(found, { source = change.source, field = field, on = sub(member, -1), seq = (unpack_struct('>I8', field)) })
+        local field, on = sub(member, -9, -2), sub(member, -1)
+        push(found, { source = source, field = field, on = on, seq = (unpack_struct('>I8', field)), reason = CANCEL_REASONS[on] })
       end
     end
   end
@@ -140,15 +162,14 @@ local function read_unmet(waiters)
   local unmet, fields = {}, {}
   for _, waiter in ipairs(waiters) do
     if not unmet[waiter.field] then
-      unmet[waiter.field] = {}
+      unmet[waiter.field] = { total = 0, impossible = 0, record = '' }
       push(fields, waiter.field)
     end
   end
   for i, record in ipairs(get_in_batches(unmet_key, fields)) do
     local numbers = unmet[fields[i]]
-    numbers.total, numbers.impossible = 0, 0
-    numbers.record = record or ''
     if record then
+      numbers.record = record
       numbers.total, numbers.impossible = unpack_struct('>I2I2', record)
     end
   end

@@ -60,8 +60,7 @@ local function read_member(body)
 end
 
 -- Options mostly begin with these names. Then the rest, in which most members differ, is not decoded.
-local function read_flow_names(body)
-  local text = get_options_text(body)
+local function read_names(text, body)
   local flow, following = string.match(text, '^ {"flow":"([^"\\]+)",?(.?.?.?.?.?.?.?)')
   local group = following == '"group"' and string.match(text, '^ {"flow":"[^"\\]+","group":"([^"\\]*)"')
   if not flow or following == '"group"' and not group then
@@ -73,6 +72,17 @@ local function read_flow_names(body)
     return flow, flow
   end
   return flow, group ~= '' and encode_flow_id(group) or nil
+end
+
+local last_text, last_flow, last_counted
+
+-- Members of a flow that end together often have the same options.
+local function read_flow_names(body)
+  local text = get_options_text(body)
+  if text ~= last_text then
+    last_text, last_flow, last_counted = text, read_names(text, body)
+  end
+  return last_flow, last_counted
 end
 
 local function get_condition_class(on)
@@ -167,11 +177,12 @@ local function index_end(field, code, ended, reason)
   end
 end
 
-local kept_members = {}
+local kept_members, packed_names = {}, {}
 
 local function keep_ended(field, flow, code)
   if flow then
-    push_pair(kept_members, 0, pack_name(flow) .. field)
+    packed_names[flow] = packed_names[flow] or pack_name(flow)
+    push_pair(kept_members, 0, packed_names[flow] .. field)
   else
     index_end(field, code, now)
   end

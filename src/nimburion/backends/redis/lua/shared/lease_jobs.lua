@@ -45,8 +45,11 @@ local function read_bodies(fields, most)
   for i = 1, #fields do
     local body = bodies[i]
     local flags = byte(body, JOB_FLAGS)
-    -- Without flags, it has no options, no unique key and no large payload.
-    most = most - (flags == 0 and DELIVERY_OVERHEAD + #body - JOB_ID_LENGTH - byte(body, JOB_ID_LENGTH) or get_delivery_size(body, flags))
+    if flags <= FLAG_OPTIONS then -- It has no unique key and no large payload. The length of options, if there are any, has 4 bytes.
+      most = most - DELIVERY_OVERHEAD - #body + JOB_ID_LENGTH + byte(body, JOB_ID_LENGTH) + 4 * flags
+    else
+      most = most - get_delivery_size(body, flags)
+    end
     if most < 0 and i > 1 then
       return i - 1, bodies, 0
     end

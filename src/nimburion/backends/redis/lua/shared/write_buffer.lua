@@ -144,7 +144,8 @@ local function complete_plain(field, token, record, body, session4, keeps)
     finished_flags = string.char(byte(finished_flags) + FLAG_OPTIONS)
     head_end = head_end + 4 + (unpack_struct('>I4', body, head_end + 1))
   end
-  if flags == FLAG_OPTIONS and is_member(body) then
+  -- as is_member
+  if flags == FLAG_OPTIONS and byte(body, JOB_ID + byte(body, JOB_ID_LENGTH) + 4) == MEMBER_MARK then
     push(ended_members, { field, body, COMPLETED })
   else
     push_pair(writes.put_finished, now, field)
