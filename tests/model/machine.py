@@ -413,6 +413,9 @@ class Twins(RuleBasedStateMachine):
         for one, other in zip(expected.deliveries, actual.deliveries, strict=True):
             line.leases.append(Held(one.lease, other.lease))
             self._touch([one.lease.job_id])
+            if other.run is not None:
+                read = self._answer(partial(read_run, job_id=one.lease.job_id), self.subject)
+                assert other.run == read
 
     def _make_dead_letter(self, session: str) -> None:
         line = self.lines.pop(session, None)
