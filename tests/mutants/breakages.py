@@ -389,8 +389,8 @@ MUTANTS = (
     Mutant(
         "outcome kept after the lease was lost",
         "jobs/*.py",
-        "        if $attempt.$lost:\n            return None",
-        "        if $attempt.$lost and $attempt.task is None:\n            return None",
+        "return None if $attempt.$lost else Completed($lease, $encoded, $attempt.keep_payload)",
+        "return Completed($lease, $encoded, $attempt.keep_payload)",
         (f"{SCENARIO}test_nothing_is_sent_under_a_lease_of_a_session_that_is_over",),
     ),
     Mutant(
