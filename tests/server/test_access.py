@@ -365,7 +365,7 @@ async def test_each_answer_has_the_security_headers(api: Api) -> None:
 async def test_a_defect_is_reported_without_its_text(
     api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def fail() -> object:
+    async def fail(**_: object) -> object:
         raise ZeroDivisionError("the secret of the defect")
 
     monkeypatch.setattr(api.processor.backend.reads, "list_queues", fail)

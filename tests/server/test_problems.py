@@ -143,7 +143,7 @@ async def test_a_body_of_another_type(api: Api) -> None:
 async def test_an_error_of_the_backend(
     api: Api, monkeypatch: pytest.MonkeyPatch, error: Exception, expected: tuple[int, str]
 ) -> None:
-    async def fail() -> object:
+    async def fail(**_: object) -> object:
         raise error
 
     monkeypatch.setattr(api.processor.backend.reads, "list_queues", fail)
@@ -153,8 +153,11 @@ async def test_an_error_of_the_backend(
 async def test_an_answer_that_takes_too_long_is_abandoned(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async def wait(**_: object) -> object:
+        return await asyncio.Event().wait()
+
     monkeypatch.setattr(access, "ANSWER_TIMEOUT", 0.0)
-    monkeypatch.setattr(api.processor.backend.reads, "list_queues", asyncio.Event().wait)
+    monkeypatch.setattr(api.processor.backend.reads, "list_queues", wait)
     *found, document = await find_problem(api, "GET", "/api/v1/queues")
     assert found == [504, "timeout"]
     assert "Repeat the request" in document.detail
