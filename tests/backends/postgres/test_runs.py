@@ -111,6 +111,7 @@ async def test_a_run_that_suspends_finds_a_signal_that_is_being_stored(
     """The exchange waits for the sender, and then sees the signal."""
     worker = await harness.worker()
     held = await start(harness, worker)
+    await record(worker, held, 1)  # with a row of its own, whose lock is all that they wait for
     transaction = rival.transaction()
     await transaction.start()
     await rival.execute(
