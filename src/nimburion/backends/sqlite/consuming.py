@@ -433,7 +433,9 @@ def repeat_result(db: Database, head: SessionHead, request: ReserveRequest) -> E
         release_lease(db, LeaseRow(*lease_row), settles=False, unstarted=True)
     limits = read_lane_limits(db)
     lanes = find_unpaused_lanes(db, request, _decode_names(head.paused))
-    next_due = report_due(db, head, request, head.next_due)
+    # A released job may be due later again: the clock may have been set back.
+    due = db.fetch_value("get_next_due") if seqs[count:] else head.next_due
+    next_due = report_due(db, head, request, due)
     return ExchangeResult(
         [_RESULTS_BY_CODE[letter] for letter in head.results],
         read_reserved_jobs(db, seqs[:count])[0],

@@ -137,6 +137,16 @@ class BoundedExchanges:
         assert late.deliveries == again.deliveries
         assert ids(late.deliveries) == ["a", "b"]
 
+    async def test_a_repeat_says_when_a_job_that_it_requeued_is_due(self, harness: Harness) -> None:
+        """The clock was set back meanwhile, so the job is due later again."""
+        await harness.add("a", "b")
+        worker = await harness.worker()
+        assert (await worker.exchange(want=worker.want(9))).next_due is None
+        due = harness.clock.now()
+        harness.clock.step_wall(-2.0)
+        again = await worker.repeat(want=_within(worker, 9, 1))
+        assert (ids(again.deliveries), again.next_due) == (["a"], due)
+
     async def test_the_token_of_a_released_job_is_stale(self, harness: Harness) -> None:
         await _put(harness, "a", "b")
         worker, other = await harness.worker(), await harness.worker()
