@@ -146,6 +146,14 @@ def show(taken: dict[str, dict[str, list[Load]]]) -> str:
     return table("pages in turn", head, rows)
 
 
+def list_loads(loads: list[Load]) -> dict[str, str]:
+    """Return the milliseconds of each load, as two lines of numbers."""
+    return {
+        field: " ".join(f"{getattr(load, field):.2f}" for load in loads)
+        for field in ("cpu", "wall")
+    }
+
+
 def _pick_p95(values: list[float]) -> float:
     return statistics.quantiles(values, n=20)[-1]
 
@@ -168,7 +176,10 @@ def main() -> int:
     text = f"{describe_conditions(conditions)}\n{show(taken)}"
     print(text, flush=True)
     if options.save:
-        figures = {page: msgspec.to_builtins(sides) for page, sides in taken.items()}
+        figures = {
+            page: {side: list_loads(loads) for side, loads in sides.items()}
+            for page, sides in taken.items()
+        }
         save("dashboard-against", {"conditions": conditions, **figures}, text + "\n")
     return 0
 
