@@ -313,6 +313,21 @@ async def test_a_backend_that_does_not_answer_about_children_counts_nothing(
         assert (status.result, status.attempt) == ([0, 2], 1)
 
 
+def lose_first_read(
+    monkeypatch: pytest.MonkeyPatch, processor: Processor, was_read: threading.Event | asyncio.Event
+) -> None:
+    """Leave the first read of a job without an answer, and set the event then."""
+    original = processor.backend.reads.get_job
+
+    async def fail_once(*args: Any, **options: Any) -> Any:
+        if not was_read.is_set():
+            was_read.set()
+            raise BackendUnavailable("no answer")
+        return await original(*args, **options)
+
+    monkeypatch.setattr(processor.backend.reads, "get_job", fail_once)
+
+
 async def test_a_step_ends_before_a_run_without_an_answer_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -321,13 +336,6 @@ async def test_a_step_ends_before_a_run_without_an_answer_does(
     double, _, _ = add_jobs(processor)
     was_read = threading.Event()
     calls: list[str] = []
-    original = processor.backend.reads.get_job
-
-    async def fail_once(*args: Any, **options: Any) -> Any:
-        if not was_read.is_set():
-            was_read.set()
-            raise BackendUnavailable("no answer")
-        return await original(*args, **options)
 
     def work() -> int:
         assert was_read.wait(20)
@@ -344,7 +352,7 @@ async def test_a_step_ends_before_a_run_without_an_answer_does(
     async with processor:
         job_id = await run.enqueue()
         await processor.drain()
-        monkeypatch.setattr(processor.backend.reads, "get_job", fail_once)
+        lose_first_read(monkeypatch, processor, was_read)
         await processor.drain(advance=True)
         assert (await processor.get_status(job_id)).result == [2, 1]
         assert calls == ["work"]
@@ -357,13 +365,6 @@ async def test_no_branch_begins_a_step_in_a_run_without_an_answer(
     double, _, _ = add_jobs(processor)
     was_read = asyncio.Event()
     attempts: list[int] = []
-    original = processor.backend.reads.get_job
-
-    async def fail_once(*args: Any, **options: Any) -> Any:
-        if not was_read.is_set():
-            was_read.set()
-            raise BackendUnavailable("no answer")
-        return await original(*args, **options)
 
     async def work() -> int:
         """Return which call of the handler called this."""
@@ -388,7 +389,7 @@ async def test_no_branch_begins_a_step_in_a_run_without_an_answer(
     async with processor:
         job_id = await run.enqueue()
         await processor.drain()
-        monkeypatch.setattr(processor.backend.reads, "get_job", fail_once)
+        lose_first_read(monkeypatch, processor, was_read)
         await processor.drain(advance=True)
         assert (await processor.get_status(job_id)).result == [2, 3, 2]
 

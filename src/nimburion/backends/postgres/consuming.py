@@ -25,7 +25,7 @@ from nimburion.backends.postgres.encoding import (
 from nimburion.backends.postgres.errors import get_error_code
 from nimburion.backends.postgres.low_water_marks import LowWaterMarks
 from nimburion.backends.postgres.notifications import ON_KNOWN_WORKER
-from nimburion.backends.server.encoding import encode_json
+from nimburion.backends.server.encoding import LaneEncoder, encode_json
 from nimburion.backends.waiters import EVERY_QUEUE
 from nimburion.core.backend import Consuming, SharedListening
 from nimburion.core.errors import BackendError
@@ -74,6 +74,7 @@ class PostgresConsuming(Consuming, SharedListening):
         """
         self._planner: ExchangePlanner | None = None
         self._low_water_marks: LowWaterMarks = LowWaterMarks(time.monotonic)
+        self._lane_encoder = LaneEncoder(exchanging.encode_lanes)
 
     async def open_session(self, session: Session) -> None:
         arguments = sessions.encode_open_session(session)
@@ -130,7 +131,7 @@ class PostgresConsuming(Consuming, SharedListening):
             if reply is not None:
                 return reply
         arguments = exchanging.encode_arguments(
-            session_id, number, settlements, request, one_by_one=one_by_one
+            session_id, number, settlements, request, self._lane_encoder, one_by_one=one_by_one
         )
         connection = opened.main
         statement = _EXCHANGE_POOLED if connection.server.pooled else _EXCHANGE

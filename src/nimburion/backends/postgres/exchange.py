@@ -20,13 +20,11 @@ from nimburion.backends.postgres.encoding import (
     to_seconds,
 )
 from nimburion.backends.postgres.runs import decode_small_run
-from nimburion.backends.server.encoding import decode_id, encode_id, encode_json
+from nimburion.backends.server.encoding import LaneEncoder, decode_id, encode_id, encode_json
 from nimburion.core.errors import BackendError, OutOfOrder, SessionLost
 from nimburion.core.exchange import (
     DEFAULT_QUEUE_OPTIONS,
     MAX_WAITING_LANES,
-    Lane,
-    QueueOptions,
     Reply,
     ReserveRequest,
 )
@@ -80,6 +78,8 @@ _get_delivery_columns = itemgetter(slice(11))
 """The columns of a leased job; the columns after them belong to the status row."""
 
 
+EncodedLanes = tuple[list[str], list[str], list[int]]
+"""The queues, names and priorities of lanes."""
 SettlementDetails = tuple[bytes | None, int | None, str | None, float | None]
 """Result, error or step; delay, units or number; reason, message or sources; progress fraction."""
 
@@ -90,6 +90,7 @@ def encode_arguments(
     number: int,
     settlements: Sequence[Settlement],
     request: ReserveRequest,
+    lane_encoder: LaneEncoder[EncodedLanes],
     *,
     one_by_one: bool = False,
 ) -> list[Any]:
@@ -103,7 +104,7 @@ def encode_arguments(
         session_id,
         clamp_number(number),
         *encode_settlements(settlements, one_by_one=one_by_one),
-        *encode_request(request),
+        *encode_request(request, lane_encoder),
     ]
 
 
@@ -227,37 +228,26 @@ def encode_sources(sources: Sequence[WaitSource]) -> str:
     return encode_json([(source.kind, encode_id(source.id).hex()) for source in sources]).decode()
 
 
-def encode_request(request: ReserveRequest) -> list[Any]:
+def encode_request(request: ReserveRequest, lane_encoder: LaneEncoder[EncodedLanes]) -> list[Any]:
     """Encode a reserve request as arrays."""
     return [
         max(0, request.total),
         request.nonce,
         to_micros(request.ageing),
-        *_encode_lanes(request.lanes, request.queues),
+        *lane_encoder.encode(request),
         request.max_bytes,
     ]
 
 
-EncodedLanes = tuple[list[str], list[str], list[int]]
-_last_lanes: tuple[tuple[Lane, ...], dict[str, QueueOptions], EncodedLanes] = ((), {}, ([], [], []))
-"""The lanes and queues of the last request, encoded. The next one of a worker often has the same.
-"""
-
-
-def _encode_lanes(lanes: tuple[Lane, ...], queues: dict[str, QueueOptions]) -> EncodedLanes:
-    """Return the queues, the names and the priorities of different lanes."""
-    global _last_lanes  # noqa: PLW0603 - one assignment, which is atomic
-    last, last_queues, encoded = _last_lanes
-    if lanes is not last or queues is not last_queues:
-        different = list(dict.fromkeys(lanes))
-        options = [queues.get(lane.queue, DEFAULT_QUEUE_OPTIONS) for lane in different]
-        encoded = (
-            [lane.queue for lane in different],
-            [lane.name for lane in different],
-            [queue.priority for queue in options],
-        )
-        _last_lanes = lanes, queues, encoded
-    return encoded
+def encode_lanes(request: ReserveRequest) -> EncodedLanes:
+    """Return the queues, the names and the priorities of the different lanes of a request."""
+    lanes = list(dict.fromkeys(request.lanes))
+    options = [request.queues.get(lane.queue, DEFAULT_QUEUE_OPTIONS) for lane in lanes]
+    return (
+        [lane.queue for lane in lanes],
+        [lane.name for lane in lanes],
+        [queue.priority for queue in options],
+    )
 
 
 def is_capped(request: ReserveRequest) -> bool:

@@ -8,8 +8,9 @@ from typing import Any
 from nimburion.backends.redis import sessions, statistics
 from nimburion.backends.redis.connection.command_connection import CommandPart
 from nimburion.backends.redis.encoding import decode_time
-from nimburion.backends.redis.exchange import decode_reply, encode_arguments
+from nimburion.backends.redis.exchange import decode_reply, encode_arguments, encode_lanes
 from nimburion.backends.redis.server import RedisServer
+from nimburion.backends.server.encoding import LaneEncoder
 from nimburion.core.backend import Consuming, LongPolling, SharedListening
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.lease import Lease
@@ -28,6 +29,7 @@ class RedisConsuming(Consuming, LongPolling, SharedListening):
 
     def __init__(self, server: RedisServer) -> None:
         self._server = server
+        self._lane_encoder = LaneEncoder(encode_lanes)
 
     async def open_session(self, session: Session) -> None:
         reply = await self._server.run_script(
@@ -50,6 +52,7 @@ class RedisConsuming(Consuming, LongPolling, SharedListening):
             number,
             settlements,
             request,
+            self._lane_encoder,
             handle=notifications.handle,
             registered=notifications.registered,
         )

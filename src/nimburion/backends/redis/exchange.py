@@ -50,9 +50,9 @@ from nimburion.backends.redis.record_format import (
     SOURCE_CODES,
 )
 from nimburion.backends.redis.runs import decode_small_runs
-from nimburion.backends.server.encoding import decode_id, encode_id, encode_json
+from nimburion.backends.server.encoding import LaneEncoder, decode_id, encode_id, encode_json
 from nimburion.core.errors import OutOfOrder, SessionLost, Unstorable
-from nimburion.core.exchange import Lane, Reply, ReserveRequest
+from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.flows import SourceKind
 from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
 from nimburion.core.lease import Delivery, Lease, Token
@@ -96,6 +96,7 @@ def encode_arguments(
     number: int,
     settlements: Sequence[Settlement],
     request: ReserveRequest,
+    lane_encoder: LaneEncoder[msgspec.Raw],
     *,
     handle: str = "",
     registered: Sequence[str] = (),
@@ -117,7 +118,7 @@ def encode_arguments(
         session_id.encode(),
         min(max(0, number), _MAX_NUMBER).to_bytes(8, "big"),
         request.nonce,
-        encode_request(request, handle, registered),
+        encode_request(request, lane_encoder, handle, registered),
         b"".join(records),
         *extras,
     ]
@@ -195,7 +196,10 @@ def _encode_completed(settlement: Completed) -> tuple[bytes, tuple[bytes, ...]]:
 
 
 def encode_request(
-    request: ReserveRequest, handle: str = "", registered: Sequence[str] = ()
+    request: ReserveRequest,
+    lane_encoder: LaneEncoder[msgspec.Raw],
+    handle: str = "",
+    registered: Sequence[str] = (),
 ) -> bytes:
     """Encode a reserve request for the script."""
     queues = {
@@ -209,7 +213,7 @@ def encode_request(
         (
             total,
             ageing,
-            _encode_lanes(request.lanes),
+            lane_encoder.encode(request),
             queues,
             waits_on_stream,
             request.max_bytes,
@@ -220,20 +224,12 @@ def encode_request(
     )
 
 
-_last_lanes: tuple[tuple[Lane, ...], msgspec.Raw] = ((), msgspec.Raw(_pack(())))
-"""The lanes of the last request, encoded. The next request of a worker often has the same ones."""
-
-
-def _encode_lanes(lanes: tuple[Lane, ...]) -> msgspec.Raw:
-    global _last_lanes  # noqa: PLW0603 - one assignment, which is atomic
-    last, encoded = _last_lanes
-    if lanes is not last:
-        parts: list[str] = []
-        for lane in lanes:
-            parts += (f"{lane.queue}\0{lane.name}", lane.queue, lane.name)
-        encoded = msgspec.Raw(_pack(parts))
-        _last_lanes = lanes, encoded
-    return encoded
+def encode_lanes(request: ReserveRequest) -> msgspec.Raw:
+    """Encode the lanes of a request: full name, queue and name of each."""
+    parts: list[str] = []
+    for lane in request.lanes:
+        parts += (f"{lane.queue}\0{lane.name}", lane.queue, lane.name)
+    return msgspec.Raw(_pack(parts))
 
 
 def decode_reply(reply: list[Any], session_id: str, number: int, request: ReserveRequest) -> Reply:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 import msgspec
 
 from nimburion.core.errors import Unstorable
+from nimburion.core.exchange import ReserveRequest
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,6 +38,28 @@ class UnstorableTextGuard:
                 raise Unstorable(f"{self._server} cannot hold this: {error}") from error
 
         return checked
+
+
+class LaneEncoder(Generic[T]):
+    """Encodes the lanes of a worker's requests. The next request often has the same ones, of which
+    there may be thousands. They are not encoded again.
+
+    Args:
+        encode: encodes the lanes of a request, with the options of their queues.
+    """
+
+    def __init__(self, encode: Callable[[ReserveRequest], T]) -> None:
+        self._encode = encode
+        self._last: tuple[ReserveRequest, T] | None = None
+
+    def encode(self, request: ReserveRequest) -> T:
+        """Return the encoded lanes. The caller must not change them."""
+        last = self._last
+        if last and last[0].lanes is request.lanes and last[0].queues is request.queues:
+            return last[1]
+        encoded = self._encode(request)
+        self._last = request, encoded
+        return encoded
 
 
 def encode_id(job_id: str) -> bytes:
