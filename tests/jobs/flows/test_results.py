@@ -93,16 +93,17 @@ async def test_none_is_a_result_for_as_long_as_the_flow_runs() -> None:
         assert await processor.wait("i.take_optional") == "got None"
 
 
-async def test_only_members_keep_none() -> None:
+async def test_only_members_whose_result_is_taken_keep_none() -> None:
     processor = make_processor()
     processor.register(find_nothing)
     async with processor:
         flow = Flow("import", on_finished=find_nothing.job())
         flow.add(keep_nothing.job())
+        flow.add(find_nothing.job())
         await processor.enqueue_flow(flow, id="i")
         await processor.enqueue(find_nothing.job(), id="plain")
         await processor.drain()
-        for job_id in ("plain", "i.on_finished", "i.keep_nothing"):
+        for job_id in ("plain", "i.on_finished", "i.keep_nothing", "i.find_nothing"):
             record = await processor.backend.reads.get_job(job_id)
             assert (record.state, record.result) == (State.COMPLETED, None)
 
