@@ -79,7 +79,7 @@ END $$;
 -- Atomic: part of the caller's transaction. Each statement sees what other transactions have committed before it, so also what
 --   those have changed that held the roots before.
 CREATE OR REPLACE FUNCTION {schema}.resolve_flows_1(
-    p_now int8, p_changes {schema}.flow_change[] DEFAULT NULL, p_limit int4 DEFAULT 500, OUT to_notify int4[], OUT is_cut bool
+    p_now int8, p_changes {schema}.flow_change[] DEFAULT NULL, p_limit int4 DEFAULT 250, OUT to_notify int4[], OUT is_cut bool
 ) LANGUAGE plpgsql
 SET enable_seqscan TO off SET enable_hashjoin TO off SET enable_mergejoin TO off SET jit TO off AS $$
 DECLARE

@@ -11,7 +11,7 @@
 -- Cost: O(log n) per condition, for n conditions and waiting jobs; at most MAX_RESOLVED conditions.
 --
 -- A change is {source, transition}. A flow is a table (see read_flow_record).
-local MAX_RESOLVED = 500
+local MAX_RESOLVED = 250
 local SUCCEEDED, FAILING, UNSUCCESSFUL, REOPENED = 's', 'g', 'u', 'r'
 local changes, flows, changed_flows, touched_roots = {}, {}, {}, {}
 
