@@ -6,11 +6,10 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from random import Random
-from types import MappingProxyType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -30,20 +29,11 @@ from nimburion.core.errors import ConfigurationError, DefinitionError, NotOpen, 
 from nimburion.core.ids import Entropy
 from nimburion.core.service import Service
 from nimburion.core.settings import (
-    RENAMED_SETTINGS,
-    BatchSettings,
-    Bounds,
     Config,
-    JobSettings,
-    KeyedLimitSettings,
-    QueueLimitSettings,
-    QueueSettings,
-    Recycle,
     Settings,
     SettingsOptions,
     TelemetrySettings,
-    TenantSettings,
-    read_bounds,
+    merge_settings,
 )
 from nimburion.core.timing.clock import Clock, SystemClock
 from nimburion.jobs.client.client import Client, read_records, send_jobs, share_outage_log
@@ -71,7 +61,6 @@ from nimburion.jobs.options.failure_hooks import (
     check_failure_hook,
 )
 from nimburion.jobs.options.policy import PolicyOptions
-from nimburion.jobs.payloads.codec import lower_first
 from nimburion.jobs.worker.children.import_path import check_import_path, find_import_path
 from nimburion.jobs.worker.health import STOPPED, Health
 from nimburion.jobs.worker.stop_conditions import (
@@ -95,19 +84,6 @@ if TYPE_CHECKING:
     from nimburion.telemetry.registry import MetricsRegistry
 
 _log = logging.getLogger("nimburion.worker")
-
-_BOUNDS = read_bounds(Settings)
-_QUEUE_BOUNDS = read_bounds(QueueSettings)
-_RECYCLE_BOUNDS = read_bounds(Recycle)
-_BATCH_BOUNDS = read_bounds(BatchSettings)
-_POLICY_BOUNDS = MappingProxyType(
-    {
-        "overrides": read_bounds(JobSettings),
-        "keyed_limits": read_bounds(KeyedLimitSettings),
-        "queue_limits": read_bounds(QueueLimitSettings),
-        "tenants": read_bounds(TenantSettings),
-    }
-)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -172,7 +148,7 @@ class Processor(DeclaresJobs, Client):
             )
         if isinstance(backend, str):
             backend = _open_backend(backend, clock)
-        chosen = _merge_settings(settings or Settings(), single_settings)
+        chosen = merge_settings(settings or Settings(), single_settings)
         if outbox is None and chosen.outbox_url:
             from nimburion.jobs.outbox.outbox import Outbox
 
@@ -932,65 +908,6 @@ def get_handler_hooks(processor: Processor) -> HandlerHooks:
 def get_lifespan(processor: Processor) -> Lifespan | None:
     """Return what opens the resources of a worker or a child process. For child processes only."""
     return processor._lifespan  # noqa: SLF001
-
-
-def _merge_settings(settings: Settings, single: SettingsOptions) -> Settings:
-    """Return the settings with single ones over them.
-
-    A wrong name, type or value raises `ConfigurationError`.
-    """
-    known = settings.__struct_fields__
-    if not single.keys() <= set(known):
-        raise ConfigurationError(_describe_unknown_setting(single, known))
-    given = {name: getattr(settings, name) for name in known} | dict(single)
-    _check_bounds(given)
-    try:
-        return msgspec.convert(given, Settings)
-    except msgspec.ValidationError as error:
-        what, _, path = str(error).partition(" - at `$.")
-        place = path.rstrip("`") or "of the processor"
-        hint = '; write QueueSettings("mail"), from nimburion.config' if "[" in place else ""
-        raise ConfigurationError(f"the setting {place!r}: {lower_first(what)}{hint}") from error
-
-
-def _describe_unknown_setting(single: Mapping[str, object], known: Collection[str]) -> str | None:
-    from nimburion.jobs.options.unknown_options import describe_unknown_setting
-
-    return describe_unknown_setting(single, known, RENAMED_SETTINGS)
-
-
-def _check_bounds(given: dict[str, Any]) -> None:
-    """Raise `ConfigurationError` for a number outside its bounds; types are checked elsewhere."""
-    for name, bounds in _BOUNDS.items():
-        if not _is_allowed(given[name], bounds):
-            raise ConfigurationError(f"the setting {name!r} must be {bounds}, not {given[name]!r}")
-    for queue in given["queues"]:
-        is_zero = getattr(queue, "concurrency", None) == 0
-        hint = "; leave it out of `queues` to stop serving it" if is_zero else ""
-        _check_fields(queue, _QUEUE_BOUNDS, "of queue {!r}", hint)
-    for key in ("child_recycle", "worker_recycle"):
-        _check_fields(given[key], _RECYCLE_BOUNDS, f"of {key!r}")
-    for key, bounds_of_each in _POLICY_BOUNDS.items():
-        for own in given[key]:
-            _check_fields(own, bounds_of_each, f"of {{!r}} in {key!r}")
-    for own in given["overrides"]:
-        where = f"of the batch of {getattr(own, 'name', None)!r}"
-        _check_fields(getattr(own, "batch", None), _BATCH_BOUNDS, where)
-
-
-def _check_fields(
-    settings: object, bounds: Mapping[str, Bounds], where: str, hint: str = ""
-) -> None:
-    """Raise `ConfigurationError` for a field outside its bounds. `where` takes the name."""
-    for field, allowed in bounds.items():
-        value = getattr(settings, field, None)
-        if not _is_allowed(value, allowed):
-            place = where.format(getattr(settings, "name", ""))
-            raise ConfigurationError(f"the {field} {place} must be {allowed}, not {value!r}{hint}")
-
-
-def _is_allowed(value: object, bounds: Bounds) -> bool:
-    return not isinstance(value, int | float) or bounds.allow(value)
 
 
 class SyncProcessor(SyncClient):
