@@ -38,6 +38,11 @@ async def find_nothing() -> str | None:
 
 
 @job
+async def count_values(values: list[int | None]) -> int:
+    return len(values)
+
+
+@job
 async def take_optional(text: str | None) -> str:
     return f"got {text}"
 
@@ -75,6 +80,18 @@ async def test_none_is_a_result() -> None:
         await processor.drain()
         assert await processor.wait("i.take_optional") == "got None"
         assert "got `null`" in await read_error(processor, "i.show")
+
+
+async def test_the_results_of_a_group_have_none() -> None:
+    processor = make_processor()
+    processor.register(find_nothing, count_values)
+    async with processor:
+        flow = Flow("import")
+        parts = flow.add_all(find_nothing.job() for _ in range(3))
+        flow.add(count_values.job(parts.results))
+        await processor.enqueue_flow(flow, id="i")
+        await processor.drain()
+        assert await processor.wait("i.count_values") == 3
 
 
 async def test_none_is_a_result_for_as_long_as_the_flow_runs() -> None:
