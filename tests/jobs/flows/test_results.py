@@ -38,7 +38,7 @@ async def find_nothing() -> str | None:
 
 
 @job
-async def count_values(values: list[int | None]) -> int:
+async def count_values(values: list[str | None]) -> int:
     return len(values)
 
 
