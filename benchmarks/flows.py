@@ -93,6 +93,8 @@ SCENES = {
 
 STEPS = 10
 """The steps of one durable function."""
+SLOTS = 10
+"""The concurrency of a worker by default."""
 PAUSE = 1.5
 """Seconds for which a durable function is suspended: longer than it keeps its slot."""
 SIGNALS = 200
@@ -128,22 +130,29 @@ class DurableScene(NamedTuple):
     title: str
     job: JobFunction[..., ..., Any, None]
     operations: int
+    slots: int = SLOTS
+    """The concurrency of the worker, also in the two drains beside it."""
 
 
 DURABLE_SCENES = {
     "step": DurableScene("one step", stepping, STEPS),
+    "step_100": DurableScene("one step, 100 slots", stepping, STEPS, 100),
     "suspend": DurableScene("one suspend and resume, by a sleep", pausing, 1),
 }
 ALL = (*SCENES, *DURABLE_SCENES, "floor", "signal")
-FLOOR_TASKS = (10, 100)
+FLOOR_TASKS = (SLOTS, 100)
 """How many runs step side by side in the scene `floor`: as in a worker by default, and more."""
 LARGE_SCENES = ("suspended", "million", "release")
 BARE = DurableScene("no operation", bare, 1)
 
 
 async def drain(url: str, scene: str, jobs: int, server: int | None) -> dict[str, float]:
-    """Enqueue and complete all jobs; return the CPU time a job of both parts in microseconds."""
-    async with Processor(url) as processor:
+    """Enqueue and complete all jobs; return the CPU time a job of both parts in microseconds.
+
+    `scene` may end with the concurrency of the worker, as in `plain@100`.
+    """
+    scene, _, slots = scene.partition("@")
+    async with Processor(url, concurrency=int(slots or SLOTS)) as processor:
         processor.register(noop, bare, stepping, pausing)
         started = time.process_time() + read_cpu(server)
         if scene == "plain":
@@ -259,10 +268,11 @@ def compare_durable(kind: str, scenes: Sequence[str], jobs: int, repeat: int) ->
     """Run each scene of durable functions beside both drains; return the rows of a table."""
     rows: Rows = []
     for scene in scenes:
-        title, _, operations = DURABLE_SCENES[scene]
+        title, _, operations, slots = DURABLE_SCENES[scene]
         found: list[tuple[float, float, float]] = []
         for _ in range(repeat):
-            plain, none, whole = (run(one, kind, jobs)["run"] for one in ("plain", "bare", scene))
+            drains = [f"{one}@{slots}" for one in ("plain", "bare", scene)]
+            plain, none, whole = (run(one, kind, jobs)["run"] for one in drains)
             found.append((plain, none, (whole - none) / operations))
         plains, bares, costs = ([*values] for values in zip(*found, strict=True))
         row = [title, spread(plains, 1), spread(bares, 1), spread(costs, 1), ratio(costs, plains)]
