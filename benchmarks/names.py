@@ -56,7 +56,7 @@ def make_handlers(names: int) -> list[Any]:
 async def measure_round(
     url: str, server: int, queues: int, names: int, jobs: int
 ) -> dict[str, float]:
-    """Enqueue jobs, each for the next lane; run all with one worker; return the costs of the run."""
+    """Enqueue jobs, each for the next lane. Return what it costs to run all with one worker."""
     statistics_source = open_statistics(Setting(url, best=False, notes="", server=server))
     handlers = make_handlers(names)
     places = [f"bench_{n}" for n in range(queues)]
