@@ -5,6 +5,7 @@ python -m benchmarks peers [BACKEND ...] [--save]         beside other job syste
 python -m benchmarks cost [--against CHECKOUT] [--save]   the CPU time of a job
 python -m benchmarks fleet [--workers N ...] [--save]     exchanges for one job, by idle workers
 python -m benchmarks fleet-drain [--jobs N] [--save]      the server's cost of a job, by workers
+python -m benchmarks names [BACKEND ...] [--save]         the cost of a job, by number of lanes
 python -m benchmarks fleet-pickup [--save]                how soon a fleet starts a job
 python -m benchmarks idle-peers [--save]                  one job for idle workers, beside others
 python -m benchmarks sqlite|redis|postgres [TABLE ...]    one backend at length, beside others
@@ -25,6 +26,7 @@ COMMANDS = {
     "peers": ("benchmarks.speed", "main_peers"),
     "cost": ("benchmarks.cost", "main"),
     "fleet": ("benchmarks.fleet", "main"),
+    "names": ("benchmarks.names", "main"),
     "fleet-drain": ("benchmarks.fleet_drain", "main"),
     "fleet-pickup": ("benchmarks.fleet_pickup", "main"),
     "idle-peers": ("benchmarks.idle_peers", "main"),

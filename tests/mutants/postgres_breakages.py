@@ -247,8 +247,8 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: ageing ignored",
         "backends/postgres/sql/functions/exchange.sql",
-        "WHEN p_ageing > 0 AND p_now > candidate.due",
-        "WHEN p_ageing > 0 AND p_now < candidate.due",
+        "-lane.level - CASE WHEN p_ageing > 0 AND p_now > r.due",
+        "-lane.level - CASE WHEN p_ageing > 0 AND p_now < r.due",
         (f"{POSTGRES}test_a_head_ages_one_level_for_each_whole_span",),
     ),
     Mutant(

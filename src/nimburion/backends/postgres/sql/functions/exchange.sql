@@ -104,6 +104,7 @@ DECLARE
     head_dues int8[];
     first_dues int8[];
     lane_index int4;
+    is_mixed bool;
     checks_sizes bool;
     leased int4 := 0;
     reply {schema}.exchange_reply;
@@ -156,12 +157,13 @@ BEGIN
             GET DIAGNOSTICS leased = ROW_COUNT;
             head_dues[lane_index] := {schema}.read_lane_head_1(lanes.ids[lane_index], lanes.low_water_marks[lane_index]);
         ELSE
-            lanes := {schema}.find_first_lanes_1(p_total, now, p_ageing, lanes.ids, lanes.main_lanes, lanes.request_indexes,
-                lanes.ranks, lanes.levels, lanes.low_water_marks, lanes.queues, lanes.names, head_dues);
+            is_mixed := cardinality(lanes.ids) > (SELECT count(DISTINCT r.place) FROM unnest(lanes.request_indexes) AS r (place));
+            lanes := {schema}.find_first_lanes_1(p_total, now, p_ageing, is_mixed, lanes.ids, lanes.main_lanes,
+                lanes.request_indexes, lanes.ranks, lanes.levels, lanes.low_water_marks, lanes.queues, lanes.names, head_dues);
             LOOP
-                counts := {schema}.plan_claims_1(
-                    p_total, now, p_ageing, lanes.ids, lanes.request_indexes, lanes.ranks, lanes.levels, lanes.low_water_marks);
-                RETURN QUERY SELECT * FROM {schema}.lease_merged_jobs_1(now, session.number, p_number, p_nonce, p_ageing,
+                counts := {schema}.plan_claims_1(p_total, now, p_ageing, is_mixed, lanes.ids, lanes.request_indexes, lanes.ranks,
+                    lanes.levels, lanes.low_water_marks);
+                RETURN QUERY SELECT * FROM {schema}.lease_merged_jobs_1(now, session.number, p_number, p_nonce, p_ageing, is_mixed,
                     lanes.ids, lanes.main_lanes, lanes.request_indexes, lanes.ranks, lanes.levels, lanes.low_water_marks,
                     counts, CASE WHEN checks_sizes THEN p_max_bytes END);
                 GET DIAGNOSTICS leased = ROW_COUNT;
@@ -182,7 +184,7 @@ BEGIN
         settled.results, settled.to_notify, settled.next_due, settled.is_cut, settled.promoted_lanes, false);
     IF cardinality(first_dues) > 1 THEN
         reply.waiting := ARRAY(SELECT DISTINCT l.place FROM unnest(open_lanes.request_indexes, head_dues) AS l (place, due)
-            WHERE l.due IS NOT NULL ORDER BY 1);
+            WHERE l.due IS NOT NULL ORDER BY 1 LIMIT 64);  -- MAX_WAITING_LANES in core/exchange.py
     ELSIF head_dues[lane_index] IS NOT NULL THEN
         reply.waiting := open_lanes.request_indexes[lane_index:lane_index];
     END IF;
@@ -587,7 +589,7 @@ BEGIN
         SELECT known.*, (
             SELECT r.due FROM {schema}.ready r WHERE r.lane = known.id AND r.due >= known.low_water_mark
             ORDER BY r.due, r.seq LIMIT 1
-        ) AS due
+        ) AS due  -- OFFSET 0 below: it is read once, although two results need it
         FROM (
             SELECT l.id, coalesce(l.main_lane, l.id) AS main_lane, CAST(requested.place AS int4) AS place, l.rank,
                 requested.level, l.queue, l.name,
@@ -604,7 +606,7 @@ BEGIN
                     AS low_water_mark OFFSET 0
             ) mark
             WHERE NOT p_has_pauses OR NOT {schema}.is_paused_1(p_now, requested.queue) OFFSET 0
-        ) known
+        ) known OFFSET 0
     ) lane;
 END $$;
 
@@ -650,26 +652,23 @@ END $$;
 -- name: find_first_lanes
 -- Find the lanes that hold the first jobs of a merge: a job of another lane comes after `p_total` first jobs of lanes. If
 -- lanes of one name and queue differ in their priorities, all lanes that hold jobs. Up to eight lanes stay as they are.
--- Inputs: the maximum number of jobs; the time; the ageing span (0: no ageing); the open lanes as `read_open_lanes_1`
---   returns them, and their earliest due times (NULL: empty)
+-- Inputs: the maximum number of jobs; the time; the ageing span (0: no ageing); whether a requested lane has several of the open
+--   lanes; the open lanes as `read_open_lanes_1` returns them, and their earliest due times (NULL: empty)
 -- Result: the same for these lanes
 -- Atomic: reads nothing
 CREATE OR REPLACE FUNCTION {schema}.find_first_lanes_1(
-    p_total int4, p_now int8, p_ageing int8, p_ids int4[], p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[],
-    p_levels int8[], p_low_water_marks int8[], p_queues text[], p_names text[], p_head_dues int8[],
+    p_total int4, p_now int8, p_ageing int8, p_is_mixed bool, p_ids int4[], p_main_lanes int4[], p_request_indexes int4[],
+    p_ranks int2[], p_levels int8[], p_low_water_marks int8[], p_queues text[], p_names text[], p_head_dues int8[],
     OUT ids int4[], OUT main_lanes int4[], OUT request_indexes int4[], OUT ranks int2[], OUT levels int8[],
     OUT low_water_marks int8[], OUT queues text[], OUT names text[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
-    most int4 := p_total;
+    most int4 := CASE WHEN p_is_mixed THEN 2147483647 ELSE p_total END;
 BEGIN
     IF cardinality(p_ids) <= 8 THEN  -- then a merge of all of them takes no longer
         SELECT p_ids, p_main_lanes, p_request_indexes, p_ranks, p_levels, p_low_water_marks, p_queues, p_names
         INTO ids, main_lanes, request_indexes, ranks, levels, low_water_marks, queues, names;
         RETURN;
-    END IF;
-    IF cardinality(p_ids) > (SELECT count(DISTINCT r.place) FROM unnest(p_request_indexes) AS r (place)) THEN
-        most := 2147483647;
     END IF;
     SELECT array_agg(lane.id), array_agg(lane.main_lane), array_agg(lane.request_index), array_agg(lane.rank),
         array_agg(lane.level), array_agg(lane.low_water_mark), array_agg(lane.queue), array_agg(lane.name)
@@ -691,13 +690,14 @@ END $$;
 --   p_total                       the maximum number of jobs
 --   p_now                         the time
 --   p_ageing                      the ageing span in microseconds; 0: no ageing
+--   p_is_mixed                    whether a requested lane has several of the open lanes
 --   p_ids, p_request_indexes, p_ranks, p_levels, p_low_water_marks
 --                                 the open lanes: their arrays in `exchange_1`
 -- Result: a number for each open lane
 -- Locks: none; it reads snapshots. Locked candidates would be hidden from other workers.
 -- Atomic: a read. The caller then takes that many jobs and skips the ones that another transaction has locked.
 CREATE OR REPLACE FUNCTION {schema}.plan_claims_1(
-    p_total int4, p_now int8, p_ageing int8, p_ids int4[], p_request_indexes int4[], p_ranks int2[],
+    p_total int4, p_now int8, p_ageing int8, p_is_mixed bool, p_ids int4[], p_request_indexes int4[], p_ranks int2[],
     p_levels int8[], p_low_water_marks int8[]
 ) RETURNS int4[]
 LANGUAGE plpgsql AS $$
@@ -712,9 +712,10 @@ BEGIN
         counts := array_fill(0, ARRAY[cardinality(p_ids)]);
         incomplete := NULL;
         FOR taken IN
-            SELECT merged.lane_index, count(*) AS jobs, bool_or(merged.is_end AND merged.place < p_total) AS is_incomplete
+            SELECT merged.lane_index, count(*) AS jobs,
+                count(*) = chunks[merged.lane_index] AND max(merged.place) < p_total AS is_incomplete
             FROM (
-                SELECT * FROM {schema}.merge_jobs_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels,
+                SELECT * FROM {schema}.merge_jobs_1(p_now, p_ageing, p_is_mixed, p_ids, p_request_indexes, p_ranks, p_levels,
                     p_low_water_marks, chunks) LIMIT p_total
             ) merged GROUP BY merged.lane_index
         LOOP
@@ -733,40 +734,36 @@ END $$;
 
 -- name: merge_jobs
 -- Merge the first jobs of several lanes in the order of delivery.
--- A job is ranked by the worst key between the front of its lane and the job itself (decision 0001).
--- Inputs: the time; the ageing span (0: no ageing); the open lanes: their arrays in `exchange_1`; how many
---   jobs of each to read
+-- A job is ranked by the worst key between the front of its lane and the job itself (decision 0001). If no requested lane has several
+-- of the lanes, that is its own key: the jobs of a lane have one rank, and a job that is due later has no higher level.
+-- Inputs: the time; the ageing span (0: no ageing); whether a requested lane has several of the open lanes; the open lanes: their
+--   arrays in `exchange_1`; how many jobs of each to read
 -- Result: one row for each job, in order:
---   place, lane_index, due, seq    its place; the index of its lane; the job
---   is_end                         the job is the last one that was read from a lane that may have more
---   worst                          the key by which the merge ranks the job
+--   place, lane_index              its place; the index of its lane
 CREATE OR REPLACE FUNCTION {schema}.merge_jobs_1(
-    p_now int8, p_ageing int8, p_ids int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[],
+    p_now int8, p_ageing int8, p_is_mixed bool, p_ids int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[],
     p_low_water_marks int8[], p_chunks int4[]
-) RETURNS TABLE (place int8, lane_index int4, due int8, seq int8, is_end bool, worst int8[])
+) RETURNS TABLE (place int8, lane_index int4)
 LANGUAGE sql STABLE AS $$
-    SELECT row_number() OVER (ORDER BY ranked.worst, ranked.rank, ranked.due, ranked.seq), ranked.lane_index, ranked.due,
-        ranked.seq, ranked.nth = ranked.chunk, ranked.worst
-    FROM (
-        SELECT candidate.*, max(ARRAY[
-                -candidate.level - CASE WHEN p_ageing > 0 AND p_now > candidate.due
-                    THEN (p_now - candidate.due) / p_ageing ELSE 0 END,
-                candidate.rank, candidate.due, candidate.seq
-            ]) OVER (PARTITION BY candidate.request_index ORDER BY candidate.rank, candidate.due, candidate.seq
-                ROWS UNBOUNDED PRECEDING) AS worst
-        FROM (
-            SELECT CAST(lane.lane_index AS int4) AS lane_index, lane.request_index, lane.rank, lane.level, lane.chunk,
-                r.due, r.seq, row_number() OVER (PARTITION BY lane.lane_index ORDER BY r.due, r.seq) AS nth
-            FROM unnest(p_ids, p_request_indexes, p_ranks, p_levels, p_low_water_marks, p_chunks) WITH ORDINALITY
-                AS lane (id, request_index, rank, level, low_water_mark, chunk, lane_index),
-            LATERAL (
-                SELECT r.due, r.seq FROM {schema}.ready r
-                WHERE r.lane = lane.id AND r.due >= lane.low_water_mark
-                ORDER BY r.due, r.seq LIMIT lane.chunk
-            ) r
-        ) candidate
-    ) ranked
-    ORDER BY 1
+    WITH candidate AS MATERIALIZED (
+        SELECT CAST(lane.lane_index AS int4) AS lane_index, lane.request_index, lane.rank, r.due, r.seq,
+            -lane.level - CASE WHEN p_ageing > 0 AND p_now > r.due THEN (p_now - r.due) / p_ageing ELSE 0 END AS level
+        FROM unnest(p_ids, p_request_indexes, p_ranks, p_levels, p_low_water_marks, p_chunks) WITH ORDINALITY
+            AS lane (id, request_index, rank, level, low_water_mark, chunk, lane_index),
+        LATERAL (
+            SELECT r.due, r.seq FROM {schema}.ready r
+            WHERE r.lane = lane.id AND r.due >= lane.low_water_mark
+            ORDER BY r.due, r.seq LIMIT lane.chunk
+        ) r
+    ), ranked AS (
+        SELECT c.lane_index, max(ARRAY[c.level, c.rank, c.due, c.seq]) OVER (
+                PARTITION BY c.request_index ORDER BY c.rank, c.due, c.seq ROWS UNBOUNDED PRECEDING
+            ) AS worst, NULL AS level, c.rank, c.due, c.seq
+        FROM candidate c WHERE p_is_mixed
+        UNION ALL
+        SELECT c.lane_index, NULL, c.level, c.rank, c.due, c.seq FROM candidate c WHERE NOT p_is_mixed
+    )
+    SELECT row_number() OVER (ORDER BY r.worst, r.level, r.rank, r.due, r.seq), r.lane_index FROM ranked r ORDER BY 1
 $$;
 
 -- name: skip_lanes
@@ -823,13 +820,13 @@ END $$;
 
 -- name: lease_merged_jobs
 -- Lease the first jobs of lanes to a session, and return them.
--- Inputs: the time; the session; its exchange and nonce; the ageing span; the open lanes: their arrays in
---   `exchange_1`; how many jobs to take from each; the maximum number of bytes of all deliveries (NULL: they fit)
+-- Inputs: the time; the session; its exchange and nonce; the ageing span; whether a requested lane has several of the open lanes; the
+--   open lanes: their arrays in `exchange_1`; how many jobs to take from each; the maximum number of bytes of all deliveries (NULL: they fit)
 -- Result: one row for each job; `reply_position` is its position in the merge. Jobs beyond the maximum return to their
 --   places in `ready`, but the first job is always delivered.
 -- Locks: the rows of `ready` that it deletes; rows that another transaction has locked are skipped
 CREATE OR REPLACE FUNCTION {schema}.lease_merged_jobs_1(
-    p_now int8, p_session int4, p_number int8, p_nonce bytea, p_ageing int8, p_ids int4[],
+    p_now int8, p_session int4, p_number int8, p_nonce bytea, p_ageing int8, p_is_mixed bool, p_ids int4[],
     p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[], p_low_water_marks int8[],
     p_counts int4[], p_max_bytes int8
 ) RETURNS SETOF {schema}.exchange_reply
@@ -837,32 +834,33 @@ LANGUAGE plpgsql AS $$
 BEGIN
     RETURN QUERY
     WITH taken AS (
-        DELETE FROM {schema}.ready r WHERE r.ctid = ANY (ARRAY(
-            SELECT f.ctid FROM unnest(p_ids, p_low_water_marks, p_counts) AS w (id, low_water_mark, most),
+        DELETE FROM {schema}.ready r USING (
+            SELECT f.ctid, w.main_lane, w.request_index, w.rank, w.level
+            FROM unnest(p_ids, p_main_lanes, p_request_indexes, p_ranks, p_levels, p_low_water_marks, p_counts)
+                AS w (id, main_lane, request_index, rank, level, low_water_mark, most),
             LATERAL (
                 SELECT r.ctid FROM {schema}.ready r WHERE r.lane = w.id AND r.due >= w.low_water_mark
                 ORDER BY r.due, r.seq LIMIT w.most FOR UPDATE SKIP LOCKED
             ) f
-            WHERE w.most > 0
-        )) RETURNING r.lane, r.due, r.seq, r.attempt_status
+            WHERE w.most > 0 OFFSET 0
+        ) f WHERE r.ctid = f.ctid
+        RETURNING r.lane, r.due, r.seq, r.attempt_status, f.main_lane, f.request_index, f.rank,
+            -f.level - CASE WHEN p_ageing > 0 AND p_now > r.due THEN (p_now - r.due) / p_ageing ELSE 0 END AS level
     ), ranked AS (
-        SELECT taken.*, w.main_lane, w.rank, w.request_index, max(ARRAY[
-                -w.level - CASE WHEN p_ageing > 0 AND p_now > taken.due THEN (p_now - taken.due) / p_ageing ELSE 0 END,
-                w.rank, taken.due, taken.seq
-            ]) OVER (PARTITION BY w.request_index ORDER BY w.rank, taken.due, taken.seq ROWS UNBOUNDED PRECEDING) AS worst
-        FROM taken, LATERAL (SELECT array_position(p_ids, taken.lane) AS lane_index) n,
-        LATERAL (
-            SELECT p_main_lanes[n.lane_index] AS main_lane, p_request_indexes[n.lane_index] AS request_index,
-                p_ranks[n.lane_index] AS rank,
-                p_levels[n.lane_index] AS level
-        ) w
+        SELECT t.lane, t.due, t.seq, t.attempt_status, t.main_lane, t.rank, NULL AS level,
+            max(ARRAY[t.level, t.rank, t.due, t.seq]) OVER (
+                PARTITION BY t.request_index ORDER BY t.rank, t.due, t.seq ROWS UNBOUNDED PRECEDING
+            ) AS worst
+        FROM taken t WHERE p_is_mixed
+        UNION ALL
+        SELECT t.lane, t.due, t.seq, t.attempt_status, t.main_lane, t.rank, t.level, NULL FROM taken t WHERE NOT p_is_mixed
     ), placed AS (
         SELECT ranked.*, CASE WHEN ranked.attempt_status > 0 THEN {schema}.get_attempt_state_1(ranked.seq) END AS attempts,
             CAST(row_number() OVER o AS int4) AS place, j.created_at, j.lane AS at_first, j.id, j.options,
             j.payload, CASE WHEN p_max_bytes IS NOT NULL
                 THEN sum({schema}.get_delivery_size_1(j.payload, j.options)) OVER o END AS bytes
         FROM ranked, LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = ranked.seq OFFSET 0) j
-        WINDOW o AS (ORDER BY ranked.worst, ranked.rank, ranked.due, ranked.seq)
+        WINDOW o AS (ORDER BY ranked.worst, ranked.level, ranked.rank, ranked.due, ranked.seq)
     ), returned AS (
         INSERT INTO {schema}.ready (due, seq, lane, attempt_status)
         SELECT placed.due, placed.seq, placed.lane, placed.attempt_status FROM placed
