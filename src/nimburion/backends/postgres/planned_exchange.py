@@ -26,7 +26,6 @@ from nimburion.backends.postgres.connection.pool import Fetch, PostgresConnectio
 from nimburion.backends.postgres.database import make_call, make_named_call
 from nimburion.backends.postgres.encoding import to_optional_seconds, to_seconds
 from nimburion.backends.postgres.exchange import (
-    RESULTS_BY_CODE,
     clamp_number,
     decode_deliveries,
     get_queues_to_notify,
@@ -35,6 +34,7 @@ from nimburion.backends.postgres.exchange import (
 from nimburion.backends.postgres.plan import make_plan
 from nimburion.core.exchange import MAX_WAITING_LANES, Reply, ReserveRequest
 from nimburion.core.lease import Delivery
+from nimburion.core.settlement import SETTLED_BY_LETTER
 
 _CONTINUE_FLOWS = make_call("continue_flows_1", 1)
 
@@ -254,7 +254,7 @@ class PlannedExchange:
             places = {seq: place for place, seq in enumerate(self._plan.seqs)}
             deliveries.sort(key=lambda delivery: places[cast("int", delivery.lease.ref)])
         return Reply(
-            [RESULTS_BY_CODE[letter] for letter in self.begun["results"]],
+            [SETTLED_BY_LETTER[letter] for letter in self.begun["results"]],
             deliveries,
             [lanes[place - 1] for place in sorted(waiting)[:MAX_WAITING_LANES]],
             to_optional_seconds(min(dues, default=None)),

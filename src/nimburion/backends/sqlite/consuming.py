@@ -68,14 +68,12 @@ from nimburion.core.limits import get_limited_job
 from nimburion.core.maintenance import Promoted, Rescued
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.session import ConcurrencyLimit, HeartbeatReply, Session, Vitals, WorkerCommand
-from nimburion.core.settlement import Recorded, Settled, Settlement
+from nimburion.core.settlement import SETTLED_BY_LETTER, Recorded, Settled, Settlement
 from nimburion.core.timing.clock import MICRO
 
 if TYPE_CHECKING:
     from nimburion.core.runs import RunPage
 
-_RESULT_CODES = {Settled.DONE: "d", Settled.ALREADY: "a", Settled.STALE: "s"}
-_RESULTS_BY_CODE = {letter: result for result, letter in _RESULT_CODES.items()}
 _encode = msgspec.json.Encoder().encode
 _decode_names = msgspec.json.Decoder(frozenset[str]).decode
 _decode_seqs = msgspec.json.Decoder(list[int]).decode
@@ -377,8 +375,8 @@ def run_exchange(
     if used.limits:
         limits = read_lane_limits(db)
         notify_opened(db, limits_at_start, limits)
-    codes = "".join([_RESULT_CODES[result] for result in results])
-    db.run("save_exchange", head.session, number, codes)
+    letters = "".join([result[0] for result in results])
+    db.run("save_exchange", head.session, number, letters)
     # Tell the worker what waits, and when to ask again.
     waiting = find_waiting_lanes(db, exclude_full(limits, lanes, db.now) if limits else lanes)
     next_due = report_due(db, head, request, next_due)
@@ -419,7 +417,7 @@ def repeat_result(db: Database, head: SessionHead, request: ReserveRequest) -> E
     due = db.fetch_value("get_next_due") if seqs[count:] else head.next_due
     next_due = report_due(db, head, request, due)
     return ExchangeResult(
-        [_RESULTS_BY_CODE[letter] for letter in head.results],
+        [SETTLED_BY_LETTER[letter] for letter in head.results],
         read_reserved_jobs(db, seqs[:count])[0],
         nonce or b"",
         find_waiting_lanes(db, exclude_full(limits, lanes, db.now)),
