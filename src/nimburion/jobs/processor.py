@@ -139,7 +139,7 @@ class Processor(DeclaresJobs, Client):
             None if import_path is None else check_import_path(import_path)
         )
         """Where child processes find this processor, as `module:name`; None: it is searched for."""
-        self.setup: HandlerSetup = HandlerSetup()
+        self.handler_setup: HandlerSetup = HandlerSetup()
         """What surrounds the handlers: middleware, hooks and the lifespan."""
         self._inline_runner: InlineRunner | None = None
         self._inline_relay: OutboxRelay | None = None
@@ -244,7 +244,7 @@ class Processor(DeclaresJobs, Client):
             raise DefinitionError("use middleware before the processor is started")
         if not callable(middleware):
             raise DefinitionError(f"a middleware is an async function, not {middleware!r}")
-        self.setup.middlewares.append(middleware)
+        self.handler_setup.middlewares.append(middleware)
 
     def around_handler(self, hook: HookT, /) -> HookT:
         """Run a generator function around handlers, where they run: `@processor.around_handler`.
@@ -270,7 +270,7 @@ class Processor(DeclaresJobs, Client):
         """
         if self._running is not None:
             raise DefinitionError("add hooks before the processor is started")
-        self.setup.add_hook(hook)
+        self.handler_setup.add_hook(hook)
         return hook
 
     def on_failure(self, hook: FailureHookT, /) -> FailureHookT:
@@ -286,7 +286,9 @@ class Processor(DeclaresJobs, Client):
         backend. A hook for jobs of one name is the option `on_failure` of the job. See `on_dead`
         for the rules.
         """
-        return self._add_failure_hook("on_failure", self.setup.failure_hooks.on_failure, hook)
+        return self._add_failure_hook(
+            "on_failure", self.handler_setup.failure_hooks.on_failure, hook
+        )
 
     def on_dead(self, hook: FailureHookT, /) -> FailureHookT:
         """Call `hook(ctx, error)` when a job becomes a dead letter.
@@ -309,7 +311,7 @@ class Processor(DeclaresJobs, Client):
         `DefinitionError` is raised when a worker runs already, or when `hook` cannot be called with
         a context and an error.
         """
-        return self._add_failure_hook("on_dead", self.setup.failure_hooks.on_dead, hook)
+        return self._add_failure_hook("on_dead", self.handler_setup.failure_hooks.on_dead, hook)
 
     def _add_failure_hook(
         self, what: str, hooks: list[FailureHook], hook: FailureHookT
@@ -346,11 +348,11 @@ class Processor(DeclaresJobs, Client):
         """
         if self._running is not None:
             raise DefinitionError("add the lifespan before the processor is started")
-        if self.setup.lifespan is not None:
+        if self.handler_setup.lifespan is not None:
             raise DefinitionError(
                 "a processor has one lifespan; open several resources in one function"
             )
-        self.setup.lifespan = make_lifespan(function)
+        self.handler_setup.lifespan = make_lifespan(function)
         return function
 
     def add_service(self, service: Service) -> None:
@@ -593,7 +595,7 @@ class Processor(DeclaresJobs, Client):
 
         return Assembly(
             self,
-            self.setup,
+            self.handler_setup,
             statistics=self._statistics,
             random=self._random,
             entropy=self._entropy,

@@ -226,8 +226,8 @@ class _Program:
         settings = msgspec.structs.replace(original.settings, outbox_url="")
         processor = Processor(backend, settings, clock=clock, random=random)
         processor.registry = original.registry
-        processor.setup = copy(original.setup)
-        processor.setup.middlewares = [*original.setup.middlewares]
+        processor.handler_setup = copy(original.handler_setup)
+        processor.handler_setup.middlewares = [*original.handler_setup.middlewares]
 
         async def note_run(ctx: Context[Any], call_next: Next[Context[Any]]) -> object:
             if isinstance(ctx, DurableContext):

@@ -124,7 +124,7 @@ class ChildRuntime:
 
     def __init__(self, processor: Processor, channel: ParentChannel, logs: ParentHandler) -> None:
         self._registry = processor.registry
-        self._setup = processor.setup
+        self._setup = processor.handler_setup
         self._calls: dict[str, HandlerCall] = {}
         self._limit = processor.settings.sizes.error
         self._channel = channel
@@ -141,7 +141,7 @@ class ChildRuntime:
         self._guard.enable()
         _connect(processor, channel)
         self._loop.run_until_complete(Client.open(processor))
-        self._lifespan = OpenLifespan(processor.setup.lifespan)
+        self._lifespan = OpenLifespan(processor.handler_setup.lifespan)
         state = self._loop.run_until_complete(self._lifespan.open())
         self._services = WorkerServices(time.monotonic, self._report, processor, state=state)
 
