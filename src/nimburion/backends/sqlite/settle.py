@@ -91,19 +91,22 @@ def settle_batch(db: Database, session: int, settlements: Sequence[Settlement]) 
     occurs twice in the rest, or tenants pay for other things than completions, these settlements
     are applied one by one.
     """
-    done: set[object] = set()
-    groups, seqs, is_each_completed = group_completions(settlements)
-    if not is_each_completed and (recorded := record_first_steps(db, session, settlements)):
+    has_steps = Recorded in set(map(type, settlements))
+    if has_steps and (recorded := record_first_steps(db, session, settlements)):
+        if len(recorded) == len(settlements):
+            return [Settled.DONE] * len(settlements)
         rest = [one for place, one in enumerate(settlements) if place not in recorded]
         others = iter(settle_batch(db, session, rest))
         return [
             Settled.DONE if place in recorded else next(others) for place in range(len(settlements))
         ]
     used = db.used
+    groups, seqs, is_each_completed = group_completions(settlements)
     if len(seqs) < len(settlements) or (used.charges and not is_each_completed):
         return [settle_one(db, session, settlement) for settlement in settlements]
     if used.charges:
         settle_completed_charges(db, session, settlements)
+    done: set[object] = set()
     for (fence, nonce, keep_payload), group in groups.items():
         done |= complete_group(db, session, fence, nonce, group, keep_payload=keep_payload)
     if len(done) < len(settlements) and not (used.limits or used.keys):
