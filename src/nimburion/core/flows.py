@@ -17,7 +17,7 @@ import msgspec
 
 MAX_CONDITIONS = 1_000
 """The most conditions of one job. A job that waits for more depends on a group."""
-MAX_RESOLVED = 500
+MAX_RESOLVED = 250
 """The most jobs that one step resumes, cancels or re-opens because others ended. The rest follows
 in the next steps, of any worker.
 """

@@ -217,6 +217,10 @@ class JobOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     """The arguments that are results of other jobs, which the worker reads before the handler
     starts. The payload does not have them.
     """
+    keeps_none: bool = False
+    """Whether the worker stores None as a result too, as `null`: another member takes it, and tells
+    it from a result that was removed.
+    """
     fair: bool = True
     """Whether the tenants of a queue take turns (`nimburion.core.fairness`). Without a tenant, this
     field has no effect.

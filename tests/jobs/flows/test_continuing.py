@@ -12,7 +12,7 @@ from nimburion import Flow, Processor, job
 from nimburion.core.flows import FlowState
 from nimburion.types import JobCall
 
-DEPENDENTS = 1_600
+DEPENDENTS = 800
 """More than three steps of `MAX_RESOLVED`."""
 
 

@@ -38,6 +38,11 @@ async def find_nothing() -> str | None:
 
 
 @job
+async def count_values(values: list[str | None]) -> int:
+    return len(values)
+
+
+@job
 async def take_optional(text: str | None) -> str:
     return f"got {text}"
 
@@ -77,6 +82,18 @@ async def test_none_is_a_result() -> None:
         assert "got `null`" in await read_error(processor, "i.show")
 
 
+async def test_the_results_of_a_group_have_none() -> None:
+    processor = make_processor()
+    processor.register(find_nothing, count_values)
+    async with processor:
+        flow = Flow("import")
+        parts = flow.add_all(find_nothing.job() for _ in range(3))
+        flow.add(count_values.job(parts.results))
+        await processor.enqueue_flow(flow, id="i")
+        await processor.drain()
+        assert await processor.wait("i.count_values") == 3
+
+
 async def test_none_is_a_result_for_as_long_as_the_flow_runs() -> None:
     clock = FakeClock()
     processor = make_processor(clock=clock, keep_results=60.0)
@@ -93,16 +110,17 @@ async def test_none_is_a_result_for_as_long_as_the_flow_runs() -> None:
         assert await processor.wait("i.take_optional") == "got None"
 
 
-async def test_only_members_keep_none() -> None:
+async def test_only_members_whose_result_is_taken_keep_none() -> None:
     processor = make_processor()
     processor.register(find_nothing)
     async with processor:
         flow = Flow("import", on_finished=find_nothing.job())
         flow.add(keep_nothing.job())
+        flow.add(find_nothing.job())
         await processor.enqueue_flow(flow, id="i")
         await processor.enqueue(find_nothing.job(), id="plain")
         await processor.drain()
-        for job_id in ("plain", "i.on_finished", "i.keep_nothing"):
+        for job_id in ("plain", "i.on_finished", "i.keep_nothing", "i.find_nothing"):
             record = await processor.backend.reads.get_job(job_id)
             assert (record.state, record.result) == (State.COMPLETED, None)
 

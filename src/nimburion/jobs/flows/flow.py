@@ -179,6 +179,7 @@ class Flow:
         self._callbacks: dict[str, AnyJob] = {}
         self._entries: list[FlowEntry] = []
         self._names: set[str] = set()
+        self._taken: set[str] = set()
         self._count = 0
         for kind, job in zip(CALLBACKS, (on_success, on_failure, on_finished), strict=True):
             if job is not None:
@@ -311,7 +312,9 @@ class Flow:
             )
 
     def _check_member(self, name: str, job: object, conditions: Mapping[AnyMember, On]) -> None:
-        """Raise `InvalidJob` if a job cannot be a member with these conditions."""
+        """Note whose results a job takes. Raise `InvalidJob` if it cannot be a member with these
+        conditions.
+        """
         results = find_results(job)
         count = len(conditions)
         if results:
@@ -326,6 +329,7 @@ class Flow:
                         f"{source.name!r}, so it needs the success of that member; it cannot "
                         f'depend on it with on="{on}"'
                     )
+                self._taken.add(source.name)
             count = len({*conditions, *(result.source for result in results.values())})
         if count > MAX_CONDITIONS:
             raise InvalidJob(
@@ -363,6 +367,11 @@ def chain(
 def list_entries(flow: Flow) -> list[FlowEntry]:
     """Return what was added to a flow, in this order."""
     return flow._entries
+
+
+def list_taken(flow: Flow) -> set[str]:
+    """Return the names of the members and groups whose results other members take."""
+    return flow._taken
 
 
 def list_callbacks(flow: Flow) -> dict[str, AnyJob]:

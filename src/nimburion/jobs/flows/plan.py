@@ -29,6 +29,7 @@ from nimburion.jobs.flows.flow import (
     find_results,
     list_callbacks,
     list_entries,
+    list_taken,
 )
 
 _CALLBACK_ENDS = {
@@ -50,6 +51,7 @@ class PlannedJob(NamedTuple):
     """Empty: a callback, which nothing counts."""
     conditions: tuple[WaitCondition, ...]
     results: dict[str, ResultRef]
+    keeps_none: bool = False
 
     def add_to_options(self, options: JobOptions) -> JobOptions:
         """Return the options of the job with its place in the graph."""
@@ -59,6 +61,7 @@ class PlannedJob(NamedTuple):
             group=self.group,
             conditions=self.conditions,
             results=self.results,
+            keeps_none=self.keeps_none,
         )
 
 
@@ -68,6 +71,7 @@ class FlowPlan:
     def __init__(self, flow: Flow, flow_id: str) -> None:
         self._entries = list_entries(flow)
         self._callbacks = list_callbacks(flow)
+        self._taken = list_taken(flow)
         self.id: str = flow_id
         self.count: int = len(flow) + len(self._callbacks)
         """The number of jobs, with the callbacks."""
@@ -104,6 +108,7 @@ class FlowPlan:
         common = {self._make_source(one): on for one, on in entry.conditions.items()}
         is_group = entry.max_failed is not None
         group = self._make_id(entry.name) if is_group else None
+        is_taken = entry.name in self._taken
         for number, job in enumerate(entry.jobs):
             name = f"{entry.name}.{number}" if is_group else entry.name
             conditions, results = dict(common), {}
@@ -118,6 +123,7 @@ class FlowPlan:
                 group,
                 _make_conditions(conditions),
                 results,
+                is_taken,
             )
 
     def _make_group(self, entry: FlowEntry) -> NewFlow | None:

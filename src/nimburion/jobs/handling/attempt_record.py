@@ -144,8 +144,7 @@ class AttemptRecord:
     no_answer: str = ""
     """Why the attempt ended without a result, and is repeated: the backend did not answer."""
     keeps_none: bool = False
-    """Whether `null` is stored as the result if it is None. Members of flows do this: others may
-    take the result, and tell it from one that was removed."""
+    """`JobOptions.keeps_none` of the job, so that nearly all jobs do not read it there."""
 
     def __init__(self, delivery: Delivery, session_id: str) -> None:
         self.delivery: Delivery = delivery

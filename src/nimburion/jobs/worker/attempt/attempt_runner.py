@@ -276,7 +276,7 @@ class AttemptRunner:
     def _prepare_member(self, attempt: Attempt, chain: HandlerChain) -> HandlerChain:
         """Prepare the attempt at a member of a flow, and return the chain for it."""
         options = attempt.delivery.options
-        attempt.keeps_none = options.counted_flow is not None
+        attempt.keeps_none = options.keeps_none
         if not options.results:
             return chain
         return self._chains.fill_in_results(chain, self._require_member_results())

@@ -241,7 +241,7 @@ BEGIN
         );
         IF next_run <= p_now THEN
             SELECT r.lanes, r.next_due INTO resumed_lanes, next_run
-            FROM {schema}.resume_due_1(p_now, 500, p_scheduled_low_water_mark) r;  -- MAX_RESOLVED in core/flows.py
+            FROM {schema}.resume_due_1(p_now, 250, p_scheduled_low_water_mark) r;  -- MAX_RESOLVED in core/flows.py
             to_notify := to_notify || {schema}.get_queues_of_lanes_1(resumed_lanes);
         END IF;
     END IF;

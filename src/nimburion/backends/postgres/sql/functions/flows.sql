@@ -79,7 +79,7 @@ END $$;
 -- Atomic: part of the caller's transaction. Each statement sees what other transactions have committed before it, so also what
 --   those have changed that held the roots before.
 CREATE OR REPLACE FUNCTION {schema}.resolve_flows_1(
-    p_now int8, p_changes {schema}.flow_change[] DEFAULT NULL, p_limit int4 DEFAULT 500, OUT to_notify int4[], OUT is_cut bool
+    p_now int8, p_changes {schema}.flow_change[] DEFAULT NULL, p_limit int4 DEFAULT 250, OUT to_notify int4[], OUT is_cut bool
 ) LANGUAGE plpgsql
 SET enable_seqscan TO off SET enable_hashjoin TO off SET enable_mergejoin TO off SET jit TO off AS $$
 DECLARE
@@ -88,6 +88,7 @@ DECLARE
     takes_orphans bool := false;
     stays_blocked bool := false;
     taken {schema}.flow_change[];
+    counted {schema}.flow_change[];
     changes {schema}.flow_change[] := '{}';
     level {schema}.flow_change[];
     blocked {schema}.flow_change[] := '{}';
@@ -110,7 +111,16 @@ BEGIN
     IF (takes_orphans OR cardinality(roots) = cardinality(named)) AND NOT EXISTS (SELECT FROM {schema}.flow_change) THEN
         taken := p_changes;
     ELSE
-        PERFORM {schema}.put_changes_1(p_changes);  -- behind those that are left: changes of one source keep their order
+        -- Jobs for which no job waits are counted at once. The others go behind those that are left: changes of one source keep their order.
+        SELECT array_agg(c.change ORDER BY c.place) FILTER (WHERE c.is_awaited), array_agg(c.change ORDER BY c.place) FILTER (WHERE NOT c.is_awaited)
+        INTO level, counted
+        FROM (
+            SELECT CAST(ROW(u.number, u.flow, u.root, u.source_kind, u.source, u.change, u.outcome) AS {schema}.flow_change) AS change,
+                u.place, u.change <> 'succeeded' OR u.source IN (SELECT n.source FROM {schema}.flow_change n)
+                    OR EXISTS (SELECT FROM {schema}.condition w WHERE w.source_kind = u.source_kind AND w.source = u.source) AS is_awaited
+            FROM unnest(p_changes) WITH ORDINALITY AS u (number, flow, root, source_kind, source, change, outcome, place)
+        ) c;
+        PERFORM {schema}.put_changes_1(level);
         WITH deleted AS (
             DELETE FROM {schema}.flow_change c WHERE c.number = ANY (ARRAY(
                 SELECT n.number FROM {schema}.flow_change n
@@ -121,10 +131,10 @@ BEGIN
         )
         SELECT array_agg(CAST(ROW(d.*) AS {schema}.flow_change) ORDER BY d.number) INTO taken FROM deleted d;
     END IF;
-    IF taken IS NULL THEN
+    IF taken IS NULL AND counted IS NULL THEN
         RETURN;
     END IF;
-    changes := {schema}.find_changes_1(taken) || {schema}.count_changes_1(p_now, taken) || {schema}.find_replayed_1(taken);
+    changes := {schema}.find_changes_1(taken) || {schema}.count_changes_1(p_now, counted || taken) || {schema}.find_replayed_1(taken);
     WHILE changes <> '{}' AND available > 0 LOOP
         -- The first change of each source; later ones follow in the next round, or stay behind a blocked one. Sources that no
         -- condition names are left out.
@@ -278,7 +288,8 @@ END $$;
 -- name: find_changes
 -- Find the changes that jobs may wait for among rows of `flow_change`.
 -- Inputs: the rows
--- Result: the changes. Those that say `stored` are replaced by the change that a new condition on the source follows, if any.
+-- Result: the changes. Those that say `stored` are replaced by the change that a new condition on the source follows, if any. Most
+--   are ends of jobs that no condition names: these are left out.
 CREATE OR REPLACE FUNCTION {schema}.find_changes_1(p_taken {schema}.flow_change[]) RETURNS {schema}.flow_change[]
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -288,7 +299,9 @@ BEGIN
             SELECT CASE WHEN t.change <> 'stored' THEN t.change
                 ELSE {schema}.find_change_1(t.root, t.source_kind, t.source) END AS change
         ) f
-        WHERE f.change IS NOT NULL ORDER BY t.place
+        WHERE f.change IS NOT NULL
+            AND EXISTS (SELECT FROM {schema}.condition w WHERE w.source_kind = t.source_kind AND w.source = t.source)
+        ORDER BY t.place
     );
 END $$;
 
@@ -491,15 +504,18 @@ BEGIN
     IF resumed IS NULL THEN
         RETURN NULL;
     END IF;
-    UPDATE {schema}.job j SET due = p_now WHERE j.seq = ANY (resumed) AND j.due < p_now;
-    INSERT INTO {schema}.scheduled (due, seq, lane, attempt_status)
-    SELECT j.due, j.seq, j.lane, 0 FROM {schema}.job j WHERE j.seq = ANY (resumed) AND j.due > p_now;
-    WITH added AS (
+    WITH raised AS (
+        UPDATE {schema}.job j SET due = p_now WHERE j.seq = ANY (resumed) AND j.due <= p_now RETURNING j.seq, j.lane
+    ), added AS (
         INSERT INTO {schema}.ready (due, seq, lane, attempt_status)
-        SELECT j.due, j.seq, j.lane, 0 FROM {schema}.job j WHERE j.seq = ANY (resumed) AND j.due <= p_now ORDER BY j.lane, j.seq
-        RETURNING lane
+        SELECT p_now, r.seq, r.lane, 0 FROM raised r ORDER BY r.lane, r.seq RETURNING lane
     )
     SELECT array_agg(a.lane) INTO lanes FROM added a;
+    IF cardinality(lanes) = cardinality(resumed) THEN
+        RETURN lanes;
+    END IF;
+    INSERT INTO {schema}.scheduled (due, seq, lane, attempt_status)
+    SELECT j.due, j.seq, j.lane, 0 FROM {schema}.job j WHERE j.seq = ANY (resumed) AND j.due > p_now;
     RETURN lanes;
 END $$;
 

@@ -320,7 +320,7 @@ DECLARE
     resumed int4[];
 BEGIN
     IF EXISTS (SELECT FROM {schema}.used_feature f WHERE f.name = 'runs') THEN
-        SELECT r.lanes INTO resumed FROM {schema}.resume_due_1(p_now, 500, {schema}.get_lowest_time_1()) r;  -- MAX_RESOLVED
+        SELECT r.lanes INTO resumed FROM {schema}.resume_due_1(p_now, 250, {schema}.get_lowest_time_1()) r;  -- MAX_RESOLVED
     END IF;
     RETURN resumed;
 END $$;

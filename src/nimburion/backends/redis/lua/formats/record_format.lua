@@ -83,8 +83,8 @@ local NO_REASON, NO_REASON_LENGTH = '\255\255', 65535
 local BLOCK = 500
 local MAX_PRIORITY = 127
 
--- The flags of a completed job without other flags, and of one that keeps its payload
-local PLAIN_FLAGS, PLAIN_KEPT_FLAGS = '\8', '('
+-- The flags of a completed job without other flags, and of one that keeps its payload; then the same with FLAG_OPTIONS
+local PLAIN_FLAGS, PLAIN_KEPT_FLAGS, OPTIONS_FLAGS, OPTIONS_KEPT_FLAGS = '\8', '(', '\9', ')'
 
 -- Offset of the cancel flag in a lease, and its values
 local LEASE_CANCEL, CANCEL_REQUESTED, NO_CANCEL = 41, '1', '0'
@@ -165,6 +165,12 @@ local MEMBER_MARK = 32
 -- Return whether a job is a member of a flow or has conditions.
 local function is_member(body)
   return has_flag(body, FLAG_OPTIONS) and byte(body, JOB_ID + byte(body, JOB_ID_LENGTH) + 4) == MEMBER_MARK
+end
+
+-- Return the options of a job that has some.
+local function get_options(body)
+  local offset = JOB_ID + byte(body, JOB_ID_LENGTH)
+  return sub(body, offset + 4, offset + 3 + (unpack_struct('>I4', body, offset)))
 end
 
 -- Return whether a job is suspended. A finished job that keeps its payload has the same flag.

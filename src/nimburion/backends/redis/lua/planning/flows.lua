@@ -11,7 +11,7 @@
 -- Cost: O(log n) per condition, for n conditions and waiting jobs; at most MAX_RESOLVED conditions.
 --
 -- A change is {source, transition}. A flow is a table (see read_flow_record).
-local MAX_RESOLVED = 500
+local MAX_RESOLVED = 250
 local SUCCEEDED, FAILING, UNSUCCESSFUL, REOPENED = 's', 'g', 'u', 'r'
 local changes, flows, changed_flows, touched_roots = {}, {}, {}, {}
 
@@ -107,34 +107,22 @@ local function note_failure(root)
   note(source, FAILING)
 end
 
--- Keep a member that has ended, and return its flow, and the flow or the group that counts it. The caller counts it.
-local function keep_member(field, body, code)
-  local flow, counted = read_flow_names(body)
-  keep_ended(field, flow, code)
-  if flow then
-    touched_roots[flow] = true
-  end
-  return flow, counted
-end
-
 local function note_job(body, code)
   note(pack_source(JOB_SOURCE, get_id(body)), code == COMPLETED and SUCCEEDED or UNSUCCESSFUL)
 end
 
-local function note_end(field, body, code)
+-- Note that a member, which did not complete, has ended. `root`, `counted`: its flow, and the flow or the group that counts it.
+local function note_failed(body, code, root, counted)
   note_job(body, code)
-  local root, counted = keep_member(field, body, code)
   local flow = read_flow(counted)
   if flow then
     change_flow(flow, { unfinished = -1, [COUNTS[code]] = 1 })
-    if code ~= COMPLETED then
-      note_failure(read_flow(root))
-    end
+    note_failure(read_flow(root))
   end
 end
 
--- Note that members have ended. Those that completed one after the other are counted together.
-local function note_ends(members)
+-- Note that members have ended, as take_ended_members returns them. Those that completed one after the other are counted together.
+local function note_ends(ended)
   local completed, ids = {}, {}
 
   local function count_completed()
@@ -148,23 +136,29 @@ local function note_ends(members)
     completed, ids = {}, {}
   end
 
-  local is_any_awaited = #members > 0 and any_job_sources()
-  for _, member in ipairs(members) do
-    local field, body, code = member[1], member[2], member[3]
-    if code == COMPLETED then
-      if is_any_awaited then
-        note_job(body, code)
-      end
-      local _, id = keep_member(field, body, code)
-      if id and not completed[id] then
-        push(ids, id)
-      end
-      if id then
-        completed[id] = (completed[id] or 0) + 1
+  local is_any_awaited = #ended > 0 and any_job_sources()
+  for _, members in ipairs(ended) do
+    local fields, bodies, code = members.fields, members.bodies, members.code
+    local root, counted = read_flow_names(bodies[1])
+    if root then
+      touched_roots[root] = true
+    end
+    keep_ended(fields, root, code)
+    if code ~= COMPLETED then
+      count_completed()
+      for _, body in ipairs(bodies) do
+        note_failed(body, code, root, counted)
       end
     else
-      count_completed()
-      note_end(field, body, code)
+      for _, body in ipairs(is_any_awaited and bodies or {}) do
+        note_job(body, code)
+      end
+      if counted and not completed[counted] then
+        push(ids, counted)
+      end
+      if counted then
+        completed[counted] = (completed[counted] or 0) + members.count
+      end
     end
   end
   count_completed()
@@ -322,8 +316,8 @@ local function apply_level(waiters, level, defers_uses)
       restart_buffer()
     end
   end
-  for _, member in ipairs(#impossible > 0 and cancel(impossible) or {}) do
-    note_end(unpack(member))
+  if #impossible > 0 then
+    note_ends(cancel(impossible))
   end
   for _, member in ipairs(#reopened > 0 and reopen(reopened) or {}) do
     note_reopened(unpack(member))

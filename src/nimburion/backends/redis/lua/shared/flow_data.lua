@@ -2,7 +2,8 @@
 -- Keys: job scheduled lease attempt_state flow condition unmet flow_change running_flow ended_flow released_flow
 -- Provides: save_flows(flows); any_job_sources() -> whether a job waits for a job
 --   list_waiters(level, limit) -> conditions, awaited changes; list_due(limit), take_changes(), put_changes(changes)
---   meet(waiters), cancel(waiters), reopen(waiters). cancel and reopen return {{field, body, code}, ...} of the jobs that they changed.
+--   meet(waiters), cancel(waiters), reopen(waiters). cancel returns what take_ended_members does, reopen {{field, body, code}, ...} of the
+--     jobs that it changed.
 --   A waiter is {source, field, on, seq, reason}; `reason` is why its job is cancelled if the condition is impossible.
 --   suspend_run(field, body, lease, lane, packed): lets a durable run wait whose lease has ended. packed: the time for which it
 --     waits in 8 bytes, as a delay (NEVER: none) | the flows and signals, each kind 1 | id or name 2 + n

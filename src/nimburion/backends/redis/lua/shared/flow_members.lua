@@ -9,7 +9,7 @@
 --     their conditions. push_alternatives(field, body, record, scheduled, conditions) adds them to these lists.
 --   read_flow_record(id, record) -> a flow; find_flow(id) -> a flow or nil
 --   is_running(id): whether a flow is kept and has not ended
---   keep_ended(field, flow, code), forget_ended(field, member): add an ended member to what `prune` looks at, or remove it;
+--   keep_ended(fields, flow, code), forget_ended(field, member): add ended members to what `prune` looks at, or remove one;
 --     write_kept() performs the writes of keep_ended
 -- Cost: O(log n) per condition, for n conditions.
 --
@@ -48,19 +48,15 @@ local function read_membership(text)
   return { flow = flow, counted = counted, conditions = conditions, own_source = counted and pack_source(FLOW_SOURCE, flow) or nil }
 end
 
-local function get_options_text(body)
-  local offset = JOB_ID + byte(body, JOB_ID_LENGTH)
-  return sub(body, offset + 4, offset + 3 + (unpack_struct('>I4', body, offset)))
-end
-
 local function read_member(body)
-  local text = get_options_text(body)
+  local text = get_options(body)
   memberships[text] = memberships[text] or read_membership(text)
   return memberships[text]
 end
 
 -- Options mostly begin with these names. Then the rest, in which most members differ, is not decoded.
-local function read_names(text, body)
+local function read_flow_names(body)
+  local text = get_options(body)
   local flow, following = string.match(text, '^ {"flow":"([^"\\]+)",?(.?.?.?.?.?.?.?)')
   local group = following == '"group"' and string.match(text, '^ {"flow":"[^"\\]+","group":"([^"\\]*)"')
   if not flow or following == '"group"' and not group then
@@ -74,16 +70,6 @@ local function read_names(text, body)
   return flow, group ~= '' and encode_flow_id(group) or nil
 end
 
-local last_text, last_flow, last_counted
-
--- Members of a flow that end together often have the same options.
-local function read_flow_names(body)
-  local text = get_options_text(body)
-  if text ~= last_text then
-    last_text, last_flow, last_counted = text, read_names(text, body)
-  end
-  return last_flow, last_counted
-end
 
 local function get_condition_class(on)
   return (on == ON_FINISHED or on == ON_ANY) and OPEN_ON_END or OPEN
@@ -177,14 +163,19 @@ local function index_end(field, code, ended, reason)
   end
 end
 
-local kept_members, packed_names = {}, {}
+local kept_members = {}
 
-local function keep_ended(field, flow, code)
+local function keep_ended(fields, flow, code)
   if flow then
-    packed_names[flow] = packed_names[flow] or pack_name(flow)
-    push_pair(kept_members, 0, packed_names[flow] .. field)
+    local name, last = pack_name(flow), #kept_members
+    for i = 1, #fields do
+      kept_members[last + 1], kept_members[last + 2] = 0, name .. fields[i]
+      last = last + 2
+    end
   else
-    index_end(field, code, now)
+    for _, field in ipairs(fields) do
+      index_end(field, code, now)
+    end
   end
 end
 

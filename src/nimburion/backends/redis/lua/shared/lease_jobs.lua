@@ -100,6 +100,18 @@ local function lease_plain_jobs(chosen, fields, count, first_lease, first_counts
   return leases, details
 end
 
+-- Return the attempt states of those of these jobs that were leased before, by place. Suspended runs have some too, so there may be many
+-- while no waiting job has one.
+local function read_states(fields)
+  local states = {}
+  if redis.call('HLEN', attempt_state_key) > 0 then
+    for i, state in ipairs(get_in_batches(attempt_state_key, fields)) do
+      states[i] = state or nil
+    end
+  end
+  return states
+end
+
 -- Lease the chosen jobs to a session. Return the deliveries (see exchange.lua), the bodies and the durable runs.
 local function lease_jobs(session4, number8, nonce, chosen, lanes, most)
   if #chosen == 0 then
@@ -111,7 +123,7 @@ local function lease_jobs(session4, number8, nonce, chosen, lanes, most)
   end
   local count, bodies, left = read_bodies(fields, most)
   cut_reply(count, chosen, bodies, lanes)
-  local states = redis.call('HLEN', attempt_state_key) > 0 and get_in_batches(attempt_state_key, fields) or {}
+  local states = read_states(fields)
   -- The parts of a lease that are the same for all jobs: see record_format.lua.
   local after_fence = nonce .. number8 .. now8 .. NO_CANCEL
   local first_lease, first_counts = session4 .. FIRST_FENCE .. after_fence .. NO_COUNTS, FIRST_FENCE .. NO_COUNTS

@@ -3,7 +3,8 @@
 -- Provides: end_lease, add_waiting, drop_waiting, requeue, finish_job, complete_plain, put_job, put_attempts,
 --   put_suspended, and write_buffer(defers_uses), which performs all writes, but leaves those of the uses of keys to the caller if
 --   `defers_uses`. restart_buffer(): forgets the writes, which were performed.
---   take_ended_members() -> {{field, body before its end, code}, ...}: the members of flows that have ended since the last call
+--   take_ended_members() -> {{code, count, fields, bodies}, ...}: the members of flows that have ended since the last call, with their bodies before
+--     their end. Those that ended one after the other with the same options are together.
 --   take_suspended_runs() -> {{field, sources}, ...}: the same of runs; has_flow_changes() -> whether one of both would return something
 --   The caller of write_buffer then calls resolve_flows (see resolve_flows.lua) if a job may have ended. `field` is a seq as 8 bytes,
 --   `body` a record of `job`, `lease` a result of read_lease. A settlement first sets `counts` and `settled` of the lease.
@@ -94,6 +95,17 @@ local function put_suspended(field, body, lease, lane, due8, sources)
   end
 end
 
+-- Note that a member with these options has ended. `body`: before.
+local function note_ended(field, body, options, code)
+  local last = ended_members[#ended_members]
+  if not last or last.options ~= options or last.code ~= code then
+    last = { options = options, code = code, count = 0, fields = {}, bodies = {} }
+    push(ended_members, last)
+  end
+  local place = last.count + 1
+  last.count, last.fields[place], last.bodies[place] = place, field, body
+end
+
 -- Finish a job. `attempts` is its lease, if an attempt ends it, or its attempt state. `reason` may be nil; `fingerprint` is that of
 -- the error of a failed job. A failed job keeps its payload, and others if `keeps_payload`.
 local function finish_job(field, body, lane, code, attempts, reason, fingerprint, keeps_payload)
@@ -111,7 +123,7 @@ local function finish_job(field, body, lane, code, attempts, reason, fingerprint
     push_pair(writes.put_dead_letter, (unpack_struct('>I8', field)), field)
   end
   if band(flags, FLAG_OPTIONS) ~= 0 and is_member(body) then
-    push(ended_members, { field, body, code })
+    note_ended(field, body, get_options(body), code)
   elseif code == FAILED then
     push_pair(writes.put_dead_letter_time, now, field)
   else
@@ -135,18 +147,18 @@ local function complete_plain(field, token, record, body, session4, keeps)
   if cancel == CANCEL_REQUESTED then
     return false
   end
-  local lane, head_end = get_lane(lane4), JOB_ID_LENGTH + byte(body, JOB_ID_LENGTH)
+  local lane, id_end = get_lane(lane4), JOB_ID_LENGTH + byte(body, JOB_ID_LENGTH)
   lane[LEASED], lane[COMPLETED] = lane[LEASED] - 1, lane[COMPLETED] + 1
   push(writes.drop_lease, field)
   push(writes.drop_session_lease, session4 .. field)
-  local finished_flags = keeps and PLAIN_KEPT_FLAGS or PLAIN_FLAGS
+  local finished_flags, head_end = keeps and PLAIN_KEPT_FLAGS or PLAIN_FLAGS, id_end
   if flags == FLAG_OPTIONS then
-    finished_flags = string.char(byte(finished_flags) + FLAG_OPTIONS)
-    head_end = head_end + 4 + (unpack_struct('>I4', body, head_end + 1))
+    finished_flags = keeps and OPTIONS_KEPT_FLAGS or OPTIONS_FLAGS
+    head_end = id_end + 4 + (unpack_struct('>I4', body, id_end + 1))
   end
-  -- as is_member
-  if flags == FLAG_OPTIONS and byte(body, JOB_ID + byte(body, JOB_ID_LENGTH) + 4) == MEMBER_MARK then
-    push(ended_members, { field, body, COMPLETED })
+  -- as is_member and get_options
+  if flags == FLAG_OPTIONS and byte(body, id_end + 5) == MEMBER_MARK then
+    note_ended(field, body, sub(body, id_end + 5, head_end), COMPLETED)
   else
     push_pair(writes.put_finished, now, field)
   end

@@ -36,7 +36,7 @@ local function drop_held(fields)
     local member = body and is_member(body) and read_member(body)
     if member and member.flow and is_running(member.flow) then
       forget_ended(fields[i], member)
-      keep_ended(fields[i], member.flow)
+      keep_ended({ fields[i] }, member.flow)
       more = true
     else
       push(free, fields[i])

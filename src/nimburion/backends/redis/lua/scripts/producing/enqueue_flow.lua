@@ -203,7 +203,7 @@ local function count_stored_members(codes, added)
   for i, body in ipairs(get_in_batches(job_key, fields)) do
     if body and has_flag(body, FLAG_FINISHED) then
       forget_ended(fields[i], read_member(body))
-      note_end(fields[i], body, read_job_end(body).code)
+      note_ends({ { code = read_job_end(body).code, count = 1, fields = { fields[i] }, bodies = { body } } })
     end
   end
 end
