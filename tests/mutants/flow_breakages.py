@@ -321,7 +321,7 @@ FLOW_MUTANTS = (
     Mutant(
         "flows: completions in bulk end no member (SQLite)",
         "backends/sqlite/*.py",
-        "if $db.has_flows:\n        note_ended_jobs($db, $completed, $states.COMPLETED)",
+        "if $used.flows:\n        note_ended_jobs($db, $completed, $states.COMPLETED)",
         "if False:\n        note_ended_jobs($db, $completed, $states.COMPLETED)",
         (f"{SQLITE}test_the_step_that_ends_the_source_can_reserve_it",),
     ),

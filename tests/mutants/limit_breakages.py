@@ -279,7 +279,7 @@ LIMIT_MUTANTS = (
     Mutant(
         "SQLite: a job overtakes parked jobs that still return",
         "backends/sqlite/consuming.py",
-        "exclude_changing($db, $lanes) if $head.has_keys else $lanes",
+        "exclude_changing($db, $lanes) if $used.keys else $lanes",
         "$lanes",
         (f"{SQLITE}test_a_change_returns_many_parked_jobs_in_steps",),
     ),

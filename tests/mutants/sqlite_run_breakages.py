@@ -60,7 +60,7 @@ SQLITE_RUN_MUTANTS = (
     Mutant(
         "SQLite runs: an exchange does not resume the run that it suspends",
         "backends/sqlite/flows.py",
-        "$db.has_flows = True\n",
+        "$db.used = $db.used._replace(flows=True)\n",
         "pass\n",
         (f"{SQLITE}test_a_time_that_has_come_resumes_it_at_once",),
     ),

@@ -9,6 +9,8 @@ The final settlements `Completed`, `Failed` and `Cancelled` take precedence over
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import msgspec
 
@@ -149,3 +151,7 @@ class Settled(enum.StrEnum):
     """The same token settled the job before; nothing was written now."""
     STALE = "stale"
     """The job is not held under this token, or not any more; nothing was written."""
+
+
+SETTLED_BY_LETTER: Mapping[str, Settled] = MappingProxyType({each[0]: each for each in Settled})
+"""The results by their first letters, which backends store."""

@@ -32,6 +32,7 @@ from nimburion.core.flows import WaitSource
 from nimburion.core.job import NO_JOB_OPTIONS
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.settlement import (
+    SETTLED_BY_LETTER,
     Cancelled,
     Completed,
     Failed,
@@ -40,7 +41,6 @@ from nimburion.core.settlement import (
     Recorded,
     Released,
     Retried,
-    Settled,
     Settlement,
     Spent,
     Suspended,
@@ -52,7 +52,6 @@ T = TypeVar("T")
 NOT_ALL_LEASED = "NB001"
 """SQLSTATE of the error for a batch of completions when the session does not hold all their leases.
 """
-RESULTS_BY_CODE: dict[str, Settled] = {"d": Settled.DONE, "a": Settled.ALREADY, "s": Settled.STALE}
 _KEEP = "keep"
 """The text of a completion whose payload is kept."""
 SETTLEMENT_PARAMETERS = (
@@ -282,7 +281,7 @@ def decode_reply(rows: list[Any], request: ReserveRequest) -> Reply:
     status = rows[-1]
     lanes = list(dict.fromkeys(request.lanes))
     return Reply(
-        [RESULTS_BY_CODE[letter] for letter in status["results"]],
+        [SETTLED_BY_LETTER[letter] for letter in status["results"]],
         decode_deliveries(rows, status),
         [lanes[place - 1] for place in (status["waiting"] or ())[:MAX_WAITING_LANES]],
         to_optional_seconds(status["next_due"]),

@@ -16,19 +16,7 @@ if TYPE_CHECKING:
     from nimburion.core.exchange import ReserveRequest
 
 
-class FirstTurns:
-    """A plan that leases jobs of tenants, of which none is parked."""
-
-    def __init__(self, applied: AppliedPlan) -> None:
-        self._applied = applied
-        self.seqs: list[int] = applied.seqs
-
-    def encode(self) -> AppliedPlan:
-        """Return the arguments of `apply_plan_1`."""
-        return self._applied
-
-
-def plan_first_turns(candidates: Candidates, request: ReserveRequest) -> FirstTurns | None:
+def plan_first_turns(candidates: Candidates, request: ReserveRequest) -> AppliedPlan | None:
     """Return the plan if the charge of a first tenant moves it behind all others; else None."""
     if not _has_only_turns(candidates, request):
         return None
@@ -57,25 +45,23 @@ def plan_first_turns(candidates: Candidates, request: ReserveRequest) -> FirstTu
         charges.append(charge)
         after[share] = own
     charged = sorted(after)
-    return FirstTurns(
-        AppliedPlan(
-            seqs=seqs[:total],
-            dues=dues[:total],
-            lanes=lanes[:total],
-            leased=total,
-            shares=shares[:total],
-            charges=charges,
-            version=candidates.version,
-            charged=charged,
-            times_before=[stored[share][0] for share in charged],
-            times=[after[share].virtual_time for share in charged],
-            unmeasured=[after[share].unmeasured for share in charged],
-            class_queues=[request.lanes[0].queue],
-            class_ranks=[ranks[0]],
-            minimums_before=[first_minimum],
-            minimums=[minimum],
-            waiting=[1],  # more tenants wait than get a turn
-        )
+    return AppliedPlan(
+        seqs=seqs[:total],
+        dues=dues[:total],
+        lanes=lanes[:total],
+        leased=total,
+        shares=shares[:total],
+        charges=charges,
+        version=candidates.version,
+        charged=charged,
+        times_before=[stored[share][0] for share in charged],
+        times=[after[share].virtual_time for share in charged],
+        unmeasured=[after[share].unmeasured for share in charged],
+        class_queues=[request.lanes[0].queue],
+        class_ranks=[ranks[0]],
+        minimums_before=[first_minimum],
+        minimums=[minimum],
+        waiting=[1],  # more tenants wait than get a turn
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import msgspec
 
+from nimburion.backends.postgres.applied_plan import AppliedPlan
 from nimburion.backends.postgres.candidates import (
     Candidates,
     NeedsMore,
@@ -25,16 +26,15 @@ from nimburion.backends.postgres.connection.pool import Fetch, PostgresConnectio
 from nimburion.backends.postgres.database import make_call, make_named_call
 from nimburion.backends.postgres.encoding import to_optional_seconds, to_seconds
 from nimburion.backends.postgres.exchange import (
-    RESULTS_BY_CODE,
     clamp_number,
     decode_deliveries,
     get_queues_to_notify,
     is_capped,
 )
-from nimburion.backends.postgres.first_turns import FirstTurns
-from nimburion.backends.postgres.plan import Plan, make_plan
+from nimburion.backends.postgres.plan import make_plan
 from nimburion.core.exchange import MAX_WAITING_LANES, Reply, ReserveRequest
 from nimburion.core.lease import Delivery
+from nimburion.core.settlement import SETTLED_BY_LETTER
 
 _CONTINUE_FLOWS = make_call("continue_flows_1", 1)
 
@@ -126,7 +126,7 @@ class PlannedExchange:
         """The row of the statement that has read candidates again; None: none has."""
         self._leased_rows: list[Any] | None = None
         """The rows of the statement that has leased jobs; None: nothing was leased."""
-        self._plan: Plan | FirstTurns | None = None
+        self._plan: AppliedPlan | None = None
         """The plan that was applied."""
         self._resumed: list[str] = []
         """The queues of jobs that were resumed after the transaction."""
@@ -185,7 +185,7 @@ class PlannedExchange:
         await self._read_again(fetch, lock=True)
         self._gave_up = not await self.lease(fetch, conflicts=_MOST_CONFLICTS)
 
-    async def _make_plan(self, fetch: Fetch) -> Plan | FirstTurns | None:
+    async def _make_plan(self, fetch: Fetch) -> AppliedPlan | None:
         """Make a plan, and read candidates until they suffice. None: no job can be leased."""
         while self._candidates is not None:
             try:
@@ -217,7 +217,7 @@ class PlannedExchange:
         if self._candidates is not None:
             self._changing = self._candidates.changing
 
-    async def _apply(self, fetch: Fetch, plan: Plan | FirstTurns) -> Any:  # noqa: ANN401 - a row
+    async def _apply(self, fetch: Fetch, plan: AppliedPlan) -> Any:  # noqa: ANN401 - a row
         """Apply a plan, and return the status row."""
         rows = await self._call(
             fetch,
@@ -226,7 +226,7 @@ class PlannedExchange:
             session=self._session_id,
             number=self._number,
             nonce=self._request.nonce,
-            **msgspec.structs.asdict(plan.encode()),
+            **msgspec.structs.asdict(plan),
             **self._read_arguments,
         )
         if rows[-1]["outcome"] == "ok":
@@ -254,7 +254,7 @@ class PlannedExchange:
             places = {seq: place for place, seq in enumerate(self._plan.seqs)}
             deliveries.sort(key=lambda delivery: places[cast("int", delivery.lease.ref)])
         return Reply(
-            [RESULTS_BY_CODE[letter] for letter in self.begun["results"]],
+            [SETTLED_BY_LETTER[letter] for letter in self.begun["results"]],
             deliveries,
             [lanes[place - 1] for place in sorted(waiting)[:MAX_WAITING_LANES]],
             to_optional_seconds(min(dues, default=None)),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from nimburion.backends.planning.rescue import OrphanedLease, decide_rescue, note_rescued
-from nimburion.backends.sqlite.connection.database import Database
+from nimburion.backends.sqlite.connection.database import Database, UsedFeatures
 from nimburion.backends.sqlite.file import SQLiteFile
 from nimburion.backends.sqlite.flows import continue_flows
 from nimburion.backends.sqlite.limits import (
@@ -68,14 +68,12 @@ from nimburion.core.limits import get_limited_job
 from nimburion.core.maintenance import Promoted, Rescued
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.session import ConcurrencyLimit, HeartbeatReply, Session, Vitals, WorkerCommand
-from nimburion.core.settlement import Recorded, Settled, Settlement
+from nimburion.core.settlement import SETTLED_BY_LETTER, Recorded, Settled, Settlement
 from nimburion.core.timing.clock import MICRO
 
 if TYPE_CHECKING:
     from nimburion.core.runs import RunPage
 
-_RESULT_CODES = {Settled.DONE: "d", Settled.ALREADY: "a", Settled.STALE: "s"}
-_RESULTS_BY_CODE = {letter: result for result, letter in _RESULT_CODES.items()}
 _encode = msgspec.json.Encoder().encode
 _decode_names = msgspec.json.Decoder(frozenset[str]).decode
 _decode_seqs = msgspec.json.Decoder(list[int]).decode
@@ -316,11 +314,6 @@ class SessionHead(NamedTuple):
     paused: str
     limits: str
     next_due: int | None
-    has_unique_keys: int
-    has_keys: int
-    has_charges: int
-    has_flows: int
-    has_steps: int
 
 
 class ExchangeResult(NamedTuple):
@@ -351,57 +344,44 @@ def run_exchange(
         raise OutOfOrder(
             f"exchange {number} after {head.last_exchange_number} of session {session_id}"
         )
-    limits = {} if head.limits == "[]" else decode_lane_limits(head.limits)
-    if head.has_keys or (limits and has_rate(limits)):
+    used = db.used
+    limits_at_start = decode_lane_limits(head.limits) if used.limits else {}
+    if used.keys or (used.limits and has_rate(limits_at_start)):
         follow_clock(db)
-    has_unique_keys = bool(head.has_unique_keys)
-    db.has_flows = bool(head.has_flows)
-    results = (
-        settle_batch(
-            db,
-            head.session,
-            settlements,
-            has_limits=bool(limits),
-            has_unique_keys=has_unique_keys,
-            has_keys=bool(head.has_keys),
-            has_charges=bool(head.has_charges),
-        )
-        if settlements
-        else []
-    )
-    left_changes = db.has_flows and not continue_flows(db)
-    # A step that is stored changes no due time.
-    settled = bool(settlements) and set(map(type, settlements)) != {Recorded}
-    promoted, next_due = promote_due(db, head, settled=settled)
-    rules = begin_admission(db) if head.has_keys else {}
-    limits_before = read_lane_limits(db) if limits else limits
+    # Apply the settlements in order.
+    results = settle_batch(db, head.session, settlements) if settlements else []
+    # Promote due jobs, resume durable runs, return parked jobs to their lanes.
+    left_changes = db.used.flows and not continue_flows(db)
+    promoted, next_due = promote_due(db, head, settlements)
+    rules = begin_admission(db) if used.keys else {}
+    # Choose the lanes to serve.
+    limits = read_lane_limits(db) if used.limits else {}
     unpaused = find_unpaused_lanes(db, request, _decode_names(head.paused))
-    lanes = exclude_full(limits_before, unpaused, db.now) if limits else unpaused
+    lanes = exclude_full(limits, unpaused, db.now) if limits else unpaused
     has_turns = bool(lanes) and bool(db.fetch_value("has_turns"))
     if len(lanes) > MANY_LANES and not has_turns:
         lanes = exclude_empty(db, lanes)
-    steady = exclude_changing(db, lanes) if head.has_keys else lanes
+    steady = exclude_changing(db, lanes) if used.keys else lanes
+    # Reserve their jobs.
     rows = []
     if request.total > 0 and steady:
-        batch = LeaseBatch(db, request, steady, limits_before, rules, has_turns)
+        batch = LeaseBatch(db, request, steady, limits, rules, has_turns)
         rows = lease_jobs(db, head.session, number, request, batch)
-    runs = read_resumed_runs(db, rows) if head.has_steps else _NO_RUNS
+    runs = read_resumed_runs(db, rows) if used.steps else _NO_RUNS
+    # Notify others of the jobs that are left, and save the results for a repeat.
     if promoted:
         promoted -= Counter(lane.queue for _, _, lane in rows)
         db.notify_jobs(promoted)
-    limits_after = read_lane_limits(db) if limits else limits
-    if limits:
-        notify_opened(db, limits, limits_after)
-    db.run(
-        "save_exchange",
-        head.session,
-        number,
-        "".join([_RESULT_CODES[result] for result in results]),
-    )
-    waiting = find_waiting_lanes(db, exclude_full(limits_after, lanes, db.now) if limits else lanes)
+    if used.limits:
+        limits = read_lane_limits(db)
+        notify_opened(db, limits_at_start, limits)
+    letters = "".join([result[0] for result in results])
+    db.run("save_exchange", head.session, number, letters)
+    # Tell the worker what waits, and when to ask again.
+    waiting = find_waiting_lanes(db, exclude_full(limits, lanes, db.now) if limits else lanes)
     next_due = report_due(db, head, request, next_due)
-    if limits or head.has_keys:
-        next_due = find_next_time(db, unpaused, limits_after, next_due, head)
+    if used.limits or used.keys:
+        next_due = find_next_time(db, unpaused, limits, next_due)
     if left_changes:
         next_due = db.now
     return ExchangeResult(results, rows, request.nonce, waiting, next_due, db.now, runs)
@@ -437,20 +417,25 @@ def repeat_result(db: Database, head: SessionHead, request: ReserveRequest) -> E
     due = db.fetch_value("get_next_due") if seqs[count:] else head.next_due
     next_due = report_due(db, head, request, due)
     return ExchangeResult(
-        [_RESULTS_BY_CODE[letter] for letter in head.results],
+        [SETTLED_BY_LETTER[letter] for letter in head.results],
         read_reserved_jobs(db, seqs[:count])[0],
         nonce or b"",
         find_waiting_lanes(db, exclude_full(limits, lanes, db.now)),
-        find_next_time(db, lanes, limits, next_due, head),
+        find_next_time(db, lanes, limits, next_due),
         db.now,
     )
 
 
 def read_session_head(db: Database, session_id: str) -> SessionHead:
-    """Read the session with limits and pauses; raise `SessionLost` if it is not alive."""
+    """Read the session with limits and pauses, and set `db.used`; raise `SessionLost` if the
+    session is not alive.
+    """
     row = db.fetch_one("get_exchange_head", session_id, db.now)
-    head = None if row is None else SessionHead(*row)
-    if head is None or head.left_at is not None or head.ended_at is not None:
+    if row is None:
+        raise SessionLost(session_id)
+    head = SessionHead(*row[:8])
+    db.used = UsedFeatures(head.limits != "[]", *row[8:])
+    if head.left_at is not None or head.ended_at is not None:
         raise SessionLost(session_id)
     return head
 
@@ -465,12 +450,13 @@ def begin_admission(db: Database) -> Rules:
 
 
 def promote_due(
-    db: Database, head: SessionHead, *, settled: bool
+    db: Database, head: SessionHead, settlements: Sequence[Settlement]
 ) -> tuple[Counter[str], int | None]:
     """Promote the jobs that are due. Return their number by queue, and the earliest due time of the
-    remaining, or None.
+    remaining, or None. A settlement may change it, unless it is a step that is stored.
     """
-    due = db.fetch_value("get_next_due") if settled else head.next_due
+    may_differ = bool(settlements) and set(map(type, settlements)) != {Recorded}
+    due = db.fetch_value("get_next_due") if may_differ else head.next_due
     if due is None or due > db.now:
         return Counter(), due
     return promote(db, MAX_PROMOTED), db.fetch_value("get_next_due")
@@ -554,13 +540,13 @@ def read_reserved_jobs(db: Database, seqs: list[int]) -> tuple[list[ReservedRow]
 
 
 def find_next_time(
-    db: Database, lanes: Lanes, limits: LaneLimits, next_due: int | None, head: SessionHead
+    db: Database, lanes: Lanes, limits: LaneLimits, next_due: int | None
 ) -> int | None:
     """Return `next_due`, or when a rate limit allows a job of these lanes, if that is earlier."""
     times = [
         next_due,
         find_next_opening(db, limits, lanes) if limits else None,
-        db.fetch_value("get_next_key_opening", db.now) if head.has_keys else None,
+        db.fetch_value("get_next_key_opening", db.now) if db.used.keys else None,
     ]
     return min((time for time in times if time is not None), default=None)
 

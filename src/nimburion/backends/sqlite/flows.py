@@ -337,7 +337,7 @@ def add_run_conditions(db: Database, awaited: Mapping[int, Collection[WaitSource
     rows = [(one.kind, one.id, seq) for seq, sources in awaited.items() for one in sources]
     if rows:
         db.run("insert_run_conditions", _encode(rows).decode())
-    db.has_flows = True
+    db.used = db.used._replace(flows=True)
     changes = get_flow_changes(db)
     for sources in awaited.values():
         changes.note_suspended(sources)

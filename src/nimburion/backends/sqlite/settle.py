@@ -84,60 +84,32 @@ exchange uses one nonce.
 """
 
 
-def settle_batch(
-    db: Database,
-    session: int,
-    settlements: Sequence[Settlement],
-    *,
-    has_limits: bool,
-    has_unique_keys: bool,
-    has_keys: bool,
-    has_charges: bool,
-) -> list[Settled]:
+def settle_batch(db: Database, session: int, settlements: Sequence[Settlement]) -> list[Settled]:
     """Apply settlements and return their results in the same order; see `Consuming.exchange`.
 
-    `has_limits`: a job name has a limit. `has_unique_keys`: a unique key is held. `has_keys`: a
-    lease may count for another limit. `has_charges`: a lease was charged to a tenant. The first
-    steps of each durable run are stored together. If a job occurs twice in the rest, or tenants pay
-    for other things than completions, these settlements are applied one by one.
+    The first steps of each durable run are stored together, then the rest is applied. If a job
+    occurs twice in the rest, or tenants pay for other things than completions, these settlements
+    are applied one by one.
     """
     has_steps = Recorded in set(map(type, settlements))
     if has_steps and (recorded := record_first_steps(db, session, settlements)):
         if len(recorded) == len(settlements):
             return [Settled.DONE] * len(settlements)
         rest = [one for place, one in enumerate(settlements) if place not in recorded]
-        results = settle_batch(
-            db,
-            session,
-            rest,
-            has_limits=has_limits,
-            has_unique_keys=has_unique_keys,
-            has_keys=has_keys,
-            has_charges=has_charges,
-        )
-        others = iter(results)
+        others = iter(settle_batch(db, session, rest))
         return [
             Settled.DONE if place in recorded else next(others) for place in range(len(settlements))
         ]
+    used = db.used
     groups, seqs, is_each_completed = group_completions(settlements)
-    if len(seqs) < len(settlements) or (has_charges and not is_each_completed):
+    if len(seqs) < len(settlements) or (used.charges and not is_each_completed):
         return [settle_one(db, session, settlement) for settlement in settlements]
-    if has_charges:
+    if used.charges:
         settle_completed_charges(db, session, settlements)
     done: set[object] = set()
     for (fence, nonce, keep_payload), group in groups.items():
-        done |= complete_group(
-            db,
-            session,
-            fence,
-            nonce,
-            group,
-            keep_payload=keep_payload,
-            has_limits=has_limits,
-            has_unique_keys=has_unique_keys,
-            has_keys=has_keys,
-        )
-    if len(done) < len(settlements) and not (has_limits or has_keys):
+        done |= complete_group(db, session, fence, nonce, group, keep_payload=keep_payload)
+    if len(done) < len(settlements) and not (used.limits or used.keys):
         done |= suspend_unlimited_runs(db, session, settlements)
     if len(done) == len(settlements):
         return [Settled.DONE] * len(settlements)
@@ -238,12 +210,9 @@ def complete_group(
     group: TokenGroup,
     *,
     keep_payload: bool,
-    has_limits: bool,
-    has_unique_keys: bool,
-    has_keys: bool,
 ) -> set[int]:
     """Complete the leased jobs of one token; return the seqs completed."""
-    completed = set(group.seqs)
+    used, completed = db.used, set(group.seqs)
     seqs = _encode(group.seqs).decode()
     # Other jobs may have been completed at the same microsecond: they are counted already.
     db.run("count_completed_at", db.now, -1)
@@ -257,14 +226,14 @@ def complete_group(
             _decode_seqs(db.fetch_value("find_matching_leases", session, seqs, fence, nonce))
         )
         seqs = _encode(sorted(completed)).decode()
-    if has_limits:
+    if used.limits:
         db.run("release_limits", session, seqs, fence, nonce)
     db.run("delete_completed_leases", session, seqs, fence, nonce)
-    if has_keys:
+    if used.keys:
         release_lease_keys(db, _decode_seqs(seqs))
-    if has_unique_keys and db.run("free_unique_keys", seqs).rowcount:
+    if used.unique_keys and db.run("free_unique_keys", seqs).rowcount:
         db.notify({db.get_lane(lane).queue for (lane,) in db.run("list_lanes_of_jobs", seqs)})
-    if db.has_flows:
+    if used.flows:
         note_ended_jobs(db, completed, State.COMPLETED)
     if results and common is None:
         store_results(db, {seq: result for seq, result in results.items() if seq in completed})
@@ -371,7 +340,7 @@ def finish(db: Database, lease: LeaseRow, effect: Effect, state: int) -> None:
     )
     db.run("count_finished", lease.lane, state, 1)
     release_unique_key(db, lease.seq, lease.lane)
-    if effect.state is not None and db.has_flows:
+    if effect.state is not None and db.used.flows:
         note_ended_jobs(db, [lease.seq], effect.state)
 
 
@@ -398,7 +367,7 @@ def requeue(db: Database, lease: LeaseRow, effect: Effect) -> None:
 
 def cancel_waiting(db: Database, seq: int, lane: int) -> None:
     """Cancel a job without a lease."""
-    if db.has_flows:
+    if db.used.flows:
         note_ended_jobs(db, [seq], State.CANCELLED)
         if db.run("delete_suspended", seq).rowcount:
             db.run("delete_conditions_of_jobs", f"[{seq}]")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from nimburion.backends.planning.flows import FlowResolver
 from nimburion.backends.sql_files import Statements
@@ -29,6 +29,26 @@ ROWS_PER_STATEMENT = 100
 Row = tuple[Any, ...]
 
 
+class UsedFeatures(NamedTuple):
+    """Which features the jobs of a database use. A call does nothing for the others."""
+
+    limits: bool = True
+    """A lane may be closed by a limit."""
+    unique_keys: bool = True
+    """A job holds a unique key until it has ended."""
+    keys: bool = True
+    """A job may be parked for a limit, or a lease counts for one, or one has changed."""
+    charges: bool = True
+    """A lease may have been charged to a tenant."""
+    flows: bool = True
+    """A flow runs or a job is suspended: a job that ends may concern another one."""
+    steps: bool = True
+    """A durable run has steps."""
+
+
+ALL_USED = UsedFeatures()
+
+
 class Database:
     """A connection with statements by name, the time of the current call, and a cache of lanes."""
 
@@ -45,7 +65,6 @@ class Database:
         "clock",
         "connection",
         "flow_changes",
-        "has_flows",
         "known_lanes",
         "last_checked",
         "names_to_notify",
@@ -53,6 +72,7 @@ class Database:
         "numbering",
         "reads_sizes_first",
         "statements",
+        "used",
     )
 
     def __init__(
@@ -78,9 +98,8 @@ class Database:
         """The numbers of lanes that are known to exist."""
         self.flow_changes: FlowResolver | None = None
         """The changes of members of flows that this call noted and has not applied; None: none."""
-        self.has_flows: bool = True
-        """False: this call has read that no flow runs and no job is suspended. Then no job that
-        ends concerns another one."""
+        self.used: UsedFeatures = ALL_USED
+        """The features that this call must look after. All, unless it has read which are used."""
         self._by_id: dict[int, Lane] = {}
         self._by_tenant: dict[str, int] = {}
         self._is_current = False
@@ -101,7 +120,7 @@ class Database:
         self.now = round(self.clock.now() * MICRO)
         self.boot_time = self.clock.monotonic()
         self._is_current = False
-        self.has_flows, self.flow_changes = True, None
+        self.used, self.flow_changes = ALL_USED, None
 
     def resolve_flows(self) -> None:
         """Apply what follows from the changes of members of flows that this call noted."""
