@@ -162,8 +162,8 @@ CREATE TABLE {schema}.finished_job (
 CREATE INDEX finished_job_id ON {schema}.finished_job (id);
 CREATE INDEX finished_job_tenant_lane ON {schema}.finished_job (lane, finished_at) WHERE lane < 0;
 CREATE INDEX finished_job_ended ON {schema}.finished_job (ended_at) WHERE ended_at IS NOT NULL;
-CREATE INDEX finished_job_seq ON {schema}.finished_job USING brin (seq) WITH (pages_per_range = 128, autosummarize = on);
-CREATE INDEX finished_job_finished ON {schema}.finished_job USING brin (finished_at) WITH (pages_per_range = 128, autosummarize = on);
+CREATE INDEX finished_job_order ON {schema}.finished_job USING brin (seq, finished_at)
+    WITH (pages_per_range = 128, autosummarize = on);
 CREATE TABLE {schema}.finished_job_default PARTITION OF {schema}.finished_job DEFAULT;
 
 -- Return values of handlers, partitioned by day like `finished_job`.
