@@ -662,7 +662,6 @@ BEGIN
         numbers := {schema}.write_uses_1(numbers, p_limits, p_key_names, p_in_use, p_spent, p_opens);
         key_numbers := ARRAY(SELECT numbers[u.at] FROM unnest(p_keys) WITH ORDINALITY AS u (at, nth) ORDER BY u.nth);
     END IF;
-    PERFORM set_config('nimburion.moves_turns', 'on', true);
     WITH taken AS (
         DELETE FROM {schema}.ready r USING (
             SELECT * FROM unnest(found.ctids, found.places) AS u (ctid, place) OFFSET 0
@@ -695,7 +694,6 @@ BEGIN
         WHERE t.place > p_leased
     )
     SELECT bool_or(l.attempt_status > 0) AS any_attempted, array_agg(l.lane) AS lanes INTO leased FROM leased l;
-    PERFORM set_config('nimburion.moves_turns', '', true);
     IF cardinality(p_seqs) > p_leased THEN  -- jobs that were parked for another key
         UPDATE {schema}.parked p SET limit_name = p_limits[u.at], key = p_key_names[u.at]
         FROM unnest(p_seqs[p_leased + 1:], p_lanes[p_leased + 1:], p_park_keys) AS u (seq, lane, at)

@@ -489,8 +489,8 @@ CREATE TABLE {schema}.tenant_weight (
     tenant text COLLATE "C" PRIMARY KEY,
     units int4 NOT NULL
 );
--- The first job of each lane with a tenant that holds waiting jobs. Triggers of `ready` keep it. A transaction that adds a job
--- to a lane without a row adds a row of its own, so that it never waits for another. Exchanges merge these rows
+-- The first job of each lane with a tenant that holds waiting jobs. A trigger of `ready` adds rows (`add_turn_1`). A transaction
+-- that adds a job to a lane without a row adds a row of its own, so that it never waits for another. Exchanges merge these rows
 -- (`admit_turns_1`), and reserve by the row of the lane.
 CREATE TABLE {schema}.tenant_turn (
     share int4 NOT NULL,                -- lane.share
