@@ -122,7 +122,7 @@ BEGIN
         RETURN QUERY SELECT *, CAST(NULL AS text), CAST(NULL AS text[]) FROM {schema}.lease_jobs_1(
             now, session.number, p_number, p_nonce, lanes.main_lanes[lane_index], open.ctids, lane_limits.numbers, open.seqs,
             open.key_numbers, open.limits);
-        GET DIAGNOSTICS leased = ROW_COUNT;
+        leased := cardinality(open.ctids);
         PERFORM {schema}.take_lane_uses_1(now, lane_limits.numbers, lane_limits.units, leased);
         head_dues[lane_index] := {schema}.read_lane_head_1(lanes.ids[lane_index], lanes.low_water_marks[lane_index]);
     ELSIF most > 0 AND (has_tenants OR is_changing OR first_dues <> '{}') THEN
@@ -713,9 +713,10 @@ BEGIN
         RETURN QUERY SELECT * FROM {schema}.repeat_exchange_1(session.number, p_number);
     ELSE
         RETURN QUERY
-        SELECT 1, j.seq, j.due, j.created_at, j.lane, 1, 0, 0, j.id, j.options, j.payload,
-            (CAST(NULL AS {schema}.exchange_status)).*
-        FROM {schema}.job j WHERE j.seq = ANY (p_seqs[:p_leased]);
+        SELECT CAST(NULL AS int4[]), array_agg(j.seq), array_agg(j.due), array_agg(j.created_at), array_agg(j.lane),
+            CAST(NULL AS int4[]), CAST(NULL AS int4[]), CAST(NULL AS int4[]), array_agg(j.id), array_agg(j.options),
+            array_agg(j.payload), CAST(NULL AS text[]), (CAST(NULL AS {schema}.exchange_status)).*
+        FROM {schema}.job j WHERE j.seq = ANY (p_seqs[:p_leased]) HAVING count(*) > 0;
     END IF;
     SELECT array_agg(a.id), array_agg(a.queue), array_agg(a.name), array_agg(a.rank)
     INTO reply.lanes, reply.queues, reply.names, reply.ranks
