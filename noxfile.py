@@ -54,7 +54,7 @@ SAME_ON_EVERY_PYTHON = [
 
 # See tests/servers/server_kinds.py. The kinds are those beyond the ones that come as wheels.
 QUARTER = {"NB_TEST_SHARE": "4"}
-HALF = {"NB_TEST_SHARE": "2"}
+THIRD = {"NB_TEST_SHARE": "3"}
 ONE_NODE_KINDS = ["redis", "redis-tls", "redis-sentinel"]
 REDIS_KINDS = [*ONE_NODE_KINDS, "redis-cluster"]
 POSTGRES_KINDS = [
@@ -241,23 +241,25 @@ def redis(session: nox.Session) -> None:
             environment["NB_TEST_REDIS62"] = str(program)
         # The whole contract on 6.2 and on a cluster, whose scripts and keys differ; and a quarter
         # on those that differ from these and from Valkey only in how a client connects. Each other
-        # test on one kind of all.
+        # test on one kind of all: the long ones, those of connections, and a quarter of the others,
+        # which `tests` runs on Valkey.
         environment["NB_TEST_SERVERS"] = ",".join(kinds)
         environment["NB_TEST_DEALT"] = ",".join(ONE_NODE_KINDS)
         run_server_tests(session, "tests/contract/test_redis.py", **environment, **QUARTER)
         environment["NB_TEST_SERVERS"] += ",valkey"  # whose long tests `tests` leaves out
         environment["NB_TEST_DEALT"] = environment["NB_TEST_SERVERS"]
         others = ["-m", "server and not deep", "--ignore", "tests/contract"]
-        run_server_tests(session, *others, **environment)
+        run_server_tests(session, *others, **environment, **QUARTER)
 
 
 @nox.session
 def postgres(session: nox.Session) -> None:
-    """Run the tests of PostgreSQL, each on one of the kinds of servers and poolers."""
+    """Run tests of PostgreSQL, each on one of the kinds of servers and poolers."""
     kinds = ",".join([*POSTGRES_KINDS, "postgres"])  # the last: long tests that `tests` leaves out
     environment = {"NB_TEST_SERVERS": kinds, "NB_TEST_DEALT": kinds}
-    # Half of the contract: all of it runs on PostgreSQL 18 in `tests`, and SQL differs little.
-    run_server_tests(session, "-m", "server and not deep", **environment, **HALF)
+    # All long tests and those of connections. Of the contract and of the others, a third: all of
+    # them run on PostgreSQL 18 in `tests`, and SQL differs little.
+    run_server_tests(session, "-m", "server and not deep", **environment, **THIRD)
 
 
 @nox.session

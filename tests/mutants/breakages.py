@@ -518,8 +518,8 @@ MUTANTS = (
     Mutant(
         "the heartbeat runs on the worker's loop",
         "jobs/*.py",
-        "$heartbeat_in_thread=isinstance(self.$clock, $SystemClock),\n            $calls=",
-        "$heartbeat_in_thread=False,\n            $calls=",
+        "heartbeat_in_thread=is_real_time,\n            $calls=",
+        "heartbeat_in_thread=False,\n            $calls=",
         ("tests/crash/test_signals.py", "-k", "TestSQLite and blocks_the_event_loop"),
         deep=True,
     ),

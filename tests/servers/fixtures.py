@@ -226,10 +226,22 @@ def runs_elsewhere(
             continue
         case = item.name.replace(mine, "", 1).encode()
         turn, player = divmod(zlib.crc32(case), len(players) or 1)
-        share = read_share() if item.path.parent.name == "contract" else 1
+        share = read_share() if is_shared_out(item) else 1
         if mine in players and (mine != players[player] or turn % share):
             return name not in list_server_fixtures(item)
     return False
+
+
+def is_shared_out(item: pytest.Item) -> bool:
+    """Tell whether a share of such tests is enough for the other kinds of servers.
+
+    `dev.py test` runs them on the usual servers. It leaves long tests out, and how a client
+    connects is what differs between the kinds.
+    """
+    if item.path.parent.name == "contract":
+        return True
+    connects = any(word in item.nodeid.partition("::")[0] for word in ("connect", "pool"))
+    return not connects and not {"slow", "wide"} & {*item.keywords}
 
 
 def is_left_out_by_share(item: pytest.Item) -> bool:

@@ -2,8 +2,8 @@
 
 The variable NB_TEST_SERVERS names them, with commas between; without it, those that come as wheels.
 NB_TEST_DEALT names some of them that deal the tests out: each runs on one of these. With
-NB_TEST_SHARE=4, they deal a quarter of the contract out, and a quarter runs on each backend that
-needs no server.
+NB_TEST_SHARE=4, they deal out a quarter of the contract and of the other tests that are short, and
+a quarter of the contract runs on each backend that needs no server.
 """
 
 from __future__ import annotations

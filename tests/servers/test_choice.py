@@ -64,6 +64,28 @@ def test_a_share_of_the_contract_runs_without_a_server(monkeypatch: pytest.Monke
     assert whole / 8 < count() < whole / 2
 
 
+@pytest.mark.wide
+def test_long_tests_and_those_of_connections_are_all_dealt_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NB_TEST_DEALT", KINDS)
+    paths = {
+        "tests/crash/test_poison.py": False,
+        "tests/backends/redis/test_connections.py": False,
+        "tests/backends/redis/test_runs.py": True,
+    }
+
+    def count(path: str) -> int:
+        listed = run_pytest(KINDS, "--collect-only", "-m", "server and not deep", path).stdout
+        return listed.count("[valkey")
+
+    whole = {path: count(path) for path in paths}
+    monkeypatch.setenv("NB_TEST_SHARE", "4")
+    for path, is_shared_out in paths.items():
+        assert 0 < count(path) <= whole[path]
+        assert (count(path) < whole[path]) == is_shared_out, path
+
+
 KINDS = "valkey,valkey-cluster,valkey-sentinel"
 
 

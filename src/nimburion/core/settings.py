@@ -3,22 +3,25 @@
 `nimburion.config` fills them from file, environment and arguments; all other code only reads them.
 A setting is declared once, here. Its annotation holds its type, its bounds and, if the type does
 not say it, what kind of text or number it is. `nimburion.config.schema` makes the schema of the
-configuration from the annotations, and `read_bounds` returns the bounds to `Processor`.
+configuration from the annotations, and `merge_settings` checks the keywords of `Processor`.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypedDict, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
+from nimburion.core.errors import ConfigurationError
 from nimburion.core.fairness import MAX_WEIGHT, MIN_WEIGHT
 from nimburion.core.size_limits import SizeLimits
 from nimburion.core.text.redaction import redact_url
+from nimburion.core.text.suggestions import describe_unknown, lower_first
 
 Choice = Literal["auto", "yes", "no"]
 FairnessMode = Literal["tenants", "none"]
@@ -236,6 +239,28 @@ RENAMED_SETTINGS: Mapping[str, str] = MappingProxyType(
 """The names that fields of `Settings` had in earlier versions, with their new names."""
 
 
+_ADVICE: Mapping[str, str] = MappingProxyType(
+    {
+        # Celery
+        "broker": 'pass the URL first: `Processor("redis://…")`',
+        "task_always_eager": 'in tests, write `Processor("memory://")` and call `drain()`',
+        "task_routes": "write `queue=…` on each job",
+        "timezone": "write `Scheduler(processor, timezone=…)`",
+    }
+)
+"""What to do in place of a setting of another job system."""
+
+_SETTINGS_BY_NAME: Mapping[str, type[msgspec.Struct]] = MappingProxyType(
+    {
+        "overrides": JobSettings,
+        "keyed_limits": KeyedLimitSettings,
+        "queue_limits": QueueLimitSettings,
+        "tenants": TenantSettings,
+    }
+)
+"""The fields of `Settings` that hold settings with a name each."""
+
+
 class SettingsOptions(TypedDict, total=False):
     """The fields of `Settings` as keyword arguments, all optional."""
 
@@ -397,6 +422,7 @@ class Bounds(msgspec.Struct, frozen=True):
         return f"from {self.least:.15g} to {self.most:.15g}"
 
 
+@cache
 def read_bounds(settings: type[msgspec.Struct]) -> Mapping[str, Bounds]:
     """Return the bounds of the settings of a class by name. Settings without bounds are left
     out.
@@ -409,3 +435,57 @@ def read_bounds(settings: type[msgspec.Struct]) -> Mapping[str, Bounds]:
                 if isinstance(meta, Meta) and meta.ge is not None:
                     found[name] = Bounds(meta.ge, meta.le, optional)
     return MappingProxyType(found)
+
+
+def merge_settings(settings: Settings, single: SettingsOptions) -> Settings:
+    """Return the settings with single ones over them.
+
+    A wrong name, type or value raises `ConfigurationError`.
+    """
+    known = settings.__struct_fields__
+    for name in single:
+        if name in _ADVICE:
+            raise ConfigurationError(f"there is no setting {name!r}; {_ADVICE[name]}")
+        if name not in known:
+            raise ConfigurationError(describe_unknown("setting", single, known, RENAMED_SETTINGS))
+    given = {name: getattr(settings, name) for name in known} | dict(single)
+    _check_bounds(given)
+    try:
+        return msgspec.convert(given, Settings)
+    except msgspec.ValidationError as error:
+        what, _, path = str(error).partition(" - at `$.")
+        place = path.rstrip("`") or "of the processor"
+        hint = '; write QueueSettings("mail"), from nimburion.config' if "[" in place else ""
+        raise ConfigurationError(f"the setting {place!r}: {lower_first(what)}{hint}") from error
+
+
+def _check_bounds(given: dict[str, Any]) -> None:
+    """Raise `ConfigurationError` for a number outside its bounds; types are checked elsewhere."""
+    for name, bounds in read_bounds(Settings).items():
+        if not _is_allowed(given[name], bounds):
+            raise ConfigurationError(f"the setting {name!r} must be {bounds}, not {given[name]!r}")
+    for queue in given["queues"]:
+        is_zero = getattr(queue, "concurrency", None) == 0
+        hint = "; leave it out of `queues` to stop serving it" if is_zero else ""
+        _check_fields(queue, QueueSettings, "of queue {!r}", hint)
+    for key in ("child_recycle", "worker_recycle"):
+        _check_fields(given[key], Recycle, f"of {key!r}")
+    for key, kind in _SETTINGS_BY_NAME.items():
+        for own in given[key]:
+            _check_fields(own, kind, f"of {{!r}} in {key!r}")
+    for own in given["overrides"]:
+        where = f"of the batch of {getattr(own, 'name', None)!r}"
+        _check_fields(getattr(own, "batch", None), BatchSettings, where)
+
+
+def _check_fields(settings: object, kind: type[msgspec.Struct], where: str, hint: str = "") -> None:
+    """Raise `ConfigurationError` for a field outside its bounds. `where` takes the name."""
+    for field, allowed in read_bounds(kind).items():
+        value = getattr(settings, field, None)
+        if not _is_allowed(value, allowed):
+            place = where.format(getattr(settings, "name", ""))
+            raise ConfigurationError(f"the {field} {place} must be {allowed}, not {value!r}{hint}")
+
+
+def _is_allowed(value: object, bounds: Bounds) -> bool:
+    return not isinstance(value, int | float) or bounds.allow(value)

@@ -6,11 +6,9 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
-from functools import partial
 from random import Random
-from types import MappingProxyType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -22,57 +20,32 @@ from typing import (
     overload,
 )
 
-import msgspec
-
 from nimburion.backends import open_backend, parse_scheme
 from nimburion.core.backend import Backend
 from nimburion.core.errors import ConfigurationError, DefinitionError, NotOpen, UseAwait
 from nimburion.core.ids import Entropy
 from nimburion.core.service import Service
 from nimburion.core.settings import (
-    RENAMED_SETTINGS,
-    BatchSettings,
-    Bounds,
     Config,
-    JobSettings,
-    KeyedLimitSettings,
-    QueueLimitSettings,
-    QueueSettings,
-    Recycle,
     Settings,
     SettingsOptions,
     TelemetrySettings,
-    TenantSettings,
-    read_bounds,
+    merge_settings,
 )
-from nimburion.core.timing.clock import Clock, SystemClock
-from nimburion.jobs.client.client import Client, read_records, send_jobs, share_outage_log
+from nimburion.core.timing.clock import Clock
+from nimburion.jobs.client.client import Client
 from nimburion.jobs.client.registered_job import DeclaresJobs
 from nimburion.jobs.client.sync import SyncClient
 from nimburion.jobs.declaration.job import Job, JobFunction
 from nimburion.jobs.declaration.registry import RawHandler
-from nimburion.jobs.handling.attempt_record import WorkerServices
 from nimburion.jobs.handling.context import Context
-from nimburion.jobs.handling.handler_hooks import (
-    AsyncHandlerHook,
-    HandlerHook,
-    HandlerHooks,
-)
-from nimburion.jobs.handling.lifespan import (
-    Lifespan,
-    LifespanFunction,
-    make_lifespan,
-)
+from nimburion.jobs.handling.handler_setup import AsyncHandlerHook, HandlerHook, HandlerSetup
+from nimburion.jobs.handling.lifespan import LifespanFunction, make_lifespan
 from nimburion.jobs.handling.loop_calls import find_running_loop, run_on_loop
 from nimburion.jobs.handling.middleware import Middleware
-from nimburion.jobs.options.failure_hooks import (
-    FailureHook,
-    FailureHooks,
-    check_failure_hook,
-)
+from nimburion.jobs.options.failure_hooks import FailureHook, check_failure_hook
 from nimburion.jobs.options.policy import PolicyOptions
-from nimburion.jobs.payloads.codec import lower_first
-from nimburion.jobs.worker.children.import_path import check_import_path, find_import_path
+from nimburion.jobs.worker.children.import_path import check_import_path
 from nimburion.jobs.worker.health import STOPPED, Health
 from nimburion.jobs.worker.stop_conditions import (
     RUN_UNTIL_STOPPED,
@@ -82,32 +55,14 @@ from nimburion.jobs.worker.stop_conditions import (
 
 if TYPE_CHECKING:
     from nimburion.core.session import Vitals
-    from nimburion.jobs.handling.attempt_record import RecordStep, ReportSink
     from nimburion.jobs.outbox.outbox import Outbox
     from nimburion.jobs.outbox.relay import OutboxRelay
-    from nimburion.jobs.worker.attempt.attempt_runner import AttemptRunner
-    from nimburion.jobs.worker.attempt.forking import ForkGuard
-    from nimburion.jobs.worker.attempt.threads import HandlerThreads
-    from nimburion.jobs.worker.children.pool import ChildPool
+    from nimburion.jobs.worker.assembly import Assembly
     from nimburion.jobs.worker.inline import InlineRunner
     from nimburion.jobs.worker.lifecycle import RunningWorker
-    from nimburion.jobs.worker.worker import Worker
     from nimburion.telemetry.registry import MetricsRegistry
 
 _log = logging.getLogger("nimburion.worker")
-
-_BOUNDS = read_bounds(Settings)
-_QUEUE_BOUNDS = read_bounds(QueueSettings)
-_RECYCLE_BOUNDS = read_bounds(Recycle)
-_BATCH_BOUNDS = read_bounds(BatchSettings)
-_POLICY_BOUNDS = MappingProxyType(
-    {
-        "overrides": read_bounds(JobSettings),
-        "keyed_limits": read_bounds(KeyedLimitSettings),
-        "queue_limits": read_bounds(QueueLimitSettings),
-        "tenants": read_bounds(TenantSettings),
-    }
-)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -172,7 +127,7 @@ class Processor(DeclaresJobs, Client):
             )
         if isinstance(backend, str):
             backend = _open_backend(backend, clock)
-        chosen = _merge_settings(settings or Settings(), single_settings)
+        chosen = merge_settings(settings or Settings(), single_settings)
         if outbox is None and chosen.outbox_url:
             from nimburion.jobs.outbox.outbox import Outbox
 
@@ -184,12 +139,8 @@ class Processor(DeclaresJobs, Client):
             None if import_path is None else check_import_path(import_path)
         )
         """Where child processes find this processor, as `module:name`; None: it is searched for."""
-        self._middlewares: list[Middleware] = []
-        self._handler_hooks: HandlerHooks = HandlerHooks()
-        """The hooks that run where a handler runs; see `around_handler`."""
-        self._failure_hooks = FailureHooks()
-        self._lifespan: Lifespan | None = None
-        """Opens the resources of a worker or of a child process; see `lifespan`."""
+        self.handler_setup: HandlerSetup = HandlerSetup()
+        """What surrounds the handlers: middleware, hooks and the lifespan."""
         self._inline_runner: InlineRunner | None = None
         self._inline_relay: OutboxRelay | None = None
         self._running: RunningWorker | None = None
@@ -293,7 +244,7 @@ class Processor(DeclaresJobs, Client):
             raise DefinitionError("use middleware before the processor is started")
         if not callable(middleware):
             raise DefinitionError(f"a middleware is an async function, not {middleware!r}")
-        self._middlewares.append(middleware)
+        self.handler_setup.middlewares.append(middleware)
 
     def around_handler(self, hook: HookT, /) -> HookT:
         """Run a generator function around handlers, where they run: `@processor.around_handler`.
@@ -319,7 +270,7 @@ class Processor(DeclaresJobs, Client):
         """
         if self._running is not None:
             raise DefinitionError("add hooks before the processor is started")
-        self._handler_hooks.add(hook)
+        self.handler_setup.add_hook(hook)
         return hook
 
     def on_failure(self, hook: FailureHookT, /) -> FailureHookT:
@@ -335,7 +286,9 @@ class Processor(DeclaresJobs, Client):
         backend. A hook for jobs of one name is the option `on_failure` of the job. See `on_dead`
         for the rules.
         """
-        return self._add_failure_hook("on_failure", self._failure_hooks.on_failure, hook)
+        return self._add_failure_hook(
+            "on_failure", self.handler_setup.failure_hooks.on_failure, hook
+        )
 
     def on_dead(self, hook: FailureHookT, /) -> FailureHookT:
         """Call `hook(ctx, error)` when a job becomes a dead letter.
@@ -358,7 +311,7 @@ class Processor(DeclaresJobs, Client):
         `DefinitionError` is raised when a worker runs already, or when `hook` cannot be called with
         a context and an error.
         """
-        return self._add_failure_hook("on_dead", self._failure_hooks.on_dead, hook)
+        return self._add_failure_hook("on_dead", self.handler_setup.failure_hooks.on_dead, hook)
 
     def _add_failure_hook(
         self, what: str, hooks: list[FailureHook], hook: FailureHookT
@@ -395,11 +348,11 @@ class Processor(DeclaresJobs, Client):
         """
         if self._running is not None:
             raise DefinitionError("add the lifespan before the processor is started")
-        if self._lifespan is not None:
+        if self.handler_setup.lifespan is not None:
             raise DefinitionError(
                 "a processor has one lifespan; open several resources in one function"
             )
-        self._lifespan = make_lifespan(function)
+        self.handler_setup.lifespan = make_lifespan(function)
         return function
 
     def add_service(self, service: Service) -> None:
@@ -457,14 +410,15 @@ class Processor(DeclaresJobs, Client):
         if self._running is not None and conditions != RUN_UNTIL_STOPPED:
             raise DefinitionError("until_empty and max_jobs need a worker that does not run yet")
         if self._running is None:
-            self._warn_about_unserved_queues()
-            self._warn_about_processes()
-            for message in self.registry.find_unknown_names():
-                _log.warning("limits in the settings: %s", message)
+            from nimburion.jobs.worker.assembly import warn_about_settings
+
+            warn_about_settings(self.registry, self.settings)
             if conditions.until_empty:
                 await self._relay_before_burst()
             self._had_worker = True
-            self._running = running = self._make_running_worker(conditions)
+            self._running = running = self._make_assembly().make_running_worker(
+                self.services, conditions, self._request_stop
+            )
             try:
                 await running.start()
             except BaseException:
@@ -589,14 +543,16 @@ class Processor(DeclaresJobs, Client):
         relay = self._inline_relay
         if relay is None or relay.outbox is not self.outbox:
             # Kept: it knows the rows that the log has named.
-            relay = self._inline_relay = self._make_outbox_relay(self.outbox, lambda: 1)
+            from nimburion.jobs.worker.assembly import make_relay
+
+            relay = make_relay(self, self.outbox, self._random, lambda: 1)
+            self._inline_relay = relay
         try:
             return await relay.relay()
         finally:
             await relay.disconnect()
 
-    # Internals. The parts of a worker are imported where they are made: a process that only
-    # enqueues loads none of them.
+    # Internals
 
     def _read_enqueue_health(self) -> Health:
         """Return the health of a processor without a worker."""
@@ -632,110 +588,21 @@ class Processor(DeclaresJobs, Client):
         running = self._running
         return None if running is None or running.is_orphaned else running.read_vitals()
 
-    def _make_running_worker(self, conditions: StopConditions) -> RunningWorker:
-        """Return a worker with its threads and services, not started."""
-        from nimburion.jobs.worker.lifecycle import RunningWorker
+    def _make_assembly(self) -> Assembly:
+        """Return what makes a worker or an inline runner. A process that only enqueues does not
+        load it."""
+        from nimburion.jobs.worker.assembly import Assembly
 
-        worker = self._make_worker(conditions)
-        children = self._make_children()
-        services = (*self.services, *self._make_maintenance(worker))
-        for service in services:
-            share_outage_log(self, service)
-        return RunningWorker(
-            worker,
-            services,
-            partial(self._make_attempt_runner, children=children),
-            self.settings,
-            children=children,
-            job_names=self.registry.names,
-            limits=self.registry.describe_limits(),
-            lifespan=self._lifespan,
-            is_real_time=isinstance(self.clock, SystemClock),
-        )
-
-    def _make_attempt_runner(
-        self,
-        threads: HandlerThreads,
-        report: ReportSink,
-        state: object,
-        guard: ForkGuard | None = None,
-        children: ChildPool | None = None,
-        *,
-        record: RecordStep | None = None,
-        hold: float = 0.0,
-    ) -> AttemptRunner:
-        """Return an attempt runner for a worker or an inline runner of this processor."""
-        from nimburion.jobs.worker.attempt.attempt_end import AttemptEnd
-        from nimburion.jobs.worker.attempt.attempt_runner import AttemptRunner
-        from nimburion.jobs.worker.attempt.forking import ForkGuard
-        from nimburion.jobs.worker.attempt.handler_chains import HandlerChains
-        from nimburion.jobs.worker.attempt.process_calls import ProcessCalls
-        from nimburion.jobs.worker.attempt.reporter import AttemptReporter
-
-        sizes = self.settings.sizes
-        reporter = AttemptReporter(
-            self._statistics.jobs,
-            self.events,
-            self.clock,
-            log_attempts=self.settings.log_attempts,
+        return Assembly(
+            self,
+            self.handler_setup,
+            statistics=self._statistics,
+            random=self._random,
+            entropy=self._entropy,
+            import_path=self.import_path,
+            make_transaction=self._make_transaction,
             read_exemplar=self._read_exemplar,
-        )
-        runs = None
-        if record is not None and self.registry.has_durable:
-            from nimburion.jobs.durable.services import RunServices
-
-            runs = RunServices(self, record, threads.start, reporter, self._random, hold=hold)
-        guard = guard or ForkGuard()
-        end = AttemptEnd(self.clock, self._random, reporter, max_error=sizes.error)
-        chains = HandlerChains(
-            self.registry,
-            self._middlewares,
-            self._handler_hooks,
-            threads=threads,
-            guard=guard,
-            process_calls=None if children is None else ProcessCalls(children, report, sizes.error),
-            end=end,
-        )
-        return AttemptRunner(
-            self.registry,
-            chains,
-            WorkerServices(self.clock.monotonic, report, self, self._make_transaction, state, runs),
-            self._failure_hooks,
-            end=end,
-            guard=guard,
-            clock=self.clock,
-            sizes=sizes,
-            reporter=reporter,
-            keeps_arguments=self._choose_kept_arguments(),
-            read_records=partial(read_records, self),
-        )
-
-    def _make_children(self) -> ChildPool | None:
-        """Return the pool of child processes, which start when they are needed.
-
-        None: no job needs one, and the processor is not found where a child could import it.
-        `DefinitionError` is raised if a job needs one nevertheless.
-        """
-        from nimburion.jobs.worker.children.pool import ChildPool, count_children
-
-        names = self.registry.process_names
-        application = find_import_path(self, self.import_path)
-        if application is None and names:
-            raise DefinitionError(
-                f'job {min(names)!r} has execution="process": a child process must import the '
-                "processor, and it is not a global variable of a module. Write "
-                'Processor(…, import_path="myapp.jobs:processor"), where the name is that of the '
-                "processor, or of a function without arguments that makes it"
-            )
-        if application is None or (application.script is not None and not names):
-            return None
-        settings = self.settings
-        return ChildPool(
-            count_children(settings),
-            application,
-            settings.child_recycle,
-            partial(send_jobs, self),
-            asyncio.get_running_loop(),
+            choose_kept_arguments=self._choose_kept_arguments,
         )
 
     def _choose_kept_arguments(self) -> tuple[bool, dict[str, bool]]:
@@ -749,90 +616,14 @@ class Processor(DeclaresJobs, Client):
         }
         return default, by_queue
 
-    def _make_worker(self, conditions: StopConditions) -> Worker:
-        """Return a worker of this processor, not started."""
-        from nimburion.jobs.worker.worker import Worker
-
-        return Worker(
-            self.backend,
-            self.registry,
-            self.settings,
-            clock=self.clock,
-            entropy=self._entropy,
-            events=self.events,
-            heartbeat_in_thread=isinstance(self.clock, SystemClock),
-            calls=self._statistics.calls,
-            outage=self._outage,
-            request_stop=self._request_stop,
-            stop_conditions=conditions,
-        )
-
     def _request_stop(self) -> None:
         if self._running is not None:
             self._running.request_stop()
 
-    def _make_maintenance(self, worker: Worker) -> tuple[Service, ...]:
-        """Return the maintenance services, which every worker runs on behalf of the whole fleet."""
-        from nimburion.jobs.bulk_operations import BulkOperationRunner
-        from nimburion.jobs.worker.maintenance import Pruner, Rescuer
-        from nimburion.jobs.worker.unserved_watch import UnservedWatch
-
-        def count_workers() -> int:
-            return worker.session.heartbeat.fleet_size
-
-        rescuer = Rescuer(
-            self.backend,
-            self.clock,
-            self._random,
-            self.events,
-            self._statistics.jobs,
-            ttl=self.settings.session_ttl,
-            max_lost=self.settings.max_lost,
-            no_rescue_before=lambda: worker.session.heartbeat.no_rescue_before,
-            report_dead=worker.report_dead,
-        )
-        pruner = Pruner(
-            self.backend,
-            self.clock,
-            self._random,
-            self.settings,
-            self._statistics.jobs,
-            count_workers=count_workers,
-        )
-        watch = UnservedWatch(self.backend, self.clock, self._random, lambda: worker.session.id)
-        runner = BulkOperationRunner(
-            self.backend, self.clock, self._random, count_workers=count_workers
-        )
-        services = (rescuer, pruner, watch, runner)
-        if self.outbox is None:
-            return services
-        return (*services, self._make_outbox_relay(self.outbox, count_workers))
-
-    def _make_outbox_relay(self, outbox: Outbox, count_workers: Callable[[], int]) -> OutboxRelay:
-        from nimburion.jobs.outbox.relay import OutboxRelay
-
-        return OutboxRelay(
-            outbox,
-            partial(send_jobs, self),
-            self.clock,
-            self._random,
-            count_workers=count_workers,
-        )
-
     def _open_inline_runner(self) -> InlineRunner:
         self._check_open()
         if self._inline_runner is None:
-            from nimburion.jobs.worker.inline import InlineRunner
-
-            self._inline_runner = InlineRunner(
-                self.backend,
-                self.registry,
-                self.settings,
-                self._make_attempt_runner,
-                self._lifespan,
-                clock=self.clock,
-                entropy=self._entropy,
-            )
+            self._inline_runner = self._make_assembly().make_inline_runner()
         return self._inline_runner
 
     def _clear_running(self, running: RunningWorker) -> None:
@@ -847,33 +638,6 @@ class Processor(DeclaresJobs, Client):
         """
         if self._running is not None and self._running.is_orphaned:
             self._running = None
-
-    def _warn_about_unserved_queues(self) -> None:
-        if not self.registry.names:
-            _log.warning(
-                "no job is registered, so this worker runs none. Call "
-                "processor.register(SendEmail, report) with your Job classes and @job functions "
-                "before the worker starts, and import the modules that call it"
-            )
-        served = {queue.name for queue in self.settings.queues}
-        for handler in self.registry.handlers if served else ():
-            if handler.queue not in served:
-                _log.warning(
-                    "job %r goes to queue %r, which this worker does not serve (it serves %s); add "
-                    "the queue to `queues` or to --queues, or start a worker for it",
-                    handler.name,
-                    handler.queue,
-                    ", ".join(sorted(served)),
-                )
-
-    def _warn_about_processes(self) -> None:
-        if self.settings.processes > 1:
-            _log.warning(
-                "the setting processes is %d, but this worker runs in one process. Run `nimburion "
-                "worker MODULE:NAME --processes %d`",
-                self.settings.processes,
-                self.settings.processes,
-            )
 
     async def _end_process(self, running: RunningWorker) -> None:
         _log.warning("a handler does not end; its job is released and the process ends now")
@@ -906,91 +670,6 @@ def trace_as_configured(processor: Processor, settings: TelemetrySettings) -> No
         record_exceptions=settings.trace_exceptions,
     )
     instrument(processor, tracing)
-
-
-def copy_processor(
-    processor: Processor, backend: Backend, clock: Clock, random: Random
-) -> Processor:
-    """Return a processor with the handlers, middleware, hooks, lifespan and settings of another.
-    For tests.
-    """
-    settings = msgspec.structs.replace(processor.settings, outbox_url="")
-    copy = Processor(backend, settings, clock=clock, random=random)
-    copy.registry = processor.registry
-    copy._middlewares += processor._middlewares  # noqa: SLF001
-    copy._handler_hooks = processor._handler_hooks  # noqa: SLF001
-    copy._failure_hooks = processor._failure_hooks  # noqa: SLF001
-    copy._lifespan = processor._lifespan  # noqa: SLF001
-    return copy
-
-
-def get_handler_hooks(processor: Processor) -> HandlerHooks:
-    """Return the hooks around the handlers of a processor. For child processes only."""
-    return processor._handler_hooks  # noqa: SLF001
-
-
-def get_lifespan(processor: Processor) -> Lifespan | None:
-    """Return what opens the resources of a worker or a child process. For child processes only."""
-    return processor._lifespan  # noqa: SLF001
-
-
-def _merge_settings(settings: Settings, single: SettingsOptions) -> Settings:
-    """Return the settings with single ones over them.
-
-    A wrong name, type or value raises `ConfigurationError`.
-    """
-    known = settings.__struct_fields__
-    if not single.keys() <= set(known):
-        raise ConfigurationError(_describe_unknown_setting(single, known))
-    given = {name: getattr(settings, name) for name in known} | dict(single)
-    _check_bounds(given)
-    try:
-        return msgspec.convert(given, Settings)
-    except msgspec.ValidationError as error:
-        what, _, path = str(error).partition(" - at `$.")
-        place = path.rstrip("`") or "of the processor"
-        hint = '; write QueueSettings("mail"), from nimburion.config' if "[" in place else ""
-        raise ConfigurationError(f"the setting {place!r}: {lower_first(what)}{hint}") from error
-
-
-def _describe_unknown_setting(single: Mapping[str, object], known: Collection[str]) -> str | None:
-    from nimburion.jobs.options.unknown_options import describe_unknown_setting
-
-    return describe_unknown_setting(single, known, RENAMED_SETTINGS)
-
-
-def _check_bounds(given: dict[str, Any]) -> None:
-    """Raise `ConfigurationError` for a number outside its bounds; types are checked elsewhere."""
-    for name, bounds in _BOUNDS.items():
-        if not _is_allowed(given[name], bounds):
-            raise ConfigurationError(f"the setting {name!r} must be {bounds}, not {given[name]!r}")
-    for queue in given["queues"]:
-        is_zero = getattr(queue, "concurrency", None) == 0
-        hint = "; leave it out of `queues` to stop serving it" if is_zero else ""
-        _check_fields(queue, _QUEUE_BOUNDS, "of queue {!r}", hint)
-    for key in ("child_recycle", "worker_recycle"):
-        _check_fields(given[key], _RECYCLE_BOUNDS, f"of {key!r}")
-    for key, bounds_of_each in _POLICY_BOUNDS.items():
-        for own in given[key]:
-            _check_fields(own, bounds_of_each, f"of {{!r}} in {key!r}")
-    for own in given["overrides"]:
-        where = f"of the batch of {getattr(own, 'name', None)!r}"
-        _check_fields(getattr(own, "batch", None), _BATCH_BOUNDS, where)
-
-
-def _check_fields(
-    settings: object, bounds: Mapping[str, Bounds], where: str, hint: str = ""
-) -> None:
-    """Raise `ConfigurationError` for a field outside its bounds. `where` takes the name."""
-    for field, allowed in bounds.items():
-        value = getattr(settings, field, None)
-        if not _is_allowed(value, allowed):
-            place = where.format(getattr(settings, "name", ""))
-            raise ConfigurationError(f"the {field} {place} must be {allowed}, not {value!r}{hint}")
-
-
-def _is_allowed(value: object, bounds: Bounds) -> bool:
-    return not isinstance(value, int | float) or bounds.allow(value)
 
 
 class SyncProcessor(SyncClient):

@@ -188,7 +188,7 @@ def _convert(
             msgspec.to_builtins(value)
         except TypeError:  # it only compares, such as `mock.ANY`
             return ()
-        from nimburion.jobs.payloads.codec import lower_first
+        from nimburion.core.text.suggestions import lower_first
 
         what = "the record" if struct is JobRecord else "the options"
         text = lower_first(str(error).partition(" - at ")[0])

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
+from copy import copy
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
@@ -218,10 +219,15 @@ class _Program:
         runs: list[DurableRun],
         handlers: set[asyncio.Task[Any]],
     ) -> Processor:
-        from nimburion.jobs.processor import copy_processor
+        from nimburion.jobs.processor import Processor
 
         random = Random(0)  # noqa: S311 (jitter that is the same each time)
-        processor = copy_processor(self._processor, backend, clock, random)
+        original = self._processor
+        settings = msgspec.structs.replace(original.settings, outbox_url="")
+        processor = Processor(backend, settings, clock=clock, random=random)
+        processor.registry = original.registry
+        processor.handler_setup = copy(original.handler_setup)
+        processor.handler_setup.middlewares = [*original.handler_setup.middlewares]
 
         async def note_run(ctx: Context[Any], call_next: Next[Context[Any]]) -> object:
             if isinstance(ctx, DurableContext):

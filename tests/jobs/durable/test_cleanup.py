@@ -155,7 +155,7 @@ async def test_a_run_that_is_cancelled_before_it_starts_again_is_released() -> N
     order = add_order(processor, shop)
     async with processor:
         threads = HandlerThreads(1, asyncio.get_running_loop())
-        runner = processor._make_attempt_runner(threads, lambda *_: None, None)
+        runner = processor._make_assembly().make_attempt_runner(threads, lambda *_: None, None)
         lease = Lease(await order.enqueue(), Token(2, bytes(16)))
         attempt = Attempt(Delivery(lease, "order", "default", b"{}"), "s")
         attempt.interrupt(Interruption.CANCEL)

@@ -18,7 +18,7 @@ from nimburion.core.job import NewJob
 from nimburion.core.session import Session
 from nimburion.core.settings import QueueSettings
 from nimburion.jobs import Context, Processor
-from nimburion.jobs.worker.unserved_watch import UnservedWatch
+from nimburion.jobs.worker.maintenance import UnservedWatch
 from nimburion.testing import FakeClock
 
 Records = list[logging.LogRecord]

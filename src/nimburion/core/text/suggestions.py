@@ -1,4 +1,4 @@
-"""Suggest the nearest known word for an unknown one."""
+"""Parts of messages: the nearest known word, and the words of another library."""
 
 from __future__ import annotations
 
@@ -46,3 +46,9 @@ def describe_unknown(
             hint = f"did you mean {near!r}?" if near else f"known: {', '.join(sorted(known))}"
             return f"there is no {what} {word!r}; {hint}"
     return None
+
+
+def lower_first(text: str) -> str:
+    """Return a sentence of another library as a part of a sentence: in lower case, unless it begins
+    with a name in capitals."""
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text

@@ -198,14 +198,15 @@ class DjangoProcessor(Processor):
                 FailedAttempt(ctx.job_id, ctx.name, error.attempt, error, raised.get(ctx.job_id))
             )
 
-        hooks = (self._failure_hooks.on_failure, self._failure_hooks.on_dead)
-        self._middlewares.insert(0, keep_exception)
+        setup = self.setup
+        hooks = (setup.failure_hooks.on_failure, setup.failure_hooks.on_dead)
+        setup.middlewares.insert(0, keep_exception)
         for each in hooks:
             each.append(keep_failure)
         try:
             yield failures
         finally:
-            self._middlewares.remove(keep_exception)
+            setup.middlewares.remove(keep_exception)
             for each in hooks:
                 each.remove(keep_failure)
 

@@ -46,7 +46,6 @@ from nimburion.core.events import Events, JobEnqueued
 from nimburion.core.ids import Entropy, JobIds
 from nimburion.core.job import Enqueued, JobRecord, NewJob, require_stored
 from nimburion.core.maintenance import Cancellation
-from nimburion.core.outage_log import OutageLog
 from nimburion.core.service import Service
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import check_name
@@ -172,9 +171,7 @@ class Client:
         self._enqueue_middlewares: list[EnqueueMiddleware] = []
         self._enqueue_state = EnqueueState(self.clock)
         """Shared with its handles for other event loops."""
-        self._outage = OutageLog(self.clock)
-        """Shared with its handles for other event loops, its worker and its services."""
-        self._statistics = ClientStatistics(self.clock, self._random, entropy, self._outage)
+        self._statistics = ClientStatistics(self.clock, self._random, entropy)
         self._metrics: MetricsRegistry | None = None
         self._operator: Operator | None = None
 
@@ -224,7 +221,7 @@ class Client:
         other._enqueue_middlewares = self._enqueue_middlewares
         other._enqueue_state = self._enqueue_state
         other._operator = self._operator
-        other._outage = other._statistics.outage = self._outage
+        other._statistics.outage = self._statistics.outage
         self._statistics.add_handle(other._statistics)
         return other
 
@@ -1254,7 +1251,7 @@ async def read_records(client: Client, job_ids: Sequence[str]) -> dict[str, JobR
 
 def share_outage_log(client: Client, service: Service) -> None:
     """Let a service log outages together with the client, its worker and its other services."""
-    service.outage = client._outage
+    service.outage = client._statistics.outage
 
 
 async def count_stored(client: Client, job: NewJob) -> None:

@@ -34,10 +34,9 @@ class ClientStatistics:
         "writer",
     )
 
-    def __init__(
-        self, clock: Clock, random: Random, entropy: Entropy, outage: OutageLog | None = None
-    ) -> None:
-        self.outage: OutageLog = outage or OutageLog(clock)
+    def __init__(self, clock: Clock, random: Random, entropy: Entropy) -> None:
+        self.outage: OutageLog = OutageLog(clock)
+        """The log of outages, shared by the client, its handles, its worker and its services."""
         self._clock = clock
         self._random = random
         self._entropy = entropy

@@ -45,7 +45,7 @@ import msgspec
 from nimburion.core.errors import DefinitionError, InvalidJob
 from nimburion.core.size_limits import SizeLimits, check_declared_name
 from nimburion.core.text.shortening import shorten
-from nimburion.core.text.suggestions import describe_unknown, find_nearest
+from nimburion.core.text.suggestions import describe_unknown, find_nearest, lower_first
 from nimburion.jobs.declaration.signature import (
     Signature,
     check_takes_context,
@@ -64,7 +64,7 @@ from nimburion.jobs.options.policy import (
     PolicyOptions,
     read_job_policy,
 )
-from nimburion.jobs.payloads.codec import Codec, lower_first
+from nimburion.jobs.payloads.codec import Codec
 
 CallP = ParamSpec("CallP")
 P = ParamSpec("P")

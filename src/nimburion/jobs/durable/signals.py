@@ -8,7 +8,8 @@ import msgspec
 
 from nimburion.core.errors import InvalidJob
 from nimburion.core.runs import check_signal_name, check_signal_size
-from nimburion.jobs.payloads.codec import UnreadablePayload, lower_first
+from nimburion.core.text.suggestions import lower_first
+from nimburion.jobs.payloads.codec import UnreadablePayload
 from nimburion.jobs.payloads.fields import check_type
 from nimburion.jobs.payloads.json_values import dec_hook, enc_hook
 

@@ -10,8 +10,9 @@ from zlib import crc32
 import msgspec
 
 from nimburion.core.errors import DefinitionError, InvalidStep
+from nimburion.core.text.suggestions import lower_first
 from nimburion.jobs.declaration.signature import is_async, read_return_type
-from nimburion.jobs.payloads.codec import UnreadablePayload, lower_first
+from nimburion.jobs.payloads.codec import UnreadablePayload
 from nimburion.jobs.payloads.fields import check_type
 from nimburion.jobs.payloads.json_values import check_json_value, dec_hook, enc_hook
 

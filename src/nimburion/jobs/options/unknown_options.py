@@ -1,4 +1,4 @@
-"""Messages about options that do not exist: of a job, of a call of `enqueue`, and of `Processor`.
+"""Messages about options that do not exist: of a job, and of a call of `enqueue`.
 
 They know the options of other job systems (Celery, RQ, Dramatiq, Huey, arq, TaskIQ, Oban, Sidekiq),
 and our own that became parts of other options. Imported only for a wrong option.
@@ -141,27 +141,6 @@ ADVICE_FOR_CALLS: Mapping[str, str] = MappingProxyType(
     }
 )
 """What to do in place of an option of `enqueue`."""
-
-ADVICE_FOR_SETTINGS: Mapping[str, str] = MappingProxyType(
-    {
-        # Celery
-        "broker": 'pass the URL first: `Processor("redis://…")`',
-        "task_always_eager": 'in tests, write `Processor("memory://")` and call `drain()`',
-        "task_routes": "write `queue=…` on each job",
-        "timezone": "write `Scheduler(processor, timezone=…)`",
-    }
-)
-"""What to do in place of a setting of `Processor`."""
-
-
-def describe_unknown_setting(
-    settings: Mapping[str, object], known: Collection[str], renamed: Mapping[str, str]
-) -> str | None:
-    """Return a message about the first setting that does not exist; None if all do."""
-    for name in settings:
-        if name not in known and name in ADVICE_FOR_SETTINGS:
-            return f"there is no setting {name!r}; {ADVICE_FOR_SETTINGS[name]}"
-    return describe_unknown("setting", settings, known, renamed)
 
 
 def describe_unknown_job_option(

@@ -18,6 +18,7 @@ import msgspec
 
 from nimburion.core.errors import InvalidJob, NimburionError
 from nimburion.core.size_limits import SizeLimits
+from nimburion.core.text.suggestions import lower_first
 from nimburion.jobs.payloads.fields import JobField, inspect_fields, make_struct
 from nimburion.jobs.payloads.json_values import (
     NotJson,
@@ -266,9 +267,3 @@ def _describe(error: BaseException) -> str:
             return "it is not UTF-8"
     found = _AT.fullmatch(str(error))
     return lower_first(found["what"] if found else str(error))
-
-
-def lower_first(text: str) -> str:
-    """Return a sentence of another library as a part of a sentence: in lower case, unless it begins
-    with a name in capitals."""
-    return text[:1].lower() + text[1:] if text[1:2].islower() else text

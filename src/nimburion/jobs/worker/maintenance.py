@@ -1,4 +1,4 @@
-"""Periodic maintenance: rescue the jobs of dead workers, and prune old jobs.
+"""Periodic maintenance: rescue the jobs of dead workers, prune old jobs, warn about unserved ones.
 
 The workers share it, without a leader and without a lock. Each heartbeat says when the next session
 may expire, so no worker looks for dead ones before; then each looks, and the first finds the jobs.
@@ -7,12 +7,14 @@ Of n workers, each prunes one time in n, at random.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from random import Random
 from typing import cast
 
 from nimburion.core.backend import Backend, Transactional
+from nimburion.core.diagnosis.unserved import find_unserved, is_live
 from nimburion.core.errors import BackendUnavailable, JobNotFound
 from nimburion.core.events import Events, JobsRescued
 from nimburion.core.job import Reason
@@ -29,6 +31,15 @@ _MAX_ROWS = 500
 """
 _SWEEPS_PER_TTL = 6
 """Rescue sweeps within one session TTL. Jobs of a dead worker wait for at most one sweep more."""
+_CHECK_INTERVAL = 60.0
+"""The shortest time in seconds between two checks."""
+_LONGEST_INTERVAL = 600.0
+"""The longest time in seconds until a worker looks again whether it has become the oldest one."""
+_MAX_TIME_SHARE = 0.01
+"""The largest share of its time that the watch spends in backend calls."""
+_MAX_WARNINGS = 20
+"""The most warnings in one check. A wrong deployment can leave thousands of names unserved."""
+_log = logging.getLogger("nimburion.worker")
 
 
 class Rescuer(Periodic):
@@ -154,3 +165,44 @@ class Pruner(Periodic):
         if self._backend.capabilities.supports_transactions:
             producing = cast("Transactional", self._backend.producing)
             await count_committed(producing, self._counters, min_age=_UNCOUNTED_SECONDS)
+
+
+class UnservedWatch(Periodic):
+    """Checks about once a minute, and warns once for each queue and name.
+
+    Only the worker with the oldest live session counts the jobs. The others just read the sessions:
+    a worker with n older ones does so every n + 1 minutes, up to ten. Slow counts make the checks
+    less frequent.
+    """
+
+    def __init__(
+        self, backend: Backend, clock: Clock, random: Random, own_session: Callable[[], str]
+    ) -> None:
+        super().__init__(clock, _CHECK_INTERVAL, random, jitter=0.5)
+        self._backend = backend
+        self._own_session = own_session
+        self._reported: set[tuple[str, str]] = set()
+
+    async def tick(self) -> None:
+        """Check once, and adapt the interval."""
+        began = self.clock.monotonic()
+        sessions = await self._backend.reads.list_sessions()
+        live = [session.id for session in sessions if is_live(session)]
+        own = self._own_session()
+        older_count = live.index(own) if own in live else len(live)
+        if live[:1] == [own]:
+            found = find_unserved(await self._backend.reads.list_queues(), sessions)
+            new = [jobs for jobs in found if (jobs.queue, jobs.name) not in self._reported]
+            self._reported = {(jobs.queue, jobs.name) for jobs in found}
+            for jobs in new[:_MAX_WARNINGS]:
+                _log.warning(
+                    "%s. Start a worker that serves it, or correct the name or the queue",
+                    jobs.describe(),
+                    extra={"queue": jobs.queue, "job_name": jobs.name},
+                )
+            if len(new) > _MAX_WARNINGS:
+                more = len(new) - _MAX_WARNINGS
+                _log.warning("%d more like this; `nimburion queues list` shows them", more)
+        took = self.clock.monotonic() - began
+        pause = min(_CHECK_INTERVAL * (1 + older_count), _LONGEST_INTERVAL)
+        self.interval: float = max(pause, took / _MAX_TIME_SHARE)

@@ -16,7 +16,7 @@ async def test_an_unknown_name_is_released() -> None:
     """A worker asks for names that it knows; should another come, it waits for who knows it."""
     processor = Processor(MemoryBackend())
     threads = HandlerThreads(1, asyncio.get_running_loop())
-    attempts = processor._make_attempt_runner(threads, lambda *_: None, None)
+    attempts = processor._make_assembly().make_attempt_runner(threads, lambda *_: None, None)
     lease = Lease("a", Token(1, bytes(16)))
     attempt = Attempt(Delivery(lease, "from_another_release", "default", b"{}"), "session")
     assert await attempts.perform(attempt) == Released(lease, unstarted=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from unittest.mock import patch
 
 import pytest
@@ -12,7 +13,7 @@ from nimburion.core.events import Events
 from nimburion.core.exchange import RESERVE_NOTHING, Lane, Reply
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.settings import QueueSettings, Settings
-from nimburion.core.settlement import Completed
+from nimburion.core.settlement import Completed, Progressed
 from nimburion.core.timing.clock import SystemClock
 from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.worker.attempt.attempt import Attempt
@@ -201,6 +202,62 @@ async def test_without_capacity_possible_work_triggers_no_exchange(cause: str) -
     assert state.reason is None
 
 
+@pytest.mark.parametrize("jobs_wait", [False, True])
+async def test_a_due_job_is_promoted_for_others_if_no_slot_is_free(jobs_wait: bool) -> None:
+    """The backend has told no other worker when the job is due. Workers of other queues may be idle
+    also where jobs wait for this one.
+    """
+    state = State()
+    state.slots.draining = True
+    state.fetcher.lanes_not_empty = jobs_wait
+    state.fetcher.note_job_due()
+    assert state.reason is ExchangeReason.JOB_DUE
+    assert state.fetcher.make_request() is RESERVE_NOTHING
+    assert state.reason is None
+
+
+async def test_only_a_request_for_jobs_changes_when_the_next_job_is_due() -> None:
+    """The backend reports the time to one worker, and only with such a request."""
+    state = State()
+    request = state.fetcher.make_request()
+    state.fetcher.note_reply(Reply([], [], [], next_due=9.0, now=5.0), request)
+    state.fetcher.note_reply(Reply([], [], [], next_due=None, now=5.0), RESERVE_NOTHING)
+    assert state.fetcher.due_timer.seconds_left == pytest.approx(4.0, abs=1.0)
+    state.fetcher.note_reply(Reply([], [], [], next_due=None, now=5.0), request)
+    assert state.fetcher.due_timer.seconds_left == math.inf
+
+
+async def test_a_due_time_of_a_request_without_some_lanes_is_used_if_it_is_earlier() -> None:
+    timer = State().fetcher.due_timer
+    timer.note_reply(Reply([], [], [], next_due=9.0, now=5.0), is_partial=False)
+    for next_due, left in ((None, 4.0), (99.0, 4.0), (7.0, 2.0)):
+        timer.note_reply(Reply([], [], [], next_due=next_due, now=5.0), is_partial=True)
+        assert timer.seconds_left == pytest.approx(left, abs=1.0)
+
+
+async def test_results_are_flushed_at_once_where_few_jobs_are_held() -> None:
+    state = State()
+    state.slots.draining = True
+    state.settle()
+    assert state.reason is ExchangeReason.RESULTS_WAIT
+
+
+async def test_progress_is_flushed_at_once_where_few_jobs_are_held() -> None:
+    state = State()
+    state.completer.report_progress(Progressed(_make_lease(1), 0.5))
+    assert state.reason is ExchangeReason.RESULTS_WAIT
+
+
+async def test_with_many_prefetched_jobs_a_batch_fills() -> None:
+    state = State()
+    state.prefetch_many_jobs()
+    state.fetcher.note_possible_work()
+    state.settle(FULL_FLUSH - 1)
+    assert state.reason is None
+    state.settle()
+    assert state.reason is ExchangeReason.FLUSH_FULL
+
+
 async def test_with_capacity_for_a_batch_results_are_sent_at_once() -> None:
     state = State()
     state.prefetch_many_jobs()
@@ -210,9 +267,31 @@ async def test_with_capacity_for_a_batch_results_are_sent_at_once() -> None:
     assert state.reason is ExchangeReason.RESULTS_WAIT
 
 
-async def test_an_exchange_without_an_answer_is_repeated_beside_prefetched_jobs() -> None:
+@pytest.mark.parametrize("jobs_wait", ["no", "left behind", "notified"])
+async def test_in_a_fleet_results_wait_for_prefetched_jobs_where_no_others_wait(
+    jobs_wait: str,
+) -> None:
+    """Workers that share the end of a backlog would make an exchange for a few results each."""
+    state = State()
+    state.fetcher.note_fleet(2, has_expired=False)
+    state.prefetch_many_jobs()
+    state.settle()
+    for _ in range(FULL_FLUSH):
+        state.slots.prefetched.pop()
+    state.fetcher.lanes_not_empty = jobs_wait == "left behind"
+    state.fetcher.may_have_work = jobs_wait == "notified"
+    assert state.reason is (None if jobs_wait == "no" else ExchangeReason.RESULTS_WAIT)
+    state.slots.prefetched.clear()
+    assert state.reason is ExchangeReason.RESULTS_WAIT
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_an_exchange_without_an_answer_is_repeated_beside_prefetched_jobs(
+    workers: int,
+) -> None:
     """Its reply may have leased jobs, of which this worker does not know."""
     state = State()
+    state.fetcher.note_fleet(workers, has_expired=False)
     state.prefetch_many_jobs()
     assert state.reason is None
     state.completer.unanswered = [], RESERVE_NOTHING

@@ -14,14 +14,14 @@ from typing import Any
 
 from nimburion.jobs.declaration.registry import Handler
 from nimburion.jobs.handling.context import Context
-from nimburion.jobs.handling.handler_hooks import HandlerHooks
+from nimburion.jobs.handling.handler_setup import HandlerSetup
 from nimburion.jobs.worker.attempt.forking import ForkGuard
 
 HandlerCall = Callable[[Context[Any]], Any]
 """Calls a handler with a context, inside its hooks. Returns a coroutine if the handler is async."""
 
 
-def make_handler_call(handler: Handler, hooks: HandlerHooks, guard: ForkGuard) -> HandlerCall:
+def make_handler_call(handler: Handler, setup: HandlerSetup, guard: ForkGuard) -> HandlerCall:
     """Return a function that decodes the payload of a context and calls the handler."""
     decode, function = handler.decode, handler.call
     if handler.is_async:
@@ -34,7 +34,7 @@ def make_handler_call(handler: Handler, hooks: HandlerHooks, guard: ForkGuard) -
                 if guard.in_child:
                     guard.check(sys.exc_info()[1])
 
-        return _add_hooks(handler, hooks, call_async)
+        return _add_hooks(handler, setup, call_async)
 
     def call(context: Context) -> object:
         context.job = job = decode(context.payload)
@@ -44,11 +44,11 @@ def make_handler_call(handler: Handler, hooks: HandlerHooks, guard: ForkGuard) -
             if guard.in_child:
                 guard.check(sys.exc_info()[1])
 
-    return _add_hooks(handler, hooks, call)
+    return _add_hooks(handler, setup, call)
 
 
 def surround_call(
-    handler: Handler, hooks: HandlerHooks, guard: ForkGuard, function: HandlerCall
+    handler: Handler, setup: HandlerSetup, guard: ForkGuard, function: HandlerCall
 ) -> HandlerCall:
     """Return `function`, which calls a batch handler, inside the hooks of its kind of handlers."""
     if handler.is_async:
@@ -60,7 +60,7 @@ def surround_call(
                 if guard.in_child:
                     guard.check(sys.exc_info()[1])
 
-        return _add_hooks(handler, hooks, call_async)
+        return _add_hooks(handler, setup, call_async)
 
     def call(context: Context) -> object:
         try:
@@ -69,16 +69,16 @@ def surround_call(
             if guard.in_child:
                 guard.check(sys.exc_info()[1])
 
-    return _add_hooks(handler, hooks, call)
+    return _add_hooks(handler, setup, call)
 
 
-def _add_hooks(handler: Handler, hooks: HandlerHooks, call: HandlerCall) -> HandlerCall:
+def _add_hooks(handler: Handler, setup: HandlerSetup, call: HandlerCall) -> HandlerCall:
     """Return `call` inside the hooks for handlers of this kind; the first hook is the outermost."""
     if handler.is_async:
-        for async_hook in reversed(hooks.asynchronous):
+        for async_hook in reversed(setup.async_hooks):
             call = partial(_await_inside, async_hook, call)
         return call
-    for hook in reversed(hooks.blocking):
+    for hook in reversed(setup.blocking_hooks):
         call = partial(_call_inside, hook, call)
     return call
 

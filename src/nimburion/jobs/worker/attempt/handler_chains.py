@@ -5,15 +5,15 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from nimburion.core.metrics.counters import LaneCounters
 from nimburion.jobs.declaration.registry import Handler, Registry
 from nimburion.jobs.handling.context import Context, get_record
-from nimburion.jobs.handling.handler_hooks import HandlerHooks
-from nimburion.jobs.handling.middleware import Middleware, compose
+from nimburion.jobs.handling.handler_setup import HandlerSetup
+from nimburion.jobs.handling.middleware import compose
 from nimburion.jobs.worker.attempt.attempt import Attempt
 from nimburion.jobs.worker.attempt.attempt_end import AttemptEnd, EndPolicy
 from nimburion.jobs.worker.attempt.batch_run import BatchHandler
@@ -56,8 +56,7 @@ class HandlerChains:
     def __init__(
         self,
         registry: Registry,
-        middlewares: Sequence[Middleware],
-        hooks: HandlerHooks,
+        setup: HandlerSetup,
         *,
         threads: HandlerThreads,
         guard: ForkGuard,
@@ -65,8 +64,8 @@ class HandlerChains:
         end: AttemptEnd,
     ) -> None:
         self._registry = registry
-        self._middlewares = tuple(middlewares)
-        self._hooks = hooks
+        self._middlewares = tuple(setup.middlewares)
+        self._setup = setup
         self._threads = threads
         self._guard = guard
         self._process_calls = process_calls
@@ -134,7 +133,7 @@ class HandlerChains:
         """Return a function that runs a handler where its policy says."""
         if handler.policy.execution == "process" and self._process_calls is not None:
             return self._make_process_call(handler, self._process_calls)
-        call = make_handler_call(handler, self._hooks, self._guard)
+        call = make_handler_call(handler, self._setup, self._guard)
         if handler.is_durable:
             return _make_durable_call(call)
         alone = call if handler.is_async else self._make_thread_call(call)
@@ -142,7 +141,7 @@ class HandlerChains:
 
     def _surround_call(self, handler: Handler, call_alone: HandlerCoroutine) -> HandlerCoroutine:
         """Return a function that joins the call of a batch. A job without a batch runs alone."""
-        surround = partial(surround_call, handler, self._hooks, self._guard)
+        surround = partial(surround_call, handler, self._setup, self._guard)
         batch_handler = BatchHandler(handler, surround, self._threads)
 
         async def join_call(context: Context) -> object:

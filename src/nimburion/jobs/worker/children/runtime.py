@@ -25,7 +25,7 @@ from nimburion.jobs.declaration.registry import Handler
 from nimburion.jobs.handling.attempt_record import AttemptRecord, WorkerServices
 from nimburion.jobs.handling.context import CURRENT, Context
 from nimburion.jobs.payloads.codec import UnstorableResult
-from nimburion.jobs.processor import Processor, get_handler_hooks, get_lifespan
+from nimburion.jobs.processor import Processor
 from nimburion.jobs.worker.attempt.forking import ForkGuard
 from nimburion.jobs.worker.attempt.handler_calls import HandlerCall, make_handler_call
 from nimburion.jobs.worker.attempt.handler_stacks import (
@@ -124,7 +124,7 @@ class ChildRuntime:
 
     def __init__(self, processor: Processor, channel: ParentChannel, logs: ParentHandler) -> None:
         self._registry = processor.registry
-        self._hooks = get_handler_hooks(processor)
+        self._setup = processor.handler_setup
         self._calls: dict[str, HandlerCall] = {}
         self._limit = processor.settings.sizes.error
         self._channel = channel
@@ -141,7 +141,7 @@ class ChildRuntime:
         self._guard.enable()
         _connect(processor, channel)
         self._loop.run_until_complete(Client.open(processor))
-        self._lifespan = OpenLifespan(get_lifespan(processor))
+        self._lifespan = OpenLifespan(processor.handler_setup.lifespan)
         state = self._loop.run_until_complete(self._lifespan.open())
         self._services = WorkerServices(time.monotonic, self._report, processor, state=state)
 
@@ -190,7 +190,7 @@ class ChildRuntime:
     def _call(self, handler: Handler, context: Context) -> object:
         call = self._calls.get(handler.name)
         if call is None:
-            call = self._calls[handler.name] = make_handler_call(handler, self._hooks, self._guard)
+            call = self._calls[handler.name] = make_handler_call(handler, self._setup, self._guard)
         value = call(context)
         return self._run_on_loop(value) if inspect.isawaitable(value) else value
 

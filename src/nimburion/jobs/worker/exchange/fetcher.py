@@ -171,7 +171,8 @@ class Fetcher:
         """Return the reason to exchange now, or None. The first state that holds decides.
 
         "Plenty held" means: the prefetched jobs leave no room for as many more as a full flush of
-        results makes. Batches are those of batch handlers.
+        results makes; in a fleet also that jobs are prefetched, and no others are known to wait.
+        Batches are those of batch handlers.
 
         | state of the worker | answer |
         |---|---|
@@ -202,7 +203,8 @@ class Fetcher:
             return ExchangeReason.RESULTS_FULL
         prefetch = slots.prefetch.size
         flush_size = min(MAX_SETTLEMENTS, prefetch - prefetch // _RESERVED_PREFETCH_DIVISOR)
-        self._refill_level = prefetch - flush_size
+        refills = self.lanes_not_empty or self.may_have_work or not self.has_others
+        self._refill_level = prefetch - flush_size if refills else 0
         self._flush_size = flush_size
         if len(slots.prefetched) > self._refill_level:
             return self._find_flush_reason(flush_size)
