@@ -938,7 +938,8 @@ LANGUAGE sql STABLE AS $$
         array_agg(l.fence), array_agg(l.failures), array_agg(l.lost), array_agg(j.id), array_agg(j.options), array_agg(j.payload),
         array_agg(CASE WHEN l.fence > 1 THEN {schema}.read_small_run_1(l.seq) END), (CAST(NULL AS {schema}.exchange_status)).*
     FROM {schema}.lease l JOIN {schema}.job j ON j.seq = l.seq
-    WHERE l.session = p_session AND l.exchange_number = p_number HAVING count(*) > 0
+    WHERE l.session = p_session AND l.exchange_number = p_number
+    HAVING count(*) > 0
 $$;
 
 -- name: release_excess
