@@ -12,6 +12,9 @@ without an operation. What an operation costs is the difference to the latter, i
 `signal` measures times instead: from a signal until its handler continues, and from an enqueue
 until a plain handler begins, one at a time, of a worker that is idle.
 
+`floor` measures the least that a step can cost, beside the plain drain: `benchmarks/step_floor.py`
+describes it. The number of runs that step side by side is that of a worker by default, and 100.
+
 `suspended`, `million` and `release` need many jobs and are measured only when they are named;
 `benchmarks/large_flows.py` describes them.
 """
@@ -29,7 +32,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from benchmarks import large_flows
+from benchmarks import large_flows, step_floor
 from benchmarks.conditions import describe_conditions, read_conditions, save
 from benchmarks.limits import KINDS, read_cpu, serve
 from benchmarks.payload import PAYLOAD
@@ -90,6 +93,8 @@ SCENES = {
 
 STEPS = 10
 """The steps of one durable function."""
+SLOTS = 10
+"""The concurrency of a worker by default."""
 PAUSE = 1.5
 """Seconds for which a durable function is suspended: longer than it keeps its slot."""
 SIGNALS = 200
@@ -125,20 +130,29 @@ class DurableScene(NamedTuple):
     title: str
     job: JobFunction[..., ..., Any, None]
     operations: int
+    slots: int = SLOTS
+    """The concurrency of the worker, also in the two drains beside it."""
 
 
 DURABLE_SCENES = {
     "step": DurableScene("one step", stepping, STEPS),
+    "step_100": DurableScene("one step, 100 slots", stepping, STEPS, 100),
     "suspend": DurableScene("one suspend and resume, by a sleep", pausing, 1),
 }
-ALL = (*SCENES, *DURABLE_SCENES, "signal")
+ALL = (*SCENES, *DURABLE_SCENES, "floor", "signal")
+FLOOR_TASKS = (SLOTS, 100)
+"""How many runs step side by side in the scene `floor`: as in a worker by default, and more."""
 LARGE_SCENES = ("suspended", "million", "release")
 BARE = DurableScene("no operation", bare, 1)
 
 
 async def drain(url: str, scene: str, jobs: int, server: int | None) -> dict[str, float]:
-    """Enqueue and complete all jobs; return the CPU time a job of both parts in microseconds."""
-    async with Processor(url) as processor:
+    """Enqueue and complete all jobs; return the CPU time a job of both parts in microseconds.
+
+    `scene` may end with the concurrency of the worker, as in `plain@100`.
+    """
+    scene, _, slots = scene.partition("@")
+    async with Processor(url, concurrency=int(slots or SLOTS)) as processor:
         processor.register(noop, bare, stepping, pausing)
         started = time.process_time() + read_cpu(server)
         if scene == "plain":
@@ -226,6 +240,8 @@ async def run_scene(url: str, scene: str, jobs: int, server: int | None) -> dict
     """Run a scene in this process."""
     if scene == "signal":
         return await time_signals(url, jobs)
+    if scene.startswith("floor"):
+        return await step_floor.measure(url, int(scene.removeprefix("floor")), jobs, server)
     if scene in large_flows.PARTS:
         return await large_flows.PARTS[scene](url, jobs, server)
     return await drain(url, scene, jobs, server)
@@ -252,15 +268,28 @@ def compare_durable(kind: str, scenes: Sequence[str], jobs: int, repeat: int) ->
     """Run each scene of durable functions beside both drains; return the rows of a table."""
     rows: Rows = []
     for scene in scenes:
-        title, _, operations = DURABLE_SCENES[scene]
+        title, _, operations, slots = DURABLE_SCENES[scene]
         found: list[tuple[float, float, float]] = []
         for _ in range(repeat):
-            plain, none, whole = (run(one, kind, jobs)["run"] for one in ("plain", "bare", scene))
+            drains = [f"{one}@{slots}" for one in ("plain", "bare", scene)]
+            plain, none, whole = (run(one, kind, jobs)["run"] for one in drains)
             found.append((plain, none, (whole - none) / operations))
         plains, bares, costs = ([*values] for values in zip(*found, strict=True))
         row = [title, spread(plains, 1), spread(bares, 1), spread(costs, 1), ratio(costs, plains)]
         rows.append(row)
         print(*row, file=sys.stderr, flush=True)
+    return rows
+
+
+def compare_floor(kind: str, jobs: int, repeat: int) -> Rows:
+    """Measure the least that a step can cost beside the plain drain; return the rows of a table."""
+    rows: Rows = []
+    for tasks in FLOOR_TASKS:
+        scenes = ("plain", f"floor{tasks}")
+        found = [[run(one, kind, jobs)["run"] for one in scenes] for _ in range(repeat)]
+        plains, floors = ([*values] for values in zip(*found, strict=True))
+        rows.append([str(tasks), spread(plains, 1), spread(floors, 1), ratio(floors, plains)])
+        print(*rows[-1], file=sys.stderr, flush=True)
     return rows
 
 
@@ -329,6 +358,12 @@ def show_durable(kind: str, jobs: int, rows: Rows) -> str:
     return table(f"{kind}, {jobs:,} durable runs", head, rows)
 
 
+def show_floor(kind: str, jobs: int, rows: Rows) -> str:
+    """Return the least that a step can cost as a table."""
+    head = ["runs side by side", "plain drain, µs a job", "the least for a step, µs"]
+    return table(f"{kind}, {jobs:,} runs without an engine", [*head, "in plain jobs"], rows)
+
+
 def show_signals(kind: str, rows: Rows) -> str:
     """Return the times of signals as a table."""
     head = ["enqueue to handler, ms", "signal to handler, ms", "signal by enqueue"]
@@ -375,6 +410,9 @@ def measure(chosen: argparse.Namespace, scenes: Sequence[str], conditions: dict[
     if of_runs := [scene for scene in scenes if scene in DURABLE_SCENES]:
         found["durable"] = compare_durable(kind, of_runs, jobs, repeat)
         tables.append(show_durable(kind, jobs, found["durable"]))
+    if "floor" in scenes:
+        found["floor"] = compare_floor(kind, jobs, repeat)
+        tables.append(show_floor(kind, jobs, found["floor"]))
     if "signal" in scenes:
         found["signal"] = compare_signals(kind, repeat)
         tables.append(show_signals(kind, found["signal"]))

@@ -12,8 +12,8 @@ DURABLE_MUTANTS = (
     Mutant(
         "durable: a stored step runs again",
         ENGINE,
-        "if stored is not None:\n        return _replay(run, call, stored, digest)\n    # Here",
-        "# Here",
+        "if stored is not None:\n            return _replay(run, call, stored, digest)\n    # Here",
+        "pass\n    # Here",
         (
             f"{TESTS}test_steps.py::test_a_step_is_called_once_and_its_value_has_its_type_in_each_attempt",
         ),

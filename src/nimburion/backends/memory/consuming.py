@@ -219,11 +219,15 @@ def run_exchange(
     results: list[Settled] = [step.settle(session, settlement) for settlement in settlements]
     step.resolve_flows()
     promoted = step.state.promote(step.now, MAX_PROMOTED)
-    for queue in step.state.unpark_open(step.now):
-        step.names_to_notify[queue] += 1
-    step.state.unpark_changed()
-    reserving = Reservation(step.state, request, step.now)
-    deliveries = reserving.lease_jobs(session, number) if request.total > 0 else []
+    if step.state.limit_uses:
+        for queue in step.state.unpark_open(step.now):
+            step.names_to_notify[queue] += 1
+    if step.state.returning:
+        step.state.unpark_changed()
+    reserving = Reservation(step.state, request, step.now) if request.lanes else None
+    deliveries: list[Delivery] = []
+    if reserving is not None and request.total > 0:
+        deliveries = reserving.lease_jobs(session, number)
     if promoted:
         left = Counter(entry.queue for entry in promoted)
         left -= Counter(delivery.queue for delivery in deliveries)
@@ -233,7 +237,7 @@ def run_exchange(
     return Reply(
         results,
         deliveries,
-        reserving.find_waiting_lanes(),
+        reserving.find_waiting_lanes() if reserving is not None else [],
         find_next_time(step, session, reserving, request),
         step.now / MICRO,
     )
@@ -263,14 +267,17 @@ def repeat_reply(step: AtomicStep, session: SessionEntry, request: ReserveReques
 
 
 def find_next_time(
-    step: AtomicStep, session: SessionEntry, lanes: Reservation, request: ReserveRequest
+    step: AtomicStep, session: SessionEntry, lanes: Reservation | None, request: ReserveRequest
 ) -> float | None:
     """Return when the next job is due, or a rate limit allows one of these lanes; None: never, or
     another session looks then. It is now if changes of flows are left.
     """
     state = step.state
-    openings = (lanes.find_next_opening(), state.find_next_key_opening())
-    times = [opening / MICRO for opening in openings if opening is not None]
+    times = []
+    if state.limit_uses:
+        opening = None if lanes is None else lanes.find_next_opening()
+        openings = (opening, state.find_next_key_opening())
+        times = [opening / MICRO for opening in openings if opening is not None]
     if state.flow_tables.changes:
         times.append(step.now / MICRO)
     due = find_next_due(state)

@@ -101,8 +101,8 @@ def settle_batch(
     steps of each durable run are stored together. If a job occurs twice in the rest, or tenants pay
     for other things than completions, these settlements are applied one by one.
     """
-    groups, seqs, is_each_completed = group_completions(settlements)
-    if not is_each_completed and (recorded := record_first_steps(db, session, settlements)):
+    has_steps = Recorded in set(map(type, settlements))
+    if has_steps and (recorded := record_first_steps(db, session, settlements)):
         if len(recorded) == len(settlements):
             return [Settled.DONE] * len(settlements)
         rest = [one for place, one in enumerate(settlements) if place not in recorded]
@@ -119,6 +119,7 @@ def settle_batch(
         return [
             Settled.DONE if place in recorded else next(others) for place in range(len(settlements))
         ]
+    groups, seqs, is_each_completed = group_completions(settlements)
     if len(seqs) < len(settlements) or (has_charges and not is_each_completed):
         return [settle_one(db, session, settlement) for settlement in settlements]
     if has_charges:

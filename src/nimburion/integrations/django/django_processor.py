@@ -198,7 +198,7 @@ class DjangoProcessor(Processor):
                 FailedAttempt(ctx.job_id, ctx.name, error.attempt, error, raised.get(ctx.job_id))
             )
 
-        setup = self.setup
+        setup = self.handler_setup
         hooks = (setup.failure_hooks.on_failure, setup.failure_hooks.on_dead)
         setup.middlewares.insert(0, keep_exception)
         for each in hooks:

@@ -162,7 +162,8 @@ class RunBranches(Struct, eq=False):
         a short sleep, or an error is raised where it waits.
         """
         try:
-            self.recorder.send_caught()
+            if self.recorder.raised:
+                self.recorder.send_caught()
         except InvalidStep as error:  # too many steps
             self._fail_waits(error)
             return None

@@ -211,6 +211,8 @@ class Journal:
 
     def __init__(self, steps: Iterable[RecordedStep] | None = None) -> None:
         self._entries: dict[tuple[str, str], StoredEntry] = {}
+        self.has_earlier: bool = False
+        """Whether there may be entries of earlier attempts. Otherwise, `find_passed` finds none."""
         self.last_number: int = 0
         """The largest number of a step."""
         self.restart_number: int = 0
@@ -222,6 +224,7 @@ class Journal:
 
     def read(self, steps: Iterable[RecordedStep]) -> None:
         """Add the entries of stored steps. See `Journal`."""
+        self.has_earlier = True
         for step in steps:
             self.last_number = max(self.last_number, step.number)
             entry = decode_entry(step.body)

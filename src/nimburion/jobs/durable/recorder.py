@@ -156,11 +156,19 @@ class RunRecorder(Struct, eq=False):
         size = self.size + len(body)
         if size > MAX_BYTES and type(entry) in OPERATIONS:
             self.check_size(len(body))
-        number = self.take_number(entry)
+        journal = self.journal
+        number = journal.last_number + 1
+        count = number - journal.restart_number
+        if count < WARN_AT_STEPS <= MAX_STEPS and type(entry) is not CleanupEntry:
+            journal.last_number = number  # as `take_number`, without its call
+            self.has_recorded = True
+        else:
+            number = self.take_number(entry)
         self.size = size
-        sent = SentEntry(entry, is_passed=True, record=self.record)
-        self.journal.add(sent)
-        recorded = Recorded(self.record.delivery.lease, number, body, takes, forgets)
+        record = self.record
+        sent = SentEntry(entry, is_passed=True, record=record)
+        journal.add(sent)
+        recorded = Recorded(record.delivery.lease, number, body, takes, forgets)
         self.services.record(recorded, sent, is_awaited=is_awaited)
         return sent
 

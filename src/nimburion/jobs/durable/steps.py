@@ -116,14 +116,16 @@ async def run_step(run: DurableRun, call: StepCall) -> Any:  # noqa: ANN401 (the
     """Return the value of a step: that of an earlier attempt, or that of its function, stored."""
     run.begin("step", call.key, call.place)
     digest = compute_arguments_digest(call.args, call.kwargs)
-    stored = run.journal.find_passed(StepEntry, call.key)
-    if stored is not None:
-        return _replay(run, call, stored, digest)
+    journal = run.journal
+    if journal.has_earlier:
+        stored = journal.find_passed(StepEntry, call.key)
+        if stored is not None:
+            return _replay(run, call, stored, digest)
     # Here and below, a property or a coroutine of the run would cost each step a call.
     if run.state.phase is not WORKING or run.record.cancel_requested:  # as `run.may_begin`
         await run.require_may_begin()
     recorder, branches = run.recorder, run.branches
-    retry = run.journal.find_passed(RetryEntry, call.key)
+    retry = journal.find_passed(RetryEntry, call.key) if journal.has_earlier else None
     while True:
         failures = 0 if retry is None else await _wait_for_retry(run, retry)
         if recorder.raised or recorder.sent_cleanup is not None:
