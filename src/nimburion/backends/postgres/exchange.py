@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter, itemgetter
+from itertools import repeat
+from operator import attrgetter
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -67,15 +68,8 @@ SETTLEMENT_PARAMETERS = (
 )
 _NO_SETTLEMENTS: tuple[None, ...] = (None,) * len(SETTLEMENT_PARAMETERS)
 
-_delivery_order = itemgetter(0, 2, 1)
-"""The order of jobs in a reply: position, due time and seq. Jobs of the same lane may share a
-position.
-"""
 _NO_LIMIT = frozenset([None])
 _get_limit = attrgetter("limit")
-_get_delivery_columns = itemgetter(slice(11))
-"""The columns of a leased job; the columns after them belong to the status row."""
-
 
 EncodedLanes = tuple[list[str], list[str], list[int]]
 """The queues, names and priorities of lanes."""
@@ -300,34 +294,55 @@ def decode_deliveries(rows: list[Any], status: Any) -> list[Delivery]:  # noqa: 
             status["lanes"], status["queues"], status["names"], status["ranks"], strict=True
         )
     }
-    del rows[-1]
-    rows.sort(key=_delivery_order)
-    deliveries = []
-    may_have_runs = False
-    for row in map(_get_delivery_columns, rows):
-        _, seq, due, created_at, lane, fence, failures, lost, job_id, options, payload = row
-        queue, name, priority = names[lane]
-        deliveries.append(
-            Delivery(
-                Lease(decode_id(job_id), Token(fence, nonce), seq),
-                name,
-                queue,
-                payload,
-                priority,
-                failures,
-                lost,
-                due / MICRO,
-                created_at / MICRO,
-                NO_JOB_OPTIONS if options is None else decode_job_options(options),
-            )
+    jobs = rows[0]
+    ordered = sorted(
+        zip(
+            jobs["reply_positions"] or repeat(1),
+            jobs["dues"],
+            jobs["seqs"],  # no two jobs have the same: nothing behind it is compared
+            jobs["created_at"],
+            jobs["job_lanes"],
+            jobs["fences"] or repeat(1),
+            jobs["failures"] or repeat(0),
+            jobs["lost"] or repeat(0),
+            jobs["ids"],
+            jobs["options"],
+            jobs["payloads"],
+            jobs["runs"] or repeat(None),
+            strict=False,
         )
-        if fence > 1:
-            may_have_runs = True
-    if may_have_runs:
-        for place, row in enumerate(rows):
-            if row["results"] is not None:
-                run = decode_small_run(row["results"])
-                deliveries[place] = msgspec.structs.replace(deliveries[place], run=run)
+    )
+    deliveries = []
+    for (
+        _,
+        due,
+        seq,
+        created_at,
+        lane,
+        fence,
+        failures,
+        lost,
+        job_id,
+        options,
+        payload,
+        run,
+    ) in ordered:
+        queue, name, priority = names[lane]
+        delivery = Delivery(
+            Lease(decode_id(job_id), Token(fence, nonce), seq),
+            name,
+            queue,
+            payload,
+            priority,
+            failures,
+            lost,
+            due / MICRO,
+            created_at / MICRO,
+            NO_JOB_OPTIONS if options is None else decode_job_options(options),
+        )
+        if run is not None:
+            delivery = msgspec.structs.replace(delivery, run=decode_small_run(run))
+        deliveries.append(delivery)
     return deliveries
 
 

@@ -266,11 +266,17 @@ END $$;
 
 -- name: remove_waiting
 -- Delete a waiting job from `scheduled` or `ready`.
--- Inputs: lane, due time and seq of the job
+-- Inputs: lane, due time and seq of the job; whether the turn of its tenant is moved, for which exchanges wait. Else the next
+--   exchange that reads the turn moves it.
 -- Result: whether it was there
 -- Atomic: each DELETE is one step
-CREATE OR REPLACE FUNCTION {schema}.remove_waiting_1(p_lane int4, p_due int8, p_seq int8) RETURNS bool
+-- It moves the turn itself: a trigger would read each row that exchanges delete, and these move all turns at once (`move_turns_1`).
+CREATE OR REPLACE FUNCTION {schema}.remove_waiting_1(
+    p_lane int4, p_due int8, p_seq int8, p_moves_turn bool DEFAULT true
+) RETURNS bool
 LANGUAGE plpgsql AS $$
+DECLARE
+    removed_lane int4;
 BEGIN
     DELETE FROM {schema}.scheduled WHERE due = p_due AND seq = p_seq;
     IF FOUND THEN
@@ -278,8 +284,12 @@ BEGIN
     END IF;
     DELETE FROM {schema}.ready r USING {schema}.lane a, {schema}.lane b
     WHERE a.id = p_lane AND b.queue = a.queue AND b.name = a.name AND b.tenant = a.tenant AND b.rank = a.rank
-        AND r.lane = b.id AND r.due = p_due AND r.seq = p_seq;
-    RETURN FOUND;
+        AND r.lane = b.id AND r.due = p_due AND r.seq = p_seq
+    RETURNING r.lane INTO removed_lane;
+    IF removed_lane < 0 AND p_moves_turn THEN
+        PERFORM {schema}.remove_turn_1(removed_lane, p_seq);
+    END IF;
+    RETURN removed_lane IS NOT NULL;
 END $$;
 
 -- name: wake_workers

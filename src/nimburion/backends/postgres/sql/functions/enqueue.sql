@@ -372,9 +372,7 @@ DECLARE
 BEGIN
     SELECT j.seq, j.lane, j.created_at, coalesce(t.due, j.due) AS due, t.failures INTO STRICT old
     FROM {schema}.job j LEFT JOIN {schema}.attempt_state t ON t.seq = j.seq WHERE j.id = p_holder;
-    PERFORM set_config('nimburion.moves_turns', 'on', true);  -- the trigger would lock the turn, for which exchanges wait
-    was_removed := {schema}.remove_waiting_1(old.lane, old.due, old.seq);
-    PERFORM set_config('nimburion.moves_turns', '', true);
+    was_removed := {schema}.remove_waiting_1(old.lane, old.due, old.seq, false);
     IF was_removed THEN
         PERFORM {schema}.pass_turns_1(p_now, old.seq, old.lane);
     ELSE

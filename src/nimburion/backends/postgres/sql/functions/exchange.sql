@@ -48,13 +48,14 @@
 --                               `width_bucket` finds the place of a lane: the time does not grow with the square of the lanes.
 --   p_scheduled_low_water_mark  the same for `scheduled`
 --
--- Result: one row for each leased job, then one status row. A row of one kind has NULL in the columns of the other, except `results`.
---   Columns of a leased job:
---     reply_position            its position in the reply, from 1. Jobs of the same lane may share a position; they are
---                               ordered by due time and seq.
---     seq, due, created_at, lane, fence, failures, lost, id, options, payload
---                               the job and its lease
---     results                   its durable run, as from `read_small_run_1`
+-- Result: one row of arrays with an element for each leased job, if there are any; then one status row. Each row has NULL in the
+-- columns of the other.
+--   Columns of the leased jobs:
+--     reply_positions           their positions in the reply, from 1; NULL: all have the same. Jobs of the same lane may share a
+--                               position; they are ordered by due time and seq.
+--     seqs, dues, created_at, job_lanes, fences, failures, lost, ids, options, payloads
+--                               the jobs and their leases; fences, failures and lost: NULL if all jobs are new
+--     runs                      their durable runs, as from `read_small_run_1`; NULL: none has one
 --   Columns of the status row:
 --     outcome                   ok: the exchange was applied or repeated; session_lost: the session is not alive;
 --                               out_of_order: another number is expected; restricted: it must be planned. Only for ok the
@@ -289,7 +290,7 @@ BEGIN
     END IF;
     PERFORM {schema}.record_exchange_1(p_session, p_number, p_nonce, p_results, p_is_open);
     RETURN CAST(ROW(
-        NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,  -- the columns of a leased job
+        NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,  -- the columns of the leased jobs
         CASE WHEN p_is_open THEN 'open' ELSE 'ok' END, NULL, p_time, p_results, p_nonce,
         CASE WHEN p_is_cut THEN LEAST(p_time, p_next_due) ELSE p_next_due END, NULL, p_to_notify,
         NULL, NULL, NULL, NULL, NULL, NULL,  -- the lanes
@@ -783,7 +784,7 @@ END $$;
 -- Lease jobs of a lane to a session, and return them.
 -- Inputs: the time; the session; its exchange and nonce; the main lane; the rows of the jobs in `ready`; the numbers of the keys for
 --   which all of them count (NULL: none); if each counts for keys of its own, their seqs in ascending order, the numbers of the keys as from `count_open_keys_1`, and how many limits there are
--- Result: one row for each job
+-- Result: one row of arrays, as of `exchange_1`; none if no job is left
 -- `width_bucket` finds the place of a job in the array of the seqs.
 CREATE OR REPLACE FUNCTION {schema}.lease_jobs_1(
     p_now int8, p_session int4, p_number int8, p_nonce bytea, p_main_lane int4, p_ctids tid[], p_lane_numbers int8[],
@@ -807,23 +808,27 @@ BEGIN
                 p_key_numbers[(t.place - 1) * p_limits + 1:t.place * p_limits], NULL), '{}') ELSE p_lane_numbers END
         FROM taken t
     )
-    SELECT 1, j.seq, coalesce((j.attempts).due, j.due), j.created_at, j.lane, coalesce((j.attempts).fence, 0) + 1,
-        coalesce((j.attempts).failures, 0), coalesce((j.attempts).lost, 0), j.id, j.options, j.payload,
-        (CAST(ROW(NULL, NULL, NULL, CASE WHEN (j.attempts).fence > 0 THEN {schema}.read_small_run_1(j.seq) END,
-            NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL) AS {schema}.exchange_status)).*
+    SELECT CAST(NULL AS int4[]), array_agg(j.seq), array_agg(coalesce((j.attempts).due, j.due)), array_agg(j.created_at),
+        array_agg(j.lane), array_agg(coalesce((j.attempts).fence, 0) + 1) FILTER (WHERE t.attempted IS NOT NULL),
+        array_agg(coalesce((j.attempts).failures, 0)) FILTER (WHERE t.attempted IS NOT NULL),
+        array_agg(coalesce((j.attempts).lost, 0)) FILTER (WHERE t.attempted IS NOT NULL),
+        array_agg(j.id), array_agg(j.options), array_agg(j.payload),
+        array_agg(CASE WHEN (j.attempts).fence > 0 THEN {schema}.read_small_run_1(j.seq) END) FILTER (WHERE t.attempted IS NOT NULL),
+        (CAST(NULL AS {schema}.exchange_status)).*
     FROM (
-        SELECT j.*, CASE WHEN j.seq = ANY (ARRAY(SELECT t.seq FROM taken t WHERE t.attempt_status > 0))
-            THEN {schema}.get_attempt_state_1(j.seq) END AS attempts
-        FROM {schema}.job j WHERE j.seq = ANY (ARRAY(SELECT t.seq FROM taken t)) OFFSET 0
-    ) j;
+        SELECT array_agg(t.seq) AS seqs, array_agg(t.seq) FILTER (WHERE t.attempt_status > 0) AS attempted FROM taken t
+    ) t CROSS JOIN LATERAL (
+        SELECT j.*, CASE WHEN j.seq = ANY (t.attempted) THEN {schema}.get_attempt_state_1(j.seq) END AS attempts
+        FROM {schema}.job j WHERE j.seq = ANY (t.seqs) OFFSET 0
+    ) j HAVING count(*) > 0;
 END $$;
 
 -- name: lease_merged_jobs
 -- Lease the first jobs of lanes to a session, and return them.
 -- Inputs: the time; the session; its exchange and nonce; the ageing span; whether a requested lane has several of the open lanes; the
 --   open lanes: their arrays in `exchange_1`; how many jobs to take from each; the maximum number of bytes of all deliveries (NULL: they fit)
--- Result: one row for each job; `reply_position` is its position in the merge. Jobs beyond the maximum return to their
---   places in `ready`, but the first job is always delivered.
+-- Result: one row of arrays, as of `exchange_1`; `reply_positions` are the positions in the merge. Jobs beyond the maximum return
+--   to their places in `ready`, but the first job is always delivered.
 -- Locks: the rows of `ready` that it deletes; rows that another transaction has locked are skipped
 CREATE OR REPLACE FUNCTION {schema}.lease_merged_jobs_1(
     p_now int8, p_session int4, p_number int8, p_nonce bytea, p_ageing int8, p_is_mixed bool, p_ids int4[],
@@ -874,13 +879,13 @@ BEGIN
             coalesce((placed.attempts).extra_flags, 0::int2), p_nonce, (placed.attempts).settled_token
         FROM placed WHERE placed.bytes > p_max_bytes IS NOT TRUE OR placed.place = 1
     )
-    SELECT placed.place, placed.seq, placed.due, placed.created_at, placed.at_first,
-        coalesce((placed.attempts).fence, 0) + 1,
-        coalesce((placed.attempts).failures, 0), coalesce((placed.attempts).lost, 0), placed.id, placed.options,
-            placed.payload,
-        (CAST(ROW(NULL, NULL, NULL, CASE WHEN (placed.attempts).fence > 0 THEN {schema}.read_small_run_1(placed.seq) END,
-            NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL) AS {schema}.exchange_status)).*
-    FROM placed WHERE placed.bytes > p_max_bytes IS NOT TRUE OR placed.place = 1;
+    SELECT array_agg(placed.place), array_agg(placed.seq), array_agg(placed.due), array_agg(placed.created_at),
+        array_agg(placed.at_first), array_agg(coalesce((placed.attempts).fence, 0) + 1),
+        array_agg(coalesce((placed.attempts).failures, 0)), array_agg(coalesce((placed.attempts).lost, 0)),
+        array_agg(placed.id), array_agg(placed.options), array_agg(placed.payload),
+        array_agg(CASE WHEN (placed.attempts).fence > 0 THEN {schema}.read_small_run_1(placed.seq) END),
+        (CAST(NULL AS {schema}.exchange_status)).*
+    FROM placed WHERE placed.bytes > p_max_bytes IS NOT TRUE OR placed.place = 1 HAVING count(*) > 0;
 END $$;
 
 -- name: get_attempt_state
@@ -924,14 +929,15 @@ END $$;
 -- name: repeat_exchange
 -- Return the jobs that an exchange leased.
 -- Inputs: the session; the number of the exchange
--- Result: one row for each job
+-- Result: one row of arrays, as of `exchange_1`; none if no lease is left
 CREATE OR REPLACE FUNCTION {schema}.repeat_exchange_1(p_session int4, p_number int8) RETURNS SETOF {schema}.exchange_reply
 LANGUAGE sql STABLE AS $$
-    SELECT l.reply_position, l.seq, l.due, j.created_at, l.lane, l.fence, l.failures, l.lost, j.id, j.options, j.payload,
-        (CAST(ROW(NULL, NULL, NULL, CASE WHEN l.fence > 1 THEN {schema}.read_small_run_1(l.seq) END,
-            NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL) AS {schema}.exchange_status)).*
+    SELECT array_agg(l.reply_position), array_agg(l.seq), array_agg(l.due), array_agg(j.created_at), array_agg(l.lane),
+        array_agg(l.fence), array_agg(l.failures), array_agg(l.lost), array_agg(j.id), array_agg(j.options), array_agg(j.payload),
+        array_agg(CASE WHEN l.fence > 1 THEN {schema}.read_small_run_1(l.seq) END), (CAST(NULL AS {schema}.exchange_status)).*
     FROM {schema}.lease l JOIN {schema}.job j ON j.seq = l.seq
     WHERE l.session = p_session AND l.exchange_number = p_number
+    HAVING count(*) > 0
 $$;
 
 -- name: release_excess

@@ -122,7 +122,7 @@ BEGIN
         RETURN QUERY SELECT *, CAST(NULL AS text), CAST(NULL AS text[]) FROM {schema}.lease_jobs_1(
             now, session.number, p_number, p_nonce, lanes.main_lanes[lane_index], open.ctids, lane_limits.numbers, open.seqs,
             open.key_numbers, open.limits);
-        GET DIAGNOSTICS leased = ROW_COUNT;
+        leased := cardinality(open.ctids);
         PERFORM {schema}.take_lane_uses_1(now, lane_limits.numbers, lane_limits.units, leased);
         head_dues[lane_index] := {schema}.read_lane_head_1(lanes.ids[lane_index], lanes.low_water_marks[lane_index]);
     ELSIF most > 0 AND (has_tenants OR is_changing OR first_dues <> '{}') THEN
@@ -662,7 +662,6 @@ BEGIN
         numbers := {schema}.write_uses_1(numbers, p_limits, p_key_names, p_in_use, p_spent, p_opens);
         key_numbers := ARRAY(SELECT numbers[u.at] FROM unnest(p_keys) WITH ORDINALITY AS u (at, nth) ORDER BY u.nth);
     END IF;
-    PERFORM set_config('nimburion.moves_turns', 'on', true);
     WITH taken AS (
         DELETE FROM {schema}.ready r USING (
             SELECT * FROM unnest(found.ctids, found.places) AS u (ctid, place) OFFSET 0
@@ -695,7 +694,6 @@ BEGIN
         WHERE t.place > p_leased
     )
     SELECT bool_or(l.attempt_status > 0) AS any_attempted, array_agg(l.lane) AS lanes INTO leased FROM leased l;
-    PERFORM set_config('nimburion.moves_turns', '', true);
     IF cardinality(p_seqs) > p_leased THEN  -- jobs that were parked for another key
         UPDATE {schema}.parked p SET limit_name = p_limits[u.at], key = p_key_names[u.at]
         FROM unnest(p_seqs[p_leased + 1:], p_lanes[p_leased + 1:], p_park_keys) AS u (seq, lane, at)
@@ -715,9 +713,10 @@ BEGIN
         RETURN QUERY SELECT * FROM {schema}.repeat_exchange_1(session.number, p_number);
     ELSE
         RETURN QUERY
-        SELECT 1, j.seq, j.due, j.created_at, j.lane, 1, 0, 0, j.id, j.options, j.payload,
-            (CAST(NULL AS {schema}.exchange_status)).*
-        FROM {schema}.job j WHERE j.seq = ANY (p_seqs[:p_leased]);
+        SELECT CAST(NULL AS int4[]), array_agg(j.seq), array_agg(j.due), array_agg(j.created_at), array_agg(j.lane),
+            CAST(NULL AS int4[]), CAST(NULL AS int4[]), CAST(NULL AS int4[]), array_agg(j.id), array_agg(j.options),
+            array_agg(j.payload), CAST(NULL AS text[]), (CAST(NULL AS {schema}.exchange_status)).*
+        FROM {schema}.job j WHERE j.seq = ANY (p_seqs[:p_leased]) HAVING count(*) > 0;
     END IF;
     SELECT array_agg(a.id), array_agg(a.queue), array_agg(a.name), array_agg(a.rank)
     INTO reply.lanes, reply.queues, reply.names, reply.ranks

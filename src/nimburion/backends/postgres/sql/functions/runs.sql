@@ -153,14 +153,14 @@ END $$;
 -- Inputs: the time; the session; roles, seqs, fences and nonces of the settlements; the sources of each as a JSON array of [kind,
 --   hexadecimal id]: flows and signals; after how many microseconds it is resumed (NULL: never)
 -- Result:
---   left_places                       indexes of the settlements of runs to which a cancel was requested; NULL: none
---   ended, to_notify, key_numbers     as of `settle_each_1`
+--   left_places              indexes of the settlements of runs to which a cancel was requested; NULL: none
+--   to_notify, key_numbers   as of `settle_each_1`
 -- Locks: the leases; the caller holds those of `prepare_runs_1`
 -- Atomic: a flow that is ending in another transaction is noted in `flow_change`. `resolve_flows_1` looks at it again, when it has the
 --   lock of the flow.
 CREATE OR REPLACE FUNCTION {schema}.suspend_runs_1(
     p_now int8, p_session int4, p_roles text, p_seqs int8[], p_fences int4[], p_nonces bytea[], p_texts text[], p_delays int8[],
-    OUT left_places int4[], OUT ended int4[], OUT to_notify int4[], OUT key_numbers int8[]
+    OUT left_places int4[], OUT to_notify int4[], OUT key_numbers int8[]
 ) LANGUAGE plpgsql
 SET enable_seqscan TO off SET enable_hashjoin TO on AS $$
 DECLARE
@@ -191,10 +191,9 @@ BEGIN
         INSERT INTO {schema}.condition (waiter, source_kind, source, needs)
         SELECT e.seq, 'time', {schema}.encode_time_1(e.resumed_at), 'any' FROM ended_leases e WHERE e.resumed_at IS NOT NULL
     )
-    SELECT array_agg(e.seq) AS seqs, array_agg(e.lane) AS lanes, array_agg(e.seq) FILTER (WHERE e.resumed_at <= p_now) AS due,
+    SELECT array_agg(e.seq) AS seqs, array_agg(e.seq) FILTER (WHERE e.resumed_at <= p_now) AS due,
         CAST(string_to_array(string_agg(array_to_string(e.key_numbers, ','), ','), ',') AS int8[]) AS key_numbers
     INTO suspended FROM ended_leases e;
-    ended := suspended.lanes;
     key_numbers := suspended.key_numbers;
     IF cardinality(suspended.seqs) IS DISTINCT FROM length(p_roles) - length(replace(p_roles, 's', '')) THEN
         SELECT array_agg(CAST(u.place AS int4)) INTO left_places

@@ -15,7 +15,7 @@
 CREATE OR REPLACE FUNCTION {schema}.settle_all_1(
     p_now int8, p_session int4, p_kinds text, p_seqs int8[], p_ids bytea[], p_fences int4[], p_nonces bytea[],
     p_bodies bytea[], p_delays int8[], p_texts text[], p_fractions float8[], p_has_charges bool,
-    OUT codes text, OUT ended int4[], OUT to_notify int4[], OUT key_numbers int8[], OUT changes {schema}.flow_change[]
+    OUT codes text, OUT to_notify int4[], OUT key_numbers int8[], OUT changes {schema}.flow_change[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
     completed record;
@@ -27,14 +27,13 @@ BEGIN
         PERFORM {schema}.settle_charges_1(p_now, p_session, p_seqs, p_kinds, p_fences, p_nonces);
     END IF;
     IF p_kinds IS NOT NULL THEN
-        SELECT s.codes, s.ended, s.to_notify, s.key_numbers, s.changes INTO codes, ended, to_notify, key_numbers, changes
+        SELECT s.codes, s.to_notify, s.key_numbers, s.changes INTO codes, to_notify, key_numbers, changes
         FROM {schema}.settle_each_1(p_now, p_session, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies, p_delays,
             p_texts, p_fractions) s;
         RETURN;
     END IF;
     codes := repeat('d', cardinality(p_seqs));
     completed := {schema}.complete_all_1(p_now, p_session, p_seqs, p_fences, p_nonces, p_bodies, p_texts);
-    ended := completed.ended;
     key_numbers := completed.key_numbers;
     IF completed.keyed IS NOT NULL THEN
         to_notify := {schema}.free_unique_keys_1(completed.keyed, completed.keyed_lanes, completed.keys);
@@ -49,7 +48,6 @@ END $$;
 -- Inputs: the time; the session; seqs (ascending), fences and nonces of the leases; the results (NULL: no job has one);
 --   for each job `keep` if its payload is kept, else NULL (NULL: none is kept). A single text applies to all jobs.
 -- Result:
---   ended                     the lanes of the leases that ended
 --   keyed, keyed_lanes, keys  seqs, lanes and unique keys of the jobs that have one, for the caller to release
 --   key_numbers               the keys of limits that the leases counted for, one element for each lease and key; NULL: none
 --   member_ids, member_flows  ids and flows of the jobs that are in flows; NULL: none
@@ -60,7 +58,7 @@ END $$;
 --   last vacuum, a nested loop takes quadratic time. The functions that are called here use the same settings.
 CREATE OR REPLACE FUNCTION {schema}.complete_all_1(
     p_now int8, p_session int4, p_seqs int8[], p_fences int4[], p_nonces bytea[], p_bodies bytea[], p_texts text[],
-    OUT ended int4[], OUT keyed int8[], OUT keyed_lanes int4[], OUT keys text[], OUT key_numbers int8[],
+    OUT keyed int8[], OUT keyed_lanes int4[], OUT keys text[], OUT key_numbers int8[],
     OUT member_ids bytea[], OUT member_flows int8[]
 ) LANGUAGE plpgsql
 SET enable_nestloop TO off SET enable_hashjoin TO on AS $$
@@ -106,14 +104,14 @@ BEGIN
         FROM ended_jobs j WHERE j.unique_key IS NOT NULL OR j.flow IS NOT NULL
     ), leases AS (
         SELECT array_agg(l.seq) AS seqs, array_agg(l.fence) AS fences, array_agg(l.nonce) AS nonces,
-            array_agg(l.lane) AS lanes, bit_or(l.extra_flags) AS flags, bool_or(l.attempt_status > 0) AS any_attempted,
+            bit_or(l.extra_flags) AS flags, bool_or(l.attempt_status > 0) AS any_attempted,
             CAST(string_to_array(string_agg(array_to_string(l.key_numbers, ','), ',')
                 FILTER (WHERE l.key_numbers IS NOT NULL), ',') AS int8[]) AS key_numbers
         FROM ended_leases l
     )
-    SELECT l.seqs, l.fences, l.nonces, l.lanes, l.flags, l.any_attempted, l.key_numbers, k.seqs, k.lanes, k.keys,
+    SELECT l.seqs, l.fences, l.nonces, l.flags, l.any_attempted, l.key_numbers, k.seqs, k.lanes, k.keys,
         k.member_ids, k.member_flows
-    INTO seqs, fences, nonces, ended, all_flags, any_attempted, key_numbers, keyed, keyed_lanes, keys, member_ids, member_flows
+    INTO seqs, fences, nonces, all_flags, any_attempted, key_numbers, keyed, keyed_lanes, keys, member_ids, member_flows
     FROM leases l, keyed_jobs k;
     IF (seqs = p_seqs AND fences = p_fences AND nonces = p_nonces) IS NOT TRUE THEN
         RAISE 'a lease that was named is not held' USING ERRCODE = 'NB001';
@@ -133,7 +131,6 @@ END $$;
 -- Inputs: as for `settle_one_1`, as arrays. The kinds are one text with one letter for each.
 -- Result:
 --   codes       one letter for each settlement: d done, a already settled, s stale
---   ended       the lanes of the leases that ended
 --   to_notify   the lanes to notify
 --   key_numbers the keys of limits that the leases counted for; NULL: none
 --   changes     as of `settle_all_1`
@@ -142,7 +139,7 @@ END $$;
 CREATE OR REPLACE FUNCTION {schema}.settle_each_1(
     p_now int8, p_session int4, p_kinds text, p_seqs int8[], p_ids bytea[], p_fences int4[],
     p_nonces bytea[], p_bodies bytea[], p_delays int8[], p_texts text[], p_fractions float8[],
-    OUT codes text, OUT ended int4[], OUT to_notify int4[], OUT key_numbers int8[], OUT changes {schema}.flow_change[]
+    OUT codes text, OUT to_notify int4[], OUT key_numbers int8[], OUT changes {schema}.flow_change[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
     matched record;
@@ -170,7 +167,6 @@ BEGIN
         others := {schema}.settle_in_order_1(p_now, p_session, codes, '-', p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_delays,
             p_texts, p_bodies, p_fractions);
         codes := others.codes;
-        ended := others.ended;
         to_notify := others.to_notify;
         key_numbers := others.key_numbers;
     END IF;
@@ -178,14 +174,12 @@ BEGIN
     -- Step 3: complete jobs, and suspend durable runs.
     IF strpos(matched.roles, 'c') > 0 THEN
         together := {schema}.complete_matched_1(p_now, p_session, matched.roles, p_seqs, p_fences, p_nonces, p_bodies, p_texts);
-        ended := ended || together.ended;
         to_notify := to_notify || together.to_notify;
         key_numbers := key_numbers || together.key_numbers;
         changes := together.changes;
     END IF;
     IF strpos(matched.roles, 's') > 0 THEN
         together := {schema}.suspend_runs_1(p_now, p_session, matched.roles, p_seqs, p_fences, p_nonces, p_texts, p_delays);
-        ended := ended || together.ended;
         to_notify := to_notify || together.to_notify;
         key_numbers := key_numbers || together.key_numbers;
         IF together.left_places IS NOT NULL THEN
@@ -200,7 +194,6 @@ BEGIN
         unmatched := {schema}.settle_in_order_1(p_now, p_session, codes, 'x', p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_delays,
             p_texts, p_bodies, p_fractions);
         codes := unmatched.codes;
-        ended := ended || unmatched.ended;
         to_notify := to_notify || unmatched.to_notify;
         key_numbers := key_numbers || unmatched.key_numbers;
     END IF;
@@ -214,7 +207,7 @@ END $$;
 CREATE OR REPLACE FUNCTION {schema}.settle_in_order_1(
     p_now int8, p_session int4, p_codes text, p_letter text, p_kinds text, p_seqs int8[], p_ids bytea[], p_fences int4[],
     p_nonces bytea[], p_delays int8[], p_texts text[], p_bodies bytea[], p_fractions float8[],
-    OUT codes text, OUT ended int4[], OUT to_notify int4[], OUT key_numbers int8[]
+    OUT codes text, OUT to_notify int4[], OUT key_numbers int8[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
     settlement record;
@@ -230,7 +223,6 @@ BEGIN
         result := {schema}.settle_one_1(p_now, p_session, settlement.kind, settlement.seq, settlement.id, settlement.fence,
             settlement.nonce, settlement.delay, settlement.message, settlement.body, settlement.fraction);
         codes := overlay(codes PLACING result.code FROM settlement.place FOR 1);
-        ended := CASE WHEN result.ended IS NULL THEN ended ELSE ended || result.ended END;
         to_notify := CASE WHEN result.to_notify IS NULL THEN to_notify ELSE to_notify || result.to_notify END;
         key_numbers := key_numbers || result.key_numbers;
     END LOOP;
@@ -277,7 +269,7 @@ END $$;
 -- Result: as of `settle_all_1`
 CREATE OR REPLACE FUNCTION {schema}.complete_matched_1(
     p_now int8, p_session int4, p_roles text, p_seqs int8[], p_fences int4[], p_nonces bytea[], p_bodies bytea[], p_texts text[],
-    OUT ended int4[], OUT to_notify int4[], OUT key_numbers int8[], OUT changes {schema}.flow_change[]
+    OUT to_notify int4[], OUT key_numbers int8[], OUT changes {schema}.flow_change[]
 ) LANGUAGE plpgsql AS $$
 BEGIN
     SELECT array_agg(u.seq), array_agg(u.fence), array_agg(u.nonce), CASE WHEN count(u.body) > 0 THEN array_agg(u.body) END,
@@ -289,7 +281,7 @@ BEGIN
             AS u (role, seq, fence, nonce, body, keeps)
         WHERE u.role = 'c' ORDER BY u.seq
     ) u;
-    SELECT a.ended, a.to_notify, a.key_numbers, a.changes INTO ended, to_notify, key_numbers, changes
+    SELECT a.to_notify, a.key_numbers, a.changes INTO to_notify, key_numbers, changes
     FROM {schema}.settle_all_1(p_now, p_session, NULL, p_seqs, NULL, p_fences, p_nonces, p_bodies, NULL, p_texts, NULL, false) a;
 END $$;
 
@@ -311,14 +303,13 @@ END $$;
 --   p_fraction                      the fraction of the progress
 -- Result:
 --   code                            d done, a already settled, s stale
---   ended                           the lane of the lease that ended; NULL: none
 --   to_notify                       the lane to notify; NULL: none
 --   key_numbers                     the keys of limits that the lease counted for; NULL: none
 -- Atomic: part of the caller's transaction. The lease is deleted by its whole token, so it settles once.
 CREATE OR REPLACE FUNCTION {schema}.settle_one_1(
     p_now int8, p_session int4, p_kind text, p_seq int8, p_id bytea, p_fence int4, p_nonce bytea,
     p_delay int8, p_text text, p_body bytea, p_fraction float8,
-    OUT code text, OUT ended int4, OUT to_notify int4, OUT key_numbers int8[]
+    OUT code text, OUT to_notify int4, OUT key_numbers int8[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
     held {schema}.lease;
@@ -349,7 +340,6 @@ BEGIN
         code := {schema}.decide_unmatched_1(p_seq, p_id, p_fence, p_nonce);
         RETURN;
     END IF;
-    ended := held.lane;
     key_numbers := held.key_numbers;
     attempts := ROW(held.seq, held.due, held.leased_at, held.fence, held.failures, held.lost, held.extra_flags,
         int4send(held.fence) || held.nonce);

@@ -2,7 +2,7 @@
 -- core/fairness.py explains the arithmetic.
 --
 -- The lanes of one queue, rank and tenant have one share (`lane.share`), which is charged for all of them.
--- A lane with a tenant has a number below 0. Its jobs wait in `ready` like others; triggers keep its row of `tenant_turn`,
+-- A lane with a tenant has a number below 0. Its jobs wait in `ready` like others; `add_turn_1` and others keep its row of `tenant_turn`,
 -- the first job of the lane. These lanes have no late lanes and no low-water marks.
 -- Locks: the rows of `share_class`, by queue and rank, after the limits. Who reserves or settles jobs of tenants holds them.
 -- An enqueue holds a row of `tenant_turn` of its lane FOR KEY SHARE, so the row of a lane that is about to get a job is not
@@ -56,35 +56,28 @@ CREATE OR REPLACE TRIGGER ready_added AFTER INSERT ON {schema}.ready FOR EACH RO
 EXECUTE FUNCTION {schema}.add_turn_1();
 
 -- name: remove_turn
--- Keep `tenant_turn` when a job of a tenant does not wait any more.
-CREATE OR REPLACE FUNCTION {schema}.remove_turn_1() RETURNS trigger
+-- Keep `tenant_turn` when a job of a tenant does not wait any more, and was not reserved.
+-- Inputs: the lane of the job, and its seq
+CREATE OR REPLACE FUNCTION {schema}.remove_turn_1(p_lane int4, p_seq int8) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
-    own_share int4 := (SELECT a.share FROM {schema}.lane a WHERE a.id = OLD.lane);
+    own_share int4 := (SELECT a.share FROM {schema}.lane a WHERE a.id = p_lane);
     turn record;
     next_job record;
 BEGIN
     SELECT t.due, t.seq INTO turn FROM {schema}.tenant_turn t
-    WHERE t.share = own_share AND t.lane = OLD.lane AND t.arrival = 0;
-    IF NOT FOUND OR turn.seq <> OLD.seq THEN
-        RETURN NULL;
+    WHERE t.share = own_share AND t.lane = p_lane AND t.arrival = 0;
+    IF NOT FOUND OR turn.seq <> p_seq THEN
+        RETURN;
     END IF;
-    SELECT r.due, r.seq INTO next_job FROM {schema}.ready r WHERE r.lane = OLD.lane ORDER BY r.due, r.seq LIMIT 1;
+    SELECT r.due, r.seq INTO next_job FROM {schema}.ready r WHERE r.lane = p_lane ORDER BY r.due, r.seq LIMIT 1;
     IF FOUND THEN
         UPDATE {schema}.tenant_turn t SET due = next_job.due, seq = next_job.seq
-        WHERE t.share = own_share AND t.lane = OLD.lane AND t.arrival = 0 AND t.seq = OLD.seq;
+        WHERE t.share = own_share AND t.lane = p_lane AND t.arrival = 0 AND t.seq = p_seq;
     ELSE
         PERFORM {schema}.remove_empty_turns_1(ARRAY[own_share]);
     END IF;
-    RETURN NULL;
 END $$;
-
--- The trigger fires only for jobs of tenants. It does not fire while `move_turns_1` is about to move all turns of an exchange
--- at once. It does not fire for a replacement either, which may be in a caller's transaction. The next exchange that reads the
--- turn moves it.
-CREATE OR REPLACE TRIGGER ready_removed AFTER DELETE ON {schema}.ready FOR EACH ROW
-WHEN (OLD.lane < 0 AND current_setting('nimburion.moves_turns', true) IS DISTINCT FROM 'on')
-EXECUTE FUNCTION {schema}.remove_turn_1();
 
 -- name: remove_empty_turns
 -- Delete the rows of `tenant_turn` whose lanes have no jobs.

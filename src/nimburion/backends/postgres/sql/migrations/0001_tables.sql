@@ -162,8 +162,8 @@ CREATE TABLE {schema}.finished_job (
 CREATE INDEX finished_job_id ON {schema}.finished_job (id);
 CREATE INDEX finished_job_tenant_lane ON {schema}.finished_job (lane, finished_at) WHERE lane < 0;
 CREATE INDEX finished_job_ended ON {schema}.finished_job (ended_at) WHERE ended_at IS NOT NULL;
-CREATE INDEX finished_job_seq ON {schema}.finished_job USING brin (seq) WITH (pages_per_range = 128, autosummarize = on);
-CREATE INDEX finished_job_finished ON {schema}.finished_job USING brin (finished_at) WITH (pages_per_range = 128, autosummarize = on);
+CREATE INDEX finished_job_order ON {schema}.finished_job USING brin (seq, finished_at)
+    WITH (pages_per_range = 128, autosummarize = on);
 CREATE TABLE {schema}.finished_job_default PARTITION OF {schema}.finished_job DEFAULT;
 
 -- Return values of handlers, partitioned by day like `finished_job`.
@@ -489,8 +489,8 @@ CREATE TABLE {schema}.tenant_weight (
     tenant text COLLATE "C" PRIMARY KEY,
     units int4 NOT NULL
 );
--- The first job of each lane with a tenant that holds waiting jobs. Triggers of `ready` keep it. A transaction that adds a job
--- to a lane without a row adds a row of its own, so that it never waits for another. Exchanges merge these rows
+-- The first job of each lane with a tenant that holds waiting jobs. A trigger of `ready` adds rows (`add_turn_1`). A transaction
+-- that adds a job to a lane without a row adds a row of its own, so that it never waits for another. Exchanges merge these rows
 -- (`admit_turns_1`), and reserve by the row of the lane.
 CREATE TABLE {schema}.tenant_turn (
     share int4 NOT NULL,                -- lane.share
@@ -556,8 +556,7 @@ CREATE TYPE {schema}.exchange_status AS (
                                         -- closed or conflict
     last_number int8,                   -- of out_of_order: the number of the last exchange
     now int8,                           -- the time of the exchange
-    results text,                       -- one letter for each settlement: d done, a already settled, s stale. Of a leased job: its
-                                        -- durable run (`read_small_run_1`)
+    results text,                       -- one letter for each settlement: d done, a already settled, s stale
     nonce bytea,                        -- the nonce of the leases in this reply
     next_due int8,                      -- the earliest due time in `scheduled`, or when a rate limit allows the next job
     waiting int4[],                     -- which of the requested lanes still have jobs (indexes, from 1)
@@ -572,19 +571,21 @@ CREATE TYPE {schema}.exchange_status AS (
     oldest_xid int8,                    -- the oldest transaction that was running when the lanes were read
     clock_delay int4                    -- microseconds between the first reading of the clock and `now`
 );
--- A row in the reply of an exchange. A leased job has the first columns, the status row has the others.
+-- A row in the reply of an exchange. The row of the leased jobs has the first columns, one element for each job: a row for each
+-- would cost more. The status row has the others.
 CREATE TYPE {schema}.exchange_reply AS (
-    reply_position int4,                -- the position of the job in the reply, from 1
-    seq int8,
-    due int8,
-    created_at int8,
-    lane int4,
-    fence int4,
-    failures int4,
-    lost int4,
-    id bytea,
-    options text,
-    payload bytea,
+    reply_positions int4[],             -- the position of each job in the reply, from 1; NULL: they are of one lane
+    seqs int8[],
+    dues int8[],
+    created_at int8[],
+    job_lanes int4[],
+    fences int4[],                      -- this and the next two, and `runs`: NULL: all jobs are new
+    failures int4[],
+    lost int4[],
+    ids bytea[],
+    options text[],
+    payloads bytea[],
+    runs text[],                        -- the durable run of each job (`read_small_run_1`)
     -- the columns of `exchange_status`
     outcome text,
     last_number int8,
@@ -607,17 +608,18 @@ CREATE TYPE {schema}.exchange_reply AS (
 
 -- The same for the first step of a planned exchange.
 CREATE TYPE {schema}.planned_exchange_reply AS (
-    reply_position int4,
-    seq int8,
-    due int8,
-    created_at int8,
-    lane int4,
-    fence int4,
-    failures int4,
-    lost int4,
-    id bytea,
-    options text,
-    payload bytea,
+    reply_positions int4[],
+    seqs int8[],
+    dues int8[],
+    created_at int8[],
+    job_lanes int4[],
+    fences int4[],
+    failures int4[],
+    lost int4[],
+    ids bytea[],
+    options text[],
+    payloads bytea[],
+    runs text[],
     outcome text,                       -- as of `exchange_1`; also repeated, plain or open
     last_number int8,
     now int8,
