@@ -231,7 +231,7 @@ MUTANTS = (
         "backends/memory/*.py",
         "max(0, $concurrency - self.use.in_use)",
         "max(0, $concurrency - self.use.in_use + 1)",
-        (f"{SIMULATION}test_faults_break_no_promise",),
+        (f"{MEMORY}test_a_limit_holds_for_a_fleet_that_loses_workers",),
     ),
     Mutant(
         "rescue frees no place",
@@ -346,7 +346,7 @@ MUTANTS = (
     Mutant(
         "dead-letter payload re-encoded",
         "backends/memory/*.py",
-        "$entry.$state, $entry.$finished_at, $entry.$reason = None, None, None\n    $entry.$ended_by",
+        "$entry.$state, $entry.$finished_at, $entry.$reason = None, None, None\n    $entry.$ended_by = None",
         "$entry.$state, $entry.$finished_at, $entry.$reason = None, None, None\n    $entry.$ended_by = None\n    $entry.payload = msgspec.json.format($entry.payload or b'{}', indent=0)",
         (f"{MEMORY}test_the_payload_is_the_same_byte_for_byte",),
     ),

@@ -42,12 +42,17 @@ class Mutant:
         assert len(found) == 1, f"{self.name}: found {places}, must be found once in {self.place}"
         return found[0]
 
-    def apply(self, package: Path) -> None:
-        """Break the product below `package`."""
+    def change(self, package: Path) -> tuple[Path, str]:
+        """Return the file that changes, and its new text."""
         path, match = self.find(package)
         text = path.read_text(encoding="utf-8")
         changed = _PLACEHOLDER.sub(lambda one: match[one[1]] if one[1] else "$", self.replacement)
-        path.write_text(text[: match.start()] + changed + text[match.end() :], encoding="utf-8")
+        return path, text[: match.start()] + changed + text[match.end() :]
+
+    def apply(self, package: Path) -> None:
+        """Break the product below `package`."""
+        path, text = self.change(package)
+        path.write_text(text, encoding="utf-8")
 
 
 def compile_template(template: str) -> re.Pattern[str]:

@@ -386,8 +386,8 @@ REDIS_MUTANTS = (
     Mutant(
         "Redis: a settlement waits with its exchange",
         "backends/redis/*.py",
-        "0 if $settlements else $want.$patience",
-        "$want.$patience",
+        "0.0 if $settlements else $request.$seconds",
+        "$request.$seconds",
         (f"{LONG_POLL}test_what_is_settled_is_not_held_up",),
     ),
 )

@@ -6,6 +6,7 @@ what would break it, in the file of `…breakages.py` that holds the mutant.
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -109,13 +110,16 @@ def named(mutant: Mutant) -> str:
     return mutant.name
 
 
-def test_each_mutant_finds_its_place_once() -> None:
+def test_each_mutant_finds_its_place_once_and_leaves_python_that_compiles() -> None:
+    """A mutant that no longer compiles would say nothing about the tests."""
     problems = []
     for mutant in MUTANTS:
         try:
-            mutant.find(PACKAGE)
-        except AssertionError as error:
-            problems.append(str(error))
+            path, text = mutant.change(PACKAGE)
+            if path.suffix == ".py":
+                ast.parse(text)
+        except (AssertionError, SyntaxError) as error:
+            problems.append(f"{mutant.name}: {error}")
     assert problems == []
 
 
