@@ -12,8 +12,9 @@ without an operation. What an operation costs is the difference to the latter, i
 `signal` measures times instead: from a signal until its handler continues, and from an enqueue
 until a plain handler begins, one at a time, of a worker that is idle.
 
-`floor` measures the least that a step can cost, beside the plain drain: `benchmarks/step_floor.py`
-describes it. The number of runs that step side by side is that of a worker by default, and 100.
+`minimum` measures what a step costs at least, beside the plain drain: see
+`benchmarks/step_minimum.py`. The number of runs that step side by side is that of a worker by
+default, and 100.
 
 `suspended`, `million` and `release` need many jobs and are measured only when they are named;
 `benchmarks/large_flows.py` describes them.
@@ -32,7 +33,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from benchmarks import large_flows, step_floor
+from benchmarks import large_flows, step_minimum
 from benchmarks.conditions import describe_conditions, read_conditions, save
 from benchmarks.limits import KINDS, read_cpu, serve
 from benchmarks.payload import PAYLOAD
@@ -139,9 +140,9 @@ DURABLE_SCENES = {
     "step_100": DurableScene("one step, 100 slots", stepping, STEPS, 100),
     "suspend": DurableScene("one suspend and resume, by a sleep", pausing, 1),
 }
-ALL = (*SCENES, *DURABLE_SCENES, "floor", "signal")
-FLOOR_TASKS = (SLOTS, 100)
-"""How many runs step side by side in the scene `floor`: as in a worker by default, and more."""
+ALL = (*SCENES, *DURABLE_SCENES, "minimum", "signal")
+MINIMUM_TASKS = (SLOTS, 100)
+"""How many runs step side by side in the scene `minimum`: as in a worker by default, and more."""
 LARGE_SCENES = ("suspended", "million", "release")
 BARE = DurableScene("no operation", bare, 1)
 
@@ -240,8 +241,8 @@ async def run_scene(url: str, scene: str, jobs: int, server: int | None) -> dict
     """Run a scene in this process."""
     if scene == "signal":
         return await time_signals(url, jobs)
-    if scene.startswith("floor"):
-        return await step_floor.measure(url, int(scene.removeprefix("floor")), jobs, server)
+    if scene.startswith("minimum"):
+        return await step_minimum.measure(url, int(scene.removeprefix("minimum")), jobs, server)
     if scene in large_flows.PARTS:
         return await large_flows.PARTS[scene](url, jobs, server)
     return await drain(url, scene, jobs, server)
@@ -281,14 +282,14 @@ def compare_durable(kind: str, scenes: Sequence[str], jobs: int, repeat: int) ->
     return rows
 
 
-def compare_floor(kind: str, jobs: int, repeat: int) -> Rows:
-    """Measure the least that a step can cost beside the plain drain; return the rows of a table."""
+def compare_minimum(kind: str, jobs: int, repeat: int) -> Rows:
+    """Measure the minimum of a step beside the plain drain; return the rows of a table."""
     rows: Rows = []
-    for tasks in FLOOR_TASKS:
-        scenes = ("plain", f"floor{tasks}")
+    for tasks in MINIMUM_TASKS:
+        scenes = ("plain", f"minimum{tasks}")
         found = [[run(one, kind, jobs)["run"] for one in scenes] for _ in range(repeat)]
-        plains, floors = ([*values] for values in zip(*found, strict=True))
-        rows.append([str(tasks), spread(plains, 1), spread(floors, 1), ratio(floors, plains)])
+        plains, minima = ([*values] for values in zip(*found, strict=True))
+        rows.append([str(tasks), spread(plains, 1), spread(minima, 1), ratio(minima, plains)])
         print(*rows[-1], file=sys.stderr, flush=True)
     return rows
 
@@ -358,9 +359,9 @@ def show_durable(kind: str, jobs: int, rows: Rows) -> str:
     return table(f"{kind}, {jobs:,} durable runs", head, rows)
 
 
-def show_floor(kind: str, jobs: int, rows: Rows) -> str:
-    """Return the least that a step can cost as a table."""
-    head = ["runs side by side", "plain drain, µs a job", "the least for a step, µs"]
+def show_minimum(kind: str, jobs: int, rows: Rows) -> str:
+    """Return the minimum that a step can cost as a table."""
+    head = ["runs side by side", "plain drain, µs a job", "minimum of a step, µs"]
     return table(f"{kind}, {jobs:,} runs without an engine", [*head, "in plain jobs"], rows)
 
 
@@ -410,9 +411,9 @@ def measure(chosen: argparse.Namespace, scenes: Sequence[str], conditions: dict[
     if of_runs := [scene for scene in scenes if scene in DURABLE_SCENES]:
         found["durable"] = compare_durable(kind, of_runs, jobs, repeat)
         tables.append(show_durable(kind, jobs, found["durable"]))
-    if "floor" in scenes:
-        found["floor"] = compare_floor(kind, jobs, repeat)
-        tables.append(show_floor(kind, jobs, found["floor"]))
+    if "minimum" in scenes:
+        found["minimum"] = compare_minimum(kind, jobs, repeat)
+        tables.append(show_minimum(kind, jobs, found["minimum"]))
     if "signal" in scenes:
         found["signal"] = compare_signals(kind, repeat)
         tables.append(show_signals(kind, found["signal"]))

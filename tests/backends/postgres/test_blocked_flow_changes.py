@@ -238,6 +238,29 @@ async def test_a_flow_does_not_end_while_a_replay_and_an_end_are_counted(
     assert await harness.state("always") is State.SUSPENDED
 
 
+async def test_an_end_stays_behind_a_replay_that_no_flow_has_counted(
+    harness: Harness, rival: asyncpg.Connection
+) -> None:
+    """Else the flow would end although a member runs again. One call takes 2,000 changes."""
+    always = member("always", after_flow(FLOW, On.FINISHED), group="")
+    await store(harness, [member("a"), member("b"), always], make_flow(2))
+    worker = await harness.worker()
+    await fail(worker, "a")
+    (delivery,) = await worker.take(10)
+    await rival.execute(
+        "INSERT INTO nimburion.flow_change (root, source_kind, source, change)"
+        " SELECT f.number, 'job', convert_to(n::text, 'UTF8'), 'succeeded'"
+        " FROM nimburion.flow f, generate_series(1, 6000) n"
+    )
+    await rival.fetch("SELECT * FROM nimburion.replay_jobs_1($1, $2)", 10**18, [b"a"])
+    await worker.settle(Completed(delivery.lease))
+    assert await harness.state("always") is State.SUSPENDED
+    for _ in range(4):
+        await harness.backend.consuming.promote(100)
+    assert (await read_counts(harness))[:2] == (FlowState.RUNNING, 1)
+    assert await harness.state("always") is State.SUSPENDED
+
+
 async def is_blocked_by(rival: asyncpg.Connection) -> bool:
     """Return whether a session waits for a lock of this one."""
     query = (

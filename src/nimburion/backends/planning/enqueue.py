@@ -71,7 +71,17 @@ def plan_enqueue(jobs: Sequence[NewJob], known: KnownJobs) -> EnqueuePlan:
     replacements = dict(known.replacements)
     known = KnownJobs(digests, holders, replacements)
     plan = EnqueuePlan([], [], [])
+    unkeyed: dict[str, NewJob] = {}
+    """New jobs without a unique key. Their digests are only needed if an id occurs twice."""
     for job in jobs:
+        earlier = unkeyed.get(job.id)
+        if earlier is not None:
+            digests[job.id] = compute_digest(earlier.name, earlier.payload)
+        elif job.options.unique_key is None and job.id not in digests:
+            unkeyed[job.id] = job
+            plan.results.append(Enqueued(job.id, "created"))
+            plan.new.append(job)
+            continue
         digest = compute_digest(job.name, job.payload)
         result = decide_outcome(job, digest, known)
         plan.results.append(result)

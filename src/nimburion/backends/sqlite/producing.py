@@ -257,12 +257,13 @@ def make_columns(db: Database, jobs: Sequence[NewJob]) -> Columns:
     """Return the parameters of `insert_jobs` for these jobs, one job after the other."""
     now = db.now
     values: Columns = []
-    queue = name = tenant = None
-    lane = 0
+    queue = name = tenant = options = own = None
+    lane, encoded = 0, NO_JOB_OPTIONS
     for job in jobs:
-        options = own = None
-        if job.options is not NO_JOB_OPTIONS:
-            options, own = _encode(job.options).decode(), job.options.fair_tenant
+        if job.options is not encoded:  # the members of a group share theirs
+            encoded, is_default = job.options, job.options is NO_JOB_OPTIONS
+            options = None if is_default else _encode(job.options).decode()
+            own = None if is_default else job.options.fair_tenant
         if job.name != name or job.queue != queue or own != tenant:
             queue, name, tenant = job.queue, job.name, own
             lane = (

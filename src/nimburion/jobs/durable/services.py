@@ -14,7 +14,7 @@ from nimburion.core.job import JobRecord
 from nimburion.core.runs import RunPage
 from nimburion.core.size_limits import SizeLimits
 from nimburion.jobs.client.client import enqueue_members, read_records
-from nimburion.jobs.flows.plan import PlannedJob
+from nimburion.jobs.flows.plan import GraphPlace, PlannedJob
 from nimburion.jobs.handling.attempt_record import RecordStep
 
 if TYPE_CHECKING:
@@ -75,10 +75,9 @@ class RunServices:
         The call is safe to repeat. `JobConflict` is raised after it if some were stored before with
         other arguments, which they keep.
         """
+        place = GraphPlace(flow_id, None)
         planned = [
-            PlannedJob(
-                f"{flow_id}.{number}", str(number), cast("AnyJob", job), flow_id, None, (), {}
-            )
+            PlannedJob(f"{flow_id}.{number}", str(number), cast("AnyJob", job), place)
             for number, job in enumerate(jobs)
         ]
         flow = NewFlow(id=flow_id, name=name, members=len(planned))

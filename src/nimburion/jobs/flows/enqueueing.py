@@ -16,7 +16,7 @@ from nimburion.core.size_limits import SizeLimits
 from nimburion.core.text.shortening import shorten
 from nimburion.jobs.declaration.job import AnyJob, Declaration, require_declaration
 from nimburion.jobs.flows.flow import Flow
-from nimburion.jobs.flows.plan import FlowPlan, PlannedJob
+from nimburion.jobs.flows.plan import FlowPlan, GraphPlace, PlannedJob
 from nimburion.jobs.options.enqueue_options import ParsedOptions
 from nimburion.jobs.payloads.codec import Codec
 
@@ -75,6 +75,9 @@ class MemberMaker:
         self._make_job = make_job
         self._parsed = parsed
         self._sizes = sizes
+        self._place: GraphPlace | None = None
+        self._placed: ParsedOptions = parsed
+        """The options of the call with the place of the previous job."""
         self._codecs: dict[tuple[Declaration, frozenset[str]], Codec] = {}
         """The codecs of payloads without the arguments that are results."""
 
@@ -83,11 +86,14 @@ class MemberMaker:
         return [self._make_one(job) for job in jobs]
 
     def _make_one(self, planned: PlannedJob) -> NewJob:
-        options = planned.add_to_options(self._parsed.options)
-        parsed = msgspec.structs.replace(self._parsed, options=options)
+        place = planned.place
+        if place is not self._place:  # the jobs of a group share theirs
+            options = place.add_to_options(self._parsed.options)
+            self._placed = msgspec.structs.replace(self._parsed, options=options)
+            self._place = place
         try:
-            payload = self._encode_without_results(planned) if planned.results else None
-            new = self._make_job(planned.job, parsed, planned.id, payload)
+            payload = self._encode_without_results(planned) if place.results else None
+            new = self._make_job(planned.job, self._placed, planned.id, payload)
         except InvalidJob as error:
             raise InvalidJob(f"member {planned.name!r}: {error}") from error
         if new.options.unique_key is not None and new.options.on_duplicate != "reject":
@@ -100,7 +106,7 @@ class MemberMaker:
 
     def _encode_without_results(self, planned: PlannedJob) -> bytes:
         declaration = require_declaration(planned.job)
-        missing = frozenset(planned.results)
+        missing = frozenset(planned.place.results)
         codec = self._codecs.get((declaration, missing))
         if codec is None:
             codec = self._codecs[declaration, missing] = declaration.make_partial_codec(missing)
@@ -125,9 +131,9 @@ def _list_groups(plan: FlowPlan, jobs: Iterable[PlannedJob]) -> list[NewFlow]:
     """Return the groups that these jobs are in or depend on."""
     ids = chain.from_iterable(
         (
-            job.group,
-            *(one.source.id for one in job.conditions if one.source.kind is SourceKind.FLOW),
+            place.group,
+            *(one.source.id for one in place.conditions if one.source.kind is SourceKind.FLOW),
         )
-        for job in jobs
+        for place in {id(job.place): job.place for job in jobs}.values()
     )
     return [plan.groups[one] for one in dict.fromkeys(ids) if one and one != plan.id]

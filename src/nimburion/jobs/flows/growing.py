@@ -13,7 +13,7 @@ from nimburion.core.ids import compute_digest
 from nimburion.core.size_limits import NAME_PATTERN, check_name, check_text
 from nimburion.jobs.declaration.job import AnyJob, JobId, JobReturning, require_declaration
 from nimburion.jobs.flows.flow import find_results, list_jobs
-from nimburion.jobs.flows.plan import PlannedJob
+from nimburion.jobs.flows.plan import GraphPlace, PlannedJob
 from nimburion.jobs.handling.attempt_record import AttemptRecord
 from nimburion.jobs.handling.loop_calls import find_running_loop
 
@@ -145,7 +145,7 @@ def plan_additions(
     flow_id: str, group: str | None, name: str, jobs: Sequence[JobReturning[Any]]
 ) -> list[PlannedJob]:
     """Return the members that jobs become in a stored flow, or in a group inside it."""
-    planned = []
+    planned, place = [], GraphPlace(flow_id, group)
     for number, job in enumerate(jobs):
         member, job_id = f"{name}.{number}", f"{flow_id}.{name}.{number}"
         if find_results(job):
@@ -158,7 +158,7 @@ def plan_additions(
                 f"member {member!r}: its id {job_id!r} would have {len(job_id)} characters, over "
                 "the limit of 128; use a shorter name"
             )
-        planned.append(PlannedJob(job_id, member, cast("AnyJob", job), flow_id, group, (), {}))
+        planned.append(PlannedJob(job_id, member, cast("AnyJob", job), place))
     return planned
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import msgspec
@@ -31,12 +32,35 @@ from nimburion.jobs.flows.flow import (
     list_entries,
     list_taken,
 )
+from nimburion.jobs.flows.placeholder import MemberResult
 
 _CALLBACK_ENDS = {
     "on_success": On.SUCCESS,
     "on_failure": On.FAILURE,
     "on_finished": On.FINISHED,
 }
+
+
+class GraphPlace(NamedTuple):
+    """Where a job stands in a graph. The jobs of a group share one, unless they take results."""
+
+    flow: str
+    group: str | None
+    """Empty: a callback, which nothing counts."""
+    conditions: tuple[WaitCondition, ...] = ()
+    results: Mapping[str, ResultRef] = MappingProxyType({})
+    keeps_none: bool = False
+
+    def add_to_options(self, options: JobOptions) -> JobOptions:
+        """Return the options of a job with its place in the graph."""
+        return msgspec.structs.replace(
+            options,
+            flow=self.flow,
+            group=self.group,
+            conditions=self.conditions,
+            results=dict(self.results),
+            keeps_none=self.keeps_none,
+        )
 
 
 class PlannedJob(NamedTuple):
@@ -46,23 +70,7 @@ class PlannedJob(NamedTuple):
     name: str
     """Its name in the flow."""
     job: AnyJob
-    flow: str
-    group: str | None
-    """Empty: a callback, which nothing counts."""
-    conditions: tuple[WaitCondition, ...]
-    results: dict[str, ResultRef]
-    keeps_none: bool = False
-
-    def add_to_options(self, options: JobOptions) -> JobOptions:
-        """Return the options of the job with its place in the graph."""
-        return msgspec.structs.replace(
-            options,
-            flow=self.flow,
-            group=self.group,
-            conditions=self.conditions,
-            results=self.results,
-            keeps_none=self.keeps_none,
-        )
+    place: GraphPlace
 
 
 class FlowPlan:
@@ -100,7 +108,8 @@ class FlowPlan:
         own = WaitSource(SourceKind.FLOW, self.id)
         for kind, job in self._callbacks.items():
             condition = WaitCondition(own, _CALLBACK_ENDS[kind])
-            yield PlannedJob(self._make_id(kind), kind, job, self.id, "", (condition,), {})
+            place = GraphPlace(self.id, "", (condition,))
+            yield PlannedJob(self._make_id(kind), kind, job, place)
         for entry in self._entries:
             yield from self._list_entry(entry)
 
@@ -108,23 +117,32 @@ class FlowPlan:
         common = {self._make_source(one): on for one, on in entry.conditions.items()}
         is_group = entry.max_failed is not None
         group = self._make_id(entry.name) if is_group else None
-        is_taken = entry.name in self._taken
+        shared = GraphPlace(
+            self.id, group, _make_conditions(common), keeps_none=entry.name in self._taken
+        )
         for number, job in enumerate(entry.jobs):
             name = f"{entry.name}.{number}" if is_group else entry.name
-            conditions, results = dict(common), {}
-            for argument, result in find_results(job).items():
-                conditions.setdefault(self._make_source(result.source), On.SUCCESS)
-                results[argument] = self._make_reference(result.source)
-            yield PlannedJob(
-                self._make_id(name),
-                name,
-                job,
-                self.id,
-                group,
-                _make_conditions(conditions),
-                results,
-                is_taken,
-            )
+            results = find_results(job)
+            place = self._add_results(shared, common, results) if results else shared
+            yield PlannedJob(self._make_id(name), name, job, place)
+
+    def _add_results(
+        self,
+        place: GraphPlace,
+        common: Mapping[WaitSource, On],
+        results: Mapping[str, MemberResult],
+    ) -> GraphPlace:
+        """Return the place of a job that takes results: it waits for their members, too."""
+        conditions = dict(common)
+        for result in results.values():
+            conditions.setdefault(self._make_source(result.source), On.SUCCESS)
+        return place._replace(
+            conditions=_make_conditions(conditions),
+            results={
+                argument: self._make_reference(result.source)
+                for argument, result in results.items()
+            },
+        )
 
     def _make_group(self, entry: FlowEntry) -> NewFlow | None:
         if entry.max_failed is None:

@@ -144,7 +144,7 @@ class AttemptRecord:
     no_answer: str = ""
     """Why the attempt ended without a result, and is repeated: the backend did not answer."""
     keeps_none: bool = False
-    """`JobOptions.keeps_none` of the job, so that nearly all jobs do not read it there."""
+    """A copy of `JobOptions.keeps_none`, set for members only: other jobs need not read it."""
 
     def __init__(self, delivery: Delivery, session_id: str) -> None:
         self.delivery: Delivery = delivery

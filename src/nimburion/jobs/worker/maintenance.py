@@ -31,13 +31,13 @@ _MAX_ROWS = 500
 """
 _SWEEPS_PER_TTL = 6
 """Rescue sweeps within one session TTL. Jobs of a dead worker wait for at most one sweep more."""
-_CHECK_INTERVAL = 60.0
-"""The shortest time in seconds between two checks."""
-_LONGEST_INTERVAL = 600.0
+_UNSERVED_CHECK_INTERVAL = 60.0
+"""The shortest time in seconds between two checks for names that no worker serves."""
+_UNSERVED_LONGEST_INTERVAL = 600.0
 """The longest time in seconds until a worker looks again whether it has become the oldest one."""
-_MAX_TIME_SHARE = 0.01
+_UNSERVED_MAX_TIME_SHARE = 0.01
 """The largest share of its time that the watch spends in backend calls."""
-_MAX_WARNINGS = 20
+_UNSERVED_MAX_WARNINGS = 20
 """The most warnings in one check. A wrong deployment can leave thousands of names unserved."""
 _log = logging.getLogger("nimburion.worker")
 
@@ -178,7 +178,7 @@ class UnservedWatch(Periodic):
     def __init__(
         self, backend: Backend, clock: Clock, random: Random, own_session: Callable[[], str]
     ) -> None:
-        super().__init__(clock, _CHECK_INTERVAL, random, jitter=0.5)
+        super().__init__(clock, _UNSERVED_CHECK_INTERVAL, random, jitter=0.5)
         self._backend = backend
         self._own_session = own_session
         self._reported: set[tuple[str, str]] = set()
@@ -194,15 +194,15 @@ class UnservedWatch(Periodic):
             found = find_unserved(await self._backend.reads.list_queues(), sessions)
             new = [jobs for jobs in found if (jobs.queue, jobs.name) not in self._reported]
             self._reported = {(jobs.queue, jobs.name) for jobs in found}
-            for jobs in new[:_MAX_WARNINGS]:
+            for jobs in new[:_UNSERVED_MAX_WARNINGS]:
                 _log.warning(
                     "%s. Start a worker that serves it, or correct the name or the queue",
                     jobs.describe(),
                     extra={"queue": jobs.queue, "job_name": jobs.name},
                 )
-            if len(new) > _MAX_WARNINGS:
-                more = len(new) - _MAX_WARNINGS
+            if len(new) > _UNSERVED_MAX_WARNINGS:
+                more = len(new) - _UNSERVED_MAX_WARNINGS
                 _log.warning("%d more like this; `nimburion queues list` shows them", more)
         took = self.clock.monotonic() - began
-        pause = min(_CHECK_INTERVAL * (1 + older_count), _LONGEST_INTERVAL)
-        self.interval: float = max(pause, took / _MAX_TIME_SHARE)
+        pause = min(_UNSERVED_CHECK_INTERVAL * (1 + older_count), _UNSERVED_LONGEST_INTERVAL)
+        self.interval: float = max(pause, took / _UNSERVED_MAX_TIME_SHARE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from unittest.mock import patch
+from unittest.mock import create_autospec, patch
 
 import pytest
 
@@ -18,6 +18,7 @@ from nimburion.core.timing.clock import SystemClock
 from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.worker.attempt.attempt import Attempt
 from nimburion.jobs.worker.connectivity import BackendConnectivity
+from nimburion.jobs.worker.exchange.batches import Batches
 from nimburion.jobs.worker.exchange.completer import Completer
 from nimburion.jobs.worker.exchange.fetcher import MAX_EMPTY_REPLIES, ExchangeReason, Fetcher
 from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
@@ -30,7 +31,7 @@ FULL_FLUSH = 88
 class State:
     """A worker whose slots are all free and which knows of no waiting jobs."""
 
-    def __init__(self, *, long_poll: bool = False) -> None:
+    def __init__(self, *, long_poll: bool = False, batches: Batches | None = None) -> None:
         self.slots = Slots(10, Prefetch(10, remote=False))
         clock = SystemClock()
         self.completer = Completer(
@@ -52,6 +53,7 @@ class State:
             lanes=lanes,
             waits_for_jobs=True,
             session_ttl=30.0,
+            batches=batches,
         )
         self.fetcher.long_poll.is_supported = long_poll
         self.fetcher.may_have_work = False
@@ -283,6 +285,18 @@ async def test_in_a_fleet_results_wait_for_prefetched_jobs_where_no_others_wait(
     assert state.reason is (None if jobs_wait == "no" else ExchangeReason.RESULTS_WAIT)
     state.slots.prefetched.clear()
     assert state.reason is ExchangeReason.RESULTS_WAIT
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_batch_with_room_is_filled_beside_prefetched_jobs(workers: int) -> None:
+    batches = create_autospec(Batches, instance=True)
+    batches.find_fillable.return_value = [Lane("default", "batched")]
+    state = State(batches=batches)
+    state.fetcher.note_fleet(workers, has_expired=False)
+    state.prefetch_many_jobs()
+    for _ in range(FULL_FLUSH):
+        state.slots.prefetched.pop()
+    assert state.reason is ExchangeReason.BATCH_HAS_ROOM
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -172,7 +172,7 @@ class Fetcher:
 
         "Plenty held" means: the prefetched jobs leave no room for as many more as a full flush of
         results makes; in a fleet also that jobs are prefetched, and no others are known to wait.
-        Batches are those of batch handlers.
+        Batches are those of batch handlers: their worker does not wait for prefetched jobs.
 
         | state of the worker | answer |
         |---|---|
@@ -204,6 +204,7 @@ class Fetcher:
         prefetch = slots.prefetch.size
         flush_size = min(MAX_SETTLEMENTS, prefetch - prefetch // _RESERVED_PREFETCH_DIVISOR)
         refills = self.lanes_not_empty or self.may_have_work or not self.has_others
+        refills = refills or self._batches is not None  # a batch may have room for others
         self._refill_level = prefetch - flush_size if refills else 0
         self._flush_size = flush_size
         if len(slots.prefetched) > self._refill_level:

@@ -3,7 +3,7 @@
 -- A function that ends or replays a member adds a row to `flow_change`. `resolve_flows_1` applies these rows, normally in the same
 -- call. Rows that it leaves are applied by the next exchange of any worker; at the latest by a rescue.
 -- An exchange passes the changes of the jobs that it completes to `resolve_flows_1`, which writes them to the table only if others
--- are left there. So the table is empty most of the time, also while many members end.
+-- are left there, and a job waits for the source or a flow has to count one of the others. So the table is empty most of the time, also while many members end.
 -- Locks, after all that an exchange takes: the flows that are no groups (roots) by number; then, each with SKIP LOCKED, rows of
 -- `dependent`, further roots, source jobs, unique keys, the horizon and finished jobs. So only the locks of roots are waited for, and
 -- one call takes all of them before it changes anything. What cannot be locked is left to a later call, with all later changes of
@@ -87,8 +87,11 @@ DECLARE
     roots int8[];
     takes_orphans bool := false;
     stays_blocked bool := false;
+    left_sources bytea[];
+    keeps_order bool;
+    put_behind {schema}.flow_change[];
+    counted {schema}.flow_change[];  -- of jobs for which no job waits
     taken {schema}.flow_change[];
-    counted {schema}.flow_change[];
     changes {schema}.flow_change[] := '{}';
     level {schema}.flow_change[];
     blocked {schema}.flow_change[] := '{}';
@@ -111,16 +114,21 @@ BEGIN
     IF (takes_orphans OR cardinality(roots) = cardinality(named)) AND NOT EXISTS (SELECT FROM {schema}.flow_change) THEN
         taken := p_changes;
     ELSE
-        -- Jobs for which no job waits are counted at once. The others go behind those that are left: changes of one source keep their order.
-        SELECT array_agg(c.change ORDER BY c.place) FILTER (WHERE c.is_awaited), array_agg(c.change ORDER BY c.place) FILTER (WHERE NOT c.is_awaited)
-        INTO level, counted
+        -- Successes of jobs for which no job waits are counted at once, unless flows have to count changes that are left. All others go
+        -- behind those that are left: changes of one source, and the counts of a flow, keep their order.
+        SELECT array_agg(n.source), count(*) > 2000 OR count(n.flow) > 0 INTO left_sources, keeps_order
+        FROM (SELECT * FROM {schema}.flow_change n ORDER BY n.number LIMIT 2001) n;
+        SELECT array_agg(c.change ORDER BY c.place) FILTER (WHERE c.goes_behind),
+            array_agg(c.change ORDER BY c.place) FILTER (WHERE NOT c.goes_behind)
+        INTO put_behind, counted
         FROM (
             SELECT CAST(ROW(u.number, u.flow, u.root, u.source_kind, u.source, u.change, u.outcome) AS {schema}.flow_change) AS change,
-                u.place, u.change <> 'succeeded' OR u.source IN (SELECT n.source FROM {schema}.flow_change n)
-                    OR EXISTS (SELECT FROM {schema}.condition w WHERE w.source_kind = u.source_kind AND w.source = u.source) AS is_awaited
+                u.place, keeps_order OR u.change <> 'succeeded' OR u.source IN (SELECT o.source FROM unnest(left_sources) AS o (source))
+                    OR EXISTS (SELECT FROM {schema}.condition w WHERE w.source_kind = u.source_kind AND w.source = u.source)
+                    AS goes_behind
             FROM unnest(p_changes) WITH ORDINALITY AS u (number, flow, root, source_kind, source, change, outcome, place)
         ) c;
-        PERFORM {schema}.put_changes_1(level);
+        PERFORM {schema}.put_changes_1(put_behind);
         WITH deleted AS (
             DELETE FROM {schema}.flow_change c WHERE c.number = ANY (ARRAY(
                 SELECT n.number FROM {schema}.flow_change n

@@ -1,4 +1,4 @@
-"""The least that a step can cost: the scene `floor` of `dev.py bench flows`.
+"""The minimum cost of a step: the scene `minimum` of `dev.py bench flows`.
 
 Runs await steps, one after another. A batcher stores the records of all runs that wait by one
 group write, and then lets these runs continue. There is no lease, no journal and no engine. So no
@@ -120,13 +120,13 @@ def _open_sqlite(path: str, stack: AsyncExitStack) -> Write:
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL"):
             connection.execute(f"PRAGMA {pragma}")
         connection.execute(
-            "CREATE TABLE floor (run INTEGER, number INTEGER, body BLOB, PRIMARY KEY (run, number))"
+            "CREATE TABLE step (run INTEGER, number INTEGER, body BLOB, PRIMARY KEY (run, number))"
             " WITHOUT ROWID"
         )
         while (call := calls.get()) is not None:
             records, future = call
             connection.execute("BEGIN IMMEDIATE")
-            connection.executemany("INSERT INTO floor VALUES (?, ?, ?)", records)
+            connection.executemany("INSERT INTO step VALUES (?, ?, ?)", records)
             connection.execute("COMMIT")
             loop.call_soon_threadsafe(future.set_result, None)
         connection.close()
@@ -150,10 +150,10 @@ async def _open_postgres(url: str, stack: AsyncExitStack) -> Write:
     connection = await asyncpg.connect(url)
     stack.push_async_callback(connection.close)
     await connection.execute(
-        "CREATE TABLE floor (run bigint, number int, body bytea, PRIMARY KEY (run, number))"
+        "CREATE TABLE step (run bigint, number int, body bytea, PRIMARY KEY (run, number))"
     )
     insert = await connection.prepare(
-        "INSERT INTO floor SELECT * FROM unnest($1::bigint[], $2::int[], $3::bytea[])"
+        "INSERT INTO step SELECT * FROM unnest($1::bigint[], $2::int[], $3::bytea[])"
     )
 
     def write(records: list[Record]) -> Awaitable[object]:
@@ -177,7 +177,7 @@ async def _open_redis(url: str, stack: AsyncExitStack) -> Write:
 async def _write_to_redis(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, records: list[Record]
 ) -> None:
-    parts = [b"*%d\r\n$4\r\nHSET\r\n$5\r\nfloor\r\n" % (2 + 2 * len(records))]
+    parts = [b"*%d\r\n$4\r\nHSET\r\n$4\r\nstep\r\n" % (2 + 2 * len(records))]
     for run, number, body in records:
         field = b"%d.%d" % (run, number)
         parts.append(b"$%d\r\n%s\r\n$%d\r\n%s\r\n" % (len(field), field, len(body), body))
