@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from msgspec.structs import replace
 
 from nimburion import config
 from nimburion.actions import Operator
@@ -21,12 +22,12 @@ from nimburion.core.bulk_operations import (
     start_bulk_operation,
 )
 from nimburion.core.errors import MissingRight
-from nimburion.core.job import FAILED_ONLY, UNFINISHED
+from nimburion.core.job import FAILED_ONLY, UNFINISHED, JobOptions
 from nimburion.core.limits import LimitChange
 from nimburion.core.queries import JobFilter
 from nimburion.core.schedules import list_schedules
 from nimburion.core.session import Session
-from nimburion.jobs import Processor
+from nimburion.jobs import Processor, Unique
 from nimburion.jobs.client.client import make_actions
 from nimburion.testing.contract.harness import make_limits
 from tests.cli.conftest import CommandLine, nimburion  # noqa: F401 (a fixture)
@@ -465,6 +466,50 @@ def test_without_the_right_nothing_is_changed_or_recorded(
 
     copy_backend(prepared, tmp_path / "jobs.db")
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("unique", "body", "options"),
+    [
+        (
+            Unique(for_=60, on_duplicate="existing"),
+            {"for": 60, "on_duplicate": "existing"},
+            ("--unique-for", "60s", "--on-duplicate", "existing"),
+        ),
+        (Unique(while_="waiting"), {"while": "waiting"}, ("--unique-while", "waiting")),
+        (
+            Unique(debounce=5, max_wait=60),
+            {"debounce": 5, "max_wait": 60},
+            ("--debounce", "5s", "--max-wait", "1m"),
+        ),
+        (Unique(throttle=60), {"throttle": 60}, ("--throttle", "1m")),
+    ],
+)
+def test_a_unique_key_is_the_same_from_everywhere(
+    unique: Unique,
+    body: dict[str, object],
+    options: tuple[str, ...],
+    nimburion: CommandLine,  # noqa: F811
+) -> None:
+    path = nimburion.folder / "nimburion.db"
+
+    async def enqueue_and_read() -> list[JobOptions]:
+        async with make_server(path) as api:
+            headers = {"Authorization": f"Bearer {TOKENS['ann']}"}
+            sent = {"name": "send", "id": "api", "unique_key": "b", "unique": body}
+            response = await api.client.post("/api/v1/jobs", json=sent, headers=headers)
+            assert response.status_code == 201, response.text
+            await api.processor.enqueue_raw("send", {}, id="py", unique_key="c", unique=unique)
+            reads = api.processor.backend.reads
+            records = [await reads.get_job(job_id) for job_id in ("cli", "api", "py")]
+            assert len({record.due > record.created_at for record in records}) == 1
+            return [record.options for record in records]
+
+    call = ("enqueue", "send", "--id", "cli", "--unique-key", "a", *options)
+    assert nimburion(*call).code == 0
+    over_cli, over_api, in_python = asyncio.run(enqueue_and_read())
+    assert over_cli == replace(in_python, unique_key="a")
+    assert over_api == replace(in_python, unique_key="b")
 
 
 CHANGES = (

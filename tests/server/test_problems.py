@@ -72,8 +72,23 @@ async def test_a_wrong_request(api: Api, method: str, path: str, expected: tuple
         (b'{"name": "send", "at": "2030-01-01T00:00:00"}', (422, "invalid-body")),
         (b'{"name": "send", "at": "2030-01-01T00:00:00Z", "after": 1}', (422, "invalid-request")),
         (b'{"name": "send", "after": 1e300}', (422, "invalid-body")),
-        (b'{"name": "send", "unique_for": 1}', (422, "invalid-request")),
-        (b'{"name": "send", "on_duplicate": "existing"}', (422, "invalid-request")),
+        (b'{"name": "send", "unique_key": "k", "unique_for": 1}', (422, "invalid-body")),
+        (b'{"name": "send", "unique": {"for": 1}}', (422, "invalid-request")),
+        (b'{"name": "send", "unique": {"on_duplicate": "existing"}}', (422, "invalid-request")),
+        (b'{"name": "send", "unique_key": "k", "unique": {"fore": 1}}', (422, "invalid-body")),
+        (b'{"name": "send", "unique_key": "k", "unique": {"for": 0}}', (422, "invalid-body")),
+        (
+            b'{"name": "send", "unique_key": "k", "unique": {"for": 1, "throttle": 1}}',
+            (422, "invalid-request"),
+        ),
+        (
+            b'{"name": "send", "unique_key": "k", "unique": {"max_wait": 1}}',
+            (422, "invalid-request"),
+        ),
+        (
+            b'{"name": "send", "unique_key": "k", "after": 1, "unique": {"debounce": 1}}',
+            (422, "invalid-request"),
+        ),
         (
             b'{"name": "send", "payload": ' + b'{"a":' * 80 + b"1" + b"}" * 81,
             (422, "invalid-request"),

@@ -86,23 +86,15 @@ async def read_export(backend: Backend, tree: FlowTree) -> FlowExport:
 def _export_jobs(records: Iterable[JobRecord]) -> list[ExportedJob]:
     """Return the jobs in the order in which they were stored."""
     return [
-        ExportedJob(
-            id=record.id,
-            name=record.name,
-            queue=record.queue,
-            state=record.state,
-            reason=record.reason,
-            group=record.options.group,
-            priority=record.priority,
-            failures=record.failures,
-            lost=record.lost,
-            due=record.due,
-            created_at=record.created_at,
-            finished_at=record.finished_at,
-            conditions=record.options.conditions,
-            results=sorted(record.options.results),
-            attempts=record.attempts,
-            errors=[msgspec.structs.replace(one, traceback="") for one in record.history],
+        msgspec.convert(
+            {
+                **msgspec.structs.asdict(record),
+                **msgspec.structs.asdict(record.options),
+                "results": sorted(record.options.results),
+                "attempts": record.attempts,
+                "errors": [msgspec.structs.replace(one, traceback="") for one in record.history],
+            },
+            ExportedJob,
         )
         for record in sorted(records, key=lambda one: (one.created_at, one.id))
     ]

@@ -46,7 +46,7 @@ def make_openapi_document(operations: Sequence[AnyOperation], version: str) -> d
 
 
 def _describe_operation(
-    operation: AnyOperation, by_kind: dict[int, Any], components: Mapping[str, Any]
+    operation: AnyOperation, by_kind: dict[int, Any], components: dict[str, Any]
 ) -> dict[str, Any]:
     answer = {"application/json": {"schema": by_kind[id(operation.answer)]}}
     described: dict[str, Any] = {
@@ -66,7 +66,10 @@ def _describe_operation(
     }
     if operation.body is not NoBody:
         schema = components[operation.body.__name__]
-        rules = [make_rule(schema["properties"]) for make_rule in operation.rules]
+        rules = []
+        if operation.rules:
+            properties = _inline(schema["properties"], components)
+            rules = [make_rule(properties) for make_rule in operation.rules]
         body = by_kind[id(operation.body)]
         described["requestBody"] = {
             "required": _needs_content(schema, rules),

@@ -195,11 +195,12 @@ async def test_a_unique_key_that_is_held_is_a_conflict(api: Api) -> None:
     await api.post("/jobs", {"name": "send", "id": "a", "unique_key": "k"})
     body = {"name": "send", "id": "b", "unique_key": "k"}
     assert (await api.client.post("/api/v1/jobs", json=body)).status_code == 409
-    assert await api.post("/jobs", {**body, "on_duplicate": "existing"}) == {
+    assert await api.post("/jobs", {**body, "unique": {"on_duplicate": "existing"}}) == {
         "id": "a",
         "outcome": "existing",
     }
-    replacing = {**body, "debounce": 5, "max_wait": 60, "payload": {"to": "bob"}}
+    unique = {"debounce": 5, "max_wait": 60}
+    replacing = {**body, "unique": unique, "payload": {"to": "bob"}}
     assert await api.post("/jobs", replacing) == {"id": "a", "outcome": "replaced"}
     job = await api.get("/jobs/a")
     assert (job["state"], job["unique_mode"]) == (

@@ -85,12 +85,14 @@ if TYPE_CHECKING:
 @click.option("--unique-key", metavar="KEY", help="At most one unfinished job holds this text.")
 @click.option(
     "--unique-for",
+    "for_",
     type=parse_duration,
     metavar="DURATION",
     help="Hold the key for this time instead.",
 )
 @click.option(
     "--unique-while",
+    "while_",
     type=click.Choice(["waiting", "unfinished"]),
     help="Hold the key until the job starts, or until it is finished.",
 )
@@ -131,7 +133,8 @@ def enqueue(
     expires: float | None,
     tags: tuple[str, ...],
     job_id: str | None,
-    **key_options: object,
+    unique_key: str | None,
+    **unique: Any,
 ) -> None:
     """Store a job by the name of its handler and print its id.
 
@@ -150,13 +153,14 @@ def enqueue(
         "expires": expires,
         "tags": tags or None,
         "id": job_id,
+        "unique_key": unique_key,
     }
-    from nimburion.jobs.options.uniqueness import fold_unique
+    if any(value is not None for value in unique.values()):
+        from nimburion.jobs.options.uniqueness import Unique
 
-    given |= key_options
+        given["unique"] = Unique(**unique)
     options = cast(
-        "EnqueueOptions",
-        fold_unique({key: value for key, value in given.items() if value is not None}),
+        "EnqueueOptions", {key: value for key, value in given.items() if value is not None}
     )
     invocation = current_invocation()
     if target is None:

@@ -1057,11 +1057,10 @@ class Client:
         if result.outcome != "created":
             require_stored(job, result)
         statistics = self._statistics
-        statistics.jobs.count_one(job, result)
-        if statistics.writer is None:
-            await statistics.start(self.backend)
-        if JobEnqueued in self.events.wanted:
-            self._emit_enqueued([job], [result])
+        if statistics.writer is None or JobEnqueued in self.events.wanted:
+            await self._note_stored([job], [result])
+        else:
+            statistics.jobs.count_one(job, result)
         return result.id
 
     @property
@@ -1128,19 +1127,30 @@ class Client:
             results = joined
         else:
             results = await self._send(jobs, flows)
-        ids = [require_stored(job, result) for job, result in zip(jobs, results, strict=True)]
+        ids = [
+            result.id if result.outcome == "created" else require_stored(job, result)
+            for job, result in zip(jobs, results, strict=True)
+        ]
         if all_results is not None:
             all_results += results
-        statistics = self._statistics
-        if parsed.connection is None:
-            statistics.jobs.count_enqueued(jobs, results)
+        await self._note_stored(jobs, results, in_transaction=parsed.connection is not None)
+        return ids
+
+    async def _note_stored(
+        self, jobs: Sequence[NewJob], results: list[Enqueued], *, in_transaction: bool = False
+    ) -> None:
+        """Count and announce stored jobs; the first call starts to store the statistics.
+
+        The backend counts the jobs of a caller's transaction, when it commits.
+        """
+        if in_transaction:
+            self._statistics.enqueues_in_transactions = True
         else:
-            statistics.enqueues_in_transactions = True
-        if statistics.writer is None:
-            await statistics.start(self.backend)
+            self._statistics.jobs.count_enqueued(jobs, results)
+        if self._statistics.writer is None:
+            await self._statistics.start(self.backend)
         if JobEnqueued in self.events.wanted:
             self._emit_enqueued(jobs, results)
-        return ids
 
     async def _send(self, jobs: Sequence[NewJob], flows: Sequence[NewFlow] = ()) -> list[Enqueued]:
         """Call the backend, and repeat the call until it answers, for `enqueue_timeout` seconds."""
@@ -1328,11 +1338,7 @@ async def send_jobs(client: Client, jobs: Sequence[NewJob]) -> list[Enqueued]:
     announce them. Return the results of the backend, refusals too.
     """
     results = await client._send(jobs)
-    client._statistics.jobs.count_enqueued(jobs, results)
-    if client._statistics.writer is None:
-        await client._statistics.start(client.backend)
-    if JobEnqueued in client.events.wanted:
-        client._emit_enqueued(jobs, results)
+    await client._note_stored(jobs, results)
     return results
 
 

@@ -9,9 +9,8 @@ async def refresh(customer: int) -> None: ...
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
-from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -87,26 +86,6 @@ def get_given_values(unique: Unique) -> dict[str, Any]:
     """Return the values that are not None, by name."""
     values = {each.name: getattr(unique, each.name) for each in fields(unique)}
     return {name: value for name, value in values.items() if value is not None}
-
-
-_FLAT_NAMES = MappingProxyType(
-    {
-        "unique_for": "for_",
-        "unique_while": "while_",
-        **{name: name for name in ("on_duplicate", "debounce", "max_wait", "throttle")},
-    }
-)
-
-
-def fold_unique(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options of `enqueue` where the parts of `Unique` are options of their own, as on the
-    command line and in the HTTP API, in the form that `enqueue` takes.
-    """
-    parts = {
-        part: options[name] for name, part in _FLAT_NAMES.items() if options.get(name) is not None
-    }
-    folded = {name: value for name, value in options.items() if name not in _FLAT_NAMES}
-    return {**folded, "unique": Unique(**parts)} if parts else folded
 
 
 class KeyRule(msgspec.Struct, frozen=True):

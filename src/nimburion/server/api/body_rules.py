@@ -1,7 +1,7 @@
 """Rules about several fields of a body, as JSON schemas: the OpenAPI document has them too.
 
 An `Operation` names the rules of its body. What it calls enforces them. A field is set if it is
-present, not null, and no empty array.
+present, not null, and no empty array. `unique.for` is the field `for` of the object `unique`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,11 @@ def include_state(*states: str) -> Rule:
 
 
 def _set(properties: Properties, field: str) -> Schema:
-    schema = properties[field]
+    outer, _, inner = field.partition(".")
+    schema = properties[outer]
+    if inner:
+        schema = {"type": "object", **_set(_get_members(schema), inner)}
+        return {"properties": {outer: schema}, "required": [outer]}
     if schema.get("type") == "array":
         schema = {"minItems": 1}
     else:
@@ -68,12 +72,21 @@ def _set(properties: Properties, field: str) -> Schema:
 
 
 def _unset(properties: Properties, *fields: str) -> Schema:
-    return {
-        "properties": {
-            field: {"maxItems": 0} if properties[field].get("type") == "array" else _NULL
-            for field in fields
-        }
-    }
+    unset: Schema = {}
+    for field in fields:
+        outer, _, inner = field.partition(".")
+        if inner:
+            members = unset.setdefault(outer, {"properties": {}})["properties"]
+            members.update(_unset(_get_members(properties[outer]), inner)["properties"])
+        else:
+            unset[outer] = {"maxItems": 0} if properties[outer].get("type") == "array" else _NULL
+    return {"properties": unset}
+
+
+def _get_members(schema: Schema) -> Properties:
+    """Return the properties of an object that may be null."""
+    found: Properties = next(kind["properties"] for kind in schema["anyOf"] if kind != _NULL)
+    return found
 
 
 def _merge(one: Schema, other: Schema) -> Schema:

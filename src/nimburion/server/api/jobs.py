@@ -29,7 +29,7 @@ from nimburion.core.result_errors import decode_result_error
 from nimburion.core.stacks import HandlerStack
 from nimburion.jobs.client.client import enqueue_raw_or_get
 from nimburion.jobs.options.enqueue_options import EnqueueOptions
-from nimburion.jobs.options.uniqueness import fold_unique
+from nimburion.jobs.options.uniqueness import Unique
 from nimburion.server.api.body_rules import exclude, need, require_one, select_jobs
 from nimburion.server.api.names import (
     END,
@@ -218,6 +218,27 @@ class JobQuery(SearchQuery, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """May be repeated."""
 
 
+class UniqueBody(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    rename={"while_": "while", "for_": "for"},
+):
+    """How long the job holds its unique key, and what the request does if another job holds it."""
+
+    while_: Literal["waiting", "unfinished"] | tuple[State, ...] | None = None
+    for_: PositiveSeconds | None = None
+    on_duplicate: OnDuplicate | None = None
+    debounce: PositiveSeconds | None = None
+    max_wait: PositiveSeconds | None = None
+    throttle: PositiveSeconds | None = None
+
+    def make_unique(self) -> Unique:
+        """Return the value that `enqueue` takes in Python."""
+        return Unique(**msgspec.structs.asdict(self))
+
+
 class NewJobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A job to enqueue. A worker that knows the name validates the payload."""
 
@@ -231,12 +252,7 @@ class NewJobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     after: Annotated[float, Meta(ge=0, le=MAX_SECONDS)] | None = None
     """Seconds from now until the job is due."""
     unique_key: Text | None = None
-    unique_for: PositiveSeconds | None = None
-    unique_while: Literal["waiting", "unfinished"] | tuple[State, ...] | None = None
-    on_duplicate: OnDuplicate | None = None
-    debounce: PositiveSeconds | None = None
-    max_wait: PositiveSeconds | None = None
-    throttle: PositiveSeconds | None = None
+    unique: UniqueBody | None = None
     headers: dict[str, str] | None = None
     tenant: Text | None = None
     correlation_id: Text | None = None
@@ -382,6 +398,8 @@ async def enqueue_job(request: ApiRequest[NoQuery, NewJobBody]) -> EnqueuedJob:
         for name, value in msgspec.structs.asdict(body).items()
         if value is not None and name not in {"name", "payload"}
     }
+    if body.unique is not None:
+        options["unique"] = body.unique.make_unique()
     if body.id is None and request.idempotency_key is not None:
         options["id"] = make_repeatable_id(request.caller.name, request.idempotency_key)
     payload = check_payload(body.payload, request.services.config.jobs.sizes.nesting)
@@ -390,7 +408,7 @@ async def enqueue_job(request: ApiRequest[NoQuery, NewJobBody]) -> EnqueuedJob:
         client.backend, "jobs.enqueue", name=body.name, queue=body.queue
     ) as change:
         stored = await enqueue_raw_or_get(
-            client, body.name, payload, **cast("EnqueueOptions", fold_unique(options))
+            client, body.name, payload, **cast("EnqueueOptions", options)
         )
         change.target, change.count = stored.id, 1
     return EnqueuedJob(stored.id, stored.outcome)
@@ -551,13 +569,10 @@ OPERATIONS = (
         body=NewJobBody,
         rules=(
             exclude("at", "after"),
-            exclude("throttle", "debounce", "max_wait", "unique_for", "unique_while"),
-            exclude("debounce", "unique_for", "at", "after"),
-            need("max_wait", "debounce"),
-            *(
-                need(option, "unique_key")
-                for option in ("unique_for", "unique_while", "on_duplicate", "debounce", "throttle")
-            ),
+            exclude("unique.throttle", "unique.debounce", "unique.for", "unique.while"),
+            exclude("unique.debounce", "unique.for", "at", "after"),
+            need("unique.max_wait", "unique.debounce"),
+            *(need(f"unique.{part}", "unique_key") for part in UniqueBody.__struct_encode_fields__),
         ),
         answer=EnqueuedJob,
         status=201,
