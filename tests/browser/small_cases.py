@@ -38,9 +38,15 @@ async def test_times_name_their_zone(subject: Subject, browser: Browser) -> None
 
 async def test_the_dot_is_red_while_the_values_are_old(subject: Subject, page: Page) -> None:
     await page.goto(subject.dashboard.address)
-    read_colour = "getComputedStyle(document.querySelector('.dot')).backgroundColor"
-    before = await page.evaluate(read_colour)
-    await page.evaluate("document.getElementById('banner').hidden = false")
-    after = await page.evaluate(read_colour)
-    bad = await page.evaluate("getComputedStyle(document.getElementById('banner')).backgroundColor")
+    # In one call: the page hides the banner again when a poll has an answer.
+    before, after, bad = await page.evaluate(
+        """() => {
+            const dot = document.querySelector('.dot'), banner = document.getElementById('banner');
+            const readColour = (element) => getComputedStyle(element).backgroundColor;
+            banner.hidden = true;
+            const before = readColour(dot);
+            banner.hidden = false;
+            return [before, readColour(dot), readColour(banner)];
+        }"""
+    )
     assert before != after == bad
