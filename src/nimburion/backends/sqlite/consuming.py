@@ -377,7 +377,7 @@ def run_exchange(
         notify_opened(db, limits_at_start, limits)
     letters = "".join([result[0] for result in results])
     db.run("save_exchange", head.session, number, letters)
-    # Tell the worker what waits, and when to ask again.
+    # Tell the worker what waits, and when the next job is due.
     waiting = find_waiting_lanes(db, exclude_full(limits, lanes, db.now) if limits else lanes)
     next_due = report_due(db, head, request, next_due)
     if used.limits or used.keys:
